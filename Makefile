@@ -1,0 +1,84 @@
+# All that a developer does here, from a fresh clone on: needs Python 3.10 or newer, git
+# and make. Each target sets up what it needs in a virtual environment of the checkout.
+#
+#   make test PYTEST_ARGS="-k delivery -x"      pass something to pytest
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another Python, beside the first
+
+VENV ?= .venv
+# Tried in this order when the virtual environment is made; the first that will do is
+# taken.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python3.10 python
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+run := $(bin)/python -m
+
+# Two installs into one environment at the same time break it.
+.NOTPARALLEL:
+
+.PHONY: help demo test kafka-test kafka bench lint types docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
+	    $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## produce from hundreds of greenlets, no broker needed
+	$(bin)/python examples/quickstart.py
+
+test: $(VENV)/.installed-test ## run the tests that need no broker
+	$(run) pytest -m "not kafka and not bench" $(PYTEST_ARGS)
+
+# A test's time limit includes its fixtures, and the first one may have to fetch Kafka
+# and to start three nodes.
+kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
+	$(run) pytest -m "kafka and not bench" --timeout=180 $(PYTEST_ARGS)
+
+kafka: $(VENV)/.installed-test ## start one Apache Kafka node, until Ctrl-C
+	$(run) tests.servers.kafka
+
+bench: $(VENV)/.installed-test $(VENV)/.installed-bench ## measure against others
+	$(run) tests.benchmarks
+
+lint: $(VENV)/.installed-lint ## check style and format
+	$(run) ruff check
+	$(run) ruff format --check
+
+types: $(VENV)/.installed-lint $(VENV)/.installed-test ## check types
+	$(run) mypy
+
+docs: $(VENV)/.installed-docs ## build docs/_build/html
+	$(bin)/python docs/build_changelog.py
+	$(run) sphinx -W --keep-going -q -b html docs docs/_build/html
+
+clean: ## remove what was built; the virtual environments stay
+	rm -rf build dist *.egg-info docs/_build docs/changelog.md
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path './.venv*' -prune -o -path ./.tox -prune -o \
+	    -name __pycache__ -exec rm -rf {} +
+
+# One stamp per set of extras, older than setup.cfg when that has changed since.
+# --use-pep517 is for the pip that comes with Python 3.10, which without it takes a way
+# that knows less metadata.
+install = $(run) pip install --quiet --disable-pip-version-check --use-pep517 --editable
+
+$(VENV)/.installed: setup.cfg setup.py | $(bin)/python
+	$(install) .
+	@touch $@
+
+$(VENV)/.installed-%: setup.cfg setup.py | $(bin)/python
+	$(install) ".[$*]"
+	@touch $@
+
+# ensurepip is asked for too: Debian's Python lacks it without the package python3-venv.
+suitable = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))
+
+$(bin)/python:
+	@for python in $(PYTHON); do \
+	    if "$$python" -c '$(suitable)' >/dev/null 2>&1; then \
+	        echo "$$python -m venv $(VENV)"; \
+	        exec "$$python" -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "greendrop needs Python 3.10 or newer, with venv and ensurepip. Tried:" \
+	    "$(PYTHON). Name one with: make PYTHON=/path/to/python3" >&2; \
+	exit 1

@@ -1,0 +1,55 @@
+"""A Kafka producer for gevent, threads and plain scripts."""
+
+from greendrop.delivery import DeliveryHandle, DeliveryReport
+from greendrop.errors import (
+    BrokerError,
+    ConfigurationInvalidError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    EventNotRegisteredError,
+    GreendropError,
+    IllegalWaitError,
+    MessageInvalidError,
+    MessagePurgedError,
+    MessagesAbandonedError,
+    ProduceError,
+    ProduceManyError,
+    ProducerAlreadyConfiguredError,
+    ProducerClosedError,
+    ProducerNotConfiguredError,
+    ProducerUsedInParentProcessError,
+    QueueFullError,
+    StatisticsNotEnabledError,
+)
+from greendrop.events import Event, Monitor
+from greendrop.message import Message
+from greendrop.producer import Producer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrokerError",
+    "ConfigurationInvalidError",
+    "DeliveryError",
+    "DeliveryHandle",
+    "DeliveryReport",
+    "DeliveryTimeoutError",
+    "Event",
+    "EventNotRegisteredError",
+    "GreendropError",
+    "IllegalWaitError",
+    "Message",
+    "MessageInvalidError",
+    "MessagePurgedError",
+    "MessagesAbandonedError",
+    "Monitor",
+    "ProduceError",
+    "ProduceManyError",
+    "Producer",
+    "ProducerAlreadyConfiguredError",
+    "ProducerClosedError",
+    "ProducerNotConfiguredError",
+    "ProducerUsedInParentProcessError",
+    "QueueFullError",
+    "StatisticsNotEnabledError",
+]

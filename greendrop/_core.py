@@ -1,0 +1,320 @@
+"""The rules of dispatch: who may send and when, and how a producer's life goes.
+
+What a `Producer` and everything made from it share: the state, the client that is
+built at first use, the wait for room in a full queue, and the end. Knows nothing of
+librdkafka's calls (`_client` does) and nothing of the verbs (`producer` does).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+from greendrop import _librdkafka, _waiting
+from greendrop._client import Client
+from greendrop.errors import (
+    ConfigurationInvalidError,
+    MessagesAbandonedError,
+    ProduceError,
+    ProduceManyError,
+    ProducerClosedError,
+    ProducerUsedInParentProcessError,
+    QueueFullError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greendrop.config import Settings
+    from greendrop.delivery import DeliveryHandle
+    from greendrop.events import Monitor
+    from greendrop.message import Message
+
+Status = Literal["initial", "configured", "connected", "closing", "closed"]
+
+#: Seconds that the reports of dropped messages may take. They come at once; the time
+#: is for a hub that is busy with something else.
+_PURGE_TIMEOUT = 5.0
+#: Messages of a batch that are queued between two looks at the clock.
+_BATCH_PIECE = 256
+
+_log = logging.getLogger("greendrop")
+
+# Held while connected, so that nobody collects a producer whose messages are on their
+# way, and closed when the interpreter exits.
+_connected: set[Core] = set()
+
+
+class Core:
+    """The shared part of a producer. Construction opens nothing."""
+
+    def __init__(self, settings: Settings, monitor: Monitor) -> None:
+        problems = _librdkafka.check_configuration(settings.kafka)
+        if problems:
+            raise ConfigurationInvalidError(
+                {f"kafka.{key}": text for key, text in problems.items()}
+            )
+        self.settings = settings
+        self.monitor = monitor
+        self.status: Status = "configured"
+        self._client: Client | None = None
+        # The client while messages are taken: one look tells that all is well.
+        self._open: Client | None = None
+        self._changing = _waiting.RLock()
+        self._close_waiters: deque[_waiting.Waiter] = deque()
+
+    # --- sending -----------------------------------------------------------------
+
+    def dispatch(self, message: Message, verb: str) -> DeliveryHandle:
+        """Queue one message in wire form, waiting for room if need be.
+
+        Args:
+            message: Checked.
+            verb: The public method's name, for `error.occurred`.
+
+        Raises:
+            QueueFullError: No room within `wait_timeout_on_queue_full`.
+            ProduceError: librdkafka refused it.
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
+        """
+        client = self._open
+        if client is None or client.pid != os.getpid():
+            client = self._connect()
+        try:
+            return client.send(message)
+        except QueueFullError as error:
+            if not self.settings.wait_on_queue_full:
+                raise
+            return self._send_when_room(message, verb, error)
+
+    def dispatch_many(
+        self, messages: Sequence[Message], verb: str
+    ) -> list[DeliveryHandle]:
+        """Queue a batch, in order; a long one lets other greenlets run.
+
+        Raises:
+            ProduceManyError: A message was not queued, nor were those after it.
+        """
+        handles: list[DeliveryHandle] = []
+        turn_ends = _waiting.monotonic() + self.settings.max_serve_time
+        try:
+            for message in messages:
+                handles.append(self.dispatch(message, verb))
+                if (
+                    not len(handles) % _BATCH_PIECE
+                    and _waiting.monotonic() > turn_ends
+                ):
+                    _waiting.give_way()
+                    turn_ends = _waiting.monotonic() + self.settings.max_serve_time
+        except (ProduceError, ProducerClosedError) as error:
+            text = (
+                f"message {len(handles)} of {len(messages)} and those after it were"
+                f" not queued: {error}"
+            )
+            raise ProduceManyError(
+                text, dispatched=handles, failed_index=len(handles)
+            ) from error
+        finally:
+            client = self._open
+            if client is not None:
+                client.flush_gathered()
+        return handles
+
+    def _send_when_room(
+        self, message: Message, verb: str, full: QueueFullError
+    ) -> DeliveryHandle:
+        if (
+            self.settings.instrument_on_wait_queue_full
+            and self.monitor.listens("error.occurred")
+        ):
+            self.monitor.emit(
+                "error.occurred",
+                {
+                    "producer_id": self.settings.id,
+                    "error": full,
+                    "type": f"message.{verb}",
+                    "message": message,
+                },
+            )
+        deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
+        while True:
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                raise full
+            client = self._connect()
+            client.wait_for_room(left)
+            try:
+                return self._connect().send(message)
+            except QueueFullError as error:
+                full = error
+
+    def _connect(self) -> Client:
+        """Give the client, built if there is none.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: See there.
+            ConfigurationInvalidError: librdkafka refused the configuration.
+        """
+        self._refuse_after_fork()
+        with self._changing:
+            if self.status in ("closing", "closed"):
+                text = f"producer {self.settings.id!r} is {self.status}"
+                raise ProducerClosedError(text)
+            if self._open is not None:
+                return self._open
+            client = self._client = self._open = Client(self.settings, self.monitor)
+            self.status = "connected"
+            _connected.add(self)
+        self.monitor.emit("producer.connected", {"producer_id": self.settings.id})
+        return client
+
+    def _refuse_after_fork(self) -> None:
+        if self.inherited:
+            text = (
+                f"producer {self.settings.id!r} was used before this process was"
+                " forked; call reset() here, or use it only after the fork"
+            )
+            raise ProducerUsedInParentProcessError(text)
+
+    # --- looking -----------------------------------------------------------------
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the client belongs to the process that this one was forked from."""
+        return self._client is not None and self._client.pid != os.getpid()
+
+    @property
+    def client(self) -> Client | None:
+        """The client, if one was built and not closed."""
+        return self._client
+
+    # --- ending ------------------------------------------------------------------
+
+    def close(self, timeout: float | None, *, force: bool) -> None:
+        """See `Producer.close`."""
+        if self.inherited:
+            # Nothing of the parent's is touched, not even told about.
+            self.reset()
+            self.status = "closed"
+            return
+        client = self._client
+        if client is not None and (client.in_serving_task() or _waiting.in_hub()):
+            _waiting.start(lambda: self._close_quietly(timeout, force=force))
+            return
+        if timeout is None:
+            timeout = 0.0 if force else self.settings.max_wait_timeout
+        with self._changing:
+            first = self.status not in ("closing", "closed")
+            if first:
+                self.status = "closing"
+            self._open = None
+            client = self._client
+        if not first:
+            self._wait_closed(timeout + _PURGE_TIMEOUT)
+            return
+        began = _waiting.monotonic()
+        self.monitor.emit("producer.closing", {"producer_id": self.settings.id})
+        abandoned = 0
+        try:
+            if client is not None:
+                abandoned = self._end(client, timeout)
+        finally:
+            self._client = None
+            self.status = "closed"
+            _connected.discard(self)
+            while self._close_waiters:
+                self._close_waiters.popleft().wake()
+            self.monitor.emit(
+                "producer.closed",
+                {
+                    "producer_id": self.settings.id,
+                    "time": _waiting.monotonic() - began,
+                },
+            )
+        if abandoned and not force:
+            text = (
+                f"producer {self.settings.id!r} is closed; {abandoned} messages were"
+                f" not delivered within {timeout:g} s and dropped"
+            )
+            raise MessagesAbandonedError(text, count=abandoned)
+
+    def _end(self, client: Client, timeout: float) -> int:
+        """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
+        abandoned = 0
+        try:
+            client.wait_delivered(timeout)
+        finally:
+            # Also when the wait was cut short: it always ends closed.
+            try:
+                abandoned = max(client.outstanding, 0)
+                if abandoned:
+                    client.purge()
+                    client.wait_delivered(_PURGE_TIMEOUT)
+            finally:
+                client.close()
+        return abandoned
+
+    def _wait_closed(self, seconds: float) -> None:
+        deadline = _waiting.monotonic() + seconds
+        while self.status != "closed":
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            waiter = _waiting.new_waiter()
+            self._close_waiters.append(waiter)
+            if self.status != "closed":
+                waiter.wait(left)
+
+    def _close_quietly(self, timeout: float | None, *, force: bool) -> None:
+        # Nobody is there to catch it: the handles and the log have to tell.
+        try:
+            self.close(timeout, force=force)
+        except MessagesAbandonedError as error:
+            _log.error("%s", error)  # noqa: TRY400 - the text is all there is
+
+    def reset(self) -> None:
+        """See `Producer.reset`."""
+        client = self._client
+        if client is None or not self.inherited:
+            return
+        client.forget_in_child()
+        self._client = self._open = None
+        # A thread of the parent may have held them at the moment of the fork.
+        self._changing = _waiting.RLock()
+        self._close_waiters = deque()
+        self.status = "closed" if self.status == "closing" else "configured"
+        _connected.discard(self)
+
+    def release(self) -> None:
+        """Close in the background: the last `Producer` of this core is gone."""
+        if self.status != "connected" or self.inherited:
+            return
+        warnings.warn(
+            f"producer {self.settings.id!r} was never closed; closing it now",
+            ResourceWarning,
+            stacklevel=2,
+        )
+        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
+
+
+def _close_at_exit() -> None:
+    """Close what this process left open, within a bounded time in all."""
+    cores = [core for core in _connected if not core.inherited]
+    if not cores:
+        return
+    limit = max(core.settings.exit_timeout for core in cores)
+    deadline = _waiting.monotonic() + limit
+    for core in cores:
+        try:
+            core.close(max(deadline - _waiting.monotonic(), 0.0), force=False)
+        except MessagesAbandonedError as error:
+            # Logging may be shut down, and is silent by default. This must be seen.
+            sys.stderr.write(f"greendrop: {error}\n")
+
+
+atexit.register(_close_at_exit)

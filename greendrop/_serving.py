@@ -1,0 +1,191 @@
+"""Who serves a client: the task that polls librdkafka for the client's whole life.
+
+Two drivers of one behaviour. In a thread with a hub, a greenlet that sleeps on a file
+descriptor which librdkafka signals: no thread, no polling interval, no cost when idle.
+Everywhere else a native thread that blocks in short polls. What is done at each turn
+is passed in; nothing of Kafka is known here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from greendrop import _waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gevent.hub import Hub
+
+#: Seconds between looks at the queue while messages are outstanding. librdkafka
+#: signals once per non-empty queue: a signal that got lost would be lost for ever.
+_GUARD = 0.5
+#: Seconds of one blocking poll. From 0.2 s on confluent-kafka 2.13 to 2.15.0 sleeps
+#: the whole time, whatever arrives.
+_POLL = 0.1
+
+
+class Turn(Protocol):
+    """Poll for up to some seconds and tell what came.
+
+    Returns an exception that was meant for the program, such as KeyboardInterrupt.
+    """
+
+    def __call__(self, seconds: float) -> BaseException | None: ...
+
+
+class HubTask:
+    """A greenlet that serves when the descriptor becomes readable."""
+
+    polling: Literal["fd"] = "fd"
+
+    def __init__(
+        self,
+        hub: Hub,
+        signal: _waiting.Signal,
+        turn: Turn,
+        outstanding: Callable[[], int],
+    ) -> None:
+        """Start in the calling thread, whose hub it is."""
+        self.hub = hub
+        #: Sends from this thread may be gathered.
+        self.thread_ident = hub.thread_ident
+        self._signal = signal
+        self._turn = turn
+        self._outstanding = outstanding
+        self._stopped = False
+        self._ended = False
+        self._end_waiters: list[_waiting.Waiter] = []
+        # Neither may keep gevent's loop alive by itself: `gevent.wait()` would never
+        # return. Who waits for a report holds the loop with the timer of that wait.
+        self._io = hub.loop.io(signal.fileno(), 1, ref=False)
+        self._guard = hub.loop.timer(_GUARD, _GUARD, ref=False)
+        self._greenlet: Any = sys.modules["gevent"].spawn(self._run)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves, and will go on."""
+        return not (self._stopped or self._ended or _waiting.hub_is_gone(self.hub))
+
+    def is_current(self) -> bool:
+        """Tell whether the caller is this task: a listener, that is."""
+        return _waiting.current_task() is self._greenlet
+
+    def guard(self) -> None:
+        """Look after outstanding messages, until there are none."""
+        if not self._guard.active:
+            self._guard.start(self._on_guard)
+
+    def pause(self) -> None:
+        """Let the hub have a turn."""
+        sys.modules["gevent"].sleep(0)
+
+    def stop(self) -> None:
+        """End soon; from any thread."""
+        self._stopped = True
+        self._signal.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end, not in the task itself; False when it didn't come."""
+        if not self._ended and not _waiting.hub_is_gone(self.hub):
+            waiter = _waiting.new_waiter()
+            self._end_waiters.append(waiter)
+            if not self._ended:
+                waiter.wait(seconds)
+        return self._ended or _waiting.hub_is_gone(self.hub)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                # Drained first, then polled: what comes after the drain signals anew.
+                self._signal.clear()
+                interrupt = self._turn(0)
+                if interrupt is not None:
+                    kind = type(interrupt)
+                    self.hub.handle_error(self, kind, interrupt, None)
+                if not self._stopped:
+                    self._sleep()
+        finally:
+            self._ended = True
+            self._guard.close()
+            self._io.close()
+            for waiter in self._end_waiters:
+                waiter.wake()
+
+    def _sleep(self) -> None:
+        # The watcher runs only while we sleep. While a listener waits elsewhere the
+        # descriptor may stay readable, and would keep the hub spinning.
+        self._io.start(self._greenlet.switch)
+        try:
+            self.hub.switch()
+        finally:
+            self._io.stop()
+
+    def _on_guard(self) -> None:
+        if self._outstanding() <= 0:
+            self._guard.stop()
+        else:
+            self._signal.set()
+
+
+class ThreadTask:
+    """A native thread that blocks in short polls."""
+
+    polling: Literal["thread"] = "thread"
+    #: No thread's sends are gathered.
+    thread_ident = None
+
+    def __init__(self, turn: Turn, interrupt_poll: Callable[[], None]) -> None:
+        """Start the thread.
+
+        Args:
+            turn: See `Turn`.
+            interrupt_poll: Makes a poll that is going on return.
+        """
+        self._turn = turn
+        self._interrupt_poll = interrupt_poll
+        self._stopped = False
+        self._ended = False
+        self._ident: int | None = None
+        self._end_waiters: list[_waiting.Waiter] = []
+        _waiting.start_new_thread(self._run, ())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves, and will go on."""
+        return not (self._stopped or self._ended)
+
+    def is_current(self) -> bool:
+        """Tell whether the caller is this task: a listener, that is."""
+        return _waiting.get_ident() == self._ident
+
+    def guard(self) -> None:
+        """Do nothing: it polls all the time."""
+
+    def pause(self) -> None:
+        """Do nothing: it holds no hub."""
+
+    def stop(self) -> None:
+        """End soon; from any thread."""
+        self._stopped = True
+        self._interrupt_poll()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end, not in the task itself; False when it didn't come."""
+        if not self._ended:
+            waiter = _waiting.new_waiter()
+            self._end_waiters.append(waiter)
+            if not self._ended:
+                waiter.wait(seconds)
+        return self._ended
+
+    def _run(self) -> None:
+        self._ident = _waiting.get_ident()
+        try:
+            while not self._stopped:
+                self._turn(_POLL)
+        finally:
+            self._ended = True
+            for waiter in self._end_waiters:
+                waiter.wake()

@@ -1,0 +1,322 @@
+"""How greendrop waits: letting greenlets run where there is a hub, blocking elsewhere.
+
+The only importer of gevent, greenlet and threads, and the only place that decides
+between them. It decides at the moment of waiting, from the calling thread, and never
+imports gevent for a program that did not. Knows nothing of Kafka.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greendrop.errors import IllegalWaitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gevent.hub import Hub
+
+monotonic = time.monotonic
+
+
+def _native(name: str) -> Any:  # noqa: ANN401 - whatever _thread has there
+    """Get a function of `_thread` as it was before monkey-patching.
+
+    Bound once at import: patching replaces names in modules, not what we hold.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original("_thread", name)
+    return getattr(_thread, name)
+
+
+allocate_lock: Callable[[], _thread.LockType] = _native("allocate_lock")
+get_ident: Callable[[], int] = _native("get_ident")
+start_new_thread: Callable[..., int] = _native("start_new_thread")
+#: A lock that its own thread may take again (a signal handler does). gevent leaves
+#: `_thread.RLock` alone, so it is native, patched or not. Hold it only over code that
+#: can't switch greenlets: all greenlets of a thread own it together.
+RLock = _thread.RLock
+
+#: Longest single wait that a C lock takes, in seconds.
+_LONGEST = _thread.TIMEOUT_MAX
+
+
+def current_hub() -> Hub | None:
+    """Find the calling thread's hub; never make gevent part of a program.
+
+    A monkey-patched main thread is given its hub: everything that will wait there
+    waits on it. Other native threads are not: no greenlet lives there to be starved.
+    """
+    local: Any = sys.modules.get("gevent._hub_local")
+    if local is None:
+        return None
+    hub: Hub | None = local.get_hub_if_exists()
+    if hub is None:
+        monkey: Any = sys.modules.get("gevent.monkey")
+        if (
+            monkey is not None
+            and monkey.is_module_patched("threading")
+            and get_ident() == sys.modules["gevent.hub"].MAIN_THREAD_IDENT
+        ):
+            hub = local.get_hub()
+    return hub
+
+
+def hub_is_gone(hub: Hub) -> bool:
+    """Tell whether nothing that is scheduled on this hub will ever run."""
+    # A destroyed hub has no loop; one whose thread ended is dead but keeps its loop,
+    # and silently accepts callbacks.
+    return hub.loop is None or bool(hub.dead)
+
+
+def current_task() -> object:
+    """Identify the running greenlet, or the thread where there is no hub."""
+    if current_hub() is None:
+        return get_ident()
+    return sys.modules["greenlet"].getcurrent()
+
+
+def in_hub() -> bool:
+    """Tell whether the caller runs in the hub itself, where nobody may wait."""
+    hub = current_hub()
+    return hub is not None and sys.modules["greenlet"].getcurrent() is hub
+
+
+class Waiter(Protocol):
+    """Somebody who waits to be woken, once."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until woken, True, or until the time is over, False."""
+        ...
+
+    def wake(self) -> None:
+        """Wake the waiter, from any thread, any number of times."""
+        ...
+
+
+class ThreadWaiter:
+    """A native thread that blocks."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        return self._lock.acquire(timeout=min(max(seconds, 0.0), _LONGEST))
+
+    def wake(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            return  # woken before
+
+
+class GreenletWaiter:
+    """A greenlet that lets its hub run others."""
+
+    __slots__ = ("_greenlet", "_hub", "_woken")
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._greenlet: Any = None
+        self._woken = False
+
+    def wait(self, seconds: float) -> bool:
+        if self._woken:
+            return True
+        hub = self._hub
+        self._greenlet = sys.modules["greenlet"].getcurrent()
+        # The timer also holds the loop: with nothing else to wait for, gevent would
+        # raise LoopExit in a greenlet that waits for a report only.
+        timer = hub.loop.timer(max(seconds, 0.0))
+        timer.start(self._resume, update=True)
+        try:
+            while not self._woken and timer.active:
+                hub.switch()
+        finally:
+            # From here a late wake-up finds nobody: it must not switch into a
+            # greenlet that has gone on to something else.
+            self._greenlet = None
+            timer.close()
+        return self._woken
+
+    def wake(self) -> None:
+        self._woken = True
+        call_in_hub(self._hub, self._resume)
+
+    def _resume(self) -> None:
+        greenlet = self._greenlet
+        if greenlet is not None:
+            greenlet.switch()
+
+
+class LinkWaiter:
+    """A callback that `gevent.wait` and the like linked to an object."""
+
+    __slots__ = ("_hub", "_source", "callback")
+
+    def __init__(
+        self, hub: Hub, callback: Callable[[Any], object], source: object
+    ) -> None:
+        self._hub = hub
+        self._source = source
+        self.callback = callback
+
+    def wake(self) -> None:
+        call_in_hub(self._hub, self.callback, self._source)
+
+
+def call_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> None:
+    """Have a hub call a function soon; from any thread. Ignored if the hub is gone."""
+    loop = hub.loop
+    if loop is None:
+        return
+    if get_ident() == hub.thread_ident:
+        loop.run_callback(function, *args)
+    else:
+        loop.run_callback_threadsafe(function, *args)
+
+
+def new_waiter() -> ThreadWaiter | GreenletWaiter:
+    """Make the kind of waiter that fits the calling thread.
+
+    Raises:
+        IllegalWaitError: The caller runs in the hub itself.
+    """
+    hub = current_hub()
+    if hub is None:
+        return ThreadWaiter()
+    if sys.modules["greenlet"].getcurrent() is hub:
+        text = "can't wait in the hub itself (a callback of gevent's event loop)"
+        raise IllegalWaitError(text)
+    return GreenletWaiter(hub)
+
+
+def link(callback: Callable[[Any], object], source: object) -> LinkWaiter:
+    """Make a waiter that calls back in the calling thread's hub."""
+    hub = current_hub()
+    if hub is None:
+        hub = sys.modules["gevent._hub_local"].get_hub()
+    return LinkWaiter(hub, callback, source)
+
+
+def give_way() -> None:
+    """Let others run once: greenlets where there is a hub and it may be left."""
+    hub = current_hub()
+    if hub is not None and sys.modules["greenlet"].getcurrent() is not hub:
+        sys.modules["gevent"].sleep(0)
+
+
+def start(function: Callable[[], object]) -> None:
+    """Run a function by itself: in a greenlet where there is a hub, else a thread."""
+    if current_hub() is not None:
+        sys.modules["gevent"].spawn(function)
+    else:
+        start_new_thread(function, ())
+
+
+def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+    """Run a call that blocks natively, off the hub, and wait for its result.
+
+    Without a hub the call is made on the spot. In the hub itself, where nobody can
+    wait, it is started and left alone.
+
+    Args:
+        function: Ends by itself within about `seconds`.
+        seconds: How long to wait for it.
+
+    Raises:
+        TimeoutError: It did not end in time; it goes on by itself.
+    """
+    if current_hub() is None:
+        return function()
+    outcome: list[Any] = []
+    waiter = None if in_hub() else new_waiter()
+
+    def work() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
+            outcome.append((None, error))
+        if waiter is not None:
+            waiter.wake()
+
+    start_new_thread(work, ())
+    if waiter is None:
+        return None
+    if not waiter.wait(seconds):
+        text = f"a native call did not end within {seconds:g} s"
+        raise TimeoutError(text)
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+class Signal:
+    """A file descriptor that is readable while set: an eventfd, else a pipe.
+
+    Non-blocking on both ends: librdkafka writes to it while it holds a lock, and a
+    full, blocking pipe would stop it for ever.
+    """
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        self._read, self._write = self._open()
+
+    @staticmethod
+    def _open() -> tuple[int, int]:
+        if hasattr(os, "eventfd"):
+            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            return fd, fd
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        return read, write
+
+    def fileno(self) -> int:
+        """The end that becomes readable."""
+        return self._read
+
+    @property
+    def write_fd(self) -> int:
+        """The end that librdkafka writes to."""
+        return self._write
+
+    def set(self) -> None:
+        try:
+            os.write(self._write, (1).to_bytes(8, sys.byteorder))
+        except OSError:
+            return  # full, which is as good as set; or closed, and nobody listens
+
+    def clear(self) -> None:
+        try:
+            os.read(self._read, 4096)
+        except OSError:
+            return  # was not set
+
+    def renew(self) -> None:
+        """Put a fresh descriptor behind the same numbers, in a forked child.
+
+        The child shares the parent's: each wake-up that it reads would be lost to the
+        parent, for good. Closing it here would take it out of a shared epoll set.
+        """
+        read, write = self._open()
+        os.dup2(read, self._read, inheritable=False)
+        if write != read:
+            os.dup2(write, self._write, inheritable=False)
+            os.close(write)
+        os.close(read)
+
+    def close(self) -> None:
+        os.close(self._read)
+        if self._write != self._read:
+            os.close(self._write)

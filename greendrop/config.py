@@ -1,0 +1,489 @@
+"""Each setting of a producer: default, unit, rule and reason.
+
+The fields of `Settings` are the only place where a setting is described: checks,
+hints and docs/settings.md are made from them. Knows librdkafka's keys only as far as
+greendrop gives them a default or depends on them; whether librdkafka accepts a key or
+value is for `_librdkafka` to find out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from greendrop.errors import ConfigurationInvalidError
+
+_T = TypeVar("_T")
+
+#: No setting of ours is meant to wait longer than a day (in seconds). What is above
+#: was most likely written in milliseconds, WaterDrop's and librdkafka's unit.
+_LONGEST = 86_400
+
+#: What `redacted` writes for the value of a key that holds a secret.
+HIDDEN = "[hidden]"
+# Wide on purpose: a hidden user name is a nuisance, a shown password is an accident.
+# What only names a file or a mechanism is shown, as one needs it to find a mistake.
+_SECRET = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.|^ssl\.key|oauth|jaas")
+_NOT_SECRET = re.compile(r"^sasl\.mechanisms?$|\.location$")
+
+#: librdkafka's own default of `queue.buffering.max.messages`.
+_QUEUE_LIMIT = 100_000
+#: Milliseconds. Below `max_wait_timeout`, so that librdkafka's verdict comes first.
+_MESSAGE_TIMEOUT = 150_000
+#: Milliseconds. librdkafka wants it at or above `message.timeout.ms`.
+_TRANSACTION_TIMEOUT = 165_000
+
+
+class _RefusedError(Exception):
+    """A value breaks its rule; the text says how."""
+
+
+class _Rule(NamedTuple):
+    """What a value must be, for people, and the function that checks and converts."""
+
+    text: str
+    convert: Callable[[object], object]
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        text = f"needs a number of seconds, not {type(value).__name__}"
+        raise _RefusedError(text)
+    if not math.isfinite(value):
+        text = f"{value!r} is not finite; every wait of greendrop ends"
+        raise _RefusedError(text)
+    if value < 0:
+        text = f"{value!r} is negative"
+        raise _RefusedError(text)
+    if value > _LONGEST:
+        text = (
+            f"{value!r} seconds is more than a day and looks like milliseconds;"
+            f" did you mean {value / 1000!r}?"
+        )
+        raise _RefusedError(text)
+    return float(value)
+
+
+def _seconds_above_zero(value: object) -> float:
+    seconds = _seconds(value)
+    if not seconds:
+        text = "0 leaves no time to serve anything; needs a number above 0"
+        raise _RefusedError(text)
+    return seconds
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        text = f"needs True or False, not {value!r:.40}"
+        raise _RefusedError(text)
+    return value
+
+
+def _bytes_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        text = f"needs a whole number of bytes, not {type(value).__name__}"
+        raise _RefusedError(text)
+    if value < 1:
+        text = f"{value!r} is below 1"
+        raise _RefusedError(text)
+    return value
+
+
+def _identity(value: object) -> str:
+    if not isinstance(value, str):
+        text = f"needs text, not {type(value).__name__}"
+        raise _RefusedError(text)
+    if not value:
+        text = "must not be empty"
+        raise _RefusedError(text)
+    return value
+
+
+_SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
+_SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
+_BOOLEAN = _Rule("True or False", _boolean)
+_BYTES = _Rule("a whole number of at least 1", _bytes_count)
+_IDENTITY = _Rule("text, not empty", _identity)
+
+
+def _setting(default: _T, rule: _Rule, unit: str, why: str, waterdrop: str = "") -> _T:
+    metadata = {"rule": rule, "unit": unit, "why": why, "waterdrop": waterdrop}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Settings:
+    """The settings of one producer, checked and complete. Made by `build_settings`.
+
+    Attributes:
+        kafka: librdkafka's configuration as it takes it, defaults merged. Read-only.
+        linger_is_users: The user set `linger.ms` above 0 and gets exactly that.
+        queue_limit: Messages that fit into librdkafka's queue.
+        transactional: There is a `transactional.id`.
+        idempotent: librdkafka writes each message once; so with transactions.
+        secret_keys: Keys of `kafka` whose values must not be shown.
+    """
+
+    kafka: Mapping[str, str]
+    linger_is_users: bool
+    queue_limit: int
+    transactional: bool
+    idempotent: bool
+    secret_keys: frozenset[str]
+
+    id: str = _setting(
+        "",
+        _IDENTITY,
+        "text",
+        "Names this producer in events, logs and errors. By default `greendrop-` and"
+        " 12 hexadecimal digits, made anew for each producer.",
+        "id, `waterdrop-` and 12 hexadecimal digits",
+    )
+    max_payload_size: int = _setting(
+        1_000_012,
+        _BYTES,
+        "bytes",
+        "A larger payload is refused before it is queued. The number was Kafka's own"
+        " limit until 2.4; later brokers take 1,048,588 bytes for a whole batch. To"
+        " send more, raise librdkafka's message.max.bytes and the topic's limit too.",
+        "max_payload_size, 1_000_012",
+    )
+    max_wait_timeout: float = _setting(
+        180.0,
+        _SECONDS,
+        "seconds",
+        "How long `produce_sync` waits for a delivery report. Longer than librdkafka's"
+        " `message.timeout.ms` (150 s here), so that librdkafka's own verdict comes"
+        " first and is final.",
+        "max_wait_timeout, 180_000 ms",
+    )
+    wait_on_queue_full: bool = _setting(
+        default=True,
+        rule=_BOOLEAN,
+        unit="yes or no",
+        why="When librdkafka's queue is full, wait until there is room. If False,"
+        " `QueueFullError` is raised at once.",
+        waterdrop="wait_on_queue_full, true",
+    )
+    wait_timeout_on_queue_full: float = _setting(
+        10.0,
+        _SECONDS,
+        "seconds",
+        "How long a message waits for room in a full queue before `QueueFullError`."
+        " A waiter wakes when room appears, so there is no backoff to choose.",
+        "wait_timeout_on_queue_full, 10_000 ms",
+    )
+    instrument_on_wait_queue_full: bool = _setting(
+        default=True,
+        rule=_BOOLEAN,
+        unit="yes or no",
+        why="Emit `error.occurred` when a message has to wait for room. Turn it off"
+        " where full queues are the normal way to slow down, as in bulk loads.",
+        waterdrop="instrument_on_wait_queue_full, true",
+    )
+    max_serve_time: float = _setting(
+        0.01,
+        _SECONDS_ABOVE_ZERO,
+        "seconds",
+        "How long delivery reports are served in one go before other greenlets get a"
+        " turn, also when 100,000 reports are waiting. Below it a hub stays lively;"
+        " far below it, switching costs more than serving.",
+        "polling.fd.max_time, 100 ms",
+    )
+    exit_timeout: float = _setting(
+        10.0,
+        _SECONDS,
+        "seconds",
+        "How long closing at interpreter exit may take, for all producers together."
+        " Messages that are not delivered by then are dropped and told of. Process"
+        " managers kill what takes longer (gunicorn after 30 s).",
+    )
+
+    def redacted(self) -> dict[str, object]:
+        """Give all settings by name, secrets of `kafka` replaced by `[hidden]`."""
+        shown: dict[str, object] = {
+            setting.name: getattr(self, setting.name) for setting in SETTINGS
+        }
+        shown["kafka"] = {
+            key: HIDDEN if key in self.secret_keys else value
+            for key, value in self.kafka.items()
+        }
+        return shown
+
+    def __repr__(self) -> str:
+        """Tell the settings without secrets."""
+        shown = ", ".join(f"{key}={value!r}" for key, value in self.redacted().items())
+        return f"Settings({shown})"
+
+
+class Setting(NamedTuple):
+    """One setting, described. A row of docs/settings.md."""
+
+    name: str
+    default: object
+    unit: str
+    rule: str
+    why: str
+    waterdrop: str
+
+
+def _described() -> tuple[Setting, ...]:
+    return tuple(
+        Setting(
+            each.name,
+            each.default,
+            each.metadata["unit"],
+            each.metadata["rule"].text,
+            each.metadata["why"],
+            each.metadata["waterdrop"],
+        )
+        for each in fields(Settings)
+        if each.metadata
+    )
+
+
+#: Every setting beside `kafka`, described.
+SETTINGS: tuple[Setting, ...] = _described()
+
+_RULES: dict[str, _Rule] = {
+    each.name: each.metadata["rule"] for each in fields(Settings) if each.metadata
+}
+
+# WaterDrop's options that a newcomer from there will look for.
+_ABSENT = {
+    "wait_backoff_on_queue_full": "a waiter wakes when room appears, there is no"
+    " backoff; wait_timeout_on_queue_full limits the wait",
+    "logger": "greendrop has no logger of its own; subscribe one to producer.monitor",
+    "polling": "greendrop chooses by itself; producer.polling says how",
+}
+
+
+def build_settings(
+    kafka: Mapping[str, object] | None, options: Mapping[str, object]
+) -> Settings:
+    """Check all settings, merge the defaults and give the result.
+
+    Args:
+        kafka: librdkafka's keys; values may be text, numbers or booleans. Any mapping;
+            it is copied, never changed.
+        options: greendrop's own settings by name.
+
+    Raises:
+        ConfigurationInvalidError: Names every bad key at once, kafka's as `kafka.KEY`.
+    """
+    errors: dict[str, str] = {}
+    own = _own_settings(options, errors)
+    users = _kafka_values(kafka, errors)
+    if errors:
+        raise ConfigurationInvalidError(errors)
+    transactional = bool(users.get("transactional.id"))
+    merged = _with_defaults(users, transactional=transactional)
+    own.setdefault("id", f"greendrop-{uuid.uuid4().hex[:12]}")
+    return Settings(
+        kafka=MappingProxyType(merged),
+        linger_is_users=_number(_either(users, *_LINGER), 0.0) > 0,
+        queue_limit=int(_number(users.get(_QUEUE_KEY), _QUEUE_LIMIT)) or sys.maxsize,
+        transactional=transactional,
+        idempotent=transactional or _is_true(merged.get("enable.idempotence")),
+        secret_keys=frozenset(key for key in merged if _is_secret(key)),
+        **own,
+    )
+
+
+def _own_settings(
+    options: Mapping[str, object], errors: dict[str, str]
+) -> dict[str, Any]:
+    own: dict[str, Any] = {}
+    for name, value in options.items():
+        rule = _RULES.get(name)
+        if rule is None:
+            errors[name] = _unknown(name)
+            continue
+        try:
+            own[name] = rule.convert(value)
+        except _RefusedError as refused:
+            errors[name] = str(refused)
+    return own
+
+
+def _unknown(name: str) -> str:
+    if name in _ABSENT:
+        return f"no such setting: {_ABSENT[name]}"
+    near = get_close_matches(name, [*_RULES, "kafka"], 1)
+    if near:
+        return f"no such setting; did you mean {near[0]!r}?"
+    return "no such setting; librdkafka's keys go into kafka={...}"
+
+
+# ---------------------------------------------------------------------------------
+# The mapping `kafka`
+
+_BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
+_MOCK = "test.mock.num.brokers"
+_LINGER = ("linger.ms", "queue.buffering.max.ms")
+_QUEUE_KEY = "queue.buffering.max.messages"
+_DELIVERY_TIMEOUT = ("message.timeout.ms", "delivery.timeout.ms")
+_ONLY_ERRORS = "delivery.report.only.error"
+
+_SUBSCRIBE = "use producer.monitor.subscribe({!r}, ...)"
+_ACKNOWLEDGED = (
+    "use the handle that produce_async returns, or"
+    " producer.monitor.subscribe('message.acknowledged', ...)"
+)
+# Keys of confluent-kafka and librdkafka that take an object, and what to use instead.
+# greendrop owns these hooks: user code that ran in them could abort the process.
+_HOOKS = {
+    "error_cb": _SUBSCRIBE.format("error.occurred"),
+    "stats_cb": _SUBSCRIBE.format("statistics.emitted"),
+    "throttle_cb": _SUBSCRIBE.format("statistics.emitted"),
+    "oauth_cb": _SUBSCRIBE.format("oauthbearer.token_refresh"),
+    "oauthbearer_token_refresh_cb": _SUBSCRIBE.format("oauthbearer.token_refresh"),
+    "on_delivery": _ACKNOWLEDGED,
+    "dr_cb": _ACKNOWLEDGED,
+    "dr_msg_cb": _ACKNOWLEDGED,
+    "logger": _SUBSCRIBE.format("error.occurred"),
+    "log_cb": _SUBSCRIBE.format("error.occurred"),
+    "default.topic.config": "put its keys straight into kafka={...}",
+    "default_topic_conf": "put its keys straight into kafka={...}",
+    "partitioner_callback": "set partitioner to one of librdkafka's, or give each"
+    " message its partition",
+    "partitioner_cb": "set partitioner to one of librdkafka's, or give each message"
+    " its partition",
+}
+
+
+def _kafka_values(kafka: object, errors: dict[str, str]) -> dict[str, str]:
+    if kafka is None:
+        errors["kafka"] = "this key is required"
+        return {}
+    if not isinstance(kafka, Mapping):
+        errors["kafka"] = f"needs a mapping, not {type(kafka).__name__}"
+        return {}
+    if not kafka:
+        errors["kafka"] = "must not be empty; it needs at least bootstrap.servers"
+        return {}
+    values: dict[str, str] = {}
+    for key, value in kafka.items():
+        try:
+            values[_kafka_key(key)] = _kafka_value(key, value)
+        except _RefusedError as refused:
+            errors[f"kafka.{key!s}"] = str(refused)
+    if any(values.get(key) for key in (*_BOOTSTRAP, _MOCK)):
+        return values
+    if not any(f"kafka.{key}" in errors for key in (*_BOOTSTRAP, _MOCK)):
+        given = next((key for key in _BOOTSTRAP if key in values), None)
+        text = "must not be empty" if given else "this key is required"
+        errors[f"kafka.{given or _BOOTSTRAP[0]}"] = text
+    return values
+
+
+def _kafka_key(key: object) -> str:
+    if not isinstance(key, str):
+        text = f"keys are text, not {type(key).__name__}"
+        raise _RefusedError(text)
+    if key in _HOOKS or key.endswith(("_cb", "_callback")):
+        hint = _HOOKS.get(key, "use producer.monitor.subscribe(...)")
+        text = f"callbacks belong to greendrop; {hint}"
+        raise _RefusedError(text)
+    if "\0" in key or not _encodable(key):
+        text = "holds a NUL character or a lone surrogate"
+        raise _RefusedError(text)
+    return str.__str__(key)
+
+
+def _kafka_value(key: str, value: object) -> str:
+    if value is None:
+        text = "None is no value; leave the key out to get its default"
+        raise _RefusedError(text)
+    if not isinstance(value, (str, int, float)):
+        text = f"needs text, a number or a boolean, not {type(value).__name__}"
+        raise _RefusedError(text)
+    text = _as_text(value)
+    if "\0" in text or not _encodable(text):
+        # librdkafka reads a C string in UTF-8: it would take the value for a shorter
+        # one, or get none at all.
+        text = "holds a NUL character or a lone surrogate"
+        raise _RefusedError(text)
+    if key == _ONLY_ERRORS and _is_true(text):
+        text = "must not be true: handles of delivered messages would never resolve"
+        raise _RefusedError(text)
+    return text
+
+
+def _as_text(value: str | float) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            text = f"{value!r} is not finite"
+            raise _RefusedError(text)
+        # librdkafka takes "5.0" only where it expects a fraction.
+        return str(int(value)) if value.is_integer() else repr(float(value))
+    # Spelled this way for enumerations, whose own str() gives a name.
+    return str.__str__(value) if isinstance(value, str) else str(int(value))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _with_defaults(users: Mapping[str, str], *, transactional: bool) -> dict[str, str]:
+    merged = dict(users)
+    merged.setdefault("client.id", "greendrop")
+    merged.setdefault("statistics.interval.ms", "5000")
+    # A request of one waiting greenlet must not wait for the ACK of the last one.
+    merged.setdefault("socket.nagle.disable", "true")
+    if _either(users, *_LINGER) is None:
+        merged["linger.ms"] = "0"
+    message = _either(users, *_DELIVERY_TIMEOUT)
+    transaction = users.get("transaction.timeout.ms")
+    if message is None:
+        # A default must not break what the user chose: librdkafka refuses a
+        # message.timeout.ms above transaction.timeout.ms, and it looks only at
+        # transactional producers.
+        limit = _number(transaction, _MESSAGE_TIMEOUT) if transactional else math.inf
+        merged["message.timeout.ms"] = str(int(min(_MESSAGE_TIMEOUT, limit)))
+    if transaction is None and transactional:
+        limit = _number(message, _MESSAGE_TIMEOUT)
+        merged["transaction.timeout.ms"] = str(int(max(_TRANSACTION_TIMEOUT, limit)))
+    return merged
+
+
+def _either(values: Mapping[str, str], *keys: str) -> str | None:
+    """Give the value of a key that librdkafka knows by several names."""
+    return next((values[key] for key in keys if key in values), None)
+
+
+def _number(text: str | None, default: float) -> float:
+    """Read a number as librdkafka does; one that it will refuse counts as absent."""
+    if text is None:
+        return default
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return default
+    return number if math.isfinite(number) else default
+
+
+def _is_true(text: str | None) -> bool:
+    """Whether librdkafka reads a text as true."""
+    return text is not None and text.lower() in {"true", "t", "1"}
+
+
+def _is_secret(key: str) -> bool:
+    return bool(_SECRET.search(key)) and not _NOT_SECRET.search(key)

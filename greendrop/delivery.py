@@ -1,0 +1,268 @@
+"""What became of one message: its handle, and the report that settles it.
+
+A handle is filled inside librdkafka's poll and settled by the client's serving task,
+after the listeners were told. It may be waited for from any greenlet and any thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+from greendrop import _waiting
+from greendrop.errors import DeliveryError, DeliveryTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class DeliveryReport(NamedTuple):
+    """The broker has the message.
+
+    Attributes:
+        topic: Where it went.
+        partition: Its partition.
+        offset: Its place there; None where the broker tells none (`acks=0`).
+        timestamp: Milliseconds since 1970, as stored.
+        latency: Seconds from librdkafka's queue to the acknowledgement.
+        label: The message's label.
+    """
+
+    topic: str
+    partition: int
+    offset: int | None
+    timestamp: int
+    latency: float
+    label: object
+
+
+class ReportingClient(Protocol):
+    """What a handle needs of the client that sends its message."""
+
+    def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter: ...
+
+    def attend(self) -> object: ...
+
+    def last_broker_error(self) -> str | None: ...
+
+
+class ReportQueue(deque["DeliveryHandle"]):
+    """Handles that were filled and wait to be settled by the serving task."""
+
+    #: From this length on a callback says `on_limit`. Nought while the serving task
+    #: isn't polling, so that a report that another thread brought wakes it.
+    limit = 0
+
+    def __init__(self, client: ReportingClient, on_limit: Callable[[], None]) -> None:
+        super().__init__()
+        self.client = client
+        self.on_limit = on_limit
+
+
+_Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None"
+
+# Swapping a chain of waiters takes this lock, for a few instructions without a call.
+_swap = _waiting.RLock()
+
+#: Seconds after which a wait looks whether somebody still serves it: the hub that did
+#: may be gone, with its thread.
+_LOOK_EVERY = 1.0
+
+
+class DeliveryHandle:
+    """One message on its way.
+
+    Also an object to wait for with `gevent.wait([...])` and `gevent.iwait`.
+    """
+
+    __slots__ = (
+        "_done",
+        "_error",
+        "_latency",
+        "_offset",
+        "_partition",
+        "_reports",
+        "_timestamp",
+        "_waiters",
+        "label",
+        "topic",
+    )
+
+    #: The message's topic.
+    topic: str
+    #: The message's label, whatever the caller made it.
+    label: object
+
+    def __init__(self, topic: str, label: object, reports: ReportQueue) -> None:
+        self.topic = topic
+        self.label = label
+        self._reports = reports
+        self._done = False
+        self._error: Any = None
+        self._waiters: _Chain = None
+
+    def __call__(self, error: Any, message: Any) -> None:  # noqa: ANN401
+        """Take the report; called by librdkafka, inside its poll.
+
+        Only fills and appends: a greenlet switch, a lock or an exception here can
+        abort the process.
+        """
+        if error is None:
+            self._partition = message.partition()
+            self._offset = message.offset()
+            self._timestamp = message.timestamp()[1]
+            self._latency = message.latency()
+        else:
+            self._error = error
+        reports = self._reports
+        # Appended first, then asked: the serving task sets the limit to nought and
+        # looks into the queue in the opposite order, so one of the two sees the other.
+        reports.append(self)
+        if len(reports) >= reports.limit:
+            reports.on_limit()
+
+    @property
+    def done(self) -> bool:
+        """Whether the verdict is known. Never blocks."""
+        return self._done
+
+    @property
+    def report(self) -> DeliveryReport | None:
+        """The report of a delivered message, else None. Never blocks."""
+        return self._report() if self._done and self._error is None else None
+
+    def _report(self) -> DeliveryReport:
+        return DeliveryReport(
+            self.topic,
+            self._partition,
+            self._offset,
+            self._timestamp,
+            self._latency,
+            self.label,
+        )
+
+    @property
+    def error(self) -> DeliveryError | None:
+        """Why the message was not delivered, else None. Never blocks."""
+        error: DeliveryError | None = self._error if self._done else None
+        return error
+
+    def wait(self, timeout: float = 180.0) -> DeliveryReport:
+        """Wait for the verdict on this message.
+
+        Args:
+            timeout: Seconds to wait, finite. The default is that of
+                `max_wait_timeout`: longer than librdkafka tries.
+
+        Raises:
+            DeliveryError: The verdict is "not delivered", for good.
+            DeliveryTimeoutError: No verdict yet. The message may still be delivered,
+                so sending it again may deliver it twice.
+            IllegalWaitError: In the hub itself, or in a listener of the same
+                producer, where the wait could never end.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the
+            thread. May be called by many at once, and again.
+        """
+        if not self._done:
+            self._await(timeout)
+        if self._error is not None:
+            # A copy: many may wait for one message, and each raises its own.
+            error = copy.copy(self._error)
+            raise error from error.__cause__
+        return self._report()
+
+    def _await(self, timeout: float) -> None:
+        if not 0 <= timeout < math.inf:
+            msg = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
+            raise ValueError(msg)
+        client = self._reports.client
+        waiter = client.waiter()
+        deadline = _waiting.monotonic() + timeout
+        self._add(waiter)
+        try:
+            while not self._done:
+                left = deadline - _waiting.monotonic()
+                if left <= 0:
+                    raise self._timed_out(timeout)
+                waiter.wait(left if left < _LOOK_EVERY else _LOOK_EVERY)
+                if not self._done:
+                    client.attend()
+        finally:
+            if not self._done:
+                self._remove(lambda one: one is waiter)
+
+    def _timed_out(self, timeout: float) -> DeliveryTimeoutError:
+        reason = self._reports.client.last_broker_error()
+        text = (
+            f"no verdict on a message to {self.topic!r} within {timeout:g} s;"
+            " it may still be delivered"
+        )
+        if reason is not None:
+            text += f"; last broker error: {reason}"
+        return DeliveryTimeoutError(text)
+
+    def settle(self) -> None:
+        """Make the verdict known and wake who waits; by the serving task only."""
+        # Done first, then the waiters are taken. Who adds itself in between looks at
+        # `_done` afterwards, and doesn't wait.
+        self._done = True
+        if self._waiters is not None:
+            with _swap:
+                waiters = self._waiters
+                self._waiters = None
+            while waiters is not None:
+                waiter, waiters = waiters
+                waiter.wake()
+
+    def fail(self, error: DeliveryError) -> None:
+        """Report from our side that the message was not even queued."""
+        self._error = error
+        self._reports.append(self)
+
+    def rawlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
+        """Have a function called in this hub when the verdict is known (for gevent)."""
+        waiter = _waiting.link(callback, self)
+        self._add(waiter)
+        if self._done:
+            self._remove(lambda one: one is waiter)
+            waiter.wake()
+
+    def unlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
+        """Undo `rawlink` (for gevent)."""
+        self._remove(lambda one: getattr(one, "callback", None) == callback)
+
+    def ready(self) -> bool:
+        """Same as `done` (for gevent)."""
+        return self._done
+
+    def _add(self, waiter: _waiting.Waiter | _waiting.LinkWaiter) -> None:
+        with _swap:
+            self._waiters = (waiter, self._waiters)
+
+    def _remove(self, unwanted: Callable[[Any], bool]) -> None:
+        while True:
+            before = after = self._waiters
+            kept = []
+            while after is not None:
+                if not unwanted(after[0]):
+                    kept.append(after[0])
+                after = after[1]
+            for waiter in reversed(kept):
+                after = (waiter, after)
+            with _swap:
+                if self._waiters is before:
+                    self._waiters = after
+                    return
+
+    def __repr__(self) -> str:
+        if not self._done:
+            state = "pending"
+        elif self._error is not None:
+            state = "failed"
+        else:
+            state = f"delivered to {self._partition}@{self._offset}"
+        return f"<DeliveryHandle {self.topic!r} {state} label={self.label!r}>"

@@ -1,0 +1,231 @@
+"""Every exception of greendrop, in one tree.
+
+    GreendropError
+    ├── ConfigurationInvalidError       settings refused; nothing was built
+    ├── MessageInvalidError             message refused; nothing was sent
+    ├── ProducerNotConfiguredError      used before setup
+    ├── ProducerAlreadyConfiguredError  second setup
+    ├── ProducerClosedError             used after close; this message was not sent
+    ├── ProducerUsedInParentProcessError  used across a fork; call reset() first
+    ├── EventNotRegisteredError         no event of that name
+    ├── StatisticsNotEnabledError       subscribed to statistics too late
+    ├── IllegalWaitError                waiting here could never end
+    ├── MessagesAbandonedError          close gave up on some messages
+    ├── BrokerError                     what librdkafka or a broker said, as a cause
+    └── ProduceError                    a message was not sent, or not delivered
+        ├── QueueFullError              not queued; try again
+        ├── DeliveryError               final: not delivered
+        │   └── MessagePurgedError      final: dropped before it was acknowledged
+        ├── DeliveryTimeoutError        not known yet; may still be delivered
+        └── ProduceManyError            a batch failed; carries what was dispatched
+
+All of them pickle, with their cause. No text holds a payload or a secret.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def _rebuild(
+    cls: type[GreendropError],
+    args: tuple[object, ...],
+    state: dict[str, object],
+    cause: BaseException | None,
+) -> GreendropError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+class GreendropError(Exception):
+    """Anything that greendrop raises by itself."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with attributes and cause, whatever the constructor takes."""
+        return _rebuild, (type(self), self.args, self.__dict__, self.__cause__)
+
+
+class _FieldErrors(GreendropError):
+    """Several fields are wrong; all of them are told at once."""
+
+    #: Field name (dotted for nested ones) -> what is wrong with it.
+    errors: dict[str, str]
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        self.errors = dict(errors)
+        super().__init__("; ".join(f"{key}: {text}" for key, text in errors.items()))
+
+
+class ConfigurationInvalidError(_FieldErrors):
+    """Settings are wrong. Nothing was opened; `errors` names every bad key."""
+
+
+class MessageInvalidError(_FieldErrors):
+    """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
+
+
+class ProducerNotConfiguredError(GreendropError):
+    """The producer was used before `setup`. Nothing was sent."""
+
+
+class ProducerAlreadyConfiguredError(GreendropError):
+    """`setup` was called a second time. The first configuration stays."""
+
+
+class ProducerClosedError(GreendropError):
+    """The producer is closing or closed. This message was not sent."""
+
+
+class ProducerUsedInParentProcessError(GreendropError):
+    """The producer was used before this process was forked. Nothing was sent.
+
+    The parent's connection can't be shared. Call `producer.reset()` in the child,
+    or use the producer for the first time only after the fork.
+    """
+
+
+class EventNotRegisteredError(GreendropError):
+    """There is no event of that name."""
+
+
+class StatisticsNotEnabledError(GreendropError):
+    """Statistics were off when the client was built, so none will be emitted.
+
+    Subscribe to `statistics.emitted` before the first message.
+    """
+
+
+class IllegalWaitError(GreendropError, RuntimeError):
+    """Waiting here could never end: in the hub, or in a listener of this producer.
+
+    A message that was being sent is queued all the same.
+    """
+
+
+class MessagesAbandonedError(GreendropError):
+    """`close` reached its timeout and dropped messages. The producer is closed.
+
+    Each of their handles says `MessagePurgedError`. Those that were in flight may
+    have been stored by the broker all the same.
+    """
+
+    #: How many messages were dropped.
+    count: int
+
+    def __init__(self, text: str, *, count: int) -> None:
+        self.count = count
+        super().__init__(text)
+
+
+class BrokerError(GreendropError):
+    """What librdkafka or a broker said. Found as the cause of other errors.
+
+    Attributes:
+        code: Kafka's error number; negative for librdkafka's own.
+        name: Kafka's or librdkafka's name of it, such as `MSG_SIZE_TOO_LARGE`
+            or `_MSG_TIMED_OUT`.
+        fatal: The client can't go on; it must be replaced.
+        retriable: The same operation may succeed later.
+        abortable: The transaction must be aborted; then the client can go on.
+    """
+
+    code: int
+    name: str
+    fatal: bool
+    retriable: bool
+    abortable: bool
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        code: int,
+        name: str,
+        fatal: bool = False,
+        retriable: bool = False,
+        abortable: bool = False,
+    ) -> None:
+        self.code = code
+        self.name = name
+        self.fatal = fatal
+        self.retriable = retriable
+        self.abortable = abortable
+        super().__init__(text)
+
+
+class ProduceError(GreendropError):
+    """A message was not sent or not delivered; the subclass says which.
+
+    `code`, `name`, `fatal`, `retriable` and `abortable` are those of the cause
+    when that is a `BrokerError`, else None and False.
+    """
+
+    @property
+    def code(self) -> int | None:
+        """Kafka's number of the error that caused this one."""
+        return self.__cause__.code if isinstance(self.__cause__, BrokerError) else None
+
+    @property
+    def name(self) -> str | None:
+        """Kafka's name of the error that caused this one."""
+        return self.__cause__.name if isinstance(self.__cause__, BrokerError) else None
+
+    @property
+    def fatal(self) -> bool:
+        """Whether the client behind it can't go on."""
+        return isinstance(self.__cause__, BrokerError) and self.__cause__.fatal
+
+    @property
+    def retriable(self) -> bool:
+        """Whether the same operation may succeed later."""
+        return isinstance(self.__cause__, BrokerError) and self.__cause__.retriable
+
+    @property
+    def abortable(self) -> bool:
+        """Whether the transaction around it must be aborted."""
+        return isinstance(self.__cause__, BrokerError) and self.__cause__.abortable
+
+
+class QueueFullError(ProduceError):
+    """librdkafka's queue is full. Nothing was queued; try the message again."""
+
+
+class DeliveryError(ProduceError):
+    """The verdict is "not delivered", for good. librdkafka won't try again."""
+
+
+class MessagePurgedError(DeliveryError):
+    """The message was dropped: by a forced close, a purge or an aborted transaction."""
+
+
+class DeliveryTimeoutError(ProduceError, TimeoutError):
+    """No verdict yet. The message may still be delivered.
+
+    Sending it again may therefore deliver it twice.
+    """
+
+
+class ProduceManyError(ProduceError):
+    """A batch failed, in part or as a whole. The cause is the first error met.
+
+    Attributes:
+        dispatched: The handles of the messages that were queued, in order. Each
+            tells its own verdict.
+        failed_index: Index in the batch of the message that the cause is about.
+    """
+
+    dispatched: tuple[Any, ...]
+    failed_index: int
+
+    def __init__(
+        self, text: str, *, dispatched: Sequence[Any], failed_index: int
+    ) -> None:
+        self.dispatched = tuple(dispatched)
+        self.failed_index = failed_index
+        super().__init__(text)

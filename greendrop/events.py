@@ -1,0 +1,228 @@
+"""What greendrop tells: the table of events, and the monitor that tells them.
+
+The table is the single source of the names, of `docs/events.md` and of what a
+listener object may listen to. A monitor calls its listeners one after the other, in
+the order of subscription; a listener can't hurt what it listens to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Silent unless the application configures logging.
+_log = logging.getLogger("greendrop")
+_log.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class EventSpec:
+    """One row of the table: when it is told, and what it carries."""
+
+    when: str
+    payload: tuple[str, ...]
+
+
+#: Every event of a producer. `time` is in seconds; `error` is an exception of
+#: `greendrop.errors`, with its cause.
+EVENTS: Mapping[str, EventSpec] = MappingProxyType(
+    {
+        "producer.connected": EventSpec(
+            when="a client was built; again after every reconnect",
+            payload=("producer_id",),
+        ),
+        "producer.closing": EventSpec(
+            when="close begins; no message is taken any more",
+            payload=("producer_id",),
+        ),
+        "producer.closed": EventSpec(
+            when="close has ended; nothing is left open",
+            payload=("producer_id", "time"),
+        ),
+        "message.produced_async": EventSpec(
+            when="one message was queued; told in the caller",
+            payload=("producer_id", "message", "time"),
+        ),
+        "message.produced_sync": EventSpec(
+            when="one message was queued and acknowledged; told in the caller",
+            payload=("producer_id", "message", "time"),
+        ),
+        "messages.produced_async": EventSpec(
+            when="a batch was queued; told in the caller",
+            payload=("producer_id", "messages", "time"),
+        ),
+        "messages.produced_sync": EventSpec(
+            when="a batch was queued and acknowledged; told in the caller",
+            payload=("producer_id", "messages", "time"),
+        ),
+        "message.acknowledged": EventSpec(
+            when="the broker has the message (acks reached); before its handle wakes",
+            payload=(
+                "producer_id",
+                "topic",
+                "partition",
+                "offset",
+                "label",
+                "delivery_report",
+            ),
+        ),
+        "statistics.emitted": EventSpec(
+            when="librdkafka emitted statistics (statistics.interval.ms)",
+            payload=("producer_id", "statistics"),
+        ),
+        "error.occurred": EventSpec(
+            when="something failed; `type` says what (docs/events.md)",
+            payload=("producer_id", "error", "type"),
+        ),
+    }
+)
+
+
+class Event:
+    """What a listener is given: a name, and a payload by keys.
+
+    `event["topic"]` reads one value and raises `KeyError` for an unknown key.
+    """
+
+    __slots__ = ("name", "payload")
+
+    def __init__(self, name: str, payload: Mapping[str, Any]) -> None:
+        self.name = name
+        self.payload = payload
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - a payload holds anything
+        return self.payload[key]
+
+    def __repr__(self) -> str:
+        return f"<Event {self.name} {', '.join(self.payload)}>"
+
+
+Listener = Callable[[Event], object]
+_L = TypeVar("_L", bound=Listener)
+
+
+class Monitor:
+    """The listeners of one producer.
+
+    Subscribing and unsubscribing is safe at any time and from any thread; an event
+    that is being told goes on to those who were there when it began.
+    """
+
+    def __init__(self) -> None:
+        # Copied on write: who reads never sees a change half made. Only events that
+        # somebody listens to are in it, so asking is one look-up.
+        self._listeners: dict[str, tuple[tuple[object, Listener], ...]] = {}
+        self._statistics_frozen = False
+
+    def listens(self, name: str) -> bool:
+        """Tell whether anybody listens; who builds a payload asks first."""
+        return name in self._listeners
+
+    @overload
+    def subscribe(self, target: str, listener: _L) -> _L: ...
+    @overload
+    def subscribe(self, target: str) -> Callable[[_L], _L]: ...
+    @overload
+    def subscribe(self, target: object) -> object: ...
+
+    def subscribe(self, target: object, listener: Listener | None = None) -> object:
+        """Listen to one event, or with an object to each event it has a method for.
+
+        Three forms: `subscribe("message.acknowledged", fn)`, the decorator
+        `@subscribe("message.acknowledged")`, and `subscribe(listener)`, whose methods
+        `on_message_acknowledged(event)` and so on are called.
+
+        Raises:
+            EventNotRegisteredError: There is no event of that name.
+            StatisticsNotEnabledError: The client was built without statistics.
+        """
+        if isinstance(target, str):
+            self._known(target)
+            if listener is None:
+                return lambda function: self.subscribe(target, function)
+            self._add({target: listener}, listener)
+            return listener
+        methods = {
+            name: method
+            for name in EVENTS
+            if callable(
+                method := getattr(target, "on_" + name.replace(".", "_"), None)
+            )
+        }
+        if not methods:
+            text = f"{target!r} has no method for any event (on_message_acknowledged)"
+            raise EventNotRegisteredError(text)
+        self._add(methods, target)
+        return target
+
+    def unsubscribe(self, listener: object) -> None:
+        """Stop telling a function or object anything; unknown ones are ignored."""
+        left = {
+            name: kept
+            for name, all_of_it in self._listeners.items()
+            if (kept := tuple(pair for pair in all_of_it if pair[0] != listener))
+        }
+        self._listeners = left
+
+    def emit(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Tell an event to those who listen.
+
+        A listener that raises is logged and told as `error.occurred` with type
+        `listener.error`; the others are told all the same.
+        """
+        listeners = self._listeners.get(name)
+        if not listeners:
+            return
+        event = Event(name, payload)
+        for _, listener in listeners:
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - it must not hurt the program
+                self._tell_failure(event, error)
+
+    def _tell_failure(self, event: Event, error: Exception) -> None:
+        _log.error("listener of %s raised", event.name, exc_info=error)
+        if event.payload.get("type") == "listener.error":
+            return  # the one who hears of failing listeners fails; the log has it
+        self.emit(
+            "error.occurred",
+            {
+                "producer_id": event.payload.get("producer_id"),
+                "error": error,
+                "type": "listener.error",
+                "event": event.name,
+            },
+        )
+
+    def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
+        """Refuse, or allow again, to subscribe to statistics that nobody emits."""
+        self._statistics_frozen = frozen
+
+    def _add(self, added: Mapping[str, Listener], owner: object) -> None:
+        if self._statistics_frozen and "statistics.emitted" in added:
+            text = (
+                "statistics are off: nobody listened when the client was built, or"
+                " statistics.interval.ms is 0; subscribe before the first message"
+            )
+            raise StatisticsNotEnabledError(text)
+        listeners = dict(self._listeners)
+        for name, listener in added.items():
+            listeners[name] = (*listeners.get(name, ()), (owner, listener))
+        self._listeners = listeners
+
+    @staticmethod
+    def _known(name: str) -> None:
+        if name not in EVENTS:
+            near = get_close_matches(name, EVENTS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            text = f"no event {name!r}{hint}"
+            raise EventNotRegisteredError(text)

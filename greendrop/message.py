@@ -1,0 +1,249 @@
+"""What may be sent: `Message`, and the rules that a message must keep.
+
+The only place that knows the message contract. Everything below it receives
+messages in wire form: payload and key as bytes, headers as a list of pairs,
+partition and timestamp as numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any, NamedTuple, TypeAlias
+
+from greendrop.errors import MessageInvalidError
+
+#: A header's value: bytes, text (sent as UTF-8) or None.
+HeaderValue: TypeAlias = "bytes | str | None"
+#: A mapping (a list as value repeats the header, KIP-82) or a list of pairs.
+Headers: TypeAlias = (
+    "Mapping[str, HeaderValue | list[HeaderValue]] | list[tuple[str, HeaderValue]]"
+)
+
+#: librdkafka's number for "choose a partition for me" (RD_KAFKA_PARTITION_UA).
+UNASSIGNED = -1
+
+_TOPIC = re.compile(r"[A-Za-z0-9_.\-]+")
+#: Kafka's own limit on a topic's name.
+_TOPIC_LENGTH = 249
+
+# Names that passed the check: matching again costs more than the look-up. Bounded,
+# because a program that makes up topic names must not grow it for ever.
+_known_topics: set[str] = set()
+_KNOWN_TOPICS_LIMIT = 10_000
+
+
+class Message(NamedTuple):
+    """One message. Immutable: `_replace` gives a changed copy.
+
+    Attributes:
+        topic: ASCII letters, digits, `_`, `.`, `-`; at most 249 of them.
+        payload: Bytes, text (sent as UTF-8) or None, which is a tombstone.
+        key: Bytes or text, not empty, or None.
+        headers: See `Headers`.
+        partition: Number of the partition, or None (or -1) to have one chosen.
+        partition_key: Text or bytes by which the partition is chosen.
+        timestamp: Milliseconds since 1970 (int), an aware datetime, or None for now.
+        label: Anything; never sent, found again on handle, report and events.
+    """
+
+    topic: str
+    payload: bytes | str | None
+    key: bytes | str | None = None
+    headers: Headers | None = None
+    partition: int | None = None
+    partition_key: bytes | str | None = None
+    timestamp: int | datetime | None = None
+    label: object = None
+
+    def __repr__(self) -> str:
+        """Tell the message without its payload, key and header values."""
+        size = "None" if self.payload is None else f"{len(self.payload)} long"
+        return (
+            f"<Message topic={self.topic!r} payload={size}"
+            f" partition={self.partition!r} label={self.label!r}>"
+        )
+
+
+def as_message(item: Message | Mapping[str, Any]) -> Message:
+    """Turn an item of a batch into a `Message`; the item itself is not changed.
+
+    Raises:
+        MessageInvalidError: Not a message or mapping, or fields are unknown or
+            missing. Nothing was sent.
+    """
+    if isinstance(item, Message):
+        return item
+    if not isinstance(item, Mapping):
+        text = f"needs a Message or a mapping, not {type(item).__name__}"
+        raise MessageInvalidError({"message": text})
+    errors = {}
+    for name in item:
+        if name not in Message._fields:
+            near = get_close_matches(str(name), Message._fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            errors[str(name)] = f"no such field{hint}"
+    for name in ("topic", "payload"):
+        if name not in item:
+            errors[name] = "this field is required"
+    if errors:
+        raise MessageInvalidError(errors)
+    return Message(**item)
+
+
+def checked(message: Message, max_payload_size: int) -> Message:
+    """Check a message and give it back in wire form.
+
+    Args:
+        message: As the caller wrote it; never changed.
+        max_payload_size: Bytes.
+
+    Raises:
+        MessageInvalidError: Names every bad field. Nothing was sent.
+    """
+    topic, payload, key, headers, partition, partition_key, timestamp, _ = message
+    # The common message needs no conversion: bytes to a known topic. It is let
+    # through as it is, for a tenth of the price of the general way.
+    if (
+        type(payload) is bytes
+        and len(payload) <= max_payload_size
+        and type(topic) is str
+        and topic in _known_topics
+        and headers is None
+        and partition is None
+        and partition_key is None
+        and timestamp is None
+        and (key is None or (type(key) is bytes and key))
+    ):
+        return message
+    return _converted(message, max_payload_size)
+
+
+def _converted(message: Message, max_payload_size: int) -> Message:
+    errors: dict[str, str] = {}
+    _check_topic(message.topic, errors)
+    payload = _as_bytes("payload", message.payload, errors)
+    key = _as_bytes("key", message.key, errors)
+    partition_key = _as_bytes("partition_key", message.partition_key, errors)
+    for name, value in (("key", key), ("partition_key", partition_key)):
+        if value == b"":
+            errors[name] = "must not be empty; None means no key"
+    headers = _as_pairs(message.headers, errors)
+    _check_partition(message.partition, errors)
+    timestamp = _as_milliseconds(message.timestamp, errors)
+    if not errors and payload is not None and len(payload) > max_payload_size:
+        errors["payload"] = (
+            f"{len(payload)} bytes are more than max_payload_size={max_payload_size}"
+        )
+    if errors:
+        raise MessageInvalidError(errors)
+    return Message(
+        message.topic,
+        payload,
+        key,
+        headers,
+        message.partition,
+        partition_key,
+        timestamp,
+        message.label,
+    )
+
+
+def _check_topic(topic: object, errors: dict[str, str]) -> None:
+    if not isinstance(topic, str):
+        errors["topic"] = f"needs text, not {type(topic).__name__}"
+    elif not _TOPIC.fullmatch(topic) or len(topic) > _TOPIC_LENGTH:
+        errors["topic"] = (
+            f"{topic[:80]!r} is no legal topic name"
+            " (ASCII letters, digits, '_', '.', '-'; 1 to 249 of them)"
+        )
+    else:
+        if len(_known_topics) >= _KNOWN_TOPICS_LIMIT:
+            _known_topics.clear()
+        _known_topics.add(topic)
+
+
+def _as_bytes(name: str, value: object, errors: dict[str, str]) -> bytes | None:
+    if value is None or type(value) is bytes:
+        return value
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            errors[name] = "holds lone surrogates, which UTF-8 can't encode"
+            return None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    errors[name] = f"needs bytes, text or None, not {type(value).__name__}"
+    return None
+
+
+def _check_partition(partition: object, errors: dict[str, str]) -> None:
+    if partition is None:
+        return
+    if not isinstance(partition, int) or isinstance(partition, bool):
+        errors["partition"] = f"needs an integer, not {type(partition).__name__}"
+    elif not UNASSIGNED <= partition < 2**31:
+        errors["partition"] = f"{partition} is not between -1 and 2147483647"
+
+
+def _as_milliseconds(value: object, errors: dict[str, str]) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            errors["timestamp"] = "a datetime needs a time zone"
+            return None
+        value = round(value.timestamp() * 1000)
+    if not isinstance(value, int) or isinstance(value, bool):
+        errors["timestamp"] = (
+            f"needs milliseconds (int) or a datetime, not {type(value).__name__}"
+        )
+        return None
+    if not 0 <= value < 2**63:
+        errors["timestamp"] = f"{value} is not between 0 and 2**63 - 1"
+        return None
+    return value
+
+
+def _as_pairs(
+    headers: object, errors: dict[str, str]
+) -> list[tuple[str, HeaderValue]] | None:
+    if headers is None:
+        return None
+    if isinstance(headers, Mapping):
+        pairs: Iterable[object] = _spread(headers)
+    elif isinstance(headers, (list, tuple)):
+        pairs = headers
+    else:
+        errors["headers"] = (
+            f"needs a mapping or a list of pairs, not {type(headers).__name__}"
+        )
+        return None
+    wire: list[tuple[str, HeaderValue]] = []
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:  # noqa: PLR2004
+            errors["headers"] = "each item needs to be a pair of name and value"
+            return None
+        name, value = pair
+        if not isinstance(name, str):
+            errors["headers"] = f"a name needs to be text, not {type(name).__name__}"
+            return None
+        problems: dict[str, str] = {}
+        wire.append((name, _as_bytes("headers", value, problems)))
+        if problems:
+            errors["headers"] = f"value of {name!r} {problems['headers']}"
+            return None
+    return wire or None
+
+
+def _spread(headers: Mapping[Any, Any]) -> Iterable[tuple[object, object]]:
+    """Give each value of a repeated header its own pair."""
+    for name, value in headers.items():
+        if isinstance(value, (list, tuple)):
+            for one in value:
+                yield name, one
+        else:
+            yield name, value

@@ -1,0 +1,440 @@
+"""The public verbs.
+
+What a call means and what it promises; how it is done is `_core`'s business. Each
+verb reads the same: build and check the message, dispatch it, wait if it is a sync
+verb, tell.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from greendrop import _waiting
+from greendrop._core import Core, Status
+from greendrop.config import build_settings
+from greendrop.errors import (
+    MessageInvalidError,
+    MessagesAbandonedError,
+    ProduceError,
+    ProduceManyError,
+    ProducerAlreadyConfiguredError,
+    ProducerNotConfiguredError,
+)
+from greendrop.events import Monitor
+from greendrop.message import Message, as_message, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from greendrop.delivery import DeliveryHandle, DeliveryReport
+    from greendrop.message import Headers
+
+# Making a NamedTuple by its own constructor costs twice as much.
+_new_message = tuple.__new__
+
+#: Bad messages of one batch that are described in the error.
+_BAD_MESSAGES_TOLD = 20
+
+
+class Producer:
+    """Sends messages to Kafka, and knows what became of each.
+
+    One producer serves all greenlets and threads of a process. Constructing it opens
+    nothing, so it may be made at module level and before a fork; it connects when the
+    first message is sent. Use it as a context manager, or call `close`.
+
+    Args:
+        kafka: librdkafka's configuration, by its own keys and in its own units.
+        **settings: See docs/settings.md. Durations are seconds.
+
+    Raises:
+        ConfigurationInvalidError: Names every bad setting.
+    """
+
+    def __init__(
+        self,
+        kafka: Mapping[str, str | int | float | bool] | None = None,
+        **settings: Any,  # noqa: ANN401 - checked by name and type, see docs/settings.md
+    ) -> None:
+        #: Subscribe to events here, before the first message or at any time.
+        self.monitor = Monitor()
+        self._core: Core | None = None
+        if kafka is not None or settings:
+            self.setup(kafka, **settings)
+
+    def setup(
+        self,
+        kafka: Mapping[str, str | int | float | bool] | None = None,
+        **settings: Any,  # noqa: ANN401 - as above
+    ) -> None:
+        """Configure a producer that was made without settings; once.
+
+        Raises:
+            ProducerAlreadyConfiguredError: It was configured before.
+            ConfigurationInvalidError: Names every bad setting; it may be tried again.
+        """
+        if self._core is not None:
+            text = f"producer {self.id!r} is configured already"
+            raise ProducerAlreadyConfiguredError(text)
+        core = Core(build_settings(kafka, settings), self.monitor)
+        weakref.finalize(self, core.release).atexit = False
+        self._core = core
+
+    # --- one message -------------------------------------------------------------
+
+    def produce_sync(
+        self,
+        *,
+        topic: str,
+        payload: bytes | str | None,
+        key: bytes | str | None = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        partition_key: bytes | str | None = None,
+        timestamp: int | datetime | None = None,
+        label: object = None,
+    ) -> DeliveryReport:
+        """Send one message and wait until the broker has it.
+
+        The fields are those of `Message`.
+
+        Raises:
+            MessageInvalidError: Names every bad field. Nothing was sent.
+            QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            DeliveryError: Not delivered, for good.
+            DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
+                delivered.
+            ProducerClosedError: Not sent.
+            ProducerUsedInParentProcessError: Not sent; see `reset`.
+            IllegalWaitError: In the hub itself or in a listener of this producer,
+                where the wait could never end. The message was queued.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the
+            thread; for `max_wait_timeout` seconds at most, after a wait for room.
+        """
+        core = self._core or self._unconfigured()
+        message = checked(
+            _new_message(
+                Message,
+                (
+                    topic,
+                    payload,
+                    key,
+                    headers,
+                    partition,
+                    partition_key,
+                    timestamp,
+                    label,
+                ),
+            ),
+            core.settings.max_payload_size,
+        )
+        began = _waiting.monotonic()
+        try:
+            handle = core.dispatch(message, "produce_sync")
+            report = handle.wait(core.settings.max_wait_timeout)
+        except ProduceError as error:
+            self._tell_error("message.produce_sync", error, message=message)
+            raise
+        if self.monitor.listens("message.produced_sync"):
+            self._tell("message.produced_sync", began, message=message)
+        return report
+
+    def produce_async(
+        self,
+        *,
+        topic: str,
+        payload: bytes | str | None,
+        key: bytes | str | None = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        partition_key: bytes | str | None = None,
+        timestamp: int | datetime | None = None,
+        label: object = None,
+    ) -> DeliveryHandle:
+        """Send one message without waiting for the broker.
+
+        The fields are those of `Message`. What becomes of it is told by the handle,
+        and by the events `message.acknowledged` and `error.occurred`.
+
+        Raises:
+            MessageInvalidError: Names every bad field. Nothing was sent.
+            QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            DeliveryError: librdkafka refused the message at once.
+            ProducerClosedError: Not sent.
+            ProducerUsedInParentProcessError: Not sent; see `reset`.
+
+        Blocking:
+            Only while the queue is full, as `produce_sync`.
+        """
+        core = self._core or self._unconfigured()
+        message = checked(
+            _new_message(
+                Message,
+                (
+                    topic,
+                    payload,
+                    key,
+                    headers,
+                    partition,
+                    partition_key,
+                    timestamp,
+                    label,
+                ),
+            ),
+            core.settings.max_payload_size,
+        )
+        told = self.monitor.listens("message.produced_async")
+        began = _waiting.monotonic() if told else 0.0
+        try:
+            handle = core.dispatch(message, "produce_async")
+        except ProduceError as error:
+            self._tell_error("message.produce_async", error, message=message)
+            raise
+        if told:
+            self._tell("message.produced_async", began, message=message)
+        return handle
+
+    # --- batches -----------------------------------------------------------------
+
+    def produce_many_sync(
+        self, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[DeliveryReport]:
+        """Send a batch and wait until the broker has all of it.
+
+        Args:
+            messages: `Message`s, or mappings with its fields. All are checked before
+                the first is sent.
+
+        Returns:
+            The reports, in the order of the messages.
+
+        Raises:
+            MessageInvalidError: Names every bad field of the first bad messages, as
+                `messages[3].topic`. Nothing was sent.
+            ProduceManyError: Some were not sent or not delivered; `dispatched` holds
+                the handles of those that were queued. All of these are final, unless
+                the cause is a `DeliveryTimeoutError`.
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+
+        Blocking:
+            As `produce_sync`, with one `max_wait_timeout` for the whole batch.
+        """
+        core = self._core or self._unconfigured()
+        batch = self._checked_batch(core, messages)
+        began = _waiting.monotonic()
+        try:
+            reports = self._wait_for_all(core, batch)
+        except ProduceManyError as error:
+            self._tell_error(
+                "messages.produce_many_sync",
+                error,
+                messages=batch,
+                dispatched=error.dispatched,
+            )
+            raise
+        if self.monitor.listens("messages.produced_sync"):
+            self._tell("messages.produced_sync", began, messages=batch)
+        return reports
+
+    def produce_many_async(
+        self, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[DeliveryHandle]:
+        """Send a batch without waiting for the broker.
+
+        Args:
+            messages: As for `produce_many_sync`.
+
+        Returns:
+            The handles, in the order of the messages.
+
+        Raises:
+            MessageInvalidError: As for `produce_many_sync`. Nothing was sent.
+            ProduceManyError: A message was not queued, nor were those after it;
+                `dispatched` holds the handles of those before.
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+
+        Blocking:
+            While the queue is full, as `produce_sync`, for each message anew. A long
+            batch lets other greenlets run in between.
+        """
+        core = self._core or self._unconfigured()
+        batch = self._checked_batch(core, messages)
+        began = _waiting.monotonic()
+        try:
+            handles = core.dispatch_many(batch, "produce_many_async")
+        except ProduceManyError as error:
+            self._tell_error(
+                "messages.produce_many_async",
+                error,
+                messages=batch,
+                dispatched=error.dispatched,
+            )
+            raise
+        if self.monitor.listens("messages.produced_async"):
+            self._tell("messages.produced_async", began, messages=batch)
+        return handles
+
+    def _checked_batch(
+        self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[Message]:
+        batch: list[Message] = []
+        errors: dict[str, str] = {}
+        bad = 0
+        for index, item in enumerate(messages):
+            try:
+                batch.append(
+                    checked(as_message(item), core.settings.max_payload_size)
+                )
+            except MessageInvalidError as error:
+                bad += 1
+                if bad <= _BAD_MESSAGES_TOLD:
+                    for name, text in error.errors.items():
+                        errors[f"messages[{index}].{name}"] = text
+        if bad > _BAD_MESSAGES_TOLD:
+            errors["messages"] = f"and {bad - _BAD_MESSAGES_TOLD} more bad messages"
+        if errors:
+            raise MessageInvalidError(errors)
+        return batch
+
+    def _wait_for_all(
+        self, core: Core, batch: list[Message]
+    ) -> list[DeliveryReport]:
+        timeout = core.settings.max_wait_timeout
+        failure: ProduceManyError | None = None
+        try:
+            handles = core.dispatch_many(batch, "produce_many_sync")
+        except ProduceManyError as error:
+            failure = error
+            handles = list(error.dispatched)
+        deadline = _waiting.monotonic() + timeout
+        reports: list[DeliveryReport] = []
+        for index, handle in enumerate(handles):
+            try:
+                left = 0.0 if handle.done else deadline - _waiting.monotonic()
+                reports.append(handle.wait(max(left, 0.0)))
+            except ProduceError as error:
+                if failure is None:
+                    text = f"message {index} of {len(batch)}: {error}"
+                    failure = ProduceManyError(
+                        text, dispatched=handles, failed_index=index
+                    )
+                    failure.__cause__ = error
+        if failure is not None:
+            raise failure
+        return reports
+
+    # --- looking -----------------------------------------------------------------
+
+    @property
+    def id(self) -> str | None:
+        """The producer's name in events, logs and errors; None before `setup`."""
+        return None if self._core is None else self._core.settings.id
+
+    @property
+    def status(self) -> Status:
+        """One of initial, configured, connected, closing, closed."""
+        return "initial" if self._core is None else self._core.status
+
+    @property
+    def polling(self) -> str | None:
+        """How reports are served: "fd" (in the hub), "thread", or None if unused."""
+        client = None if self._core is None else self._core.client
+        return None if client is None else client.polling
+
+    @property
+    def queue_size(self) -> int:
+        """Messages that were taken and have no verdict yet. Never connects."""
+        client = None if self._core is None else self._core.client
+        return 0 if client is None else max(client.outstanding, 0)
+
+    def __repr__(self) -> str:
+        """Tell id and state; never blocks or connects."""
+        polling = f" polling={self.polling}" if self.polling else ""
+        return (
+            f"<Producer id={self.id!r} {self.status}{polling}"
+            f" queue_size={self.queue_size}>"
+        )
+
+    # --- ending ------------------------------------------------------------------
+
+    def close(self, timeout: float | None = None, *, force: bool = False) -> None:
+        """Stop taking messages, await those that are on their way, and end.
+
+        It always ends closed. Closing again, or closing what was never used, does
+        nothing; while another closes, it waits for that.
+
+        Args:
+            timeout: Seconds to wait for deliveries. None means `max_wait_timeout`;
+                with `force`, no wait at all.
+            force: Drop what isn't delivered in time, and don't complain. Their
+                handles say `MessagePurgedError`.
+
+        Raises:
+            MessagesAbandonedError: Some messages were not delivered in time, and were
+                dropped. The producer is closed all the same. Not with `force`.
+
+        Blocking:
+            Lets other greenlets run. In a listener, or in the hub itself, where nobody
+            may wait, it returns at once and closing goes on by itself.
+        """
+        if timeout is not None:
+            _check_timeout(timeout)
+        if self._core is not None:
+            self._core.close(timeout, force=force)
+
+    def reset(self) -> None:
+        """Make a producer usable in a forked child, after use in the parent.
+
+        The parent's client and its messages stay the parent's. Does nothing in a
+        process that may use the producer anyway; a closed producer stays closed.
+        """
+        if self._core is not None:
+            self._core.reset()
+
+    def __enter__(self) -> Self:
+        """Give the producer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; an error that is on its way is not hidden by a second one."""
+        try:
+            self.close()
+        except MessagesAbandonedError:
+            if error is None:
+                raise
+
+    # --- telling -----------------------------------------------------------------
+
+    def _unconfigured(self) -> Core:
+        raise ProducerNotConfiguredError("call setup(kafka={...}) first")
+
+    def _tell(self, name: str, began: float, **facts: object) -> None:
+        time = _waiting.monotonic() - began
+        self.monitor.emit(name, {"producer_id": self.id, **facts, "time": time})
+
+    def _tell_error(self, kind: str, error: ProduceError, **facts: object) -> None:
+        if self.monitor.listens("error.occurred"):
+            payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
+            self.monitor.emit("error.occurred", payload)
+
+
+def _check_timeout(timeout: object) -> None:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or not 0 <= timeout < float("inf")
+    ):
+        text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
+        raise ValueError(text)

@@ -1,0 +1,156 @@
+"""Relay TCP connections with a delay; end with the parent.
+
+A script, standard library only, started by `_child` for `proxy.TcpProxy`. Arguments:
+the parent's process id, the file descriptor of the listening socket, the target's
+host and port, and the round trip in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+#: Seconds between two looks whether the parent still lives, as in `_keeper`.
+_LOOK_INTERVAL = 1.0
+
+#: Chunks on their way in one direction. Enough for 64 MB at 64 kB each; beyond it the
+#: sender feels a full window, as it would in a real network.
+_ON_THE_WAY = 1024
+
+
+class Relay:
+    """Connections between clients and one target."""
+
+    def __init__(self, target_host: str, target_port: int, round_trip: float) -> None:
+        self._target = (target_host, target_port)
+        self._round_trip = round_trip
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._down = False
+        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+
+    def set_round_trip(self, seconds: float) -> None:
+        """Delay what comes from now on by half of this in each direction."""
+        self._round_trip = seconds
+
+    def pause(self) -> None:
+        """Let nothing through; connections stay."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Let everything through again, and new connections too."""
+        self._down = False
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Reset all connections, and each new one until `resume`."""
+        # The port stays open meanwhile: closed, it could be somebody else's by the
+        # time of `resume`.
+        self._down = True
+        for task, writers in list(self._connections.items()):
+            for writer in writers:
+                writer.transport.abort()
+            task.cancel()
+
+    async def connect(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Relay one connection of a client until either side ends it."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._down:
+            writer.transport.abort()
+            return
+        writers = self._connections[task] = [writer]
+        pumps: list[asyncio.Task[None]] = []
+        try:
+            target_reader, target_writer = await asyncio.open_connection(*self._target)
+            writers.append(target_writer)
+            pumps = [
+                asyncio.create_task(self._pump(reader, target_writer)),
+                asyncio.create_task(self._pump(target_reader, writer)),
+            ]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except (OSError, asyncio.CancelledError):
+            pass  # no such target, or cut: in both cases the client is hung up on
+        finally:
+            del self._connections[task]
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for each in writers:
+                each.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Move one direction's bytes, each some time after it came."""
+        clock = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY)
+
+        async def read() -> None:
+            chunk = b"-"
+            while chunk:
+                try:
+                    chunk = await reader.read(65536)
+                except OSError:
+                    chunk = b""  # reset by the sender: the end, like any other
+                await queue.put((clock.time() + self._round_trip / 2, chunk))
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                due, chunk = await queue.get()
+                await asyncio.sleep(max(0.0, due - clock.time()))
+                await self._flowing.wait()
+                if not chunk:
+                    return
+                writer.write(chunk)
+                await writer.drain()
+        except OSError:
+            return  # reset by the receiver
+        finally:
+            reading.cancel()
+
+
+def answer(relay: Relay, line: bytes) -> bytes:
+    """Do what a line asks for and return the line that answers it."""
+    request: dict[str, Any] = json.loads(line)
+    reply = {"number": request["number"]}
+    try:
+        reply["result"] = getattr(relay, request["do"])(**request["with"])
+    except Exception as error:  # noqa: BLE001 - all of it is told to the one who asked
+        reply["error"] = repr(error)
+    return json.dumps(reply).encode() + b"\n"
+
+
+async def serve() -> None:
+    """Relay until the parent is gone or wants an end."""
+    parent, listener, host, port, round_trip = sys.argv[1:]
+    relay = Relay(host, int(port), float(round_trip))
+    await asyncio.start_server(relay.connect, sock=socket.socket(fileno=int(listener)))
+    requests, answers = await asyncio.open_connection(sock=socket.socket(fileno=0))
+    while os.getppid() == int(parent):
+        try:
+            line = await asyncio.wait_for(requests.readline(), _LOOK_INTERVAL)
+        except asyncio.TimeoutError:
+            continue
+        if not line:
+            return
+        answers.write(answer(relay, line))
+        await answers.drain()
+
+
+if __name__ == "__main__":
+    # There is nothing to clean up, so a signal may end it where it stands; and
+    # leaving `asyncio.run` in good order could wait for a connection's end.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        asyncio.run(serve())
+    finally:
+        os._exit(0)
