@@ -7,18 +7,18 @@ how long to wait for room): those are in `_core`.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
+import re
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from confluent_kafka import cimpl
 
 from greendrop import _librdkafka, _waiting
 from greendrop._gather import Gatherer
+from greendrop._outstanding import Outstanding
 from greendrop._serving import HubTask, ThreadTask
+from greendrop._settling import Settler
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
     BrokerError,
@@ -27,7 +27,6 @@ from greendrop.errors import (
     IllegalWaitError,
     MessagePurgedError,
     ProducerClosedError,
-    ProduceError,
     ProducerUsedInParentProcessError,
     QueueFullError,
 )
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 #: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
 #: 1 to 2 ms with what their waiters cost.
 _REPORTS_PER_POLL = 500
-#: Reports between two looks at the clock while listeners are told.
-_CLOCK_EVERY = 16
 #: Seconds between nudges of librdkafka while somebody waits for all deliveries and the
 #: user's `linger.ms` holds messages back.
 _NUDGE_EVERY = 0.05
@@ -51,15 +48,17 @@ _TEARDOWN = 10.0
 
 _PURGED = (cimpl.KafkaError._PURGE_QUEUE, cimpl.KafkaError._PURGE_INFLIGHT)  # noqa: SLF001
 _FATAL = cimpl.KafkaError._FATAL  # noqa: SLF001
+_TIMED_OUT = cimpl.KafkaError._MSG_TIMED_OUT  # noqa: SLF001
 _ALL_DOWN = cimpl.KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
-
-_log = logging.getLogger("greendrop.librdkafka")
 
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # What a child inherited. Kept for ever: freeing it would wait for threads that the
 # child doesn't have (1 s each), or hang.
 _inherited: list[object] = []
+
+# Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
+_FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
 
 _Item: TypeAlias = "tuple[Message, DeliveryHandle]"
 
@@ -79,19 +78,21 @@ class Client:
         self.pid = os.getpid()
         self._settings = settings
         self._monitor = monitor
-        # Counted apart, so that the hub's thread needs no lock to count.
-        self._gathered = 0
-        self._direct = 0
-        self._settled = 0
-        self._queue_limit = settings.queue_limit
-        self._no_room = False
+        self._outstanding = Outstanding(settings.queue_limit)
         self._closed = False
         self._purging = False
         self._last_error: str | None = None
+        # It came as an error, and not only in the log or as "all brokers down".
+        self._last_error_is_better = False
         self._reports = ReportQueue(self, self._on_limit)
-        self._notices: deque[tuple[str, Any]] = deque()
-        self._room: deque[_waiting.Waiter] = deque()
-        self._drained: deque[_waiting.Waiter] = deque()
+        self._settler = Settler(
+            reports=self._reports,
+            settings=settings,
+            monitor=monitor,
+            interpreter=self,
+            on_settled=self._on_settled,
+            pause=self._pause,
+        )
         self._poll_ident = 0
         # Lock order: _attaching, _poll_gate, _gate. `_gate` is held around each call
         # that queues messages, `_poll_gate` around each poll, so that closing can keep
@@ -99,11 +100,15 @@ class Client:
         self._attaching = _waiting.RLock()
         self._poll_gate = _waiting.RLock()
         self._gate = _waiting.RLock()
-        self._settling = _waiting.allocate_lock()
         self._task: HubTask | ThreadTask | None = None
         self._gather: Gatherer[_Item] | None = None
         self._signal = _waiting.Signal()
-        self._producer = self._build()
+        try:
+            self._producer = self._build()
+        except BaseException:
+            self._signal.close()
+            raise
+        self._produce: Any = self._producer.produce
         self._queue = _librdkafka.MainQueue.of(self._producer)
         if self._queue and not self._queue.signal_on(self._signal.write_fd):
             self._queue.release()
@@ -140,8 +145,8 @@ class Client:
 
     @property
     def outstanding(self) -> int:
-        """Messages that were taken and not settled, gathered ones included."""
-        return self._gathered + self._direct - self._settled
+        """Messages that were taken and have no verdict, gathered ones included."""
+        return self._outstanding.count
 
     def send(self, message: Message) -> DeliveryHandle:
         """Queue one message in wire form.
@@ -152,13 +157,18 @@ class Client:
             ProducerClosedError: The client is closed; nothing was queued.
         """
         handle = DeliveryHandle(message[0], message[7], self._reports)
-        if self._in_serving_hub() or self._attended_in_hub():
-            if self._no_room or self.outstanding >= self._queue_limit:
-                raise self._queue_full()
-            self._gathered += 1
-            self._gather.add((message, handle))  # type: ignore[union-attr]
-        else:
-            self._send_now(message, handle)
+        gather = self._gather
+        if gather is None or gather.current_hub() is not gather.hub:
+            self.attend()
+            gather = self._gather
+            if gather is None or not gather.is_here():
+                self._send_now(message, handle)
+                return handle
+        outstanding = self._outstanding
+        if outstanding.full:
+            raise self._queue_full()
+        outstanding.gathered += 1
+        gather.add((message, handle))
         return handle
 
     def flush_gathered(self) -> None:
@@ -166,30 +176,18 @@ class Client:
 
         From another thread there is nothing to do: its hub does it within 1 ms.
         """
-        if self._gather is not None and self._in_serving_hub():
-            self._gather.hand_over()
-
-    def _in_serving_hub(self) -> bool:
-        task = self._task
-        return (
-            self._gather is not None
-            and task is not None
-            and task.thread_ident == _waiting.get_ident()
-            and task.alive
-        )
-
-    def _attended_in_hub(self) -> bool:
-        self.attend()
-        return self._in_serving_hub()
+        gather = self._gather
+        if gather is not None and gather.is_here():
+            gather.hand_over()
 
     def _send_now(self, message: Message, handle: DeliveryHandle) -> None:
         topic, payload, key, headers, partition, _, timestamp, _ = message
         with self._gate:
             if self._closed:
                 raise ProducerClosedError(self._settings.id)
-            self._direct += 1
+            self._outstanding.direct += 1
             try:
-                self._producer.produce(
+                self._produce(
                     topic,
                     payload,
                     key,
@@ -200,14 +198,15 @@ class Client:
                     headers,
                 )
             except BufferError:
-                self._direct -= 1
+                self._outstanding.direct -= 1
+                self._outstanding.refused = True
                 raise self._queue_full() from None
             except cimpl.KafkaException as error:
-                self._direct -= 1
+                self._outstanding.direct -= 1
                 refusal = self._refusal(topic, error)
                 raise refusal from refusal.__cause__
             except BaseException:
-                self._direct -= 1
+                self._outstanding.direct -= 1
                 raise
         task = self._task
         if task is not None and task.thread_ident is not None:
@@ -218,7 +217,7 @@ class Client:
 
         One that is refused is told on its handle. Returns those without room.
         """
-        produce = self._producer.produce
+        produce = self._produce
         refused = False
         rest: list[_Item] = []
         with self._gate:
@@ -246,7 +245,8 @@ class Client:
                 except Exception as error:  # noqa: BLE001 - told on the handle
                     handle.fail(self._refusal(topic, error))
                     refused = True
-        self._no_room = bool(rest)
+        if rest:
+            self._outstanding.refused = True
         if refused:
             self._signal.set()
         self._task.guard()  # type: ignore[union-attr]  # gathering has a task
@@ -266,29 +266,7 @@ class Client:
             Lets other greenlets run. Others may take the room first: try, and wait
             again.
         """
-        waiter = self.waiter()
-        self._room.append(waiter)
-        woken = False
-        try:
-            if self._no_room or self.outstanding >= self._queue_limit:
-                woken = waiter.wait(seconds)
-        finally:
-            try:
-                self._room.remove(waiter)
-            except ValueError:
-                # It was woken. If it can't use the room (killed, timed out), the next
-                # one must hear of it.
-                if not woken:
-                    self._wake_for_room(1)
-
-    def _wake_for_room(self, count: int) -> None:
-        room = self._room
-        for _ in range(min(count, len(room))):
-            try:
-                waiter = room.popleft()
-            except IndexError:
-                return
-            waiter.wake()
+        self._outstanding.wait_for_room(self.waiter(), seconds)
 
     # --- serving -----------------------------------------------------------------
 
@@ -316,7 +294,7 @@ class Client:
                 self._task = ThreadTask(self._turn, self._interrupt_poll)
             else:
                 self._task = HubTask(
-                    hub, self._signal, self._turn, lambda: self.outstanding
+                    hub, self._signal, self._turn, lambda: self._outstanding.count
                 )
                 if not self._settings.linger_is_users:
                     self._gather = Gatherer(hub, self._hand_over)
@@ -332,8 +310,7 @@ class Client:
             IllegalWaitError: The wait could never end, because the caller is the hub
                 itself or the serving task (in a listener).
         """
-        if not self._in_serving_hub():
-            self.attend()
+        self.attend()
         task = self._task
         if task is not None and task.is_current():
             text = (
@@ -353,7 +330,7 @@ class Client:
 
     def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
         # Called inside poll, like a delivery report: append, and that is all.
-        self._notices.append((kind, content))
+        self._settler.notices.append((kind, content))
         if not self._reports.limit:
             self._signal.set()
 
@@ -389,7 +366,7 @@ class Client:
                     self._producer.poll(seconds)
                 except cimpl.KafkaException as error:
                     # How a fatal error is told: no error_cb, but an exception.
-                    self._notices.append(("error", error.args[0]))
+                    self._settler.notices.append(("error", error.args[0]))
                 except BaseException as error:  # noqa: BLE001
                     # A signal handler raised in here, or ours did, which is a bug;
                     # neither may end the serving.
@@ -397,133 +374,64 @@ class Client:
                 finally:
                     reports.limit = 0
                     self._poll_ident = 0
-        self._settle()
+        try:
+            self._settler.settle()
+        except BaseException as error:  # noqa: BLE001
+            interrupt = error
         return interrupt
 
-    def _settle(self) -> None:
-        """Tell what came in: events first, then who waits."""
-        while self._reports or self._notices:
-            # Two may come here while one driver replaces the other. The one that is
-            # at it looks again before it goes.
-            if not self._settling.acquire(blocking=False):
-                return
-            try:
-                while self._notices:
-                    self._tell_notice(*self._notices.popleft())
-                self._settle_reports()
-            finally:
-                self._settling.release()
+    def _on_settled(self, count: int, latency: float) -> None:
+        if latency >= 0:
+            # The brokers are well again.
+            self._last_error = None
+            self._last_error_is_better = False
+        gather = self._gather
+        if gather is not None and gather.is_here():
+            gather.reported(count, latency)
+        self._outstanding.settle(count)
 
-    def _settle_reports(self) -> None:
-        reports = self._reports
-        acknowledged = self._monitor.listens("message.acknowledged")
-        turn_ends = _waiting.monotonic() + self._settings.max_serve_time
-        count = 0
-        latency = -1.0
-        try:
-            while reports:
-                handle = reports.popleft()
-                count += 1
-                if handle._error is None:
-                    latency = handle._latency
-                    if not acknowledged:
-                        handle.settle()
-                        continue
-                try:
-                    self._tell_report(handle)
-                finally:
-                    handle.settle()
-                if not count % _CLOCK_EVERY and _waiting.monotonic() > turn_ends:
-                    self._count_settled(count, latency)
-                    count = 0
-                    self._give_hub_a_turn()
-                    turn_ends = _waiting.monotonic() + self._settings.max_serve_time
-        finally:
-            self._count_settled(count, latency)
-
-    def _give_hub_a_turn(self) -> None:
+    def _pause(self) -> None:
         if self._task is not None and self._task.is_current():
             self._task.pause()
 
-    def _count_settled(self, count: int, latency: float) -> None:
-        if not count:
+    # --- what librdkafka's errors mean -------------------------------------------
+
+    def broker_error(self, error: cimpl.KafkaError) -> BrokerError:
+        """Turn an error of the client as a whole into ours, and remember it."""
+        told = _broker_error(error, self._producer)
+        # "All brokers are down" comes after, and hides, the reason why.
+        if told.code != _ALL_DOWN:
+            self._last_error = str(told)
+            self._last_error_is_better = True
+        elif self._last_error is None:
+            self._last_error = str(told)
+        return told
+
+    def read_log(self, line: str) -> None:
+        """Take the reason why a broker is down, if nothing better is known.
+
+        A plaintext client at a TLS port is just cut off: of that librdkafka only logs.
+        """
+        failure = _FAIL_LINE.match(line)
+        if failure is None or self._last_error_is_better:
             return
-        self._settled += count
-        self._no_room = False
-        if latency >= 0:
-            self._last_error = None
-        if self._gather is not None and self._in_serving_hub():
-            self._gather.reported(count, max(latency, 0.0))
-        if self._room:
-            self._wake_for_room(count)
-        if self._drained and self.outstanding <= 0:
-            while self._drained:
-                self._drained.popleft().wake()
+        self._last_error = failure[1]
+        if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
+            self._last_error += "; is security.protocol right?"
 
-    def _tell_report(self, handle: DeliveryHandle) -> None:
-        error = handle._error
-        if error is None:
-            report = handle._report()
-            self._monitor.emit(
-                "message.acknowledged",
-                {
-                    "producer_id": self._settings.id,
-                    "topic": report.topic,
-                    "partition": report.partition,
-                    "offset": report.offset,
-                    "label": report.label,
-                    "delivery_report": report,
-                },
-            )
-            return
-        if not isinstance(error, DeliveryError):
-            error = handle._error = self._verdict(handle.topic, error)
-        self._monitor.emit(
-            "error.occurred",
-            {
-                "producer_id": self._settings.id,
-                "error": error,
-                "type": "librdkafka.dispatch_error",
-                "topic": handle.topic,
-                "label": handle.label,
-                "delivery_report": handle,
-            },
-        )
-
-    def _tell_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
-        if kind == "log":
-            level, line = content
-            _log.log(level, "%s", line)
-        elif kind == "statistics":
-            if self._monitor.listens("statistics.emitted"):
-                self._monitor.emit(
-                    "statistics.emitted",
-                    {
-                        "producer_id": self._settings.id,
-                        "statistics": json.loads(content),
-                    },
-                )
-        else:
-            error = _broker_error(content, self._producer)
-            # "All brokers are down" comes after, and hides, the reason why.
-            if content.code() != _ALL_DOWN or self._last_error is None:
-                self._last_error = str(error)
-            self._monitor.emit(
-                "error.occurred",
-                {
-                    "producer_id": self._settings.id,
-                    "error": error,
-                    "type": "librdkafka.error",
-                },
-            )
-
-    def _verdict(self, topic: str, error: cimpl.KafkaError) -> DeliveryError:
+    def verdict(
+        self, topic: str, error: cimpl.KafkaError, partition: int | None
+    ) -> DeliveryError:
+        """Turn the error of one message into ours."""
         cause = _broker_error(error, self._producer)
         if cause.code in _PURGED:
             return _purged(topic, cause)
         text = f"a message to {topic!r} was not delivered: {cause}"
         if self._last_error is not None and self._last_error not in text:
             text += f"; last broker error: {self._last_error}"
+        elif cause.code == _TIMED_OUT and (partition is None or partition < 0):
+            # It never got a partition: no broker told of any.
+            text += "; the topic is unknown to the brokers, and was not created"
         verdict = DeliveryError(text)
         verdict.__cause__ = cause
         return verdict
@@ -546,20 +454,13 @@ class Client:
         """
         deadline = _waiting.monotonic() + seconds
         self.flush_gathered()
-        while self.outstanding > 0:
+        while self._outstanding.count > 0:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return False
-            waiter = self.waiter()
-            self._drained.append(waiter)
             if self._settings.linger_is_users:
                 self._nudge()
-            if self.outstanding > 0:
-                waiter.wait(min(left, _NUDGE_EVERY))
-            try:
-                self._drained.remove(waiter)
-            except ValueError:
-                continue  # it was woken
+            self._outstanding.wait_for_none(self.waiter(), min(left, _NUDGE_EVERY))
         return True
 
     def _nudge(self) -> None:
@@ -598,7 +499,7 @@ class Client:
         try:
             _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
         finally:
-            self._settle()
+            self._settler.settle()
             _clients.discard(self)
 
     def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
@@ -615,7 +516,7 @@ class Client:
         self._producer.close()
 
     def forget_in_child(self) -> None:
-        """Let go of the parent's client, in a forked child; nothing native is called."""
+        """Let go of the parent's client in a forked child; call nothing native."""
         if self._producer not in _inherited:
             _inherited.append(self._producer)
             if not self._closed:

@@ -40,8 +40,6 @@ Status = Literal["initial", "configured", "connected", "closing", "closed"]
 #: Seconds that the reports of dropped messages may take. They come at once; the time
 #: is for a hub that is busy with something else.
 _PURGE_TIMEOUT = 5.0
-#: Messages of a batch that are queued between two looks at the clock.
-_BATCH_PIECE = 256
 
 _log = logging.getLogger("greendrop")
 
@@ -54,7 +52,7 @@ class Core:
     """The shared part of a producer. Construction opens nothing."""
 
     def __init__(self, settings: Settings, monitor: Monitor) -> None:
-        problems = _librdkafka.check_configuration(settings.kafka)
+        problems = _librdkafka.check_configuration(settings.kafka, settings.secret_keys)
         if problems:
             raise ConfigurationInvalidError(
                 {f"kafka.{key}": text for key, text in problems.items()}
@@ -101,16 +99,11 @@ class Core:
             ProduceManyError: A message was not queued, nor were those after it.
         """
         handles: list[DeliveryHandle] = []
-        turn_ends = _waiting.monotonic() + self.settings.max_serve_time
+        turns = _waiting.Turns(self.settings.max_serve_time)
         try:
             for message in messages:
                 handles.append(self.dispatch(message, verb))
-                if (
-                    not len(handles) % _BATCH_PIECE
-                    and _waiting.monotonic() > turn_ends
-                ):
-                    _waiting.give_way()
-                    turn_ends = _waiting.monotonic() + self.settings.max_serve_time
+                turns.end_one()
         except (ProduceError, ProducerClosedError) as error:
             text = (
                 f"message {len(handles)} of {len(messages)} and those after it were"
@@ -128,9 +121,8 @@ class Core:
     def _send_when_room(
         self, message: Message, verb: str, full: QueueFullError
     ) -> DeliveryHandle:
-        if (
-            self.settings.instrument_on_wait_queue_full
-            and self.monitor.listens("error.occurred")
+        if self.settings.instrument_on_wait_queue_full and self.monitor.listens(
+            "error.occurred"
         ):
             self.monitor.emit(
                 "error.occurred",
@@ -261,21 +253,24 @@ class Core:
 
     def _wait_closed(self, seconds: float) -> None:
         deadline = _waiting.monotonic() + seconds
-        while self.status != "closed":
+        while self._closing():
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
             waiter = _waiting.new_waiter()
             self._close_waiters.append(waiter)
-            if self.status != "closed":
+            if self._closing():
                 waiter.wait(left)
+
+    def _closing(self) -> bool:
+        return self.status == "closing"
 
     def _close_quietly(self, timeout: float | None, *, force: bool) -> None:
         # Nobody is there to catch it: the handles and the log have to tell.
         try:
             self.close(timeout, force=force)
         except MessagesAbandonedError as error:
-            _log.error("%s", error)  # noqa: TRY400 - the text is all there is
+            _log.error("%s", error)
 
     def reset(self) -> None:
         """See `Producer.reset`."""
@@ -294,12 +289,13 @@ class Core:
         """Close in the background: the last `Producer` of this core is gone."""
         if self.status != "connected" or self.inherited:
             return
+        # Closed first: a warning may have been made an error.
+        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
         warnings.warn(
             f"producer {self.settings.id!r} was never closed; closing it now",
             ResourceWarning,
             stacklevel=2,
         )
-        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
 
 
 def _close_at_exit() -> None:

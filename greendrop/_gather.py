@@ -10,7 +10,7 @@ goes out at once. Belongs to one hub's thread; knows messages only as items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from greendrop import _waiting
 
@@ -47,33 +47,48 @@ class Gatherer(Generic[_Item]):
                 no room for; they are tried again after the next reports.
         """
         self._hand_over = hand_over
-        self._loop = hub.loop
+        #: Whose greenlets send: the caller may gather when `current_hub() is hub`.
+        #: (A thread's number would not do: a later thread may get the same.)
+        self.hub = hub
+        self.current_hub = _waiting.hub_getter()
+        self._loop: Any = hub.loop
         self._items: list[_Item] = []
         self._under_way = 0
         self._scheduled = False
+        self._armed = False
         self._round_trip = 0.0
         self._last = 0.0
-        self._timer = hub.loop.timer(_TIMER)
+        self._timer: Any = self._loop.timer(_TIMER)
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def is_here(self) -> bool:
+        """Tell whether the caller is in the thread, and the hub, that it belongs to."""
+        return self.current_hub() is self.hub
 
     def add(self, item: _Item) -> None:
         """Send an item at once, or with the next batch."""
         items = self._items
         items.append(item)
-        if len(items) == 1 and not self._under_way and not self._scheduled:
+        if self._armed and len(items) < _MOST:
+            return
+        at_once = not self._under_way and not self._scheduled and len(items) == 1
+        if at_once or len(items) >= _MOST:
             self.hand_over()
-        elif len(items) >= _MOST:
-            self.hand_over()
-        elif not self._timer.active:
-            # In case no report comes.
-            self._timer.start(self._on_timer, update=True)
+        else:
+            self._arm()
 
     def reported(self, count: int, round_trip: float) -> None:
-        """Take note of reports, before the greenlets they free have run."""
+        """Take note of reports, before the greenlets they free have run.
+
+        Args:
+            count: How many, whoever sent them.
+            round_trip: Seconds that the last good one took; below 0 if none was good.
+        """
         self._under_way = max(self._under_way - count, 0)
-        self._round_trip += (round_trip - self._round_trip) * _WEIGHT
+        if round_trip >= 0:
+            self._round_trip += (round_trip - self._round_trip) * _WEIGHT
         if not self._scheduled:
             self._scheduled = True
             self._loop.run_callback(self._end_of_tick)
@@ -108,6 +123,13 @@ class Gatherer(Generic[_Item]):
             self.hand_over()
 
     def _on_timer(self) -> None:
+        self._armed = False
         self.hand_over()
         if self._items:
+            self._arm()
+
+    def _arm(self) -> None:
+        # In case no report comes.
+        if not self._armed:
+            self._armed = True
             self._timer.start(self._on_timer, update=True)

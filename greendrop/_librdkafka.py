@@ -163,7 +163,6 @@ class MainQueue:
     __slots__ = ("_client", "_library", "_queue")
 
     def __init__(self, library: ctypes.PyDLL, client: int, queue: int) -> None:
-        """Not for callers: use `MainQueue.of`."""
         self._library = library
         self._client = client
         self._queue: int | None = queue
@@ -228,9 +227,10 @@ class MainQueue:
         self._library.rd_kafka_queue_io_event_enable(self._queue, fd, _ONE, len(_ONE))
 
     def wake(self) -> None:
-        """Signal the descriptor, and end a poll that is waiting, without an entry.
+        """Signal the descriptor without an entry, and end a poll that is waiting.
 
-        Does not signal again what was signalled and not yet polled.
+        Does not signal again what was signalled and not yet polled. A poll of 0.2 s or
+        more goes on: confluent-kafka makes several of it.
         """
         if self._queue is not None:
             self._library.rd_kafka_queue_yield(self._queue)
@@ -280,8 +280,9 @@ def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
     """
     client, library = _native(producer), load_library()
     if client is None or library is None:
-        text = f"can't reach the native client of {type(producer).__name__}"
-        raise GreendropError(text)
+        raise GreendropError(
+            f"can't reach the native client of {type(producer).__name__}"
+        )
     raised: int = library.short.rd_kafka_test_fatal_error(client, code, reason.encode())
     return raised
 
@@ -326,7 +327,7 @@ def check_configuration(
         when librdkafka can't be asked; then making the client will tell.
 
     Blocking:
-        About a millisecond, with TLS about ten; the calling thread and its hub stand
+        One to three milliseconds, with TLS about ten; the thread and its hub stand
         still meanwhile.
     """
     library = load_library()

@@ -1,8 +1,8 @@
 """librdkafka's mock cluster, which confluent-kafka does not offer, by ctypes.
 
-Beside `_librdkafka` the only importer of ctypes; imported by `testing` alone, so a
-program that sends messages never loads it. Speaks librdkafka's language: numbers for
-errors and requests, milliseconds, -1 for all brokers.
+Beside `_librdkafka` the only importer of ctypes. Only `testing` imports it, so a
+program that just sends messages never loads it. Speaks librdkafka's language: numbers
+for errors and requests, milliseconds, -1 for all brokers.
 """
 
 from __future__ import annotations
@@ -51,20 +51,19 @@ class NativeMockCluster:
 
     Broker numbers start at 1; -1 means all of them. Error and request numbers are
     those of the Kafka protocol, negative ones librdkafka's own.
+
+    Raises:
+        GreendropError: librdkafka can't be reached, or can't start the brokers.
     """
 
     __slots__ = ("_blocking", "_client", "_cluster", "_short")
 
     def __init__(self, brokers: int) -> None:
-        """Start as many brokers.
-
-        Raises:
-            GreendropError: librdkafka can't be reached, or can't start them.
-        """
         library = load_library()
         if library is None:
-            text = "no mock cluster here: can't reach the librdkafka of confluent-kafka"
-            raise GreendropError(text)
+            raise GreendropError(
+                "no mock cluster here: can't reach the librdkafka of confluent-kafka"
+            )
         self._short, self._blocking = library.short, library.blocking
         mock = {f"rd_kafka_mock_{name}": kind for name, kind in _MOCK.items()}
         declare(self._blocking, mock)
@@ -73,24 +72,33 @@ class NativeMockCluster:
         # A client without brokers: with test.mock.num.brokers it would connect to the
         # cluster itself, and its requests would be among those that a test counts.
         client, told = new_client(library, conf)
-        cluster = client and self._call("cluster_new", client, brokers)
-        if not client or not cluster:
-            raise GreendropError(told or f"can't start {brokers} mock brokers")
-        self._client, self._cluster = client, cluster
+        if client is None:
+            raise GreendropError(told)
+        self._cluster = self._native("cluster_new")(client, brokers)
+        if not self._cluster:
+            self._blocking.rd_kafka_destroy(client)
+            raise GreendropError(f"librdkafka can't start {brokers} mock brokers")
+        self._client: int | None = client
+
+    def _native(self, name: str) -> Any:  # noqa: ANN401 - a function of C
+        return getattr(self._blocking, f"rd_kafka_mock_{name}")
 
     def _call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - as C has it
-        return getattr(self._blocking, f"rd_kafka_mock_{name}")(*arguments)
+        if self._client is None:
+            raise GreendropError("the mock cluster is closed")
+        return self._native(name)(self._cluster, *arguments)
 
     def _checked(self, name: str, *arguments: object) -> None:
-        code = self._call(name, self._cluster, *arguments)
+        code = self._call(name, *arguments)
         if code:
-            text = f"mock cluster refuses {name}{arguments!r}: error {code}"
-            raise GreendropError(text)
+            raise GreendropError(
+                f"mock cluster refuses {name}{arguments!r}: error {code}"
+            )
 
     @property
     def bootstraps(self) -> str:
         """The brokers' addresses, as `bootstrap.servers` takes them."""
-        addresses: bytes = self._call("cluster_bootstraps", self._cluster)
+        addresses: bytes = self._call("cluster_bootstraps")
         return addresses.decode()
 
     def topic_create(self, topic: str, partitions: int, replicas: int = 1) -> None:
@@ -99,7 +107,7 @@ class NativeMockCluster:
 
     def topic_set_error(self, topic: str, code: int) -> None:
         """Have metadata and AddPartitionsToTxn requests fail for a topic; 0 ends it."""
-        self._call("topic_set_error", self._cluster, topic.encode(), code)
+        self._call("topic_set_error", topic.encode(), code)
 
     def partition_set_leader(self, topic: str, partition: int, broker: int) -> None:
         """Move a partition to another broker, -1 for none."""
@@ -124,13 +132,11 @@ class NativeMockCluster:
     def push_request_errors(self, request: int, codes: Sequence[int]) -> None:
         """Have the next requests of a kind fail, one per code, on any broker."""
         array = (c_int * len(codes))(*codes)
-        self._call(
-            "push_request_errors_array", self._cluster, request, len(codes), array
-        )
+        self._call("push_request_errors_array", request, len(codes), array)
 
     def clear_request_errors(self, request: int) -> None:
         """Forget the errors that are still to come."""
-        self._call("clear_request_errors", self._cluster, request)
+        self._call("clear_request_errors", request)
 
     def push_request_error_rtts(
         self, broker: int, request: int, answers: Sequence[tuple[int, int]]
@@ -143,35 +149,33 @@ class NativeMockCluster:
 
     def start_request_tracking(self) -> None:
         """Remember requests from now on."""
-        self._call("start_request_tracking", self._cluster)
+        self._call("start_request_tracking")
 
     def stop_request_tracking(self) -> None:
         """Remember no more; what is remembered stays."""
-        self._call("stop_request_tracking", self._cluster)
+        self._call("stop_request_tracking")
 
     def clear_requests(self) -> None:
         """Forget the remembered requests."""
-        self._call("clear_requests", self._cluster)
+        self._call("clear_requests")
 
     def requests(self) -> list[tuple[int, int]]:
         """Give the remembered requests, in order: broker and kind."""
         count = c_size_t()
-        listed = self._call("get_requests", self._cluster, ctypes.byref(count))
+        listed = self._call("get_requests", ctypes.byref(count))
         if not listed:
             return []
+        kind, broker = self._native("request_api_key"), self._native("request_id")
         requests = (c_void_p * count.value).from_address(listed)
-        seen = [
-            (self._call("request_id", each), self._call("request_api_key", each))
-            for each in requests
-        ]
+        seen = [(broker(each), kind(each)) for each in requests]
         for each in requests:
-            self._call("request_destroy", each)
+            self._native("request_destroy")(each)
         self._short.rd_kafka_mem_free(None, listed)
         return seen
 
     def destroy(self) -> None:
         """Stop the brokers; a second call does nothing."""
-        client, self._client = self._client, 0
-        if client:
-            self._call("cluster_destroy", self._cluster)
+        if self._client is not None:
+            self._call("cluster_destroy")
+            client, self._client = self._client, None
             self._blocking.rd_kafka_destroy(client)

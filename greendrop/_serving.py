@@ -59,8 +59,9 @@ class HubTask:
         self._end_waiters: list[_waiting.Waiter] = []
         # Neither may keep gevent's loop alive by itself: `gevent.wait()` would never
         # return. Who waits for a report holds the loop with the timer of that wait.
-        self._io = hub.loop.io(signal.fileno(), 1, ref=False)
-        self._guard = hub.loop.timer(_GUARD, _GUARD, ref=False)
+        loop: Any = hub.loop
+        self._io = loop.io(signal.fileno(), 1, ref=False)
+        self._guard = loop.timer(_GUARD, _GUARD, ref=False)
         self._greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
     @property
@@ -101,9 +102,11 @@ class HubTask:
                 # Drained first, then polled: what comes after the drain signals anew.
                 self._signal.clear()
                 interrupt = self._turn(0)
+                if isinstance(interrupt, sys.modules["greenlet"].GreenletExit):
+                    raise interrupt
                 if interrupt is not None:
-                    kind = type(interrupt)
-                    self.hub.handle_error(self, kind, interrupt, None)
+                    # KeyboardInterrupt and the like go on in the main greenlet.
+                    self.hub.handle_error(self, type(interrupt), interrupt, None)
                 if not self._stopped:
                     self._sleep()
         finally:

@@ -54,55 +54,49 @@ class _Rule(NamedTuple):
 
 def _seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        text = f"needs a number of seconds, not {type(value).__name__}"
-        raise _RefusedError(text)
+        raise _RefusedError(f"needs a number of seconds, not {type(value).__name__}")
     if not math.isfinite(value):
-        text = f"{value!r} is not finite; every wait of greendrop ends"
-        raise _RefusedError(text)
+        raise _RefusedError(f"{value!r} is not finite; every wait of greendrop ends")
     if value < 0:
-        text = f"{value!r} is negative"
-        raise _RefusedError(text)
+        raise _RefusedError(f"{value!r} is negative")
     if value > _LONGEST:
-        text = (
+        raise _RefusedError(
             f"{value!r} seconds is more than a day and looks like milliseconds;"
             f" did you mean {value / 1000!r}?"
         )
-        raise _RefusedError(text)
     return float(value)
 
 
 def _seconds_above_zero(value: object) -> float:
     seconds = _seconds(value)
     if not seconds:
-        text = "0 leaves no time to serve anything; needs a number above 0"
-        raise _RefusedError(text)
+        raise _RefusedError(
+            "0 leaves no time to serve anything; needs a number above 0"
+        )
     return seconds
 
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        text = f"needs True or False, not {value!r:.40}"
-        raise _RefusedError(text)
+        raise _RefusedError(f"needs True or False, not {value!r:.40}")
     return value
 
 
 def _bytes_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        text = f"needs a whole number of bytes, not {type(value).__name__}"
-        raise _RefusedError(text)
+        raise _RefusedError(
+            f"needs a whole number of bytes, not {type(value).__name__}"
+        )
     if value < 1:
-        text = f"{value!r} is below 1"
-        raise _RefusedError(text)
+        raise _RefusedError(f"{value!r} is below 1")
     return value
 
 
 def _identity(value: object) -> str:
     if not isinstance(value, str):
-        text = f"needs text, not {type(value).__name__}"
-        raise _RefusedError(text)
+        raise _RefusedError(f"needs text, not {type(value).__name__}")
     if not value:
-        text = "must not be empty"
-        raise _RefusedError(text)
+        raise _RefusedError("must not be empty")
     return value
 
 
@@ -139,11 +133,11 @@ class Settings:
     secret_keys: frozenset[str]
 
     id: str = _setting(
-        "",
+        "greendrop-...",
         _IDENTITY,
         "text",
-        "Names this producer in events, logs and errors. By default `greendrop-` and"
-        " 12 hexadecimal digits, made anew for each producer.",
+        "Names this producer in events, logs and errors. The default ends in 12"
+        " hexadecimal digits, other ones for each producer.",
         "id, `waterdrop-` and 12 hexadecimal digits",
     )
     max_payload_size: int = _setting(
@@ -322,8 +316,7 @@ def _unknown(name: str) -> str:
     return "no such setting; librdkafka's keys go into kafka={...}"
 
 
-# ---------------------------------------------------------------------------------
-# The mapping `kafka`
+# -- the mapping `kafka` ------------------------------------------------------------
 
 _BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
 _MOCK = "test.mock.num.brokers"
@@ -332,30 +325,36 @@ _QUEUE_KEY = "queue.buffering.max.messages"
 _DELIVERY_TIMEOUT = ("message.timeout.ms", "delivery.timeout.ms")
 _ONLY_ERRORS = "delivery.report.only.error"
 
-_SUBSCRIBE = "use producer.monitor.subscribe({!r}, ...)"
-_ACKNOWLEDGED = (
-    "use the handle that produce_async returns, or"
-    " producer.monitor.subscribe('message.acknowledged', ...)"
+_SUBSCRIBE = "this callback belongs to greendrop; use producer.monitor.subscribe({})"
+_ERRORS_GO_TO = _SUBSCRIBE.format("'error.occurred', ...")
+_STATISTICS_GO_TO = _SUBSCRIBE.format("'statistics.emitted', ...")
+_TOKENS_GO_TO = _SUBSCRIBE.format("'oauthbearer.token_refresh', ...")
+_REPORTS_GO_TO = (
+    _SUBSCRIBE.format("'message.acknowledged', ...")
+    + ", or the handle that produce_async returns"
 )
+_PARTITIONS_BY = (
+    "set partitioner to the name of one of librdkafka's, or give each message its"
+    " partition"
+)
+_TOPIC_KEYS_GO_TO = "put its keys straight into kafka={...}"
 # Keys of confluent-kafka and librdkafka that take an object, and what to use instead.
-# greendrop owns these hooks: user code that ran in them could abort the process.
-_HOOKS = {
-    "error_cb": _SUBSCRIBE.format("error.occurred"),
-    "stats_cb": _SUBSCRIBE.format("statistics.emitted"),
-    "throttle_cb": _SUBSCRIBE.format("statistics.emitted"),
-    "oauth_cb": _SUBSCRIBE.format("oauthbearer.token_refresh"),
-    "oauthbearer_token_refresh_cb": _SUBSCRIBE.format("oauthbearer.token_refresh"),
-    "on_delivery": _ACKNOWLEDGED,
-    "dr_cb": _ACKNOWLEDGED,
-    "dr_msg_cb": _ACKNOWLEDGED,
-    "logger": _SUBSCRIBE.format("error.occurred"),
-    "log_cb": _SUBSCRIBE.format("error.occurred"),
-    "default.topic.config": "put its keys straight into kafka={...}",
-    "default_topic_conf": "put its keys straight into kafka={...}",
-    "partitioner_callback": "set partitioner to one of librdkafka's, or give each"
-    " message its partition",
-    "partitioner_cb": "set partitioner to one of librdkafka's, or give each message"
-    " its partition",
+# greendrop owns the callbacks: user code that ran in one could abort the process.
+_REFUSED_KEYS = {
+    "error_cb": _ERRORS_GO_TO,
+    "logger": _ERRORS_GO_TO,
+    "log_cb": _ERRORS_GO_TO,
+    "stats_cb": _STATISTICS_GO_TO,
+    "throttle_cb": _STATISTICS_GO_TO,
+    "oauth_cb": _TOKENS_GO_TO,
+    "oauthbearer_token_refresh_cb": _TOKENS_GO_TO,
+    "on_delivery": _REPORTS_GO_TO,
+    "dr_cb": _REPORTS_GO_TO,
+    "dr_msg_cb": _REPORTS_GO_TO,
+    "partitioner_cb": _PARTITIONS_BY,
+    "partitioner_callback": _PARTITIONS_BY,
+    "default.topic.config": _TOPIC_KEYS_GO_TO,
+    "default_topic_conf": _TOPIC_KEYS_GO_TO,
 }
 
 
@@ -372,48 +371,51 @@ def _kafka_values(kafka: object, errors: dict[str, str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for key, value in kafka.items():
         try:
-            values[_kafka_key(key)] = _kafka_value(key, value)
+            name = _kafka_key(key)
+            values[name] = _kafka_value(name, value)
         except _RefusedError as refused:
             errors[f"kafka.{key!s}"] = str(refused)
-    if any(values.get(key) for key in (*_BOOTSTRAP, _MOCK)):
-        return values
-    if not any(f"kafka.{key}" in errors for key in (*_BOOTSTRAP, _MOCK)):
-        given = next((key for key in _BOOTSTRAP if key in values), None)
-        text = "must not be empty" if given else "this key is required"
-        errors[f"kafka.{given or _BOOTSTRAP[0]}"] = text
+    _check_brokers(values, errors)
     return values
+
+
+def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
+    """Refuse a configuration that leads to no broker."""
+    if any(f"kafka.{key}" in errors for key in (*_BOOTSTRAP, _MOCK)):
+        return  # told already
+    if any(values.get(key) for key in _BOOTSTRAP) or _number(values.get(_MOCK), 0) > 0:
+        return
+    given = next((key for key in _BOOTSTRAP if key in values), None)
+    text = "must not be empty" if given else "this key is required"
+    errors[f"kafka.{given or _BOOTSTRAP[0]}"] = text
 
 
 def _kafka_key(key: object) -> str:
     if not isinstance(key, str):
-        text = f"keys are text, not {type(key).__name__}"
-        raise _RefusedError(text)
-    if key in _HOOKS or key.endswith(("_cb", "_callback")):
-        hint = _HOOKS.get(key, "use producer.monitor.subscribe(...)")
-        text = f"callbacks belong to greendrop; {hint}"
-        raise _RefusedError(text)
+        raise _RefusedError(f"keys are text, not {type(key).__name__}")
+    if key in _REFUSED_KEYS or key.endswith(("_cb", "_callback")):
+        raise _RefusedError(_REFUSED_KEYS.get(key, _SUBSCRIBE.format("...")))
     if "\0" in key or not _encodable(key):
-        text = "holds a NUL character or a lone surrogate"
-        raise _RefusedError(text)
+        raise _RefusedError("holds a NUL character or a lone surrogate")
     return str.__str__(key)
 
 
 def _kafka_value(key: str, value: object) -> str:
     if value is None:
-        text = "None is no value; leave the key out to get its default"
-        raise _RefusedError(text)
+        raise _RefusedError("None is no value; leave the key out to get its default")
     if not isinstance(value, (str, int, float)):
-        text = f"needs text, a number or a boolean, not {type(value).__name__}"
-        raise _RefusedError(text)
+        raise _RefusedError(
+            f"needs text, a number or a boolean, not {type(value).__name__}"
+        )
     text = _as_text(value)
     if "\0" in text or not _encodable(text):
         # librdkafka reads a C string in UTF-8: it would take the value for a shorter
         # one, or get none at all.
-        text = "holds a NUL character or a lone surrogate"
-        raise _RefusedError(text)
+        raise _RefusedError("holds a NUL character or a lone surrogate")
     if key == _ONLY_ERRORS and _is_true(text):
-        text = "must not be true: handles of delivered messages would never resolve"
-        raise _RefusedError(text)
+        raise _RefusedError(
+            "must not be true: handles of delivered messages would never resolve"
+        )
     return text
 
 
@@ -422,8 +424,7 @@ def _as_text(value: str | float) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         if not math.isfinite(value):
-            text = f"{value!r} is not finite"
-            raise _RefusedError(text)
+            raise _RefusedError(f"{value!r} is not finite")
         # librdkafka takes "5.0" only where it expects a fraction.
         return str(int(value)) if value.is_integer() else repr(float(value))
     # Spelled this way for enumerations, whose own str() gives a name.

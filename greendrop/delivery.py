@@ -41,11 +41,17 @@ class DeliveryReport(NamedTuple):
 class ReportingClient(Protocol):
     """What a handle needs of the client that sends its message."""
 
-    def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter: ...
+    def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter:
+        """Make a waiter for the calling greenlet or thread."""
+        ...
 
-    def attend(self) -> object: ...
+    def attend(self) -> object:
+        """See to it that somebody serves the client."""
+        ...
 
-    def last_broker_error(self) -> str | None: ...
+    def last_broker_error(self) -> str | None:
+        """Tell what librdkafka last complained of."""
+        ...
 
 
 class ReportQueue(deque["DeliveryHandle"]):
@@ -78,7 +84,6 @@ class DeliveryHandle:
     """
 
     __slots__ = (
-        "_done",
         "_error",
         "_latency",
         "_offset",
@@ -98,9 +103,9 @@ class DeliveryHandle:
     def __init__(self, topic: str, label: object, reports: ReportQueue) -> None:
         self.topic = topic
         self.label = label
-        self._reports = reports
-        self._done = False
-        self._error: Any = None
+        # None once the verdict is known; `_error` is there once the report is in.
+        self._reports: ReportQueue | None = reports
+        self._error: Any
         self._waiters: _Chain = None
 
     def __call__(self, error: Any, message: Any) -> None:  # noqa: ANN401
@@ -109,14 +114,13 @@ class DeliveryHandle:
         Only fills and appends: a greenlet switch, a lock or an exception here can
         abort the process.
         """
+        self._error = error
+        self._partition = message.partition()
         if error is None:
-            self._partition = message.partition()
             self._offset = message.offset()
             self._timestamp = message.timestamp()[1]
             self._latency = message.latency()
-        else:
-            self._error = error
-        reports = self._reports
+        reports: Any = self._reports
         # Appended first, then asked: the serving task sets the limit to nought and
         # looks into the queue in the opposite order, so one of the two sees the other.
         reports.append(self)
@@ -126,12 +130,12 @@ class DeliveryHandle:
     @property
     def done(self) -> bool:
         """Whether the verdict is known. Never blocks."""
-        return self._done
+        return self._reports is None
 
     @property
     def report(self) -> DeliveryReport | None:
         """The report of a delivered message, else None. Never blocks."""
-        return self._report() if self._done and self._error is None else None
+        return self._report() if self.done and self._error is None else None
 
     def _report(self) -> DeliveryReport:
         return DeliveryReport(
@@ -146,7 +150,7 @@ class DeliveryHandle:
     @property
     def error(self) -> DeliveryError | None:
         """Why the message was not delivered, else None. Never blocks."""
-        error: DeliveryError | None = self._error if self._done else None
+        error: DeliveryError | None = self._error if self.done else None
         return error
 
     def wait(self, timeout: float = 180.0) -> DeliveryReport:
@@ -167,36 +171,38 @@ class DeliveryHandle:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread. May be called by many at once, and again.
         """
-        if not self._done:
-            self._await(timeout)
+        reports = self._reports
+        if reports is not None:
+            self._await(reports.client, timeout)
         if self._error is not None:
             # A copy: many may wait for one message, and each raises its own.
             error = copy.copy(self._error)
             raise error from error.__cause__
         return self._report()
 
-    def _await(self, timeout: float) -> None:
+    def _await(self, client: ReportingClient, timeout: float) -> None:
         if not 0 <= timeout < math.inf:
             msg = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
             raise ValueError(msg)
-        client = self._reports.client
         waiter = client.waiter()
         deadline = _waiting.monotonic() + timeout
         self._add(waiter)
         try:
-            while not self._done:
+            while self._reports is not None:
                 left = deadline - _waiting.monotonic()
                 if left <= 0:
-                    raise self._timed_out(timeout)
-                waiter.wait(left if left < _LOOK_EVERY else _LOOK_EVERY)
-                if not self._done:
+                    raise self._timed_out(client, timeout)
+                waiter.wait(min(left, _LOOK_EVERY))
+                if self._reports is not None:
                     client.attend()
         finally:
-            if not self._done:
+            if self._reports is not None:
                 self._remove(lambda one: one is waiter)
 
-    def _timed_out(self, timeout: float) -> DeliveryTimeoutError:
-        reason = self._reports.client.last_broker_error()
+    def _timed_out(
+        self, client: ReportingClient, timeout: float
+    ) -> DeliveryTimeoutError:
+        reason = client.last_broker_error()
         text = (
             f"no verdict on a message to {self.topic!r} within {timeout:g} s;"
             " it may still be delivered"
@@ -207,27 +213,28 @@ class DeliveryHandle:
 
     def settle(self) -> None:
         """Make the verdict known and wake who waits; by the serving task only."""
-        # Done first, then the waiters are taken. Who adds itself in between looks at
-        # `_done` afterwards, and doesn't wait.
-        self._done = True
+        # Done first, then the waiters are taken. Who adds itself in between looks
+        # whether it is done afterwards, and doesn't wait.
+        self._reports = None
         if self._waiters is not None:
             with _swap:
-                waiters = self._waiters
+                chain: _Chain = self._waiters
                 self._waiters = None
-            while waiters is not None:
-                waiter, waiters = waiters
-                waiter.wake()
+            while chain is not None:
+                chain[0].wake()
+                chain = chain[1]
 
     def fail(self, error: DeliveryError) -> None:
         """Report from our side that the message was not even queued."""
         self._error = error
-        self._reports.append(self)
+        reports: Any = self._reports
+        reports.append(self)
 
     def rawlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
         """Have a function called in this hub when the verdict is known (for gevent)."""
         waiter = _waiting.link(callback, self)
         self._add(waiter)
-        if self._done:
+        if self.done:
             self._remove(lambda one: one is waiter)
             waiter.wake()
 
@@ -237,7 +244,7 @@ class DeliveryHandle:
 
     def ready(self) -> bool:
         """Same as `done` (for gevent)."""
-        return self._done
+        return self.done
 
     def _add(self, waiter: _waiting.Waiter | _waiting.LinkWaiter) -> None:
         with _swap:
@@ -245,7 +252,8 @@ class DeliveryHandle:
 
     def _remove(self, unwanted: Callable[[Any], bool]) -> None:
         while True:
-            before = after = self._waiters
+            before = self._waiters
+            after: _Chain = before
             kept = []
             while after is not None:
                 if not unwanted(after[0]):
@@ -259,7 +267,7 @@ class DeliveryHandle:
                     return
 
     def __repr__(self) -> str:
-        if not self._done:
+        if not self.done:
             state = "pending"
         elif self._error is not None:
             state = "failed"

@@ -51,7 +51,7 @@ class GreendropError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__, self.__cause__)
 
 
-class _FieldErrors(GreendropError):
+class _FieldsError(GreendropError):
     """Several fields are wrong; all of them are told at once."""
 
     #: Field name (dotted for nested ones) -> what is wrong with it.
@@ -62,11 +62,11 @@ class _FieldErrors(GreendropError):
         super().__init__("; ".join(f"{key}: {text}" for key, text in errors.items()))
 
 
-class ConfigurationInvalidError(_FieldErrors):
+class ConfigurationInvalidError(_FieldsError):
     """Settings are wrong. Nothing was opened; `errors` names every bad key."""
 
 
-class MessageInvalidError(_FieldErrors):
+class MessageInvalidError(_FieldsError):
     """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
 
 

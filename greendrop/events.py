@@ -120,12 +120,13 @@ class Monitor:
     def __init__(self) -> None:
         # Copied on write: who reads never sees a change half made. Only events that
         # somebody listens to are in it, so asking is one look-up.
-        self._listeners: dict[str, tuple[tuple[object, Listener], ...]] = {}
+        #: Who listens to what; replaced as a whole, never changed.
+        self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
         self._statistics_frozen = False
 
     def listens(self, name: str) -> bool:
         """Tell whether anybody listens; who builds a payload asks first."""
-        return name in self._listeners
+        return name in self.listeners
 
     @overload
     def subscribe(self, target: str, listener: _L) -> _L: ...
@@ -154,9 +155,7 @@ class Monitor:
         methods = {
             name: method
             for name in EVENTS
-            if callable(
-                method := getattr(target, "on_" + name.replace(".", "_"), None)
-            )
+            if callable(method := getattr(target, "on_" + name.replace(".", "_"), None))
         }
         if not methods:
             text = f"{target!r} has no method for any event (on_message_acknowledged)"
@@ -168,28 +167,44 @@ class Monitor:
         """Stop telling a function or object anything; unknown ones are ignored."""
         left = {
             name: kept
-            for name, all_of_it in self._listeners.items()
+            for name, all_of_it in self.listeners.items()
             if (kept := tuple(pair for pair in all_of_it if pair[0] != listener))
         }
-        self._listeners = left
+        self.listeners = left
 
-    def emit(self, name: str, payload: Mapping[str, Any]) -> None:
+    def emit(
+        self,
+        name: str,
+        payload: Mapping[str, Any],
+        contained: type[BaseException] = Exception,
+    ) -> None:
         """Tell an event to those who listen.
 
         A listener that raises is logged and told as `error.occurred` with type
         `listener.error`; the others are told all the same.
+
+        Args:
+            name: A key of `EVENTS`.
+            payload: What its row says.
+            contained: What a listener may raise without hurting. In the caller's own
+                greenlet that is not a Timeout or a kill: those are meant for the
+                caller. In the serving task nothing is meant for anybody but us.
         """
-        listeners = self._listeners.get(name)
+        listeners = self.listeners.get(name)
         if not listeners:
             return
         event = Event(name, payload)
         for _, listener in listeners:
             try:
                 listener(event)
-            except Exception as error:  # noqa: BLE001 - it must not hurt the program
-                self._tell_failure(event, error)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except contained as error:
+                self._tell_failure(event, error, contained)
 
-    def _tell_failure(self, event: Event, error: Exception) -> None:
+    def _tell_failure(
+        self, event: Event, error: BaseException, contained: type[BaseException]
+    ) -> None:
         _log.error("listener of %s raised", event.name, exc_info=error)
         if event.payload.get("type") == "listener.error":
             return  # the one who hears of failing listeners fails; the log has it
@@ -201,6 +216,7 @@ class Monitor:
                 "type": "listener.error",
                 "event": event.name,
             },
+            contained,
         )
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
@@ -214,10 +230,10 @@ class Monitor:
                 " statistics.interval.ms is 0; subscribe before the first message"
             )
             raise StatisticsNotEnabledError(text)
-        listeners = dict(self._listeners)
+        listeners = dict(self.listeners)
         for name, listener in added.items():
             listeners[name] = (*listeners.get(name, ()), (owner, listener))
-        self._listeners = listeners
+        self.listeners = listeners
 
     @staticmethod
     def _known(name: str) -> None:

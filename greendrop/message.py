@@ -60,14 +60,17 @@ class Message(NamedTuple):
 
     def __repr__(self) -> str:
         """Tell the message without its payload, key and header values."""
-        size = "None" if self.payload is None else f"{len(self.payload)} long"
+        payload: object = self.payload
+        size = "None" if payload is None else type(payload).__name__
+        if isinstance(payload, (bytes, str)):
+            size = f"{len(payload)} long"
         return (
             f"<Message topic={self.topic!r} payload={size}"
             f" partition={self.partition!r} label={self.label!r}>"
         )
 
 
-def as_message(item: Message | Mapping[str, Any]) -> Message:
+def as_message(item: object) -> Message:
     """Turn an item of a batch into a `Message`; the item itself is not changed.
 
     Raises:
@@ -82,9 +85,13 @@ def as_message(item: Message | Mapping[str, Any]) -> Message:
     errors = {}
     for name in item:
         if name not in Message._fields:
-            near = get_close_matches(str(name), Message._fields, 1)
+            try:
+                shown = str(name)
+            except ValueError:  # a number of more than 4,300 digits
+                shown = f"({type(name).__name__})"
+            near = get_close_matches(shown, Message._fields, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            errors[str(name)] = f"no such field{hint}"
+            errors[shown] = f"no such field{hint}"
     for name in ("topic", "payload"):
         if name not in item:
             errors[name] = "this field is required"
@@ -175,7 +182,11 @@ def _as_bytes(name: str, value: object, errors: dict[str, str]) -> bytes | None:
             errors[name] = "holds lone surrogates, which UTF-8 can't encode"
             return None
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
+        try:
+            return bytes(value)
+        except ValueError:
+            errors[name] = "is a released memoryview"
+            return None
     errors[name] = f"needs bytes, text or None, not {type(value).__name__}"
     return None
 
@@ -186,14 +197,14 @@ def _check_partition(partition: object, errors: dict[str, str]) -> None:
     if not isinstance(partition, int) or isinstance(partition, bool):
         errors["partition"] = f"needs an integer, not {type(partition).__name__}"
     elif not UNASSIGNED <= partition < 2**31:
-        errors["partition"] = f"{partition} is not between -1 and 2147483647"
+        errors["partition"] = "is not between -1 and 2147483647"
 
 
 def _as_milliseconds(value: object, errors: dict[str, str]) -> int | None:
     if value is None:
         return None
     if isinstance(value, datetime):
-        if value.tzinfo is None:
+        if value.utcoffset() is None:
             errors["timestamp"] = "a datetime needs a time zone"
             return None
         value = round(value.timestamp() * 1000)
@@ -203,7 +214,7 @@ def _as_milliseconds(value: object, errors: dict[str, str]) -> int | None:
         )
         return None
     if not 0 <= value < 2**63:
-        errors["timestamp"] = f"{value} is not between 0 and 2**63 - 1"
+        errors["timestamp"] = "is not between 0 and 2**63 - 1"
         return None
     return value
 
@@ -232,9 +243,12 @@ def _as_pairs(
             errors["headers"] = f"a name needs to be text, not {type(name).__name__}"
             return None
         problems: dict[str, str] = {}
-        wire.append((name, _as_bytes("headers", value, problems)))
-        if problems:
-            errors["headers"] = f"value of {name!r} {problems['headers']}"
+        _as_bytes("name", name, problems)
+        if "\0" in name:
+            problems["name"] = "holds a NUL, where librdkafka would cut it"
+        wire.append((name, _as_bytes("value", value, problems)))
+        for part, text in problems.items():
+            errors["headers"] = f"{part} of {name!r} {text}"
             return None
     return wire or None
 

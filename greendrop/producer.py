@@ -190,7 +190,7 @@ class Producer:
             ),
             core.settings.max_payload_size,
         )
-        told = self.monitor.listens("message.produced_async")
+        told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
             handle = core.dispatch(message, "produce_async")
@@ -287,11 +287,11 @@ class Producer:
         batch: list[Message] = []
         errors: dict[str, str] = {}
         bad = 0
+        turns = _waiting.Turns(core.settings.max_serve_time)
         for index, item in enumerate(messages):
+            turns.end_one()
             try:
-                batch.append(
-                    checked(as_message(item), core.settings.max_payload_size)
-                )
+                batch.append(checked(as_message(item), core.settings.max_payload_size))
             except MessageInvalidError as error:
                 bad += 1
                 if bad <= _BAD_MESSAGES_TOLD:
@@ -303,9 +303,7 @@ class Producer:
             raise MessageInvalidError(errors)
         return batch
 
-    def _wait_for_all(
-        self, core: Core, batch: list[Message]
-    ) -> list[DeliveryReport]:
+    def _wait_for_all(self, core: Core, batch: list[Message]) -> list[DeliveryReport]:
         timeout = core.settings.max_wait_timeout
         failure: ProduceManyError | None = None
         try:

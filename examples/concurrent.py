@@ -1,0 +1,130 @@
+"""One producer and three at once: two send and wait, one does other work meanwhile.
+
+With gevent the three are greenlets of one thread. Without it, by `--threads` or because
+it is not installed, they are threads. What they do, and greendrop's part in it, is the
+same code: greendrop sees at each wait where it is called.
+
+    python examples/concurrent.py
+    python examples/concurrent.py --threads
+
+It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Python looks for modules beside a script first. This one would hide `concurrent` of
+# the standard library from those who need that.
+if (here := str(Path(__file__).resolve().parent)) in sys.path:
+    sys.path.remove(here)
+
+from greendrop import Message, ProduceError, ProduceManyError, Producer
+from greendrop.testing import MockCluster
+
+THREADS = "--threads" in sys.argv[1:] or find_spec("gevent") is None
+if not THREADS:
+    import gevent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOPIC = "greendrop-concurrent"
+#: Seconds that the mock brokers take to answer.
+ROUND_TRIP = 0.03
+
+BEGAN = time.perf_counter()
+
+
+def say(who: str, what: str) -> None:
+    """Write a line, with the time since the start."""
+    elapsed = (time.perf_counter() - BEGAN) * 1000
+    sys.stdout.write(f"{elapsed:5.0f} ms  {who:<7}{what}\n")
+    sys.stdout.flush()
+
+
+def send_orders(producer: Producer) -> None:
+    """Send ten messages with one key, each after the one before is safe."""
+    say("orders", "sends 10 orders, one after another")
+    for number in range(1, 11):
+        try:
+            report = producer.produce_sync(
+                topic=TOPIC, key="customer-7", payload=f"order {number}"
+            )
+        except ProduceError as error:
+            say("orders", f"order {number} failed: {error}")
+            return  # the ones after it would overtake it
+        say("orders", f"order {number} is at {report.partition}@{report.offset}")
+
+
+def send_batch(producer: Producer) -> None:
+    """Send a hundred messages together, and wait for all of them."""
+    batch = [Message(TOPIC, f"reading {number}") for number in range(100)]
+    say("batch", f"sends {len(batch)} readings")
+    try:
+        reports = producer.produce_many_sync(batch)
+    except ProduceManyError as error:
+        lost = sum(1 for handle in error.dispatched if handle.error is not None)
+        unsent = len(batch) - len(error.dispatched)
+        say("batch", f"{lost} not delivered, {unsent} not sent: {error}")
+        return
+    except ProduceError as error:
+        say("batch", f"failed: {error}")
+        return
+    partitions = {report.partition for report in reports}
+    say("batch", f"all {len(reports)} are delivered, to {len(partitions)} partitions")
+
+
+def work(_: Producer) -> None:
+    """Do something else, in small steps."""
+    for step in range(1, 19):
+        pause(0.025)
+        say("work", f"step {step} of 18")
+
+
+def pause(seconds: float) -> None:
+    """Sleep, and let the others run."""
+    if THREADS:
+        time.sleep(seconds)
+    else:
+        gevent.sleep(seconds)
+
+
+def run_together(producer: Producer, *tasks: Callable[[Producer], None]) -> None:
+    """Run the tasks at once and wait for all of them."""
+    if not THREADS:
+        greenlets = [gevent.spawn(task, producer) for task in tasks]
+        gevent.joinall(greenlets, raise_error=True)
+        return
+    threads = [threading.Thread(target=task, args=(producer,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def main() -> None:
+    """Run the three."""
+    servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
+    with ExitStack() as stack:
+        if not servers:
+            cluster = stack.enter_context(MockCluster())
+            cluster.round_trip(ROUND_TRIP)
+            servers = cluster.bootstrap_servers
+        producer = stack.enter_context(
+            Producer(kafka={"bootstrap.servers": servers, "message.timeout.ms": 10_000})
+        )
+        run_together(producer, send_orders, send_batch, work)
+        kind = "threads" if THREADS else "greenlets"
+        say("main", f"three {kind} and one producer, polling by {producer.polling}")
+
+
+if __name__ == "__main__":
+    main()

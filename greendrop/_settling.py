@@ -1,0 +1,170 @@
+"""Tells what came in: to the listeners first, then to those who wait.
+
+The second half of a message's journey. librdkafka's callbacks only append to two
+queues; after the poll the serving task comes here. Knows the client's queues and the
+monitor; what an error of librdkafka means is passed in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greendrop import _waiting
+from greendrop.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greendrop.config import Settings
+    from greendrop.delivery import DeliveryHandle, ReportQueue
+    from greendrop.errors import BrokerError
+    from greendrop.events import Monitor
+
+#: Reports between two looks at the clock while listeners are told.
+_CLOCK_EVERY = 16
+
+_log = logging.getLogger("greendrop.librdkafka")
+
+
+class Interpreter(Protocol):
+    """Who knows what librdkafka's errors mean."""
+
+    def broker_error(self, error: Any) -> BrokerError:  # noqa: ANN401 - librdkafka's
+        """Turn an error of the client as a whole into ours."""
+        ...
+
+    def verdict(self, topic: str, error: Any, partition: int | None) -> DeliveryError:  # noqa: ANN401
+        """Turn the error of one message into ours."""
+        ...
+
+    def read_log(self, line: str) -> None:
+        """Take from a log line what librdkafka tells nowhere else."""
+        ...
+
+
+class Settler:
+    """Settles the handles of one client and tells its notices.
+
+    Args:
+        reports: Handles that were filled.
+        settings: For the producer's id and `max_serve_time`.
+        monitor: Who listens.
+        interpreter: See `Interpreter`.
+        on_settled: Told how many verdicts were told and the latency of the last good
+            one in seconds (below 0 when there was none), before the next greenlet
+            runs.
+        pause: Gives the hub a turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        reports: ReportQueue,
+        settings: Settings,
+        monitor: Monitor,
+        interpreter: Interpreter,
+        on_settled: Callable[[int, float], None],
+        pause: Callable[[], None],
+    ) -> None:
+        self._reports = reports
+        self._settings = settings
+        self._monitor = monitor
+        self._interpreter = interpreter
+        self._on_settled = on_settled
+        self._pause = pause
+        #: What librdkafka said beside reports: kind and content.
+        self.notices: deque[tuple[str, Any]] = deque()
+        self._busy = _waiting.allocate_lock()
+
+    def settle(self) -> None:
+        """Tell all that came in so far.
+
+        Blocking:
+            As long as listeners wait. Never for another task that is settling.
+        """
+        while self._reports or self.notices:
+            # Two may come here while one driver replaces the other. The one that is
+            # at it looks again before it goes.
+            if not self._busy.acquire(blocking=False):
+                return
+            try:
+                while self.notices:
+                    self._tell_notice(*self.notices.popleft())
+                self._settle_reports()
+            finally:
+                self._busy.release()
+
+    def _settle_reports(self) -> None:
+        reports = self._reports
+        acknowledged = self._monitor.listens("message.acknowledged")
+        turn_ends = _waiting.monotonic() + self._settings.max_serve_time
+        count = 0
+        latency = -1.0
+        try:
+            while reports:
+                handle = reports.popleft()
+                count += 1
+                if handle._error is None:
+                    latency = handle._latency
+                    if not acknowledged:
+                        handle._reports = None
+                        if handle._waiters is not None:
+                            handle.settle()
+                        continue
+                try:
+                    self._tell_report(handle)
+                finally:
+                    handle.settle()
+                if not count % _CLOCK_EVERY and _waiting.monotonic() > turn_ends:
+                    self._on_settled(count, latency)
+                    count = 0
+                    self._pause()
+                    turn_ends = _waiting.monotonic() + self._settings.max_serve_time
+        finally:
+            if count:
+                self._on_settled(count, latency)
+
+    def _tell_report(self, handle: DeliveryHandle) -> None:
+        error = handle._error
+        if error is None:
+            report = handle._report()
+            payload = {
+                "producer_id": self._settings.id,
+                "topic": report.topic,
+                "partition": report.partition,
+                "offset": report.offset,
+                "label": report.label,
+                "delivery_report": report,
+            }
+            self._emit("message.acknowledged", payload)
+            return
+        if not isinstance(error, DeliveryError):
+            error = self._interpreter.verdict(handle.topic, error, handle._partition)
+            handle._error = error
+        payload = {"topic": handle.topic, "label": handle.label}
+        self._tell_error("librdkafka.dispatch_error", error, **payload)
+
+    def _tell_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
+        if kind == "log":
+            level, line = content
+            _log.log(level, "%s", line)
+            self._interpreter.read_log(line)
+        elif kind == "error":
+            error = self._interpreter.broker_error(content)
+            self._tell_error("librdkafka.error", error)
+        elif self._monitor.listens("statistics.emitted"):
+            statistics = json.loads(content)
+            payload = {"producer_id": self._settings.id, "statistics": statistics}
+            self._emit("statistics.emitted", payload)
+
+    def _tell_error(self, kind: str, error: Exception, **facts: object) -> None:
+        if self._monitor.listens("error.occurred"):
+            identity = {"producer_id": self._settings.id}
+            payload = {**identity, "error": error, "type": kind, **facts}
+            self._emit("error.occurred", payload)
+
+    def _emit(self, name: str, payload: dict[str, Any]) -> None:
+        self._monitor.emit(name, payload, contained=BaseException)

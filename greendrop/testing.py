@@ -1,0 +1,347 @@
+"""For tests of programs that use greendrop: a Kafka that fails when told to.
+
+`MockCluster` is the mock cluster of librdkafka: real brokers on local ports, in memory,
+without set-up. It takes part in no program that does not import this module. It knows
+no SASL, TLS, quotas or throttling, and it neither fences producers nor hides aborted
+transactions: an Apache Kafka decides what these are about.
+
+    with MockCluster() as cluster:
+        cluster.round_trip(0.02)
+        producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greendrop import _librdkafka
+from greendrop._mock_cluster import NativeMockCluster
+from greendrop.errors import GreendropError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from greendrop.producer import Producer
+
+__all__ = ["MockCluster", "fatal_error", "trigger_fatal_error"]
+
+#: Kafka's numbers for the requests that the mock cluster knows.
+REQUESTS: Mapping[str, int] = {
+    "Produce": 0,
+    "Fetch": 1,
+    "ListOffsets": 2,
+    "Metadata": 3,
+    "OffsetCommit": 8,
+    "OffsetFetch": 9,
+    "FindCoordinator": 10,
+    "JoinGroup": 11,
+    "Heartbeat": 12,
+    "LeaveGroup": 13,
+    "SyncGroup": 14,
+    "ApiVersions": 18,
+    "InitProducerId": 22,
+    "AddPartitionsToTxn": 24,
+    "AddOffsetsToTxn": 25,
+    "EndTxn": 26,
+    "TxnOffsetCommit": 28,
+    "GetTelemetrySubscriptions": 71,
+    "PushTelemetry": 72,
+}
+_REQUEST_NAMES = {number: name for name, number in REQUESTS.items()}
+
+# Kafka's names where librdkafka has its own.
+_ERRORS = {
+    "NONE": 0,
+    "UNKNOWN_SERVER_ERROR": -1,
+    "UNKNOWN_TOPIC_OR_PARTITION": 3,
+    "NOT_LEADER_OR_FOLLOWER": 6,
+    "MESSAGE_TOO_LARGE": 10,
+    "INVALID_TOPIC_EXCEPTION": 17,
+}
+
+_ALL = -1
+_LONGEST = 3600.0
+#: Seconds that a cluster in another process may take to start, answer or end.
+_PATIENCE = 30.0
+
+
+class _Driver(Protocol):
+    """Where the brokers are: in this process or in another one."""
+
+    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """Call a method of `NativeMockCluster`."""
+
+    def close(self) -> None:
+        """Stop the brokers."""
+
+
+class MockCluster:
+    """Brokers on local ports, in memory, that fail when told to.
+
+    A context manager. One caller at a time. Topics that are not created get four
+    partitions when first used.
+
+    Args:
+        brokers: How many; they are numbered from 1.
+        own_process: See `spawn`.
+
+    Raises:
+        GreendropError: The librdkafka of confluent-kafka can't be reached.
+        ValueError: There is to be no broker.
+    """
+
+    def __init__(self, brokers: int = 1, *, own_process: bool = False) -> None:
+        if brokers < 1:
+            raise ValueError(f"a cluster needs at least one broker, not {brokers!r}")
+        self._driver: _Driver = _Elsewhere(brokers) if own_process else _Here(brokers)
+
+    @classmethod
+    def spawn(cls, brokers: int = 1) -> MockCluster:
+        """Start the brokers in a process of their own.
+
+        For measurements: brokers in the measured process would share its CPU time.
+        That process ends with this one, even if this one is killed.
+
+        Blocking:
+            Until the process is up, about 0.3 s.
+        """
+        return cls(brokers, own_process=True)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The addresses, as `bootstrap.servers` takes them."""
+        return str(self._driver.call("bootstraps"))
+
+    def create_topic(self, topic: str, partitions: int = 4) -> None:
+        """Create a topic that does not exist yet."""
+        self._driver.call("topic_create", topic, partitions)
+
+    def round_trip(self, seconds: float, broker: int | None = None) -> None:
+        """Let each request take as long as this from now on; whole milliseconds."""
+        self._driver.call("set_rtt", _milliseconds(seconds), _number(broker))
+
+    def broker_down(self, broker: int | None = None) -> None:
+        """Cut all connections of a broker, or of all, and take no new ones.
+
+        It stays the leader of its partitions.
+        """
+        self._driver.call("broker_set_down", _number(broker))
+
+    def broker_up(self, broker: int | None = None) -> None:
+        """Take connections again.
+
+        Clients come back after their `reconnect.backoff.max.ms` (10 s by default);
+        set that lower in tests.
+        """
+        self._driver.call("broker_set_up", _number(broker))
+
+    def fail_requests(
+        self, request: str | int, error: str | int, times: int = 1
+    ) -> None:
+        """Have the next requests of a kind fail, whichever broker gets them.
+
+        Args:
+            request: Such as "Produce"; see `REQUESTS`.
+            error: Kafka's name or number, such as "NOT_LEADER_OR_FOLLOWER";
+                "_TRANSPORT" cuts the connection.
+            times: How many requests.
+        """
+        codes = [_error(error)] * times
+        self._driver.call("push_request_errors", _request(request), codes)
+
+    def delay_requests(
+        self, request: str | int, seconds: float, times: int = 1, *, broker: int = 1
+    ) -> None:
+        """Have one broker answer the next requests of a kind so much later."""
+        answers = [(0, _milliseconds(seconds))] * times
+        self._driver.call("push_request_error_rtts", broker, _request(request), answers)
+
+    def forgive_requests(self, request: str | int) -> None:
+        """Forget what `fail_requests` has ordered and has not happened yet."""
+        self._driver.call("clear_request_errors", _request(request))
+
+    def fail_topic(self, topic: str, error: str | int) -> None:
+        """Have clients told an error when they ask for a topic; "NONE" ends it.
+
+        librdkafka waits out some of them: a message to an unknown topic stays queued
+        until its own timeout.
+        """
+        self._driver.call("topic_set_error", topic, _error(error))
+
+    def lead_partition(self, topic: str, partition: int, broker: int | None) -> None:
+        """Make a broker the leader of a partition; None leaves it without one."""
+        self._driver.call("partition_set_leader", topic, partition, _number(broker))
+
+    def coordinate_transactions(self, transactional_id: str, broker: int) -> None:
+        """Make a broker the coordinator of a transactional producer."""
+        self._driver.call("coordinator_set", "transaction", transactional_id, broker)
+
+    def watch_requests(self) -> None:
+        """Remember requests from now on, and forget earlier ones."""
+        self._driver.call("clear_requests")
+        self._driver.call("start_request_tracking")
+
+    def requests(self) -> list[str]:
+        """Name the requests since `watch_requests`, of all clients, in order."""
+        kinds = [kind for _, kind in self._driver.call("requests")]
+        return [_REQUEST_NAMES.get(kind, str(kind)) for kind in kinds]
+
+    def close(self) -> None:
+        """Stop the brokers; a second call does nothing."""
+        self._driver.close()
+
+    def __enter__(self) -> MockCluster:
+        """Give the running cluster."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the brokers."""
+        self.close()
+
+
+class _Here:
+    """Brokers on threads of this process."""
+
+    def __init__(self, brokers: int) -> None:
+        self._native = NativeMockCluster(brokers)
+        self._pid = os.getpid()
+
+    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+        found = getattr(self._native, name)
+        return found(*arguments) if callable(found) else found
+
+    def close(self) -> None:
+        # The threads of the brokers are not in a forked child: stopping them there
+        # would wait for them for ever.
+        if os.getpid() == self._pid:
+            self._native.destroy()
+
+
+class _Elsewhere:
+    """Brokers in a child process: a line with a call goes in, one with a result out.
+
+    The child ends when its standard input does, so it can't outlive this process.
+    """
+
+    def __init__(self, brokers: int) -> None:
+        self._child = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "greendrop.testing", str(brokers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Ctrl-C is for this process, which then ends the child in good order.
+            start_new_session=True,
+        )
+
+    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+        stdin, stdout = self._child.stdin, self._child.stdout
+        if stdin is None or stdout is None or stdin.closed:
+            raise GreendropError("the mock cluster is closed")
+        try:
+            stdin.write(json.dumps([name, arguments]) + "\n")
+            stdin.flush()
+            answer = stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            status = self._child.wait(_PATIENCE)
+            raise GreendropError(f"the mock cluster's process ended, status {status}")
+        problem, result = json.loads(answer)
+        if problem is not None:
+            raise GreendropError(problem)
+        return result
+
+    def close(self) -> None:
+        for stream in (self._child.stdin, self._child.stdout):
+            # An order that the child did not live to read is written once more.
+            with suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
+        self._child.wait(_PATIENCE)
+
+
+def _serve(brokers: int) -> None:
+    """Do what `_Elsewhere` asks on standard input, until that ends."""
+    driver = _Here(brokers)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        problem = result = None
+        try:
+            result = driver.call(name, *arguments)
+        except GreendropError as error:
+            problem = str(error)
+        sys.stdout.write(json.dumps([problem, result]) + "\n")
+        sys.stdout.flush()
+    driver.close()
+
+
+def _milliseconds(seconds: float) -> int:
+    if not 0 <= seconds <= _LONGEST:
+        raise ValueError(f"{seconds!r} seconds are not between 0 and {_LONGEST:g}")
+    return round(seconds * 1000)
+
+
+def _number(broker: int | None) -> int:
+    return _ALL if broker is None else broker
+
+
+def _request(request: str | int) -> int:
+    return request if isinstance(request, int) else _named(request, REQUESTS, "request")
+
+
+def _error(error: str | int) -> int:
+    if isinstance(error, int):
+        return error
+    return _named(error, {**_librdkafka.error_codes(), **_ERRORS}, "error")
+
+
+def _named(name: str, numbers: Mapping[str, int], kind: str) -> int:
+    if name not in numbers:
+        near = get_close_matches(name, numbers, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no {kind} is named {name!r}{hint}")
+    return numbers[name]
+
+
+def trigger_fatal_error(
+    producer: Producer, code: int = 47, reason: str = "triggered by a test"
+) -> None:
+    """Make a connected producer's client fail for good, as if a broker had said so.
+
+    Args:
+        producer: Has sent a message already, so that it has a client.
+        code: Kafka's number; 47 is INVALID_PRODUCER_EPOCH, which fences a producer.
+        reason: Text of the error.
+
+    Raises:
+        GreendropError: There is no client, or it can't be reached.
+    """
+    _librdkafka.trigger_fatal_error(_native(producer), code, reason)
+
+
+def fatal_error(producer: Producer) -> tuple[int, str] | None:
+    """Give code and text of the error that ended a producer's client, if any."""
+    return _librdkafka.fatal_error(_native(producer))
+
+
+def _native(producer: Producer) -> object:
+    core = producer._core  # noqa: SLF001
+    if core is None or core.client is None:
+        raise GreendropError(f"producer {producer.id!r} has no client yet")
+    return core.client._producer  # noqa: SLF001
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

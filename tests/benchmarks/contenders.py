@@ -1,0 +1,327 @@
+"""Who is measured: each a way to send to Kafka, behind one interface.
+
+All of them ask for all acknowledgements, compress nothing and are not idempotent. What
+isn't named in a constructor is the library's default.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.benchmarks import cells
+from tests.benchmarks.instruments import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: 100 bytes.
+PAYLOAD = b"x" * 100
+#: Seconds after which a measurement has failed.
+_PATIENCE = 60.0
+
+
+class Place(NamedTuple):
+    """Where messages go."""
+
+    bootstrap_servers: str
+    topic: str
+
+
+class Contender:
+    """A way to send. A subclass has those verbs that its loads need."""
+
+    def __init__(self, place: Place) -> None:
+        self.bootstrap_servers = place.bootstrap_servers
+        self.topic = place.topic
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        """Send one message and wait for its report."""
+        raise NotImplementedError
+
+    def send(self) -> None:
+        """Send one message without waiting, except for room."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Wait until all that was sent is reported."""
+        raise NotImplementedError
+
+    def prepare_batch(self, size: int) -> None:
+        """Get ready what a caller of `send_batch` has at hand."""
+        raise NotImplementedError
+
+    def send_batch(self) -> None:
+        """Send the batch and wait for all of its reports."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End. Raise an error if messages were lost unnoticed."""
+
+    def wait_loops(
+        self, workers: int, crowd: str, keys: list[bytes | None], seconds: float
+    ) -> list[float]:
+        """Have workers send and wait for some seconds; give each wait's seconds."""
+        end = clock() + seconds
+        waits: list[float] = []
+        loop = partial(self._loop, end=end, waits=waits)
+        functions = [partial(loop, own) for own in _shares(keys, workers)]
+        (_in_greenlets if crowd == "greenlets" else _in_threads)(functions)
+        return waits
+
+    def _loop(
+        self, keys: Iterator[bytes | None], end: float, waits: list[float]
+    ) -> None:
+        send_and_wait = self.send_and_wait
+        before = clock()
+        while before < end:
+            send_and_wait(next(keys))
+            after = clock()
+            waits.append(after - before)
+            before = after
+
+
+def _shares(keys: list[bytes | None], workers: int) -> list[Iterator[bytes | None]]:
+    # Each starts at another key and uses all of them.
+    starts = (worker * len(keys) // workers for worker in range(workers))
+    return [islice(cycle(keys), start, None) for start in starts]
+
+
+def _in_greenlets(functions: list[Callable[[], None]]) -> None:
+    import gevent
+
+    gevent.joinall([gevent.spawn(each) for each in functions], raise_error=True)
+
+
+def _in_threads(functions: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=each) for each in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+class Greendrop(Contender):
+    """Ours, as it comes; or with a `linger.ms` of the user's."""
+
+    def __init__(self, place: Place, linger: int | None = None) -> None:
+        super().__init__(place)
+        from greendrop import Message, Producer
+
+        kafka: dict[str, str | int] = {"bootstrap.servers": place.bootstrap_servers}
+        if linger is not None:
+            kafka["linger.ms"] = linger
+        self.producer = Producer(kafka=kafka)
+        self._message = Message
+        self._batch: list[Message] = []
+        self._errors: list[object] = []
+        self.producer.monitor.subscribe("error.occurred", self._errors.append)
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        self.producer.produce_sync(topic=self.topic, payload=PAYLOAD, key=key)
+
+    def send(self) -> None:
+        self.producer.produce_async(topic=self.topic, payload=PAYLOAD)
+
+    def finish(self) -> None:
+        self.producer.close()
+
+    def prepare_batch(self, size: int) -> None:
+        message = self._message(topic=self.topic, payload=PAYLOAD)
+        self._batch = [message] * size
+
+    def send_batch(self) -> None:
+        self.producer.produce_many_sync(self._batch)
+
+    def close(self) -> None:
+        self.producer.close()
+        full = [each for each in self._errors if "queue is full" in str(each)]
+        if len(full) != len(self._errors):
+            raise RuntimeError(f"{len(self._errors)} errors, {self._errors[-1]!r}")
+
+
+class Ungathered(Greendrop):
+    """Ours with librdkafka's `linger.ms=0` alone: no user can have that."""
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        super().send_and_wait(key)
+        self.producer._core.client._gather = None  # type: ignore[union-attr]
+        # From now on without this detour.
+        self.send_and_wait = super().send_and_wait  # type: ignore[method-assign]
+
+
+class Raw(Contender):
+    """confluent-kafka, counting what went wrong in one shared callback."""
+
+    def __init__(self, place: Place, linger: int | None = None) -> None:
+        super().__init__(place)
+        from confluent_kafka import Producer
+
+        config: dict[str, str | int] = {"bootstrap.servers": place.bootstrap_servers}
+        if linger is not None:
+            config["linger.ms"] = linger
+        self.producer = Producer(config)
+        self._failed = 0
+        self._batch = 0
+
+    def _on_delivery(self, error: object, message: object) -> None:
+        if error is not None:
+            self._failed += 1
+
+    def send(self) -> None:
+        while True:
+            try:
+                self.producer.produce(
+                    self.topic, PAYLOAD, on_delivery=self._on_delivery
+                )
+            except BufferError:
+                self.producer.poll(0.01)
+            else:
+                return
+
+    def finish(self) -> None:
+        if self.producer.flush(_PATIENCE):
+            raise RuntimeError("not all messages are reported")
+
+    def prepare_batch(self, size: int) -> None:
+        self._batch = size
+
+    def send_batch(self) -> None:
+        for _ in range(self._batch):
+            self.producer.produce(self.topic, PAYLOAD, on_delivery=self._on_delivery)
+        self.finish()
+
+    def close(self) -> None:
+        self.finish()
+        if self._failed:
+            raise RuntimeError(f"{self._failed} messages were not delivered")
+
+
+class Flush(Raw):
+    """confluent-kafka, where each waiter flushes."""
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        self.producer.produce(
+            self.topic, PAYLOAD, key=key, on_delivery=self._on_delivery
+        )
+        self.producer.flush()
+
+
+class PollThread(Raw):
+    """confluent-kafka, a native thread that polls, and AsyncResults in the hub.
+
+    The thread wakes the hub, and the hub sets the results: gevent's events belong to
+    one thread.
+    """
+
+    def __init__(self, place: Place, linger: int | None = None) -> None:
+        super().__init__(place, linger)
+        import gevent
+        from gevent.event import AsyncResult
+
+        self._result = AsyncResult
+        self._reports: deque[tuple[AsyncResult, object, object]] = deque()
+        self._wake = gevent.get_hub().loop.async_()
+        self._wake.start(self._settle)
+        self._ended = False
+        self._thread = threading.Thread(target=self._poll)
+        self._thread.start()
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        result = self._result()
+
+        def on_delivery(error: object, message: object) -> None:
+            self._reports.append((result, error, message))
+            self._wake.send()
+
+        self.producer.produce(self.topic, PAYLOAD, key=key, on_delivery=on_delivery)
+        result.get(timeout=_PATIENCE)
+
+    def _poll(self) -> None:
+        while not self._ended:
+            self.producer.poll(0.1)
+
+    def _settle(self) -> None:
+        reports = self._reports
+        while reports:
+            result, error, message = reports.popleft()
+            if error is None:
+                result.set(message)
+            else:
+                result.set_exception(RuntimeError(str(error)))
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join()
+        super().close()
+
+
+class AioKafka(Contender):
+    """aiokafka on uvloop: tasks in place of greenlets."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        import uvloop
+        from aiokafka import AIOKafkaProducer
+
+        self._aio_producer = AIOKafkaProducer
+        self._loop_ = uvloop.new_event_loop()
+        self._run = self._loop_.run_until_complete
+        self._run(self._open())
+
+    async def _open(self) -> None:
+        self._producer = self._aio_producer(
+            bootstrap_servers=self.bootstrap_servers,
+            acks="all",
+            enable_idempotence=False,
+            # Its default of 16 KiB is meant for one message at a time.
+            max_batch_size=1_000_000,
+        )
+        await self._producer.start()
+
+    def wait_loops(
+        self, workers: int, crowd: str, keys: list[bytes | None], seconds: float
+    ) -> list[float]:
+        import asyncio
+
+        end = clock() + seconds
+        waits: list[float] = []
+
+        async def loops() -> None:
+            shares = _shares(keys, workers)
+            await asyncio.gather(*(self._send_loop(own, end, waits) for own in shares))
+
+        self._run(loops())
+        return waits
+
+    async def _send_loop(
+        self, keys: Iterator[bytes | None], end: float, waits: list[float]
+    ) -> None:
+        send_and_wait = self._producer.send_and_wait
+        before = clock()
+        while before < end:
+            await send_and_wait(self.topic, PAYLOAD, key=next(keys))
+            after = clock()
+            waits.append(after - before)
+            before = after
+
+    def close(self) -> None:
+        self._run(self._producer.stop())
+        self._loop_.close()
+
+
+CONTENDERS: dict[str, Callable[[Place], Contender]] = {
+    cells.GREENDROP: Greendrop,
+    cells.UNGATHERED: partial(Ungathered, linger=0),
+    cells.LINGER_1: partial(Greendrop, linger=1),
+    cells.LINGER_5: partial(Greendrop, linger=5),
+    cells.FLUSH: Flush,
+    cells.FLUSH_LINGER_0: partial(Flush, linger=0),
+    cells.POLL_THREAD: partial(PollThread, linger=0),
+    cells.POLL_THREAD_LINGER_5: partial(PollThread, linger=5),
+    cells.CALLBACK: Raw,
+    cells.AIOKAFKA: AioKafka,
+}

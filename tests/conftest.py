@@ -1,0 +1,234 @@
+"""What the tests share, and the check that none of them leaves anything behind.
+
+Each test starts in a thread without a hub, whatever the one before it did: one that
+wants a hub uses it, and it is destroyed afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from greendrop import Producer, _core
+from greendrop.testing import MockCluster
+from tests import interpreter
+from tests.tasks import LongestGap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Seconds that threads may take to end after a test.
+_PATIENCE = 5.0
+_PROC = Path("/proc/self")
+
+# In a process of its own, since tests may not find gevent imported.
+_VERSIONS = """
+import gevent, greenlet, confluent_kafka, platform
+loop = gevent.config.loop
+print(
+    "python", platform.python_version(),
+    "| gevent", gevent.__version__, loop.__module__ + "." + loop.__name__,
+    "| greenlet", greenlet.__version__,
+    "| confluent-kafka", confluent_kafka.__version__,
+    "| librdkafka", confluent_kafka.libversion()[0],
+)
+"""
+
+
+def pytest_report_header() -> str:
+    """Name the versions of what the library stands on."""
+    command = [sys.executable, "-c", _VERSIONS]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+# --- clusters and producers -----------------------------------------------------------
+
+
+@pytest.fixture
+def mock_cluster() -> Iterator[MockCluster]:
+    """A mock cluster of one broker in this process, new and without faults."""
+    with MockCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_producer(mock_cluster) -> Iterator[Callable[..., Producer]]:
+    """Make producers on the mock cluster; they are closed after the test.
+
+    Takes what `Producer` takes; the keys in `kafka` are added to the cluster's address.
+    """
+    made = []
+
+    def make(kafka: dict[str, Any] | None = None, **settings: Any) -> Producer:
+        servers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
+        producer = Producer(kafka=servers | (kafka or {}), **settings)
+        made.append(producer)
+        return producer
+
+    yield make
+    for producer in made:
+        producer.close(force=True)
+
+
+@pytest.fixture
+def stored(mock_cluster) -> Callable[[str], int]:
+    """Count the messages that a topic of the mock cluster has; it isn't slow then."""
+
+    def count(topic: str) -> int:
+        mock_cluster.round_trip(0)
+        consumer = Consumer(
+            {
+                "bootstrap.servers": mock_cluster.bootstrap_servers,
+                "group.id": "counting",
+                "log_level": 0,
+            }
+        )
+        try:
+            partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+            ends = [
+                consumer.get_watermark_offsets(TopicPartition(topic, number), 10)[1]
+                for number in partitions
+            ]
+        finally:
+            consumer.close()
+        return sum(ends)
+
+    return count
+
+
+# --- time and other interpreters ------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> Any:
+    """Give the test's thread a hub: what it does runs as in a gevent program."""
+    import gevent  # noqa: PLC0415 - not for tests without a hub
+
+    _watch_hubs()
+    return gevent.get_hub()
+
+
+@pytest.fixture
+def longest_gap(hub) -> type[LongestGap]:
+    """Measure how long other greenlets had to wait at most.
+
+    `with longest_gap() as gap:`, and then `gap.seconds`.
+    """
+    return LongestGap
+
+
+@pytest.fixture
+def run_script() -> Callable[..., interpreter.Ended]:
+    """Run a program in a fresh interpreter, see `tests.interpreter.run`."""
+    return interpreter.run
+
+
+# --- nothing is left behind -----------------------------------------------------------
+
+# Exceptions that ended a greenlet or a callback, which nobody but the hub was told of.
+# Those that end threads, and those in destructors, are told by pytest itself.
+_hub_errors: list[tuple[object, BaseException]] = []
+
+
+@pytest.fixture
+def hub_errors() -> list[tuple[object, BaseException]]:
+    """What hubs were told of: for a test that expects it, and clears it."""
+    return _hub_errors
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Fail a test that leaves something open, and close it for the next one."""
+    _watch_hubs()
+    before = _open_now()
+    yield
+    left = [*_close_producers(), *_end_hub()]
+    left += _left_open(before)
+    left += [f"an error that nobody got: {error!r}" for error in _hub_errors]
+    _hub_errors.clear()
+    if left:
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+def _watch_hubs() -> None:
+    module = sys.modules.get("gevent.hub")
+    if module is not None and module.Hub.print_exception is not _note_hub_error:
+        module.Hub.print_exception = _note_hub_error
+
+
+def _note_hub_error(hub: object, context: object, *error: Any) -> None:
+    _hub_errors.append((context, error[1]))
+
+
+def _close_producers() -> list[str]:
+    left = list(_core._connected)
+    for core in left:
+        core.close(0.0, force=True)
+    return [f"producer {core.settings.id!r}, {core.status}" for core in left]
+
+
+def _end_hub() -> list[str]:
+    """End the main thread's hub; name greenlets of ours that still ran there."""
+    local: Any = sys.modules.get("gevent._hub_local")
+    hub = local and local.get_hub_if_exists()
+    if not hub:
+        return []
+    greenlet: Any = sys.modules["gevent"].Greenlet
+    left = [
+        f"greenlet {each!r}"
+        for each in gc.get_objects()
+        if isinstance(each, greenlet)
+        and not each.dead
+        and str(getattr(each._run, "__module__", "")).startswith("greendrop")
+    ]
+    hub.destroy(destroy_loop=True)
+    return left
+
+
+class _Open(NamedTuple):
+    """Threads by id, and file descriptors with what they lead to."""
+
+    threads: set[str]
+    files: set[tuple[str, str]]
+
+
+def _open_now() -> _Open:
+    if not _PROC.exists():
+        return _Open(set(), set())
+    files = set()
+    for file in (_PROC / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            files.add((file.name, str(file.readlink())))
+    return _Open({each.name for each in (_PROC / "task").iterdir()}, files)
+
+
+def _left_open(before: _Open) -> list[str]:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        now = _open_now()
+        threads, files = now.threads - before.threads, now.files - before.files
+        if not threads and not files:
+            return []
+        # What nobody refers to any more may be closed by its destructor.
+        gc.collect()
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return [f"thread {_thread_name(each)}" for each in sorted(threads)] + [
+        f"file descriptor {number} of {target}" for number, target in sorted(files)
+    ]
+
+
+def _thread_name(number: str) -> str:
+    try:
+        return (_PROC / "task" / number / "comm").read_text().strip()
+    except OSError:
+        return number

@@ -1,0 +1,131 @@
+"""Programs that the tests start: with a log, finite waits, and an end in any case."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+ROOT = Path(__file__).parents[2]
+
+#: Seconds for one step of a program, such as to start or to end.
+_PATIENCE = 60.0
+
+
+class Program:
+    """A Python program in a process of its own, from the checkout's root.
+
+    A context manager. When it ends, what the program has said is printed: pytest shows
+    that if the test fails.
+
+    Args:
+        *arguments: For the interpreter, such as "-m" and a module.
+        log_file: Gets all that the program says.
+        **environment: Variables beside ours.
+    """
+
+    def __init__(self, *arguments: str, log_file: Path, **environment: str) -> None:
+        self._log_file = log_file
+        with log_file.open("wb") as log:
+            # A session of its own: it can be ended with all that it has started.
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=_environment(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            # Also when the program itself has ended: perhaps a child of it has not.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            self._process.wait(_PATIENCE)
+            print(f"--- {self._process.args}\n{self.log}")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has said so far."""
+        return self._log_file.read_text(errors="replace")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it told with `tell`."""
+        facts: dict[str, Any] = {}
+        for line in self.log.splitlines():
+            if line.startswith(_FACTS):
+                facts.update(json.loads(line.removeprefix(_FACTS)))
+        return facts
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the program, not to its children."""
+        self._process.terminate()
+
+    def wait(self, seconds: float = _PATIENCE) -> int:
+        """Wait for the end and return the exit status; negative: the signal.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended in time.
+        """
+        return self._process.wait(seconds)
+
+    def wait_for(self, what: str, condition: Callable[[], object]) -> Any:
+        """Wait until something holds, and return it.
+
+        Raises:
+            AssertionError: It doesn't in time, or the program has ended.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while not (found := condition()):
+            assert self._process.poll() is None, f"ended, before it {what}"
+            assert time.monotonic() < deadline, f"not in time: it {what}"
+            time.sleep(0.02)
+        return found
+
+
+_FACTS = "FACTS "
+
+
+def tell(**facts: object) -> None:
+    """Tell the test something; for programs."""
+    print(_FACTS + json.dumps(facts), flush=True)
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    # What pytest-timeout and the like read is not for the program.
+    ours = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    return {
+        **ours,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        # All stacks, should it crash in C.
+        "PYTHONFAULTHANDLER": "1",
+        **more,
+    }

@@ -1,0 +1,213 @@
+import copy
+import inspect
+import pickle
+import re
+
+import pytest
+
+import greendrop
+from greendrop import errors
+from greendrop.errors import (
+    BrokerError,
+    ConfigurationInvalidError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    GreendropError,
+    IllegalWaitError,
+    MessageInvalidError,
+    MessagesAbandonedError,
+    ProduceError,
+    ProduceManyError,
+)
+
+CLASSES = sorted(
+    (
+        each
+        for _, each in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(each, GreendropError) and not each.__name__.startswith("_")
+    ),
+    key=lambda each: each.__name__,
+)
+
+BROKER_ERROR = BrokerError(
+    "message too large (MSG_SIZE_TOO_LARGE, 10)",
+    code=10,
+    name="MSG_SIZE_TOO_LARGE",
+    fatal=True,
+    retriable=True,
+    abortable=True,
+)
+
+
+def example_of(kind):
+    """Make an error with all it can carry, caused by a broker's."""
+    if issubclass(kind, (ConfigurationInvalidError, MessageInvalidError)):
+        error = kind({"kafka.acks": "is wrong", "id": "must not be empty"})
+    elif kind is BrokerError:
+        error = copy.copy(BROKER_ERROR)
+    elif kind is MessagesAbandonedError:
+        error = kind("3 messages were dropped", count=3)
+    elif kind is ProduceManyError:
+        error = kind("message 1 of 2", dispatched=["handle"], failed_index=1)
+    else:
+        error = kind("what happened")
+    error.__cause__ = BROKER_ERROR
+    return error
+
+
+def drawn_tree():
+    """Read the picture at the head of errors.py: class name -> parent's name."""
+    parents, path = {}, ["GreendropError"]
+    for line in errors.__doc__.splitlines():
+        if found := re.match(r"    ([│ ]*)[├└]── (\w+)", line):
+            depth = len(found[1]) // 4 + 1
+            del path[depth:]
+            parents[found[2]] = path[-1]
+            path.append(found[2])
+    return parents
+
+
+def test_tree_is_as_drawn():
+    """The picture at the head of errors.py shows each class below its parent."""
+    real = {
+        each.__name__: next(
+            base.__name__ for base in each.__mro__[1:] if base.__name__[0] != "_"
+        )
+        for each in CLASSES
+        if each is not GreendropError
+    }
+
+    assert drawn_tree() == real
+
+
+def test_every_error_can_be_imported_from_the_package():
+    """Whoever wants to catch an error finds it in `greendrop`."""
+    for each in CLASSES:
+        assert getattr(greendrop, each.__name__) is each
+        assert each.__name__ in greendrop.__all__
+
+
+def test_some_errors_are_also_pythons_own():
+    """A timeout is a TimeoutError, too, and an illegal wait a RuntimeError."""
+    assert issubclass(DeliveryTimeoutError, TimeoutError)
+    assert issubclass(IllegalWaitError, RuntimeError)
+
+
+def same(one, other):
+    """Whether two errors are alike in all that can be asked of them."""
+    return (
+        type(one) is type(other)
+        and one.args == other.args
+        and str(one) == str(other)
+        and vars(one) == vars(other)
+    )
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_errors_pickle_with_attributes_and_cause(kind, protocol):
+    """An error that went through a process pool or Celery tells the same."""
+    error = example_of(kind)
+
+    got = pickle.loads(pickle.dumps(error, protocol))
+
+    assert same(error, got)
+    assert same(BROKER_ERROR, got.__cause__)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_errors_copy(kind, copied):
+    """A copy is an error of its own that tells the same."""
+    error = example_of(kind)
+
+    got = copied(error)
+
+    assert got is not error
+    assert same(error, got)
+    assert same(BROKER_ERROR, got.__cause__)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_errors_read_as_text(kind):
+    """The text is a sentence, with no braces, quotes or tuples around it."""
+    assert re.fullmatch(r"[a-z0-9][^{}]*", str(example_of(kind)))
+
+
+def test_fields_are_told_in_the_text():
+    """Each bad field is in the text, and in `errors` by name."""
+    error = MessageInvalidError({"topic": "is wrong", "key": "is empty"})
+
+    assert str(error) == "topic: is wrong; key: is empty"
+    assert error.errors == {"topic": "is wrong", "key": "is empty"}
+
+
+def test_fields_are_the_errors_own():
+    """The mapping that an error was made of may change afterwards."""
+    problems = {"topic": "is wrong"}
+    error = MessageInvalidError(problems)
+    problems.clear()
+
+    assert error.errors == {"topic": "is wrong"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [each for each in CLASSES if issubclass(each, ProduceError)],
+    ids=lambda kind: kind.__name__,
+)
+def test_produce_errors_speak_for_their_cause(kind):
+    """The broker's number, name and flags can be asked of the error itself."""
+    error = example_of(kind)
+
+    assert error.code == 10
+    assert error.name == "MSG_SIZE_TOO_LARGE"
+    assert error.fatal is True
+    assert error.retriable is True
+    assert error.abortable is True
+
+
+@pytest.mark.parametrize("cause", [None, ValueError("x"), DeliveryError("y")])
+def test_produce_errors_without_a_brokers_word_have_no_code(cause):
+    """Where no broker spoke, there is no number, and no flag is up."""
+    error = ProduceError("what happened")
+    error.__cause__ = cause
+
+    assert error.code is None
+    assert error.name is None
+    assert error.fatal is False
+    assert error.retriable is False
+    assert error.abortable is False
+
+
+def test_flags_of_a_broker_error_are_down_by_default():
+    """Nothing is fatal, retriable or abortable unless somebody said so."""
+    error = BrokerError("what happened", code=-195, name="_TRANSPORT")
+
+    assert (error.fatal, error.retriable, error.abortable) == (False, False, False)
+
+
+def test_notes_survive_pickling():
+    """What `add_note` added (Python 3.11) is an attribute like any other."""
+    error = ProduceError("what happened")
+    error.__notes__ = ["while sending an order"]
+
+    assert pickle.loads(pickle.dumps(error)).__notes__ == ["while sending an order"]
+
+
+def test_subclass_of_a_user_pickles():
+    """A user's own class below ours pickles without further ado."""
+    error = UsersError("what happened", order=5)
+
+    got = pickle.loads(pickle.dumps(error))
+
+    assert same(error, got)
+    assert got.order == 5
+
+
+class UsersError(ProduceError):
+    """An error with a constructor that its arguments don't fit again."""
+
+    def __init__(self, text, *, order):
+        super().__init__(text)
+        self.order = order

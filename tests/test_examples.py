@@ -1,0 +1,116 @@
+"""The programs in `examples`, run as a user would run them."""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from greendrop.testing import MockCluster
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = [pytest.mark.slow, pytest.mark.patched]
+
+# Runs an example in an interpreter in which gevent can't be imported.
+WITHOUT_GEVENT = """
+import runpy, sys
+sys.modules["gevent"] = None
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+# Runs one and says which modules of gevent it brought along.
+TELLING_OF_GEVENT = """
+import runpy, sys
+path, *sys.argv[1:] = sys.argv[1:]
+runpy.run_path(path, run_name="__main__")
+print("gevent:", sorted(name for name in sys.modules if name.startswith("gevent")))
+"""
+
+
+def run(*arguments, servers=""):
+    """Run Python with these arguments; what it wrote to its standard output."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={
+            **os.environ,
+            "GREENDROP_BOOTSTRAP_SERVERS": servers,
+            "PYTHONIOENCODING": "utf-8",
+        },
+        check=False,
+        timeout=45,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def speakers(output):
+    """Name who spoke, line by line, in the output of concurrent.py."""
+    return re.findall(r"^ *\d+ ms  (\w+)", output, re.MULTILINE)
+
+
+def changes(names):
+    """Count how often another one speaks than in the line before."""
+    return sum(one != other for one, other in pairwise(names))
+
+
+def test_quickstart_shows_that_others_run_only_with_greendrop():
+    """The ticker runs all the time beside greendrop, and hardly beside flush()."""
+    output = run(EXAMPLES / "quickstart.py")
+
+    row = re.search(r"^ *ticks, of 400 +(\d+) +(\d+)$", output, re.MULTILINE)
+    assert row is not None, output
+    greendrop, flush = map(int, row.groups())
+    assert greendrop > 200
+    assert flush < 100
+    assert "100%" in output
+    assert "█" in output
+
+
+@pytest.mark.parametrize("options", [[], ["--threads"]], ids=["greenlets", "threads"])
+def test_three_tasks_take_turns(options):
+    """Greenlets or threads: each of the three works while the others wait."""
+    output = run(EXAMPLES / "concurrent.py", *options)
+
+    names = speakers(output)
+    assert names.count("orders") == 11
+    assert "order 10 is at" in output
+    assert "all 100 are delivered" in output
+    # One after the other would change twice, and once more for the last line.
+    assert changes(names) > 10
+    kind = "threads" if options else "greenlets"
+    assert f"three {kind} and one producer" in output
+
+
+def test_threads_leave_gevent_out():
+    """With --threads the example, and greendrop in it, never imports gevent."""
+    output = run("-c", TELLING_OF_GEVENT, EXAMPLES / "concurrent.py", "--threads")
+
+    assert "polling by thread" in output
+    assert output.endswith("gevent: []\n")
+
+
+def test_threads_stand_in_when_there_is_no_gevent():
+    """Where gevent can't be imported the same example runs with threads."""
+    output = run("-c", WITHOUT_GEVENT, EXAMPLES / "concurrent.py")
+
+    assert "three threads and one producer" in output
+    assert changes(speakers(output)) > 10
+
+
+def test_failed_messages_are_told_of_and_the_work_goes_on():
+    """Both senders handle a broker's refusal, and the third one is not touched."""
+    with MockCluster() as cluster:
+        cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
+
+        output = run(EXAMPLES / "concurrent.py", servers=cluster.bootstrap_servers)
+
+    assert "order 1 failed: " in output
+    assert "order 2" not in output
+    assert "100 not delivered, 0 not sent: " in output
+    assert "step 18 of 18" in output

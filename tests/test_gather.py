@@ -1,0 +1,409 @@
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import _gather
+from greendrop._gather import Gatherer
+
+#: Seconds. Longer than the pace may be, so that the pace is the longest one.
+SLOW = 1.0
+
+
+class FakeTimer:
+    """A timer that fires when the test says so."""
+
+    def __init__(self):
+        self.active = False
+        self.closed = False
+        self._callback = None
+
+    def start(self, callback, **_options):
+        """Remember what to call; the options are for real clocks."""
+        self._callback = callback
+        self.active = True
+
+    def close(self):
+        """Stop for good."""
+        self.active = False
+        self.closed = True
+
+    def fire(self):
+        """Let the time be over."""
+        self.active = False
+        self._callback()
+
+
+class FakeLoop:
+    """gevent's loop, as far as a gatherer uses it; ticks when the test says so."""
+
+    def __init__(self):
+        self.callbacks = []
+        self.timers = []
+
+    def timer(self, _after):
+        """Make a timer."""
+        self.timers.append(FakeTimer())
+        return self.timers[-1]
+
+    def run_callback(self, function):
+        """Remember what to call at the end of the tick."""
+        self.callbacks.append(function)
+
+    def end_tick(self):
+        """Call what was to be called at the end of this tick."""
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+class FakeHub:
+    """gevent's hub, as far as a gatherer uses it."""
+
+    def __init__(self):
+        self.loop = FakeLoop()
+
+
+class Sink:
+    """Takes hand-overs as librdkafka would, with room for some items or all."""
+
+    def __init__(self):
+        self.batches = []
+        self.room = None
+
+    def __call__(self, items):
+        """Take what there is room for and give back the rest."""
+        taken = items if self.room is None else items[: self.room]
+        if self.room is not None:
+            self.room -= len(taken)
+        self.batches.append(taken)
+        return items[len(taken) :]
+
+    @property
+    def items(self):
+        """All that was taken, in order."""
+        return [item for batch in self.batches for item in batch]
+
+
+@pytest.fixture
+def fake_hub():
+    """Make a hub whose ticks the test ends."""
+    return FakeHub()
+
+
+@pytest.fixture
+def sink():
+    """Make a place to hand over to."""
+    return Sink()
+
+
+@pytest.fixture
+def gatherer(fake_hub, sink):
+    """Make a gatherer with nothing under way."""
+    return Gatherer(fake_hub, sink)
+
+
+def test_send_goes_out_at_once_when_nothing_is_under_way(gatherer, sink):
+    """Who is alone doesn't wait for company."""
+    gatherer.add(1)
+
+    assert sink.batches == [[1]]
+    assert len(gatherer) == 0
+
+
+def test_sends_are_gathered_while_something_is_under_way(gatherer, sink):
+    """The second send waits for the report on the first one."""
+    for item in (1, 2, 3):
+        gatherer.add(item)
+
+    assert sink.batches == [[1]]
+    assert len(gatherer) == 2
+
+
+def test_gathered_sends_go_out_together_when_all_is_reported(gatherer, sink, fake_hub):
+    """At the end of the tick that brought the last report, the list goes out."""
+    for item in (1, 2, 3):
+        gatherer.add(item)
+    gatherer.reported(1, SLOW)
+
+    assert sink.batches == [[1]], "the greenlets that were freed have had no turn yet"
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3]]
+
+
+def test_greenlets_that_a_report_freed_join_the_batch(gatherer, sink, fake_hub):
+    """Sends between the report and the end of its tick go out with the others.
+
+    Without that, a hundred greenlets would trickle: one message a request.
+    """
+    gatherer.add(1)
+    gatherer.reported(1, SLOW)
+    for item in (2, 3, 4):
+        gatherer.add(item)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3, 4]]
+
+
+def test_reports_of_one_tick_end_it_once(gatherer, fake_hub):
+    """Ten reports in one tick schedule one hand-over."""
+    gatherer.add(1)
+    for _ in range(10):
+        gatherer.reported(1, SLOW)
+
+    assert len(fake_hub.loop.callbacks) == 1
+
+
+def test_end_of_a_tick_without_sends_hands_over_nothing(gatherer, sink, fake_hub):
+    """Reports that free nobody cost nothing, and the next send goes out at once."""
+    gatherer.add(1)
+    gatherer.reported(1, SLOW)
+    fake_hub.loop.end_tick()
+    assert sink.batches == [[1]]
+
+    gatherer.add(2)
+
+    assert sink.batches == [[1], [2]]
+
+
+def test_nothing_goes_out_early_while_a_part_is_under_way(gatherer, sink, fake_hub):
+    """When not all is reported, the list waits for a round trip's time."""
+    for _ in range(100):
+        # A round trip is at most 1 ms to it; a busy machine may take that from us.
+        gatherer.hand_over()
+        batches = len(sink.batches)
+        began = time.monotonic()
+        for item in (1, 2, 3):
+            gatherer.add(item)
+        gatherer.hand_over()
+        gatherer.reported(1, SLOW)
+        gatherer.add(4)
+        fake_hub.loop.end_tick()
+        if time.monotonic() - began < _gather._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert [4] not in sink.batches[batches:]
+    assert len(gatherer) == 1
+
+
+def test_a_round_trip_after_the_last_hand_over_more_goes_out(gatherer, sink, fake_hub):
+    """A slow broker doesn't slow down those whose messages go elsewhere."""
+    for item in (1, 2, 3):
+        gatherer.add(item)
+    gatherer.hand_over()
+    gatherer.add(4)
+    time.sleep(2 * _gather._LONGEST_PACE)
+    gatherer.reported(1, SLOW)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_quick_broker_gets_more_sooner(gatherer, sink, fake_hub):
+    """With a round trip of nothing, each report lets the next list go."""
+    for item in (1, 2, 3):
+        gatherer.add(item)
+    gatherer.hand_over()
+    gatherer.add(4)
+    gatherer.reported(1, 0.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_failed_reports_say_nothing_about_the_round_trip(gatherer, sink, fake_hub):
+    """A round trip below 0 stands for none: bad reports don't change the pace."""
+    gatherer.reported(1, 0.0)
+    fake_hub.loop.end_tick()
+    for item in (1, 2, 3):
+        gatherer.add(item)
+    gatherer.hand_over()
+    gatherer.add(4)
+    gatherer.reported(1, -1.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_timer_hands_over_when_no_report_comes(gatherer, sink, fake_hub):
+    """A list doesn't wait for a report that may take seconds."""
+    gatherer.add(1)
+    gatherer.add(2)
+    (timer,) = fake_hub.loop.timers
+    assert timer.active
+
+    timer.fire()
+
+    assert sink.batches == [[1], [2]]
+    assert not timer.active
+
+
+def test_timer_runs_only_while_something_waits(gatherer, fake_hub):
+    """A send that goes out at once starts no timer."""
+    gatherer.add(1)
+
+    assert not fake_hub.loop.timers[0].active
+
+
+def test_long_list_goes_out_inside_the_call(gatherer, sink):
+    """A loop that never yields doesn't gather for ever."""
+    count = 3 * _gather._MOST + 1
+    for item in range(count):
+        gatherer.add(item)
+
+    assert len(gatherer) < _gather._MOST
+    gatherer.hand_over()
+    assert sink.items == list(range(count))
+
+
+def test_order_of_calls_is_kept(gatherer, sink, fake_hub):
+    """Whatever makes them go out, sends go out in the order of their calls."""
+    for item in range(5_000):
+        gatherer.add(item)
+        if not item % 7:
+            gatherer.reported(3, 0.0)
+        if not item % 11:
+            fake_hub.loop.end_tick()
+        if not item % 501 and fake_hub.loop.timers[0].active:
+            fake_hub.loop.timers[0].fire()
+    gatherer.hand_over()
+
+    assert sink.items == list(range(5_000))
+
+
+def test_what_had_no_room_is_kept_in_front(gatherer, sink, fake_hub):
+    """The rest of a hand-over stays first in the list, and is tried again."""
+    gatherer.add(0)
+    for item in range(1, 6):
+        gatherer.add(item)
+    sink.room = 2
+    gatherer.hand_over()
+    assert len(gatherer) == 3
+    gatherer.add(6)
+
+    sink.room = None
+    gatherer.reported(3, 0.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.items == list(range(7))
+
+
+def test_rest_is_tried_again_by_the_timer(gatherer, sink, fake_hub):
+    """Without reports, the timer goes on trying until there is room."""
+    gatherer.add(0)
+    gatherer.add(1)
+    sink.room = 0
+    (timer,) = fake_hub.loop.timers
+    timer.fire()
+    timer.fire()
+    assert len(gatherer) == 1
+    assert timer.active
+    sink.room = None
+
+    timer.fire()
+
+    assert sink.items == [0, 1]
+
+
+def test_rest_of_a_first_send_is_not_forgotten(gatherer, sink, fake_hub):
+    """Also a send that goes out at once may find no room; it is tried again."""
+    sink.room = 0
+    gatherer.add(1)
+    sink.room = None
+    fake_hub.loop.timers[0].fire()
+
+    assert sink.items == [1]
+
+
+def test_hand_over_of_nothing_calls_nobody(gatherer, sink):
+    """An empty list is not handed over."""
+    gatherer.hand_over()
+
+    assert sink.batches == []
+
+
+def test_sends_made_while_handing_over_come_after(fake_hub):
+    """A hand-over that leads to another send doesn't lose or reorder anything."""
+    taken = []
+
+    def hand_over(items):
+        if items == [2]:
+            gatherer.add(3)
+        taken.extend(items)
+        return []
+
+    gatherer = Gatherer(fake_hub, hand_over)
+    gatherer.add(1)
+    gatherer.add(2)
+    gatherer.hand_over()
+    gatherer.hand_over()
+
+    assert taken == [1, 2, 3]
+
+
+def test_take_gives_up_the_list(gatherer, sink):
+    """Who closes the client takes what waits, in order; nothing is left."""
+    for item in (1, 2, 3):
+        gatherer.add(item)
+
+    assert gatherer.take() == [2, 3]
+    assert gatherer.take() == []
+    gatherer.hand_over()
+    assert sink.items == [1]
+
+
+def test_stop_closes_the_timer(gatherer, fake_hub):
+    """A stopped gatherer leaves no timer in the loop."""
+    gatherer.add(1)
+    gatherer.add(2)
+    gatherer.stop()
+
+    assert fake_hub.loop.timers[0].closed
+
+
+def test_more_reports_than_sends_do_no_harm(gatherer, sink, fake_hub):
+    """Reports on messages of other threads are counted, too, and never below nought."""
+    gatherer.add(1)
+    gatherer.reported(1_000, SLOW)
+    fake_hub.loop.end_tick()
+    gatherer.add(2)
+    gatherer.add(3)
+
+    assert sink.batches == [[1], [2]]
+
+
+def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
+    """Sends of other threads must not touch the list, with a hub of theirs or without.
+
+    Nor may those of a thread that has the number of one that ended.
+    """
+    gatherer = Gatherer(hub, sink)
+    answers = []
+
+    def ask():
+        answers.append(gatherer.is_here())
+        gevent.get_hub()
+        answers.append(gatherer.is_here())
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+
+    assert gatherer.is_here()
+    assert answers == [False, False]
+    gatherer.stop()
+
+
+def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):
+    """Nothing is gathered for a hub that will not run again."""
+    gatherer = Gatherer(hub, sink)
+    hub.destroy(destroy_loop=True)
+
+    assert not gatherer.is_here()
+    gevent.get_hub()
+    assert not gatherer.is_here()

@@ -1,0 +1,533 @@
+import os
+import select
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import _waiting
+from greendrop._waiting import GreenletWaiter, Signal, ThreadWaiter
+from greendrop.errors import IllegalWaitError
+
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 10.0
+
+
+def in_thread(function):
+    """Run a function in a native thread, let this one wait, and give the result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join(LONG)
+    return results[0]
+
+
+def in_hub_itself(hub, function):
+    """Call a function in the hub, as a callback of gevent's loop; give the result."""
+    results = []
+
+    def call():
+        try:
+            results.append(function())
+        except Exception as error:  # noqa: BLE001 - told to the test
+            results.append(error)
+
+    hub.loop.run_callback(call)
+    while not results:
+        gevent.sleep(0.001)
+    return results[0]
+
+
+# -- which kind -----------------------------------------------------------------------
+
+
+def test_thread_without_a_hub_blocks():
+    """Where no greenlet lives, waiting is plain blocking."""
+    assert _waiting.current_hub() is None
+    assert isinstance(_waiting.new_waiter(), ThreadWaiter)
+
+
+def test_thread_with_a_hub_switches(hub):
+    """Where greenlets live, waiting lets them run."""
+    assert _waiting.current_hub() is hub
+    assert isinstance(_waiting.new_waiter(), GreenletWaiter)
+
+
+def test_choice_is_made_by_the_calling_thread(hub):
+    """The main thread's hub says nothing about other threads."""
+    assert isinstance(in_thread(_waiting.new_waiter), ThreadWaiter)
+
+
+def test_asking_makes_no_hub():
+    """To look for a hub doesn't make one."""
+    _waiting.new_waiter()
+
+    assert gevent._hub_local.get_hub_if_exists() is None
+
+
+def test_hub_itself_can_not_wait(hub):
+    """Whoever would wait in the hub would wait for ever, so it is refused."""
+    answer = in_hub_itself(hub, _waiting.new_waiter)
+
+    assert isinstance(answer, IllegalWaitError)
+
+
+def test_hub_itself_is_known(hub):
+    """Only a callback of the loop runs in the hub."""
+    assert not _waiting.in_hub()
+    assert in_hub_itself(hub, _waiting.in_hub) is True
+
+
+def test_tasks_are_told_apart(hub):
+    """Each greenlet is a task of its own, and so is each thread."""
+    tasks = [
+        _waiting.current_task(),
+        gevent.spawn(_waiting.current_task).get(),
+        in_thread(_waiting.current_task),
+    ]
+
+    assert len(set(tasks)) == 3
+    assert _waiting.current_task() == tasks[0]
+
+
+def test_destroyed_hub_is_gone(hub):
+    """Nothing runs on a destroyed hub any more."""
+    assert not _waiting.hub_is_gone(hub)
+
+    hub.destroy(destroy_loop=True)
+
+    assert _waiting.hub_is_gone(hub)
+
+
+def test_hub_of_a_thread_that_ended_is_gone():
+    """A hub whose thread has ended keeps its loop, and yet nothing runs there."""
+
+    def use():
+        gevent.sleep(0)
+        return gevent.get_hub()
+
+    hub = in_thread(use)
+
+    assert hub.loop is not None
+    assert _waiting.hub_is_gone(hub)
+    hub.loop.destroy()
+
+
+# -- waiters --------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["thread", "greenlet"])
+def new_waiter(request):
+    """Make waiters of either kind, for the test's own thread."""
+    if request.param == "greenlet":
+        request.getfixturevalue("hub")
+    return _waiting.new_waiter
+
+
+def test_wake_ends_a_wait(new_waiter):
+    """Another thread wakes the one who waits."""
+    waiter = new_waiter()
+    timer = threading.Timer(0.02, waiter.wake)
+    timer.start()
+    began = time.monotonic()
+
+    assert waiter.wait(LONG) is True
+    assert time.monotonic() - began < LONG / 2
+    timer.join()
+
+
+def test_wake_before_the_wait_counts(new_waiter):
+    """A waiter that was woken first doesn't wait at all."""
+    waiter = new_waiter()
+    waiter.wake()
+
+    assert waiter.wait(LONG) is True
+
+
+def test_wake_from_another_thread_before_the_wait_counts(new_waiter):
+    """The same when a thread of another kind was first."""
+    waiter = new_waiter()
+    in_thread(waiter.wake)
+
+    assert waiter.wait(LONG) is True
+
+
+def test_waking_twice_is_waking(new_waiter):
+    """Any number of wake-ups is as good as one."""
+    waiter = new_waiter()
+    for _ in range(3):
+        waiter.wake()
+
+    assert waiter.wait(LONG) is True
+    waiter.wake()
+
+
+def test_wait_ends_when_its_time_is_over(new_waiter):
+    """Nobody wakes it: False, in about the time that was given."""
+    began = time.monotonic()
+
+    assert new_waiter().wait(0.02) is False
+    assert 0.015 <= time.monotonic() - began < LONG / 2
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -0.0])
+def test_wait_without_time_only_looks(new_waiter, seconds):
+    """No time, or less: the answer comes at once."""
+    assert new_waiter().wait(seconds) is False
+
+
+def test_wait_may_be_as_long_as_a_day(new_waiter):
+    """A wait longer than a lock can take is no OverflowError."""
+    waiter = new_waiter()
+    waiter.wake()
+
+    assert waiter.wait(1e12) is True
+
+
+def test_wake_after_the_time_was_over_does_no_harm(new_waiter):
+    """Who gave up has gone on to something else, and is not disturbed there."""
+    waiter = new_waiter()
+    assert waiter.wait(0.001) is False
+
+    waiter.wake()
+    began = time.monotonic()
+    gevent.sleep(0.02)
+
+    assert time.monotonic() - began >= 0.019
+
+
+def test_wait_again_after_the_time_was_over(new_waiter):
+    """A wait that is done in pieces misses no wake-up between two of them."""
+    waiter = new_waiter()
+    assert waiter.wait(0.001) is False
+    waiter.wake()
+
+    assert waiter.wait(LONG) is True
+
+
+def test_many_wakes_race_with_the_wait(new_waiter):
+    """Whenever the wake-up comes, before or in the wait, it is not lost."""
+    for _ in range(200):
+        waiter = new_waiter()
+        thread = threading.Thread(target=waiter.wake)
+        thread.start()
+        assert waiter.wait(LONG) is True
+        thread.join()
+
+
+def test_greenlets_run_while_one_waits(longest_gap):
+    """Waiting with a hub lets the others run."""
+    with longest_gap() as gap:
+        _waiting.new_waiter().wait(0.1)
+
+    assert gap.seconds < 0.05
+    assert gap.ticks > 20
+
+
+def test_lone_greenlet_may_wait(hub):
+    """With nothing else to wait for in the program, gevent raises no LoopExit."""
+    assert _waiting.new_waiter().wait(0.01) is False
+
+
+def test_killed_greenlet_stops_waiting(hub):
+    """A kill ends the wait, and a late wake-up goes nowhere."""
+    waiters = []
+
+    def wait():
+        waiters.append(_waiting.new_waiter())
+        waiters[0].wait(LONG)
+
+    greenlet = gevent.spawn(wait)
+    gevent.sleep(0.01)
+    greenlet.kill(timeout=LONG)
+    waiters[0].wake()
+    gevent.sleep(0.01)
+
+    assert greenlet.dead
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+
+
+def test_gevent_timeout_ends_a_wait(hub):
+    """A `gevent.Timeout` around a wait works as around anything else."""
+    waiter = _waiting.new_waiter()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+        waiter.wait(LONG)
+
+    waiter.wake()
+    assert waiter.wait(LONG) is True
+
+
+def test_greenlet_of_another_hub_is_woken(hub):
+    """A waiter of a thread's own hub is woken from here."""
+    made = []
+
+    def wait():
+        gevent.get_hub()
+        made.append(_waiting.new_waiter())
+        result = made[0].wait(LONG)
+        gevent.get_hub().destroy(destroy_loop=True)
+        return result
+
+    results = []
+    thread = threading.Thread(target=lambda: results.append(wait()))
+    thread.start()
+    while not made:
+        gevent.sleep(0.001)
+    gevent.sleep(0.01)
+    made[0].wake()
+    thread.join(LONG)
+
+    assert results == [True]
+
+
+def test_waking_in_a_hub_that_is_gone_is_ignored(hub):
+    """Nobody waits there any more, so there is nobody to wake."""
+    waiter = _waiting.new_waiter()
+    hub.destroy(destroy_loop=True)
+
+    waiter.wake()
+
+
+# -- running natively -----------------------------------------------------------------
+
+
+def test_native_call_without_a_hub_is_made_on_the_spot():
+    """With nobody to let run, there is no use for a second thread."""
+    assert _waiting.run_natively(_waiting.get_ident, LONG) == _waiting.get_ident()
+
+
+def test_native_call_with_a_hub_lets_greenlets_run(longest_gap):
+    """What blocks natively blocks another thread than the hub's."""
+    with longest_gap() as gap:
+        ident = _waiting.run_natively(
+            lambda: (time.sleep(0.1), _waiting.get_ident())[1], LONG
+        )
+
+    assert ident != _waiting.get_ident()
+    assert gap.seconds < 0.05
+
+
+@pytest.mark.parametrize("with_hub", [False, True])
+def test_native_call_gives_its_error(request, with_hub):
+    """An error of the call is raised in the caller."""
+    if with_hub:
+        request.getfixturevalue("hub")
+
+    with pytest.raises(ZeroDivisionError):
+        _waiting.run_natively(lambda: 1 // 0, LONG)
+
+
+def test_native_call_that_takes_too_long_is_left_alone(hub):
+    """The caller goes on after its time, with a TimeoutError."""
+    go = threading.Event()
+    ended = threading.Event()
+
+    def work():
+        go.wait(LONG)
+        ended.set()
+
+    with pytest.raises(TimeoutError, match=r"within 0.02 s"):
+        _waiting.run_natively(work, 0.02)
+
+    go.set()
+    assert ended.wait(LONG)
+
+
+def test_native_call_in_the_hub_itself_is_started(hub):
+    """The hub can't wait for it, so it goes on by itself."""
+    ended = threading.Event()
+
+    assert in_hub_itself(hub, lambda: _waiting.run_natively(ended.set, LONG)) is None
+    assert ended.wait(LONG)
+
+
+def test_start_runs_in_a_thread_without_a_hub():
+    """Without a hub, what is started has a thread."""
+    idents = []
+    ended = threading.Event()
+    _waiting.start(lambda: (idents.append(_waiting.get_ident()), ended.set()))
+
+    assert ended.wait(LONG)
+    assert idents != [_waiting.get_ident()]
+
+
+def test_start_runs_in_a_greenlet_with_a_hub(hub):
+    """With a hub, what is started has a greenlet of it."""
+    idents = []
+    _waiting.start(lambda: idents.append(_waiting.get_ident()))
+    assert idents == []
+    gevent.sleep(0.01)
+
+    assert idents == [_waiting.get_ident()]
+
+
+def test_give_way_lets_others_run_once(hub):
+    """Other greenlets have their turn; in the hub itself nothing happens."""
+    turns = []
+    gevent.spawn(turns.append, 1)
+
+    _waiting.give_way()
+
+    assert turns == [1]
+    assert in_hub_itself(hub, _waiting.give_way) is None
+
+
+def test_give_way_without_a_hub_does_nothing():
+    """Threads need nobody to give way, and no hub is made for it."""
+    _waiting.give_way()
+
+    assert gevent._hub_local.get_hub_if_exists() is None
+
+
+# -- the descriptor -------------------------------------------------------------------
+
+
+class PipeSignal(Signal):
+    """A signal as it is where there is no eventfd (macOS)."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _open():
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        return read, write
+
+
+@pytest.fixture(params=[Signal, PipeSignal])
+def signal(request):
+    """Make a signal of either kind."""
+    made = request.param()
+    yield made
+    made.close()
+
+
+def readable(signal):
+    """Tell whether a signal's descriptor is readable now."""
+    poll = select.poll()
+    poll.register(signal.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def fill(signal):
+    """Write until there is no room for more."""
+    most = (2**64 - 2).to_bytes(8, "little")
+    try:
+        while True:
+            os.write(signal.write_fd, most)
+    except BlockingIOError:
+        return
+
+
+def test_signal_is_readable_while_set(signal):
+    """Set, it is readable; cleared, it is not; and so again."""
+    for _ in range(2):
+        assert not readable(signal)
+        signal.set()
+        assert readable(signal)
+        signal.clear()
+    assert not readable(signal)
+
+
+def test_signal_set_many_times_is_cleared_by_one_clear(signal):
+    """One clear is enough, however often it was set."""
+    for _ in range(100):
+        signal.set()
+    signal.clear()
+
+    assert not readable(signal)
+
+
+def test_clearing_an_unset_signal_does_not_block(signal):
+    """There may be nothing to clear."""
+    signal.clear()
+
+    assert not readable(signal)
+
+
+def test_signal_blocks_at_neither_end(signal):
+    """A blocking descriptor would stop librdkafka while it holds its lock."""
+    assert not os.get_blocking(signal.fileno())
+    assert not os.get_blocking(signal.write_fd)
+    assert not os.get_inheritable(signal.fileno())
+    assert not os.get_inheritable(signal.write_fd)
+
+
+def test_full_signal_can_be_set_again(signal):
+    """A signal that nobody clears takes any number of sets without a word."""
+    fill(signal)
+
+    signal.set()
+
+    assert readable(signal)
+
+
+def test_full_signal_can_be_cleared(signal):
+    """A full one is empty after a few clears, and works as before."""
+    fill(signal)
+    clears = 0
+    while readable(signal):
+        signal.clear()
+        clears += 1
+    signal.set()
+
+    assert readable(signal)
+    assert clears < 100
+
+
+@pytest.mark.parametrize("kind", [Signal, PipeSignal])
+def test_closed_signal_ignores_being_set(kind):
+    """Somebody may set it a moment too late."""
+    signal = kind()
+    signal.close()
+
+    signal.set()
+    signal.clear()
+
+
+def test_renewed_signal_has_the_same_numbers_and_is_another(signal):
+    """Behind the same numbers is a descriptor that shares nothing with the old one.
+
+    A forked child that reads the parent's wake-ups would take them from the parent.
+    """
+    numbers = signal.fileno(), signal.write_fd
+    old_read, old_write = os.dup(numbers[0]), os.dup(numbers[1])
+    signal.set()
+
+    signal.renew()
+
+    assert (signal.fileno(), signal.write_fd) == numbers
+    assert not readable(signal)
+    os.write(old_write, (1).to_bytes(8, "little"))
+    assert not readable(signal)
+    signal.set()
+    assert readable(signal)
+    signal.clear()
+    assert os.read(old_read, 4096)
+    os.close(old_read)
+    os.close(old_write)
+
+
+def test_renewed_signal_is_as_good_as_new(signal):
+    """After renewing, neither end blocks or is inherited by other programs."""
+    signal.renew()
+
+    assert not os.get_blocking(signal.fileno())
+    assert not os.get_blocking(signal.write_fd)
+    assert not os.get_inheritable(signal.fileno())
+    assert not os.get_inheritable(signal.write_fd)
+
+
+def test_child_does_not_take_the_parents_signals(signal):
+    """In a forked child, after renewing, the parent's wake-up stays the parent's."""
+    signal.set()
+    pid = os.fork()
+    if not pid:
+        signal.renew()
+        signal.clear()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+    assert readable(signal)
