@@ -1,6 +1,9 @@
 """Sphinx: how `make docs` builds these pages, without a network."""
 
+import re
 from importlib.metadata import version as version_of
+
+from sphinx.application import Sphinx
 
 project = "greendrop"
 author = "greendrop developers"
@@ -20,3 +23,38 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # A heading of ours: what a call waits for, and where it must not be made.
 napoleon_custom_sections = ["Blocking"]
+# As part of the class's text. Else what autodoc finds as members is there twice.
+napoleon_use_ivar = True
+
+# `name`, and what stands behind it without a space, as in `Message`s.
+_CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)(\w?)")
+
+
+def _as_rst(
+    _app: Sphinx, what: str, _name: str, _object: object, _: object, lines: list[str]
+) -> None:
+    """Turn our docstrings, written to be read in an editor, into reStructuredText."""
+    for index, line in enumerate(lines):
+        lines[index] = _CODE.sub(
+            lambda found: f"``{found[1]}``" + (f"\\ {found[2]}" if found[2] else ""),
+            line,
+        )
+    if what == "module":
+        # An indented block is a program or a drawing.
+        for index in range(len(lines) - 1, 0, -1):
+            begins = lines[index].startswith("    ") and not lines[index - 1]
+            if begins and not lines[index - 2].startswith("    "):
+                lines[index:index] = ["::", ""]
+
+
+def _skip(
+    _app: Sphinx, _what: str, _name: str, item: object, _skip: object, _: object
+) -> bool | None:
+    """Leave out the fields of named tuples: their class tells them better."""
+    return str(item.__doc__).startswith("Alias for field number") or None
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-docstring", _as_rst)

@@ -93,6 +93,7 @@ class Client:
             on_settled=self._on_settled,
             pause=self._pause,
         )
+        self._settled_elsewhere = 0
         self._poll_ident = 0
         # Lock order: _attaching, _poll_gate, _gate. `_gate` is held around each call
         # that queues messages, `_poll_gate` around each poll, so that closing can keep
@@ -148,14 +149,21 @@ class Client:
         """Messages that were taken and have no verdict, gathered ones included."""
         return self._outstanding.count
 
-    def send(self, message: Message) -> DeliveryHandle:
+    def send(self, message: Message, *, waited: bool = False) -> DeliveryHandle:
         """Queue one message in wire form.
+
+        Args:
+            message: Checked.
+            waited: The caller has just waited for room, and it is its turn.
 
         Raises:
             QueueFullError: No room; nothing was queued.
             DeliveryError: librdkafka refused the message; nothing was queued.
             ProducerClosedError: The client is closed; nothing was queued.
         """
+        outstanding = self._outstanding
+        if outstanding.full if waited else outstanding.full_for_newcomers:
+            raise self._queue_full()
         handle = DeliveryHandle(message[0], message[7], self._reports)
         gather = self._gather
         if gather is None or gather.current_hub() is not gather.hub:
@@ -164,9 +172,6 @@ class Client:
             if gather is None or not gather.is_here():
                 self._send_now(message, handle)
                 return handle
-        outstanding = self._outstanding
-        if outstanding.full:
-            raise self._queue_full()
         outstanding.gathered += 1
         gather.add((message, handle))
         return handle
@@ -240,6 +245,12 @@ class Client:
                         headers,
                     )
                 except BufferError:
+                    if self._outstanding.count <= len(items) - index:
+                        # Nothing is in the queue, and still it doesn't fit: waiting
+                        # for room would be for ever.
+                        handle.fail(self._refusal(topic, self._queue_full()))
+                        refused = True
+                        continue
                     rest = items[index:]
                     break
                 except Exception as error:  # noqa: BLE001 - told on the handle
@@ -259,14 +270,14 @@ class Client:
         )
         return QueueFullError(text)
 
-    def wait_for_room(self, seconds: float) -> None:
+    def wait_for_room(self, seconds: float, *, again: bool) -> None:
         """Wait until a report made room in the queue, or the time is over.
 
         Blocking:
             Lets other greenlets run. Others may take the room first: try, and wait
             again.
         """
-        self._outstanding.wait_for_room(self.waiter(), seconds)
+        self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
 
     # --- serving -----------------------------------------------------------------
 
@@ -301,7 +312,17 @@ class Client:
         while orphans:
             orphans = self._hand_over(orphans)
             if orphans:
-                self.wait_for_room(_NUDGE_EVERY)
+                self.wait_for_room(_NUDGE_EVERY, again=True)
+
+    def look_after(self) -> None:
+        """See to it that somebody serves this client, for one who waits for long.
+
+        A hub whose thread stands still in a native call serves nobody: a waiting
+        thread then does it itself.
+        """
+        self.attend()
+        if _waiting.current_hub() is None:
+            self._turn(0)
 
     def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter:
         """Make a waiter for the caller, who is going to wait for this client.
@@ -338,15 +359,14 @@ class Client:
         # Also inside poll, or inside a flush or close that another thread makes.
         if _waiting.get_ident() != self._poll_ident:
             self._signal.set()
-            if self._task is not None and self._task.polling == "thread":
-                self._interrupt_poll()
         elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
             # librdkafka keeps the rest, in order, and signals again.
             self._queue.yield_poll()
 
     def _interrupt_poll(self) -> None:
-        if self._queue is not None:
-            self._queue.wake()
+        with self._gate:
+            if self._queue is not None and not self._closed:
+                self._queue.wake()
 
     def _turn(self, seconds: float) -> BaseException | None:
         interrupt: BaseException | None = None
@@ -359,9 +379,7 @@ class Client:
         with self._poll_gate:
             if not self._closed:
                 self._poll_ident = _waiting.get_ident()
-                # A thread sits in its poll for long: it wants to hear of each report
-                # that another thread brought. A hub's poll is over at once.
-                reports.limit = 1 if seconds else _REPORTS_PER_POLL
+                reports.limit = _REPORTS_PER_POLL
                 try:
                     self._producer.poll(seconds)
                 except cimpl.KafkaException as error:
@@ -386,8 +404,11 @@ class Client:
             self._last_error = None
             self._last_error_is_better = False
         gather = self._gather
-        if gather is not None and gather.is_here():
-            gather.reported(count, latency)
+        if gather is not None and not gather.is_here():
+            self._settled_elsewhere += count  # told when its own thread is at it
+        elif gather is not None:
+            gather.reported(count + self._settled_elsewhere, latency)
+            self._settled_elsewhere = 0
         self._outstanding.settle(count)
 
     def _pause(self) -> None:
@@ -437,7 +458,7 @@ class Client:
         return verdict
 
     def _refusal(self, topic: str, error: Exception) -> DeliveryError:
-        cause: Exception = error
+        cause = error
         if isinstance(error, cimpl.KafkaException):
             cause = _broker_error(error.args[0], self._producer)
         refusal = DeliveryError(f"a message to {topic!r} was not queued: {cause}")
@@ -445,6 +466,10 @@ class Client:
         return refusal
 
     # --- ending ------------------------------------------------------------------
+
+    def stop_taking(self) -> None:
+        """Send away who waits for room; the owner sees to it that nobody new comes."""
+        self._outstanding.send_away()
 
     def wait_delivered(self, seconds: float) -> bool:
         """Wait until nothing is outstanding; False when the time was over first.

@@ -55,7 +55,10 @@ class Core:
         problems = _librdkafka.check_configuration(settings.kafka, settings.secret_keys)
         if problems:
             raise ConfigurationInvalidError(
-                {f"kafka.{key}": text for key, text in problems.items()}
+                {
+                    key if key == "kafka" else f"kafka.{key}": text
+                    for key, text in problems.items()
+                }
             )
         self.settings = settings
         self.monitor = monitor
@@ -133,15 +136,16 @@ class Core:
                     "message": message,
                 },
             )
+        again = False
         deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
         while True:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 raise full
-            client = self._connect()
-            client.wait_for_room(left)
+            self._connect().wait_for_room(left, again=again)
+            again = True
             try:
-                return self._connect().send(message)
+                return self._connect().send(message, waited=True)
             except QueueFullError as error:
                 full = error
 
@@ -238,6 +242,7 @@ class Core:
     def _end(self, client: Client, timeout: float) -> int:
         """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
         abandoned = 0
+        client.stop_taking()
         try:
             client.wait_delivered(timeout)
         finally:

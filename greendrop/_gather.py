@@ -104,6 +104,7 @@ class Gatherer(Generic[_Item]):
         self._under_way += len(items) - len(rest)
         if rest:
             self._items = rest + self._items
+            self._arm()
 
     def take(self) -> list[_Item]:
         """Give up what waits: this hub is gone, or its client closes."""
@@ -116,17 +117,19 @@ class Gatherer(Generic[_Item]):
 
     def _end_of_tick(self) -> None:
         self._scheduled = False
-        if not self._items:
-            return
-        pace = min(self._round_trip, _LONGEST_PACE)
-        if not self._under_way or _waiting.monotonic() - self._last >= pace:
-            self.hand_over()
+        self._hand_over_if_due()
 
     def _on_timer(self) -> None:
         self._armed = False
-        self.hand_over()
-        if self._items:
+        if self._items and not self._hand_over_if_due():
             self._arm()
+
+    def _hand_over_if_due(self) -> bool:
+        pace = min(self._round_trip, _LONGEST_PACE)
+        due = not self._under_way or _waiting.monotonic() - self._last >= pace
+        if due:
+            self.hand_over()
+        return due
 
     def _arm(self) -> None:
         # In case no report comes.

@@ -61,6 +61,11 @@ class HubTask:
         # return. Who waits for a report holds the loop with the timer of that wait.
         loop: Any = hub.loop
         self._io = loop.io(signal.fileno(), 1, ref=False)
+        # libuv shares one handle between the watchers of a descriptor, and forgets to
+        # hand the wish on to it.
+        shared = getattr(self._io, "_watcher_ref", None)
+        if shared is not None:
+            shared.ref = False
         self._guard = loop.timer(_GUARD, _GUARD, ref=False)
         self._greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
@@ -86,6 +91,10 @@ class HubTask:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
+        if _waiting.hub_is_gone(self.hub):
+            # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
+            # for ever. The client behind it need not stay as well.
+            del self._turn, self._outstanding
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""

@@ -42,6 +42,10 @@ start_new_thread: Callable[..., int] = _native("start_new_thread")
 #: can't switch greenlets: all greenlets of a thread own it together.
 RLock = _thread.RLock
 
+#: Shortest time that a timer of every loop knows (libuv's grain), in seconds.
+_SHORTEST = 0.001
+#: Seconds between two looks of a timer that is only there to hold the loop.
+_LONG = 3600.0
 #: Rounds of a loop between two looks at the clock; 64 messages take 0.2 ms.
 _CLOCK_EVERY = 64
 #: Longest single wait that a C lock takes, in seconds.
@@ -149,7 +153,7 @@ class GreenletWaiter:
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
         loop: Any = hub.loop
-        timer = loop.timer(max(seconds, 0.0))
+        timer = loop.timer(max(seconds, _SHORTEST))
         timer.start(self._resume, update=True)
         try:
             while not self._woken and timer.active:
@@ -174,7 +178,7 @@ class GreenletWaiter:
 class LinkWaiter:
     """A callback that `gevent.wait` and the like linked to an object."""
 
-    __slots__ = ("_hub", "_source", "callback")
+    __slots__ = ("_hub", "_source", "_timer", "callback")
 
     def __init__(
         self, hub: Hub, callback: Callable[[Any], object], source: object
@@ -182,9 +186,21 @@ class LinkWaiter:
         self._hub = hub
         self._source = source
         self.callback = callback
+        # Holds the loop, as the timer of a wait does: who links is waiting.
+        loop: Any = hub.loop
+        self._timer: Any = loop.timer(_LONG, _LONG)
+        self._timer.start(lambda: None)
 
     def wake(self) -> None:
-        call_in_hub(self._hub, self.callback, self._source)
+        call_in_hub(self._hub, self._call)
+
+    def cancel(self) -> None:
+        """Let go of the loop; in the hub's thread."""
+        self._timer.close()
+
+    def _call(self) -> None:
+        self.cancel()
+        self.callback(self._source)
 
 
 def call_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> None:

@@ -45,8 +45,8 @@ class ReportingClient(Protocol):
         """Make a waiter for the calling greenlet or thread."""
         ...
 
-    def attend(self) -> object:
-        """See to it that somebody serves the client."""
+    def look_after(self) -> None:
+        """See to it that somebody serves the client, who seems to be late."""
         ...
 
     def last_broker_error(self) -> str | None:
@@ -73,8 +73,8 @@ _Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None
 _swap = _waiting.RLock()
 
 #: Seconds after which a wait looks whether somebody still serves it: the hub that did
-#: may be gone, with its thread.
-_LOOK_EVERY = 1.0
+#: may be gone with its thread, or stand still in a native call.
+_LOOK_EVERY = 0.1
 
 
 class DeliveryHandle:
@@ -194,7 +194,7 @@ class DeliveryHandle:
                     raise self._timed_out(client, timeout)
                 waiter.wait(min(left, _LOOK_EVERY))
                 if self._reports is not None:
-                    client.attend()
+                    client.look_after()
         finally:
             if self._reports is not None:
                 self._remove(lambda one: one is waiter)
@@ -240,7 +240,10 @@ class DeliveryHandle:
 
     def unlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
         """Undo `rawlink` (for gevent)."""
-        self._remove(lambda one: getattr(one, "callback", None) == callback)
+        for waiter in self._remove(
+            lambda one: getattr(one, "callback", None) == callback
+        ):
+            waiter.cancel()
 
     def ready(self) -> bool:
         """Same as `done` (for gevent)."""
@@ -250,21 +253,21 @@ class DeliveryHandle:
         with _swap:
             self._waiters = (waiter, self._waiters)
 
-    def _remove(self, unwanted: Callable[[Any], bool]) -> None:
+    def _remove(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         while True:
             before = self._waiters
             after: _Chain = before
-            kept = []
+            kept: list[Any] = []
+            removed: list[Any] = []
             while after is not None:
-                if not unwanted(after[0]):
-                    kept.append(after[0])
+                (removed if unwanted(after[0]) else kept).append(after[0])
                 after = after[1]
             for waiter in reversed(kept):
                 after = (waiter, after)
             with _swap:
                 if self._waiters is before:
                     self._waiters = after
-                    return
+                    return removed
 
     def __repr__(self) -> str:
         if not self.done:

@@ -162,34 +162,46 @@ class BrokerError(GreendropError):
 class ProduceError(GreendropError):
     """A message was not sent or not delivered; the subclass says which.
 
-    `code`, `name`, `fatal`, `retriable` and `abortable` are those of the cause
-    when that is a `BrokerError`, else None and False.
+    `code`, `name`, `fatal`, `retriable` and `abortable` are those of the
+    `BrokerError` behind it, if there is one, else None and False.
     """
 
     @property
     def code(self) -> int | None:
         """Kafka's number of the error that caused this one."""
-        return self.__cause__.code if isinstance(self.__cause__, BrokerError) else None
+        reason = _broker_error_behind(self)
+        return None if reason is None else reason.code
 
     @property
     def name(self) -> str | None:
         """Kafka's name of the error that caused this one."""
-        return self.__cause__.name if isinstance(self.__cause__, BrokerError) else None
+        reason = _broker_error_behind(self)
+        return None if reason is None else reason.name
 
     @property
     def fatal(self) -> bool:
         """Whether the client behind it can't go on."""
-        return isinstance(self.__cause__, BrokerError) and self.__cause__.fatal
+        reason = _broker_error_behind(self)
+        return reason is not None and reason.fatal
 
     @property
     def retriable(self) -> bool:
         """Whether the same operation may succeed later."""
-        return isinstance(self.__cause__, BrokerError) and self.__cause__.retriable
+        reason = _broker_error_behind(self)
+        return reason is not None and reason.retriable
 
     @property
     def abortable(self) -> bool:
         """Whether the transaction around it must be aborted."""
-        return isinstance(self.__cause__, BrokerError) and self.__cause__.abortable
+        reason = _broker_error_behind(self)
+        return reason is not None and reason.abortable
+
+
+def _broker_error_behind(error: BaseException) -> BrokerError | None:
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, BrokerError):
+        cause = cause.__cause__
+    return cause
 
 
 class QueueFullError(ProduceError):

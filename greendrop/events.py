@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from greendrop import _waiting
 from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Monitor:
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
+        self._changing = _waiting.RLock()
         self._statistics_frozen = False
 
     def listens(self, name: str) -> bool:
@@ -165,12 +167,12 @@ class Monitor:
 
     def unsubscribe(self, listener: object) -> None:
         """Stop telling a function or object anything; unknown ones are ignored."""
-        left = {
-            name: kept
-            for name, all_of_it in self.listeners.items()
-            if (kept := tuple(pair for pair in all_of_it if pair[0] != listener))
-        }
-        self.listeners = left
+        with self._changing:
+            self.listeners = {
+                name: kept
+                for name, all_of_it in self.listeners.items()
+                if (kept := tuple(pair for pair in all_of_it if pair[0] != listener))
+            }
 
     def emit(
         self,
@@ -230,10 +232,11 @@ class Monitor:
                 " statistics.interval.ms is 0; subscribe before the first message"
             )
             raise StatisticsNotEnabledError(text)
-        listeners = dict(self.listeners)
-        for name, listener in added.items():
-            listeners[name] = (*listeners.get(name, ()), (owner, listener))
-        self.listeners = listeners
+        with self._changing:
+            listeners = dict(self.listeners)
+            for name, listener in added.items():
+                listeners[name] = (*listeners.get(name, ()), (owner, listener))
+            self.listeners = listeners
 
     @staticmethod
     def _known(name: str) -> None:

@@ -313,7 +313,9 @@ class Producer:
             handles = list(error.dispatched)
         deadline = _waiting.monotonic() + timeout
         reports: list[DeliveryReport] = []
+        turns = _waiting.Turns(core.settings.max_serve_time)
         for index, handle in enumerate(handles):
+            turns.end_one()
             try:
                 left = 0.0 if handle.done else deadline - _waiting.monotonic()
                 reports.append(handle.wait(max(left, 0.0)))

@@ -178,14 +178,15 @@ def _close_producers() -> list[str]:
 def _end_hub() -> list[str]:
     """End the main thread's hub; name greenlets of ours that still ran there."""
     local: Any = sys.modules.get("gevent._hub_local")
-    hub = local and local.get_hub_if_exists()
-    if not hub:
+    hub = None if local is None else local.get_hub_if_exists()
+    if hub is None:
         return []
     greenlet: Any = sys.modules["gevent"].Greenlet
     left = [
         f"greenlet {each!r}"
         for each in gc.get_objects()
         if isinstance(each, greenlet)
+        and each.parent is hub
         and not each.dead
         and str(getattr(each._run, "__module__", "")).startswith("greendrop")
     ]

@@ -1,5 +1,6 @@
 """Who serves a producer when there are several hubs, none, or one that goes away."""
 
+import gc
 import threading
 import time
 
@@ -59,10 +60,9 @@ def test_hubs_of_several_threads_share_a_producer(mock_cluster, make_producer):
 
     def greenlets():
         with LongestGap() as gap:
-            reports = sum(together([send] * 5), [])
+            reports = [each for sent in together([send] * 5) for each in sent]
         return reports, gap.seconds
 
-    # Each must end before its thread's clock is stopped: they share the collector.
     results = in_threads([with_own_hub(greenlets)] * 3)
 
     places = {
@@ -84,7 +84,8 @@ def test_threads_send_beside_a_hub(make_producer, hub):
     results = in_threads([send] * 4)
     results += [each.get(timeout=10) for each in greenlets]
 
-    assert len({(each.partition, each.offset) for each in sum(results, [])}) == 400
+    places = {(each.partition, each.offset) for sent in results for each in sent}
+    assert len(places) == 400
     assert producer.polling == "fd"
 
 
@@ -191,6 +192,40 @@ def test_a_destroyed_hub_is_replaced(mock_cluster, make_producer, stored):
     assert stored("events") == 53
 
 
+def kill_our_greenlets():
+    """Do what a program does that kills all greenlets it finds."""
+    gevent.killall(
+        [
+            each
+            for each in gc.get_objects()
+            if isinstance(each, gevent.Greenlet)
+            and "greendrop" in repr(each)
+            and not each.dead
+        ]
+    )
+
+
+def test_a_killed_serving_task_is_replaced(mock_cluster, make_producer, hub, stored):
+    """Whoever kills the greenlet that serves, early or late, loses no message."""
+    producer = make_producer()
+
+    handles = [producer.produce_async(topic="events", payload=b"x")]
+    kill_our_greenlets()  # before its first turn
+    handles.append(producer.produce_async(topic="events", payload=b"x"))
+    gevent.sleep(0.01)
+    kill_our_greenlets()
+    handles += [producer.produce_async(topic="events", payload=b"x") for _ in range(9)]
+
+    assert all(each.wait(10) for each in handles)
+    kill_our_greenlets()
+    assert producer.produce_sync(topic="events", payload=b"x")
+    kill_our_greenlets()
+    began = time.monotonic()
+    producer.close()
+    assert time.monotonic() - began < 2
+    assert stored("events") == 12
+
+
 # In a fresh interpreter: gevent never frees a hub whose thread has ended.
 HUB_THREAD_ENDS = """
     import gevent, threading, time
@@ -226,13 +261,14 @@ HUB_THREAD_ENDS = """
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize(
-    ("then", "polling", "count"),
-    [("hub", "fd", 52), ("thread", "thread", 52), ("close", "None", 51)],
+    ("then", "result"),
+    [("hub", ("fd", 52)), ("thread", ("thread", 52)), ("close", ("None", 51))],
 )
 def test_a_hub_that_ended_with_its_thread_is_replaced(
-    then, polling, count, mock_cluster, run_script, stored
+    then, result, mock_cluster, run_script, stored
 ):
     """The thread whose hub served ends: another hub, a thread or close takes over."""
+    polling, count = result
     mock_cluster.round_trip(0.1)
 
     ended = run_script(

@@ -17,7 +17,8 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"config", "message", "events", "_waiting", "_librdkafka", "_buffer"},
+    {"_waiting", "_librdkafka"},
+    {"config", "message", "events", "_buffer"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_settling"},
     {"_client"},

@@ -33,7 +33,7 @@ def main() -> None:
                 _run(cell, servers, results, min(rounds, table.rounds), seconds)
             if chosen:
                 _show(results, table)
-    file = _FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file = arguments.folder / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     results.save(file)
     print(f"\nall figures: {file}")
     for failure in results.failures():
@@ -54,7 +54,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--write-docs", action="store_true", help=f"write {_PAGE.name}")
-    return parser.parse_args()
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help="for the figures")
+    arguments = parser.parse_args()
+    if arguments.write_docs and (arguments.only or arguments.quick):
+        parser.error("--write-docs is for a whole run")
+    return arguments
 
 
 def _is_chosen(arguments: argparse.Namespace, table: Table, cell: Cell) -> bool:

@@ -4,6 +4,8 @@ Bears one load with one contender, after a short warm-up, and writes the figures
 line of JSON. Seconds, bytes, and messages per second.
 """
 
+# ruff: noqa: PLC0415 - a process imports only what its own load needs
+
 from __future__ import annotations
 
 import gc
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 
+#: Seconds of load before the measurement.
+_WARM_UP = 0.3
 #: Messages that a worker sends without waiting before others have a turn, where a
 #: ticker looks on: a loop that never yields is its own author's doing.
 _PIECE = 100
@@ -44,13 +48,11 @@ _IDLE = 3.0
 def wait(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     """Loops that produce and wait."""
     contender = make(place)
-    keys: list[bytes | None] = [f"key-{i}".encode() for i in range(load.keys)]
-    keys = keys or [None]
-    contender.wait_loops(load.workers, load.crowd, keys, seconds * 0.4)
+    contender.wait_loops(load, _WARM_UP)
     with ExitStack() as stack:
         ticker = stack.enter_context(Ticker()) if load.ticker else None
         stopwatch = Stopwatch()
-        waits = contender.wait_loops(load.workers, load.crowd, keys, seconds)
+        waits = contender.wait_loops(load, seconds)
         figures = stopwatch.figures(len(waits))
     figures["p50"] = percentile(waits, 0.5)
     figures["p99"] = percentile(waits, 0.99)
@@ -96,7 +98,7 @@ def batch(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     """Batches, one after another."""
     contender = make(place)
     contender.prepare_batch(load.count)
-    for _ in _for_seconds(seconds * 0.4):
+    for _ in _for_seconds(_WARM_UP):
         contender.send_batch()
     with Ticker() as ticker:
         stopwatch = Stopwatch()

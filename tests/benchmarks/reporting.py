@@ -217,7 +217,10 @@ def as_text(grid: list[list[str]]) -> str:
     return "\n".join(
         "  "
         + row[0].ljust(widths[0])
-        + "".join(f"  {text:>{width}}" for text, width in zip(row[1:], widths[1:]))
+        + "".join(
+            f"  {text:>{width}}"
+            for text, width in zip(row[1:], widths[1:], strict=True)
+        )
         for row in grid
     )
 
@@ -242,20 +245,23 @@ def goals_grid(verdicts: list[Verdict]) -> list[list[str]]:
 _DOCS_HEAD = """\
 # Benchmarks
 
-Written by `make bench ARGS=--write-docs`; don't edit. {facts}.
+Written by `python -m tests.benchmarks --write-docs`; don't edit. {facts}.
 
-Each figure is the median of {rounds} rounds at most. Each measurement is a process of its own; in a round
-the contenders follow each other closely, and ratios are taken within a round. All ask
-for all acknowledgements, without idempotence and compression; messages have 100 bytes.
-The mock cluster runs in another process. Batches are made of messages that exist
-already. "Raw" is confluent-kafka without greendrop:
+Each figure is the median of {rounds} rounds, of fewer where little varies. Each
+measurement is a process of its own. In a round the contenders follow each other
+closely, and what is compared is compared within a round. All ask for all
+acknowledgements, without idempotence and compression; messages have 100 bytes. The
+mock cluster runs in another process. Batches are made of messages that exist already.
 
-- *flush*: `produce()` and `flush()` for each message or batch;
-- *poll thread*: a native thread polls, and wakes greenlets that wait for an `AsyncResult`;
+"Raw" is confluent-kafka without greendrop:
+
+- *flush*: `produce()` and `flush()`, for each message or batch;
+- *poll thread*: a native thread polls, and wakes greenlets that wait for their
+  `AsyncResult`s;
 - *callback*: one shared callback, nobody waits.
 
-"linger 0 ungathered" is greendrop with librdkafka's `linger.ms=0` and without gathering,
-which no setting gives; "linger 1" and "linger 5" are what `linger.ms` gives.
+"linger 1" and "linger 5" are what the user gets who sets `linger.ms`. "linger 0
+ungathered" is greendrop without gathering, which no setting gives.
 """
 
 

@@ -75,7 +75,7 @@ class Servers(AbstractContextManager["Servers"]):
     def _kafka_place(self, topic: str, partitions: int) -> Place:
         if self._kafka is None:
             self._kafka = self._stack.enter_context(_kafka())
-            self._warm_up(3 if self._quick else 12)
+            self._warm_up(3 if self._quick else 8)
         self._kafka.create_topic(topic, partitions=partitions)
         return Place(self._kafka.bootstrap_servers, topic)
 

@@ -72,6 +72,26 @@ def test_a_killed_broker_costs_no_message(kafka_secure, topic, read_topic, produ
     load.check(read_topic(kafka_secure.bootstrap_servers, topic))
 
 
+def test_messages_whose_time_is_over_are_told(
+    kafka_secure, topic, read_topic, producer_of
+):
+    """What waits for a killed broker for too long fails; later messages are stored."""
+    (node,) = kafka_secure.nodes
+    servers = {"bootstrap.servers": kafka_secure.bootstrap_servers}
+
+    with producer_of({**servers, **BACK_SOON, "message.timeout.ms": 1000}) as producer:
+        load = Load(producer, topic, burst=10)
+        load.await_progress()
+        off_hub(node.kill)
+        await_true(lambda: len(load.failed) >= 100)
+        off_hub(node.start)
+        load.await_progress()
+        load.stop()
+
+    assert {error.name for error in load.failed.values()} == {"_MSG_TIMED_OUT"}
+    load.check(read_topic(kafka_secure.bootstrap_servers, topic))
+
+
 def test_a_broker_that_stands_still_costs_time_only(
     kafka_secure, topic, read_topic, producer_of
 ):
@@ -423,7 +443,7 @@ def test_closing_during_a_load_delivers_what_was_taken(
 def test_a_forced_close_tells_what_it_drops(
     kafka_secure, topic, read_topic, producer_of
 ):
-    """With a broker that stands still, a forced close is quick and tells each sender."""
+    """With a broker that stands still, a forced close is quick and tells everybody."""
     (node,) = kafka_secure.nodes
     config = {"bootstrap.servers": kafka_secure.bootstrap_servers}
 
@@ -544,30 +564,38 @@ ENDS_IN_FLIGHT = """
     from greendrop import Producer
 
     producer = Producer(kafka={"bootstrap.servers": servers})
-
-    def work():
-        for number in range(1000):
-            producer.produce_async(topic=topic, payload=str(number))
-        if end == "exit":
-            sys.exit()
-        if end == "exit in a task":
-            from tests.tasks import Task
-            Task(sys.exit).join()
-
-    work()
+    for number in range(1000):
+        producer.produce_async(topic=topic, payload=str(number))
+    if end == "exits":
+        sys.exit()
+    elif end == "exits in a greenlet":
+        gevent.spawn(sys.exit).join()
 """
 
 
 @pytest.mark.patched
-@pytest.mark.parametrize("end", ["return", "exit", "exit in a task"])
-@pytest.mark.parametrize("mode", ["none", "unpatched", "patched", "late"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("none", "ends"),
+        ("none", "exits"),
+        ("unpatched", "ends"),
+        ("unpatched", "exits"),
+        ("unpatched", "exits in a greenlet"),
+        ("patched", "ends"),
+        ("patched", "exits"),
+        ("late", "ends"),
+    ],
+    ids=lambda way: f"{way[0]}, {way[1]}",
+)
 def test_a_program_that_ends_delivers_what_is_in_flight(
-    kafka, topic, read_topic, run_script, mode, end
+    kafka, topic, read_topic, run_script, way
 ):
     """A program that never closes its producer, and waits for nothing, loses nothing.
 
     Acceptance check 81.
     """
+    mode, end = way
     servers = kafka.bootstrap_servers
 
     ended = run_script(ENDS_IN_FLIGHT, mode, servers=servers, topic=topic, end=end)

@@ -1,0 +1,184 @@
+"""The programs that greendrop lives in, as they really run."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.kafka.running import Program
+
+pytestmark = pytest.mark.slow
+
+#: Seconds for which a hub may be held.
+LONGEST_GAP = 0.05
+
+HOSTS = "tests.kafka.hosts"
+
+
+@pytest.fixture
+def start(kafka, topic, tmp_path):
+    """Start a host program; it ends with the `with` block at the latest."""
+
+    def start(*arguments, log="log"):
+        return Program(
+            *arguments,
+            log_file=tmp_path / log,
+            SERVERS=kafka.bootstrap_servers,
+            TOPIC=topic,
+            FOLDER=str(tmp_path),
+        )
+
+    return start
+
+
+@pytest.fixture
+def stored(kafka, topic, read_topic):
+    """Read the payloads in the topic, with how often each is there."""
+
+    def stored():
+        records = read_topic(kafka.bootstrap_servers, topic)
+        return Counter(record.value.decode() for record in records)
+
+    return stored
+
+
+def assert_clean(program):
+    """The program had nothing to complain of."""
+    for word in ("Traceback", "ERROR", "CRITICAL", "Error", "greendrop:", "greendrop#"):
+        assert word not in program.log
+
+
+# gunicorn ----------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address):
+    """Connect to a web server; gives a function that asks it."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+
+    def ask(method, path, body=None):
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    with closing(connection):
+        yield ask
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["late", "preloaded"])
+def test_requests_in_gunicorn_wait_cooperatively(start, stored, preload):
+    """64 clients at once: what was answered is stored, and the worker's hub is free."""
+    gunicorn = ["-m", "gunicorn", "--worker-class=gevent", "--workers=1", *preload]
+    gunicorn += ["--bind=127.0.0.1:0", "--no-control-socket", f"{HOSTS}.flask_app:app"]
+    later = [f"later-{number}" for number in range(100)]
+
+    def use(client):
+        payloads = [f"{client}-{number}" for number in range(30)]
+        with connected(address) as ask:
+            return {each: ask("POST", "/send", each)[0] for each in payloads}
+
+    with start(*gunicorn) as server:
+        listening = re.compile("Listening at: http://([0-9.:]+)")
+        address = server.wait_for("listens", lambda: listening.search(server.log))[1]
+        with connected(address) as ask, ThreadPoolExecutor(64) as pool:
+            # Connecting to Kafka is not what is measured.
+            answers = {"first": ask("POST", "/send", "first")[0]}
+            ask("POST", "/measure")
+            for some in pool.map(use, range(64)):
+                answers |= some
+            _, measured = ask("GET", "/measured")
+            # Nobody waits for these, so the worker's end has to.
+            answers["later"], _ = ask("POST", "/send-later", "\n".join(later))
+        server.terminate()
+        assert server.wait() == 0
+        assert_clean(server)
+
+    assert answers.pop("later") == 202
+    assert Counter(answers.values()) == {200: 1 + 64 * 30}
+    assert stored() == Counter([*answers, *later])
+    assert measured["polling"] == "fd"
+    assert measured["seconds"] < LONGEST_GAP
+
+
+# Celery ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pool", "polling"),
+    [(["--pool=gevent", "--concurrency=100"], "fd"), (["--concurrency=2"], "thread")],
+    ids=["gevent", "prefork"],
+)
+def test_tasks_in_celery_store_what_they_return(start, stored, tmp_path, pool, polling):
+    """A worker's tasks send and wait; SIGTERM ends it in good order."""
+    for name in ("queue", "control", "results"):
+        (tmp_path / name).mkdir()
+    celery = ["-m", "celery", "--app", f"{HOSTS}.celery_app", "worker", *pool]
+
+    with start(*celery) as worker:
+        worker.wait_for("is ready", lambda: "ready" in worker.facts)
+        with start("-m", f"{HOSTS}.celery_client", log="client") as client:
+            assert client.wait() == 0
+        worker.terminate()
+        assert worker.wait() == 0
+        assert_clean(worker)
+
+    results = client.facts["results"]
+    assert len({(partition, offset) for partition, offset, _, _ in results}) == 200
+    assert {each for _, _, _, each in results} == {polling}
+    assert stored() == Counter(f"task-{number}" for number in range(200))
+    processes = {pid for _, _, pid, _ in results}
+    if polling == "fd":
+        assert processes == {worker.pid}
+        assert worker.facts["gap"] < LONGEST_GAP
+    else:
+        assert len(processes) == 2
+        assert worker.pid not in processes
+
+
+# Scripts -----------------------------------------------------------------------------
+
+
+def test_a_plain_script_stores_what_it_sends(start, stored):
+    """Without gevent and without threads of its own: sync, batch, and in the end."""
+    with start("-m", f"{HOSTS}.plain") as script:
+        assert script.wait() == 0
+        assert_clean(script)
+
+    expected = {"sync": 100, "many": 1000, "async": 1000}
+    assert stored() == Counter(
+        f"{verb}-{number}"
+        for verb, count in expected.items()
+        for number in range(count)
+    )
+    assert (script.facts["polling"], script.facts["gevent"]) == ("thread", False)
+
+
+def test_threads_of_a_script_share_a_producer(start, stored):
+    """32 threads send and wait, without gevent."""
+    with start("-m", f"{HOSTS}.threads") as script:
+        assert script.wait() == 0
+        assert_clean(script)
+
+    assert stored() == Counter(f"{i}-{k}" for i in range(32) for k in range(100))
+    assert (script.facts["polling"], script.facts["gevent"]) == ("thread", False)
+    assert script.facts["delivered"] == 3200
+
+
+def test_a_script_that_forks_after_use_resets_the_producer(start, stored):
+    """The child is told to reset; then child and parent both send, each their own."""
+    with start("-m", f"{HOSTS}.forks") as script:
+        assert script.wait() == 0
+        assert_clean(script)
+
+    for number in range(3):
+        assert script.facts[f"status{number}"] == 0
+        assert "reset()" in script.facts[f"refusal{number}"]
+    each = ("parent-{}", "child-{}", "child-{}-late")
+    expected = [text.format(number) for text in each for number in range(3)]
+    assert stored() == Counter(["before", "after", *expected])

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.interpreter import ROOT
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_gives_figures_of_each_contender(tmp_path):
+    """The benchmarks still run: one cell, measured shortly, has all of its figures."""
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick"]
+    command += ["--only", "hub-100", "--folder", str(tmp_path)]
+
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
+    (file,) = tmp_path.iterdir()
+    (outcomes,) = json.loads(file.read_text())["rounds"]["hub-100"]
+    assert set(outcomes) == {"greendrop", "raw poll thread linger 0"}
+    for figures in outcomes.values():
+        assert figures["rate"] > 0
+        assert figures["late_max"] >= figures["late_p99"]

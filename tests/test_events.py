@@ -1,0 +1,699 @@
+import logging
+import sys
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import (
+    DeliveryError,
+    EventNotRegisteredError,
+    MessageInvalidError,
+    Producer,
+    StatisticsNotEnabledError,
+)
+from greendrop.events import EVENTS, Event, Monitor
+
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 10.0
+
+#: Says that an event of the test's own choice happened; any would do.
+NAME = "message.acknowledged"
+PAYLOAD = {"producer_id": "p", "topic": "t"}
+
+
+@pytest.fixture
+def monitor():
+    """Make a monitor that nobody listens to."""
+    return Monitor()
+
+
+# -- subscribing ----------------------------------------------------------------------
+
+
+def test_function_hears_the_event_it_subscribed_to(monitor):
+    """A function is given an event with name and payload."""
+    heard = []
+
+    def listener(event):
+        heard.append(event)
+
+    assert monitor.subscribe(NAME, listener) is listener
+    monitor.emit(NAME, PAYLOAD)
+    monitor.emit("producer.closing", PAYLOAD)
+
+    (event,) = heard
+    assert event.name == NAME
+    assert event.payload == PAYLOAD
+    assert event["topic"] == "t"
+
+
+def test_decorator_subscribes_and_gives_the_function_back(monitor):
+    """The decorated function stays what it was."""
+    heard = []
+
+    @monitor.subscribe(NAME)
+    def listener(event):
+        heard.append(event.name)
+        return "still a function"
+
+    monitor.emit(NAME, PAYLOAD)
+
+    assert heard == [NAME]
+    assert listener(Event(NAME, {})) == "still a function"
+
+
+class Listener:
+    """Has methods for two events, and others."""
+
+    def __init__(self):
+        self.heard = []
+        self.on_producer_closed = "not a method"
+
+    def on_message_acknowledged(self, event):
+        """Hear of one event."""
+        self.heard.append(event.name)
+
+    def on_error_occurred(self, event):
+        """Hear of another."""
+        self.heard.append(event.name)
+
+    def on_something_else(self, event):
+        """Hear of nothing: there is no such event."""
+
+
+def test_object_hears_the_events_it_has_methods_for(monitor):
+    """A listener object is called by the names of its methods."""
+    listener = Listener()
+
+    assert monitor.subscribe(listener) is listener
+    for name in EVENTS:
+        monitor.emit(name, PAYLOAD)
+
+    assert sorted(listener.heard) == ["error.occurred", "message.acknowledged"]
+    assert not monitor.listens("producer.closed")
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_event_can_be_subscribed_by_method(monitor, name):
+    """Each name of the table has a method's name, dots as underscores."""
+    heard = []
+    method = "on_" + name.replace(".", "_")
+    listener = type("L", (), {method: staticmethod(heard.append)})()
+
+    monitor.subscribe(listener)
+    monitor.emit(name, PAYLOAD)
+
+    assert [each.name for each in heard] == [name]
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_nobody_listens_at_first(monitor, name):
+    """A new monitor has no listeners; with one, it says so for that event only."""
+    assert not monitor.listens(name)
+
+    monitor.subscribe(name, print)
+
+    assert [each for each in EVENTS if monitor.listens(each)] == [name]
+
+
+def test_unknown_event_is_refused_with_a_suggestion(monitor):
+    """A mistyped name is told at once, and not listened to for ever."""
+    with pytest.raises(EventNotRegisteredError) as raised:
+        monitor.subscribe("message.acknowleged", print)
+
+    assert "'message.acknowleged'" in str(raised.value)
+    assert "did you mean 'message.acknowledged'?" in str(raised.value)
+
+
+def test_unknown_event_like_no_other_is_refused(monitor):
+    """Where no name is near, none is suggested."""
+    with pytest.raises(EventNotRegisteredError) as raised:
+        monitor.subscribe("zzz", print)
+
+    assert "did you mean" not in str(raised.value)
+
+
+def test_decorator_refuses_an_unknown_event_at_once(monitor):
+    """The name is looked at before the function is there."""
+    with pytest.raises(EventNotRegisteredError):
+        monitor.subscribe("zzz")
+
+
+def test_object_without_a_method_for_an_event_is_refused(monitor):
+    """An object that would never hear anything was subscribed by mistake."""
+    with pytest.raises(EventNotRegisteredError, match="on_message_acknowledged"):
+        monitor.subscribe(object())
+
+
+def test_listeners_are_called_in_order_of_subscription(monitor):
+    """First come, first told, whatever form they came in."""
+    heard = []
+    monitor.subscribe(NAME, lambda _: heard.append(1))
+    listener = Listener()
+    listener.heard = heard
+    monitor.subscribe(listener)
+    monitor.subscribe(NAME)(lambda _: heard.append(3))
+
+    monitor.emit(NAME, PAYLOAD)
+
+    assert heard == [1, NAME, 3]
+
+
+def test_same_function_may_listen_twice(monitor):
+    """Who subscribes twice hears twice; unsubscribing ends both."""
+    heard = []
+    monitor.subscribe(NAME, heard.append)
+    monitor.subscribe(NAME, heard.append)
+    monitor.emit(NAME, PAYLOAD)
+    assert len(heard) == 2
+
+    monitor.unsubscribe(heard.append)
+    monitor.emit(NAME, PAYLOAD)
+
+    assert len(heard) == 2
+
+
+def test_unsubscribed_function_hears_nothing(monitor):
+    """It is gone from every event; the others stay."""
+    heard, others = [], []
+
+    def listener(event):
+        heard.append(event)
+
+    monitor.subscribe(NAME, listener)
+    monitor.subscribe("error.occurred", listener)
+    monitor.subscribe(NAME, others.append)
+    monitor.unsubscribe(listener)
+    for name in (NAME, "error.occurred"):
+        monitor.emit(name, PAYLOAD)
+
+    assert heard == []
+    assert len(others) == 1
+    assert not monitor.listens("error.occurred")
+
+
+def test_unsubscribed_object_hears_nothing(monitor):
+    """An object goes with all of its methods."""
+    listener = monitor.subscribe(Listener())
+    monitor.unsubscribe(listener)
+    for name in EVENTS:
+        monitor.emit(name, PAYLOAD)
+
+    assert listener.heard == []
+    assert not any(map(monitor.listens, EVENTS))
+
+
+def test_unsubscribing_a_stranger_does_nothing(monitor):
+    """It may have gone before."""
+    monitor.subscribe(NAME, print)
+
+    monitor.unsubscribe(repr)
+
+    assert monitor.listens(NAME)
+
+
+def test_changes_while_an_event_is_told_count_from_the_next_one(monitor):
+    """A listener may subscribe and unsubscribe; the event being told goes on as is."""
+    heard = []
+
+    def late(_event):
+        heard.append("late")
+
+    def leaving(_event):
+        heard.append("leaving")
+        monitor.unsubscribe(leaving)
+        monitor.unsubscribe(last)
+        monitor.subscribe(NAME, late)
+
+    def last(_event):
+        heard.append("last")
+
+    monitor.subscribe(NAME, leaving)
+    monitor.subscribe(NAME, last)
+
+    monitor.emit(NAME, PAYLOAD)
+    assert heard == ["leaving", "last"]
+    monitor.emit(NAME, PAYLOAD)
+
+    assert heard == ["leaving", "last", "late"]
+
+
+@pytest.mark.slow
+def test_subscribing_from_many_threads_loses_nobody(monitor):
+    """Threads may subscribe at the same time, and all of them are told."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(
+                target=lambda: [monitor.subscribe(NAME, lambda _: 0) for _ in range(99)]
+            )
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert len(monitor.listeners[NAME]) == 8 * 99
+
+
+# -- telling --------------------------------------------------------------------------
+
+
+def test_event_without_listeners_goes_nowhere(monitor):
+    """Nobody listens, nothing happens."""
+    monitor.emit(NAME, PAYLOAD)
+
+
+def test_unknown_key_of_a_payload_raises(monitor):
+    """A mistyped key is a mistake, not a None."""
+    with pytest.raises(KeyError):
+        Event(NAME, PAYLOAD)["tpoic"]
+
+
+def test_repr_of_an_event_shows_keys_only():
+    """What an event says may be secret; what it is about is not."""
+    event = Event(NAME, {"topic": "TOPIC", "label": "LABEL"})
+
+    assert repr(event) == "<Event message.acknowledged topic, label>"
+
+
+def test_raising_listener_is_told_as_an_error(monitor):
+    """What a listener raises is an event of its own, with the event it was about."""
+    heard, problem = [], ValueError("listener's mistake")
+
+    def failing(_event):
+        raise problem
+
+    monitor.subscribe(NAME, failing)
+    monitor.subscribe("error.occurred", heard.append)
+    monitor.emit(NAME, PAYLOAD)
+
+    (event,) = heard
+    assert event.payload == {
+        "producer_id": "p",
+        "error": problem,
+        "type": "listener.error",
+        "event": NAME,
+    }
+
+
+def test_raising_listener_is_logged(monitor, caplog):
+    """Also without a listener for errors, the log has the traceback."""
+
+    def failing(_event):
+        raise ValueError("listener's mistake")
+
+    monitor.subscribe(NAME, failing)
+    with caplog.at_level(logging.ERROR, "greendrop"):
+        monitor.emit(NAME, PAYLOAD)
+
+    assert "listener of message.acknowledged raised" in caplog.text
+    assert "ValueError: listener's mistake" in caplog.text
+
+
+def test_raising_listener_does_not_keep_others_from_hearing(monitor):
+    """The listeners after the one that raised are told all the same."""
+    heard = []
+
+    def failing(_event):
+        raise ValueError
+
+    monitor.subscribe(NAME, failing)
+    monitor.subscribe(NAME, heard.append)
+    monitor.emit(NAME, PAYLOAD)
+
+    assert len(heard) == 1
+
+
+def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
+    """A listener of errors that raises is told of its own mistake once, and logged."""
+    calls = []
+
+    def failing(event):
+        calls.append(event.payload.get("type"))
+        raise ValueError
+
+    monitor.subscribe("error.occurred", failing)
+    with caplog.at_level(logging.ERROR, "greendrop"):
+        monitor.emit("error.occurred", {"producer_id": "p", "type": "librdkafka.error"})
+
+    assert calls == ["librdkafka.error", "listener.error"]
+    assert len(caplog.records) == 2
+
+
+# -- real traffic ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=["threads", "greenlets"])
+def world(request):
+    """Run a test with a hub and without one."""
+    if request.param == "greenlets":
+        request.getfixturevalue("hub")
+    return request.param
+
+
+class Recorder:
+    """Listens to all events of a producer and keeps them."""
+
+    def __init__(self, producer):
+        self.events = []
+        for name in EVENTS:
+            producer.monitor.subscribe(name, self.events.append)
+
+    def names(self):
+        """Names in the order of the events."""
+        return [event.name for event in self.events]
+
+    def named(self, name):
+        """Events of a name."""
+        return [event for event in self.events if event.name == name]
+
+
+def test_events_of_a_life_come_in_order(world, make_producer):
+    """Connected, acknowledged before produced, closing, closed."""
+    # No statistics: they come when they like.
+    producer = make_producer({"statistics.interval.ms": 0})
+    recorder = Recorder(producer)
+
+    producer.produce_sync(topic="t", payload=b"x", label="one")
+    producer.produce_many_sync([{"topic": "t", "payload": b"y"}])
+    producer.close()
+
+    assert recorder.names() == [
+        "producer.connected",
+        "message.acknowledged",
+        "message.produced_sync",
+        "message.acknowledged",
+        "messages.produced_sync",
+        "producer.closing",
+        "producer.closed",
+    ]
+
+
+@pytest.mark.slow
+def test_payloads_are_as_the_table_says(world, make_producer):
+    """Each event that a producer tells has the keys of its row in `EVENTS`.
+
+    Errors have keys of their own beside these.
+    """
+    producer = make_producer({"statistics.interval.ms": 50}, id="teller")
+    recorder = Recorder(producer)
+    batch = [{"topic": "t", "payload": b"x"}] * 2
+    producer.produce_sync(topic="t", payload=b"x")
+    producer.produce_async(topic="t", payload=b"x").wait(LONG)
+    producer.produce_many_sync(batch)
+    for handle in producer.produce_many_async(batch):
+        handle.wait(LONG)
+    with pytest.raises(DeliveryError):
+        producer.produce_sync(topic="t", payload=b"x", partition=99)
+    deadline = time.monotonic() + LONG
+    while not recorder.named("statistics.emitted") and time.monotonic() < deadline:
+        producer.produce_sync(topic="t", payload=b"x")
+    producer.close()
+
+    assert set(recorder.names()) == set(EVENTS)
+    for event in recorder.events:
+        row = set(EVENTS[event.name].payload)
+        assert event["producer_id"] == "teller"
+        if event.name == "error.occurred":
+            assert row <= event.payload.keys()
+        else:
+            assert row == event.payload.keys(), event.name
+    for event in recorder.named("message.produced_sync"):
+        assert 0 <= event["time"] < LONG
+        assert event["message"].topic == "t"
+    assert len(recorder.named("messages.produced_async")[0]["messages"]) == 2
+
+
+def test_acknowledgement_tells_what_the_report_tells(world, make_producer):
+    """The event has the report's facts, and the label. Acceptance check 94."""
+    producer = make_producer()
+    heard = []
+    producer.monitor.subscribe("message.acknowledged", heard.append)
+
+    report = producer.produce_sync(topic="t", payload=b"x", label={"order": 1})
+
+    (event,) = heard
+    assert event["delivery_report"] == report
+    for key in ("topic", "partition", "offset", "label"):
+        assert event[key] == getattr(report, key)
+
+
+def test_failure_of_a_sync_verb_is_told_twice(world, make_producer):
+    """Once by the serving task, for the message, and once in the caller, for the verb.
+
+    Acceptance check 76: both errors have their cause.
+    """
+    producer = make_producer()
+    heard = []
+    producer.monitor.subscribe("error.occurred", heard.append)
+
+    with pytest.raises(DeliveryError):
+        producer.produce_sync(topic="t", payload=b"x", partition=99, label=5)
+
+    told = {event["type"]: event for event in heard}
+    assert told.keys() == {"librdkafka.dispatch_error", "message.produce_sync"}
+    assert told["message.produce_sync"]["message"].partition == 99
+    for event in heard:
+        assert event["error"].__cause__.name == "_UNKNOWN_PARTITION"
+    assert told["librdkafka.dispatch_error"]["label"] == 5
+    assert told["librdkafka.dispatch_error"]["topic"] == "t"
+
+
+def test_refused_message_is_no_error_event(make_producer):
+    """A message that breaks the rules is the caller's mistake, told to the caller."""
+    producer = make_producer()
+    heard = []
+    producer.monitor.subscribe("error.occurred", heard.append)
+
+    with pytest.raises(MessageInvalidError):
+        producer.produce_sync(topic="not/legal", payload=b"x")
+
+    assert heard == []
+
+
+class CountingMonitor(Monitor):
+    """Counts what it is asked to tell, whether anybody listens or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.emitted = []
+
+    def emit(self, name, *args, **kwargs):
+        """Note the name."""
+        self.emitted.append(name)
+        super().emit(name, *args, **kwargs)
+
+
+def test_nothing_is_built_when_nobody_listens(world, mock_cluster):
+    """Without listeners no payload is made for any message. Acceptance check 121."""
+    producer = Producer()
+    producer.monitor = CountingMonitor()
+    producer.setup({"bootstrap.servers": mock_cluster.bootstrap_servers})
+    with producer:
+        producer.produce_sync(topic="t", payload=b"x")
+        producer.produce_async(topic="t", payload=b"x").wait(LONG)
+        producer.produce_many_sync([{"topic": "t", "payload": b"x"}])
+        producer.produce_many_async([{"topic": "t", "payload": b"x"}])[0].wait(LONG)
+
+    assert not [name for name in producer.monitor.emitted if "message" in name]
+
+
+def test_late_subscriber_hears_the_next_acknowledgement(world, make_producer):
+    """It is never too late to listen to messages. Acceptance check 121."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    heard = []
+    producer.monitor.subscribe("message.acknowledged", heard.append)
+
+    producer.produce_sync(topic="t", payload=b"x", label="second")
+
+    assert [event["label"] for event in heard] == ["second"]
+
+
+def test_listeners_have_run_when_produce_sync_returns(world, make_producer):
+    """A program may rely on its listener's notes after a sync verb."""
+    producer = make_producer()
+    heard = []
+    producer.monitor.subscribe("message.acknowledged", heard.append)
+
+    for count in range(1, 20):
+        producer.produce_sync(topic="t", payload=b"x")
+        assert len(heard) == count
+
+
+def test_raising_listeners_do_not_fail_a_produce(world, make_producer, caplog):
+    """A delivered message counts as delivered, whatever listeners do."""
+    producer = make_producer()
+    errors = []
+
+    def failing(event):
+        raise ValueError(event.name)
+
+    for name in ("producer.connected", NAME, "message.produced_sync"):
+        producer.monitor.subscribe(name, failing)
+    producer.monitor.subscribe("error.occurred", errors.append)
+
+    for count in range(3):
+        report = producer.produce_sync(topic="t", payload=b"x", partition=0)
+        assert report.offset == count
+
+    assert {event["type"] for event in errors} == {"listener.error"}
+    assert {event["event"] for event in errors} == {
+        "producer.connected",
+        "message.acknowledged",
+        "message.produced_sync",
+    }
+
+
+def test_raising_listener_of_closing_does_not_stop_it(world, make_producer, caplog):
+    """A producer always ends closed, whatever listeners do."""
+    producer = make_producer()
+
+    def failing(event):
+        raise ValueError(event.name)
+
+    for name in ("producer.closing", "producer.closed"):
+        producer.monitor.subscribe(name, failing)
+    producer.produce_sync(topic="t", payload=b"x")
+
+    producer.close()
+
+    assert producer.status == "closed"
+
+
+def test_listener_may_produce(world, make_producer):
+    """A listener may send without waiting, also from the serving task."""
+    producer = make_producer()
+    handles = []
+
+    def follow_up(event):
+        if event["label"] == "first":
+            handles.append(
+                producer.produce_async(topic="t", payload=b"y", label="second")
+            )
+
+    producer.monitor.subscribe(NAME, follow_up)
+    producer.produce_sync(topic="t", payload=b"x", label="first")
+
+    assert handles[0].wait(LONG).label == "second"
+
+
+# -- statistics -----------------------------------------------------------------------
+
+
+def test_statistics_without_listeners_are_off(world, make_producer):
+    """Nobody listens when the client is built: no statistics, and none later.
+
+    Acceptance check 36.
+    """
+    producer = make_producer({"statistics.interval.ms": 100})
+    producer.produce_sync(topic="t", payload=b"x")
+
+    with pytest.raises(StatisticsNotEnabledError, match="before the first message"):
+        producer.monitor.subscribe("statistics.emitted", print)
+
+
+def test_statistics_too_late_add_nothing_of_an_object(make_producer):
+    """An object that also wants statistics is refused as a whole."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    heard = []
+
+    class Both:
+        def on_statistics_emitted(self, event):
+            heard.append(event)
+
+        def on_message_acknowledged(self, event):
+            heard.append(event)
+
+    with pytest.raises(StatisticsNotEnabledError):
+        producer.monitor.subscribe(Both())
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert heard == []
+
+
+def test_statistics_switched_off_are_refused_too(make_producer):
+    """With an interval of 0 nobody will ever be told."""
+    producer = make_producer({"statistics.interval.ms": 0})
+    producer.monitor.subscribe("statistics.emitted", print)
+    producer.produce_sync(topic="t", payload=b"x")
+
+    with pytest.raises(StatisticsNotEnabledError):
+        producer.monitor.subscribe("statistics.emitted", repr)
+
+
+def test_second_listener_of_statistics_may_come_late(make_producer):
+    """Where statistics are on, more may listen at any time."""
+    producer = make_producer({"statistics.interval.ms": 1_000})
+    producer.monitor.subscribe("statistics.emitted", lambda _: 0)
+    producer.produce_sync(topic="t", payload=b"x")
+
+    producer.monitor.subscribe("statistics.emitted", lambda _: 0)
+
+
+@pytest.mark.slow
+def test_statistics_come_while_the_producer_is_idle(world, make_producer):
+    """With 100 ms between them, ten come in little more than a second.
+
+    Nobody sends or waits meanwhile. Acceptance checks 24 and 25.
+    """
+    producer = make_producer({"statistics.interval.ms": 100})
+    times = []
+    enough = threading.Event()
+
+    def listener(event):
+        assert event["statistics"]["type"] == "producer"
+        times.append(time.monotonic())
+        if len(times) == 10:
+            enough.set()
+
+    producer.monitor.subscribe("statistics.emitted", listener)
+    producer.produce_sync(topic="t", payload=b"x")
+    if world == "greenlets":
+        deadline = time.monotonic() + LONG
+        while not enough.is_set() and time.monotonic() < deadline:
+            gevent.sleep(0.01)
+    assert enough.wait(LONG if world == "threads" else 0)
+
+    assert times[9] - times[0] < 3.0
+
+
+@pytest.mark.slow
+def test_producers_events_stay_with_their_monitor(world, make_producer):
+    """What one producer tells never reaches another one's listeners.
+
+    Acceptance check 85.
+    """
+    producers = [
+        make_producer({"statistics.interval.ms": 20}, id=f"producer-{number}")
+        for number in range(3)
+    ]
+    recorders = [Recorder(producer) for producer in producers]
+    deadline = time.monotonic() + LONG
+    while not all(each.named("statistics.emitted") for each in recorders):
+        assert time.monotonic() < deadline
+        for producer in producers:
+            producer.produce_sync(topic="t", payload=b"x", label=producer.id)
+    for producer in producers:
+        with pytest.raises(DeliveryError):
+            producer.produce_sync(topic="t", payload=b"x", partition=99)
+        producer.close()
+
+    names = {
+        event["statistics"]["name"]: producer.id
+        for producer, recorder in zip(producers, recorders, strict=True)
+        for event in recorder.named("statistics.emitted")
+    }
+    assert len(names) == 3
+    for producer, recorder in zip(producers, recorders, strict=True):
+        assert {event["producer_id"] for event in recorder.events} == {producer.id}
+        for event in recorder.named(NAME):
+            assert event["label"] == producer.id

@@ -1,0 +1,367 @@
+"""How programs end, and what becomes of the messages that were on their way."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from tests import interpreter
+
+pytestmark = [pytest.mark.slow, pytest.mark.patched]
+
+every_mode = pytest.mark.parametrize("mode", interpreter.MODES)
+three_modes = pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+
+BEGIN = """
+    import gc, os, signal, sys, threading, time
+    from greendrop import MessagesAbandonedError, Producer
+    from tests.tasks import Task, sleep
+
+    producer = Producer({"bootstrap.servers": servers})
+    sleep(0)
+"""
+
+
+# --- programs that just end -----------------------------------------------------------
+
+
+@every_mode
+def test_close_delivers_what_was_sent(mode, mock_cluster, run_script, stored):
+    """A short program sends without waiting and closes: all of it arrives.
+
+    Acceptance check 81.
+    """
+    program = """
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
+    producer.close()
+    assert all(each.report for each in handles)
+    """
+    mock_cluster.round_trip(0.05)
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == 100
+
+
+ENDINGS = {
+    "sys.exit": "sys.exit()",
+    "sys.exit in a task": "Task(sys.exit).join()",
+    "an error": "raise ValueError('an error')",
+}
+
+
+@every_mode
+def test_the_end_of_a_program_delivers_what_was_sent(
+    mode, mock_cluster, run_script, stored
+):
+    """A program that never closes its producer delivers its messages when it ends."""
+    program = """
+    for _ in range(100):
+        producer.produce_async(topic="events", payload=b"x")
+    """
+    mock_cluster.round_trip(0.05)
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == 100
+
+
+@pytest.mark.parametrize("mode", ["none", "patched"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_early_end_delivers_what_was_sent(
+    mode, ending, mock_cluster, run_script, stored
+):
+    """The same for a program that does not get to its last line."""
+    program = f"""
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
+    {ENDINGS[ending]}
+    """
+    mock_cluster.round_trip(0.05)
+
+    ended = run_script(
+        BEGIN + program,
+        mode,
+        servers=mock_cluster.bootstrap_servers,
+        fails=True,
+    )
+
+    assert ended.returncode == (ending == "an error")
+    assert ("ValueError: an error" in ended.stderr) == (ending == "an error")
+    assert "greendrop" not in ended.stderr
+    assert stored("events") == 100
+
+
+@pytest.mark.parametrize("mode", ["unpatched", "patched"])
+def test_sys_exit_in_a_greenlet_delivers_what_was_sent(
+    mode, mock_cluster, run_script, stored
+):
+    """A greenlet ends the program while others wait: all messages arrive."""
+    program = """
+    import gevent
+
+    def send():
+        producer.produce_sync(topic="events", payload=b"x")
+
+    def end():
+        gevent.sleep(0.01)
+        sys.exit(3)
+
+    gevent.joinall([gevent.spawn(send) for _ in range(20)] + [gevent.spawn(end)])
+    print("unreached")
+    """
+    mock_cluster.round_trip(0.05)
+
+    ended = run_script(
+        BEGIN + program, mode, servers=mock_cluster.bootstrap_servers, fails=True
+    )
+
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert stored("events") == 20
+
+
+@three_modes
+def test_an_unreachable_broker_holds_the_end_up_for_a_while_only(mode, run_script):
+    """The end takes `exit_timeout` for all producers together, and tells the loss."""
+    program = """
+    producers = [
+        Producer(
+            {"bootstrap.servers": "127.0.0.1:1", "log_level": 0},
+            id=f"lost-{number}",
+            exit_timeout=0.5,
+        )
+        for number in range(3)
+    ]
+    for each in producers:
+        for _ in range(10):
+            each.produce_async(topic="events", payload=b"x")
+    print(time.monotonic())
+    """
+
+    ended = run_script(BEGIN + program, mode, servers="-", fails=True)
+
+    took = time.monotonic() - float(ended.stdout)
+    assert ended.returncode == 0
+    assert 0.4 < took < 2.5
+    told = re.findall(r"greendrop: producer '(.*)' .* 10 messages", ended.stderr)
+    assert sorted(told) == ["lost-0", "lost-1", "lost-2"]
+
+
+@three_modes
+def test_a_forgotten_producer_delivers_what_was_sent(
+    mode, mock_cluster, run_script, stored
+):
+    """A collected producer delivers its messages, and warns that nobody closed it."""
+    program = """
+    import warnings
+
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
+    with warnings.catch_warnings(record=True) as told:
+        del producer
+        gc.collect()
+    print([each.category.__name__ for each in told])
+    print(len([each.wait(10) for each in handles]))
+    """
+    mock_cluster.round_trip(0.05)
+
+    ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert ended.stdout.splitlines() == ["['ResourceWarning']", "100"]
+    assert stored("events") == 100
+
+
+@pytest.mark.parametrize("mode", ["none", "unpatched"])
+def test_warnings_that_are_errors_change_nothing(
+    mode, mock_cluster, run_script, stored
+):
+    """Where warnings raise, a forgotten producer closes all the same."""
+    program = """
+    import warnings
+
+    handle = producer.produce_async(topic="events", payload=b"x")
+    from greendrop import _core
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("error")
+    del producer
+    gc.collect()
+    handle.wait(10)
+    deadline = time.monotonic() + 5
+    while _core._connected:
+        assert time.monotonic() < deadline
+        sleep(0.01)
+    """
+    mock_cluster.round_trip(0.02)
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == 1
+
+
+# --- signals --------------------------------------------------------------------------
+
+
+def send_when_ready(number, process):
+    """Send a signal to a program that says that it is ready; see how it ends."""
+    assert process.stdout.readline() == "ready\n", interpreter.finish(process)
+    process.send_signal(number)
+    return interpreter.finish(process)
+
+
+@every_mode
+def test_ctrl_c_interrupts_a_wait(mode, mock_cluster, stored):
+    """Ctrl-C raises in the waiting main thread; the message arrives, later ones too."""
+    program = """
+    handle = producer.produce_async(topic="events", payload=b"x")
+    try:
+        print("ready", flush=True)
+        handle.wait(10)
+    except KeyboardInterrupt:
+        print("interrupted", handle.done)
+    producer.produce_sync(topic="events", payload=b"later")
+    producer.close()
+    """
+    mock_cluster.delay_requests("Produce", 0.5)
+    servers = mock_cluster.bootstrap_servers
+
+    process = interpreter.start(BEGIN + program, mode, servers=servers)
+    ended = send_when_ready(signal.SIGINT, process)
+
+    # gevent tells on stderr which greenlet was the one to be interrupted.
+    assert (ended.returncode, ended.stdout) == (0, "interrupted False\n")
+    assert stored("events") == 2
+
+
+@three_modes
+def test_ctrl_c_ends_a_program_that_does_not_catch_it(mode, mock_cluster, stored):
+    """A program that is interrupted while it waits ends, and delivers its messages."""
+    program = """
+    handle = producer.produce_async(topic="events", payload=b"x")
+    print("ready", flush=True)
+    handle.wait(10)
+    """
+    mock_cluster.delay_requests("Produce", 0.5)
+    servers = mock_cluster.bootstrap_servers
+
+    process = interpreter.start(BEGIN + program, mode, servers=servers)
+    ended = send_when_ready(signal.SIGINT, process)
+
+    assert ended.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in ended.stderr
+    assert "greendrop:" not in ended.stderr
+    assert stored("events") == 1
+
+
+@three_modes
+def test_ctrl_c_in_a_listener_ends_the_program(mode, mock_cluster, run_script, stored):
+    """Ctrl-C while a listener runs ends the main thread's wait; nothing is lost."""
+    program = """
+    def interrupt(event):
+        if event["label"] == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            # Python runs signal handlers between two of its instructions.
+            sum(range(100_000))
+
+    producer.monitor.subscribe("message.acknowledged", interrupt)
+    try:
+        producer.produce_sync(topic="events", payload=b"x", label="interrupt")
+        sleep(5)
+    except KeyboardInterrupt:
+        print("interrupted")
+    producer.produce_sync(topic="events", payload=b"later")
+    producer.close()
+    """
+
+    ended = run_script(
+        BEGIN + program, mode, servers=mock_cluster.bootstrap_servers, fails=True
+    )
+
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n")
+    assert ended.seconds < 4
+    assert stored("events") == 2
+
+
+CLOSES_WHEN_TERMINATED = """
+    def close(*_):
+        try:
+            producer.close()
+            print("closing", flush=True)
+        except BaseException as error:
+            print(repr(error), flush=True)
+
+    {install}
+    producer.produce_sync(topic="events", payload=b"first")
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(20)]
+    print("ready", flush=True)
+    {meanwhile}
+    deadline = time.monotonic() + 10
+    while producer.status != "closed":
+        assert time.monotonic() < deadline, producer
+        sleep(0.01)
+    assert all(each.report for each in handles)
+    print("closed")
+"""
+INSTALL = "signal.signal(signal.SIGTERM, close)"
+MEANWHILE = {
+    "sleeps": "sleep(0.5)",
+    "waits": "handles[0].wait(10)",
+    "works": "until = time.monotonic() + 0.5\n"
+    "    while time.monotonic() < until: sum(range(1000))",
+}
+
+
+def terminate_when_ready(source, mode, mock_cluster):
+    """Send SIGTERM to a program that says that it is ready; give what it said after."""
+    mock_cluster.delay_requests("Produce", 0.2, times=2)
+    servers = mock_cluster.bootstrap_servers
+    process = interpreter.start(source, mode, servers=servers)
+    ended = send_when_ready(signal.SIGTERM, process)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    return ended.stdout
+
+
+@three_modes
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_a_signal_handler_may_close(mode, meanwhile, mock_cluster, stored):
+    """close() in a handler of SIGTERM never raises, ends closed, and delivers.
+
+    Acceptance check 53.
+    """
+    source = BEGIN + CLOSES_WHEN_TERMINATED.format(
+        install=INSTALL, meanwhile=MEANWHILE[meanwhile]
+    )
+
+    told = terminate_when_ready(source, mode, mock_cluster)
+
+    assert told == "closing\nclosed\n"
+    assert stored("events") == 21
+
+
+@pytest.mark.parametrize("mode", ["unpatched", "patched"])
+def test_a_signal_handler_of_gevent_may_close(mode, mock_cluster, stored):
+    """The same for a handler that gevent runs in a greenlet, with an idle hub."""
+    source = BEGIN + CLOSES_WHEN_TERMINATED.format(
+        install="import gevent; gevent.signal_handler(signal.SIGTERM, close)",
+        meanwhile="sleep(0.5)",
+    )
+
+    told = terminate_when_ready(source, mode, mock_cluster)
+
+    assert told == "closing\nclosed\n"
+    assert stored("events") == 21
+
+
+@three_modes
+def test_a_signal_handler_may_end_the_program(mode, mock_cluster, stored):
+    """A handler that raises SystemExit ends the program, its messages delivered."""
+    program = """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for _ in range(20):
+        producer.produce_async(topic="events", payload=b"x")
+    print("ready", flush=True)
+    while True:
+        sleep(1)
+    """
+
+    assert not terminate_when_ready(BEGIN + program, mode, mock_cluster)
+
+    assert stored("events") == 20

@@ -1,0 +1,1064 @@
+import pickle
+import threading
+import time
+from pathlib import Path
+from types import MappingProxyType
+
+import gevent
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from greendrop import (
+    ConfigurationInvalidError,
+    DeliveryError,
+    DeliveryReport,
+    DeliveryTimeoutError,
+    IllegalWaitError,
+    Message,
+    MessageInvalidError,
+    ProduceError,
+    ProduceManyError,
+    Producer,
+    ProducerAlreadyConfiguredError,
+    ProducerClosedError,
+    ProducerNotConfiguredError,
+    QueueFullError,
+)
+from greendrop.testing import trigger_fatal_error
+
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 20.0
+#: Nobody listens there: a connection is refused at once.
+NOWHERE = "127.0.0.1:1"
+KAFKA = MappingProxyType({"bootstrap.servers": NOWHERE})
+
+VERBS = {
+    "produce_sync": lambda producer: producer.produce_sync(topic="t", payload=b"x"),
+    "produce_async": lambda producer: producer.produce_async(topic="t", payload=b"x"),
+    "produce_many_sync": lambda producer: producer.produce_many_sync(
+        [{"topic": "t", "payload": b"x"}]
+    ),
+    "produce_many_async": lambda producer: producer.produce_many_async(
+        [{"topic": "t", "payload": b"x"}]
+    ),
+}
+
+
+@pytest.fixture(params=["threads", "greenlets"])
+def world(request):
+    """Run a test with a hub and without one."""
+    if request.param == "greenlets":
+        request.getfixturevalue("hub")
+    return request.param
+
+
+@pytest.fixture
+def together(world):
+    """Run functions side by side, in greenlets or threads, to their end."""
+
+    def run(functions):
+        if world == "greenlets":
+            tasks = [gevent.spawn(function) for function in functions]
+            gevent.joinall(tasks, timeout=LONG, raise_error=True)
+            assert all(task.dead for task in tasks)
+        else:
+            tasks = [threading.Thread(target=function) for function in functions]
+            for task in tasks:
+                task.start()
+            for task in tasks:
+                task.join(LONG)
+            assert not any(task.is_alive() for task in tasks)
+
+    return run
+
+
+@pytest.fixture
+def spawn(world):
+    """Start a function that runs by itself; give what has a `join`."""
+
+    def start(function):
+        if world == "greenlets":
+            return gevent.spawn(function)
+        thread = threading.Thread(target=function)
+        thread.start()
+        return thread
+
+    return start
+
+
+@pytest.fixture
+def pause(world):
+    """Let other greenlets, or other threads, run for some seconds."""
+    return gevent.sleep if world == "greenlets" else time.sleep
+
+
+def errors_of(producer):
+    """Collect what `error.occurred` tells from now on."""
+    heard = []
+    producer.monitor.subscribe("error.occurred", heard.append)
+    return heard
+
+
+# -- configuring ----------------------------------------------------------------------
+
+
+def test_producer_is_configured_once():
+    """The first configuration stays; a second one is refused."""
+    producer = Producer(kafka=KAFKA, id="first")
+
+    with pytest.raises(ProducerAlreadyConfiguredError, match="'first'"):
+        producer.setup(kafka=KAFKA, id="second")
+
+    assert producer.id == "first"
+
+
+def test_producer_is_configured_later():
+    """`Producer()` and `setup` are as good as one call."""
+    producer = Producer()
+    assert (producer.id, producer.status) == (None, "initial")
+
+    producer.setup(kafka=KAFKA, id="late")
+
+    assert (producer.id, producer.status) == ("late", "configured")
+
+
+def test_setup_that_failed_may_be_tried_again():
+    """A refused configuration leaves the producer as it was."""
+    producer = Producer()
+    with pytest.raises(ConfigurationInvalidError):
+        producer.setup(kafka=KAFKA, max_wait_timeout=-1)
+    assert producer.status == "initial"
+
+    producer.setup(kafka=KAFKA)
+
+    assert producer.status == "configured"
+
+
+def test_setup_reports_all_that_is_wrong_at_once():
+    """Bad settings and missing keys are named together, before anything is opened."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        Producer(max_wait_timeout=-1, wait_on_queue_full="yes")
+
+    assert {"kafka", "max_wait_timeout", "wait_on_queue_full"} == set(
+        raised.value.errors
+    )
+
+
+def test_unknown_kafka_key_is_refused_at_construction():
+    """What librdkafka would refuse shows at once, and not with the first message."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        Producer(kafka={**KAFKA, "linger.mss": 5})
+
+    assert "linger.ms" in raised.value.errors["kafka.linger.mss"]
+
+
+def test_each_producer_has_a_name_of_its_own():
+    """Without an `id` a producer gets one, made anew for each."""
+    names = {Producer(kafka=KAFKA).id for _ in range(10)}
+
+    assert len(names) == 10
+    assert all(name.startswith("greendrop-") for name in names)
+
+
+def test_read_only_configuration_works(mock_cluster):
+    """Any mapping will do, also one that can't be changed. Acceptance check 59."""
+    kafka = MappingProxyType({"bootstrap.servers": mock_cluster.bootstrap_servers})
+
+    with Producer(kafka=kafka) as producer:
+        assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
+
+    assert dict(kafka) == {"bootstrap.servers": mock_cluster.bootstrap_servers}
+
+
+def test_configuration_is_copied(mock_cluster):
+    """What happens to the caller's dict after the call is the caller's business."""
+    kafka = {"bootstrap.servers": mock_cluster.bootstrap_servers}
+    with Producer(kafka=kafka) as producer:
+        kafka["bootstrap.servers"] = NOWHERE
+
+        assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_unconfigured_producer_refuses_to_send(verb):
+    """Each verb says that `setup` comes first."""
+    with pytest.raises(ProducerNotConfiguredError, match="setup"):
+        VERBS[verb](Producer())
+
+
+def test_unconfigured_producer_can_be_looked_at_and_closed():
+    """Nothing but sending needs a configuration."""
+    producer = Producer()
+
+    assert repr(producer) == "<Producer id=None initial queue_size=0>"
+    assert (producer.queue_size, producer.polling) == (0, None)
+    producer.reset()
+    producer.close()
+    with producer:
+        pass
+    producer.setup(kafka=KAFKA)
+
+
+# -- what construction opens ----------------------------------------------------------
+
+
+def open_now():
+    """Count file descriptors and threads of this process."""
+    return [len(list(Path("/proc/self", name).iterdir())) for name in ("fd", "task")]
+
+
+def test_construction_opens_nothing():
+    """A producer that was made and not used has no descriptor and no thread."""
+    Producer(kafka=KAFKA)  # loads what is loaded once
+    before = open_now()
+
+    producers = [Producer(kafka=KAFKA) for _ in range(5)]
+
+    # librdkafka's trial client has threads, which end a moment later.
+    deadline = time.monotonic() + LONG
+    while open_now() != before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert open_now() == before
+    assert [each.status for each in producers] == ["configured"] * 5
+
+
+@pytest.mark.patched
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched", "late"])
+def test_construction_makes_no_hub_and_no_greenlet(run_script, mode):
+    """Made at module level, before gevent is ready, a producer does no harm.
+
+    Looking at it, and closing it unused, do none either.
+    """
+    run_script(
+        """
+        import os, sys
+        import greendrop
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        before = threads(), len(os.listdir("/proc/self/fd"))
+        producer = greendrop.Producer(kafka={"bootstrap.servers": "127.0.0.1:1"})
+        repr(producer), producer.status, producer.queue_size, producer.polling
+        import time
+        for _ in range(1000):
+            if (threads(), len(os.listdir("/proc/self/fd"))) == before:
+                break
+        else:
+            raise AssertionError("something is left open")
+        hub = sys.modules.get("gevent._hub_local")
+        assert hub is None or hub.get_hub_if_exists() is None
+        producer.close()
+        assert producer.status == "closed"
+        """,
+        mode,
+    )
+
+
+def test_looking_at_a_producer_never_connects(mock_cluster, make_producer):
+    """Repr, status, queue size and polling are answered without a client."""
+    mock_cluster.watch_requests()
+    producer = make_producer(id="shy")
+
+    assert repr(producer) == "<Producer id='shy' configured queue_size=0>"
+    assert (producer.queue_size, producer.polling) == (0, None)
+    assert producer.status == "configured"
+    assert mock_cluster.requests() == []
+
+
+def test_repr_tells_the_state(world, mock_cluster, make_producer):
+    """Each state of a producer's life shows in its repr."""
+    driver = "polling=fd" if world == "greenlets" else "polling=thread"
+    producer = make_producer(id="p")
+    mock_cluster.round_trip(0.1)
+    handle = producer.produce_async(topic="t", payload=b"x")
+
+    assert repr(producer) == f"<Producer id='p' connected {driver} queue_size=1>"
+    handle.wait(LONG)
+    assert repr(producer) == f"<Producer id='p' connected {driver} queue_size=0>"
+    seen = []
+    producer.monitor.subscribe(
+        "producer.closing", lambda _: seen.append(repr(producer))
+    )
+    producer.close()
+
+    assert seen == [f"<Producer id='p' closing {driver} queue_size=0>"]
+    assert repr(producer) == "<Producer id='p' closed queue_size=0>"
+
+
+def test_driver_fits_the_thread(world, make_producer):
+    """With a hub the hub serves; without one a thread does."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert producer.polling == ("fd" if world == "greenlets" else "thread")
+
+
+# -- one message ----------------------------------------------------------------------
+
+
+def test_sync_returns_the_report(world, make_producer):
+    """The report says where the message is, and since when."""
+    before = time.monotonic()
+    report = make_producer().produce_sync(
+        topic="orders", payload="text", key="k", partition=2, label="a label"
+    )
+
+    assert isinstance(report, DeliveryReport)
+    assert (report.topic, report.partition, report.offset) == ("orders", 2, 0)
+    assert report.label == "a label"
+    assert 0 < report.latency < time.monotonic() - before
+    assert report.timestamp > 0
+
+
+def test_async_returns_a_handle(world, make_producer):
+    """The handle has the report later. Acceptance check 94."""
+    label = object()
+    handle = make_producer().produce_async(topic="t", payload=None, label=label)
+    assert handle.label is label
+
+    report = handle.wait(LONG)
+
+    assert report.label is label
+    assert (handle.report, handle.error, handle.done) == (report, None, True)
+
+
+def test_payload_needs_to_be_named(make_producer):
+    """A message without a payload is a tombstone, so its absence is said out loud."""
+    with pytest.raises(TypeError, match="payload"):
+        make_producer().produce_sync(topic="t")
+
+
+@pytest.mark.parametrize("verb", ["produce_sync", "produce_async"])
+def test_bad_message_is_refused_before_anything_is_opened(make_producer, verb):
+    """A message that breaks the rules doesn't even connect."""
+    producer = make_producer(max_payload_size=3)
+
+    with pytest.raises(MessageInvalidError) as raised:
+        getattr(producer, verb)(topic="a b", payload=b"four", key="")
+
+    assert raised.value.errors.keys() == {"topic", "key"}
+    assert producer.status == "configured"
+
+
+def test_every_kind_of_field_arrives(world, mock_cluster, make_producer, consumed):
+    """Payload, key, headers, partition and timestamp are what a consumer gets.
+
+    Acceptance check 110.
+    """
+    make_producer().produce_sync(
+        topic="t",
+        payload="grün",
+        key="schlüssel",
+        headers={"a": ["1", b"2", None], "ä": ""},
+        partition=3,
+        timestamp=1_700_000_000_123,
+    )
+
+    (record,) = consumed("t")
+    assert record.value() == "grün".encode()
+    assert record.key() == "schlüssel".encode()
+    assert record.headers() == [("a", b"1"), ("a", b"2"), ("a", None), ("ä", b"")]
+    assert record.partition() == 3
+    assert record.timestamp()[1] == 1_700_000_000_123
+
+
+def test_tombstone_and_empty_payload_arrive_as_they_are(make_producer, consumed):
+    """None is no payload, and b"" is an empty one."""
+    producer = make_producer()
+    for payload in (None, b"", ""):
+        producer.produce_sync(topic="t", payload=payload, key="k", partition=0)
+
+    assert [each.value() for each in consumed("t")] == [None, b"", b""]
+
+
+@pytest.fixture
+def consumed(mock_cluster):
+    """Read a topic of the mock cluster from its beginning to its end."""
+
+    def read(topic):
+        consumer = Consumer(
+            {
+                "bootstrap.servers": mock_cluster.bootstrap_servers,
+                "group.id": "reading",
+                "enable.partition.eof": True,
+                "log_level": 0,
+            }
+        )
+        records, deadline = [], time.monotonic() + LONG
+        try:
+            left = set(consumer.list_topics(topic, LONG).topics[topic].partitions)
+            consumer.assign([TopicPartition(topic, number, 0) for number in left])
+            while left:
+                assert time.monotonic() < deadline
+                record = consumer.poll(0.1)
+                if record is not None and record.error() is None:
+                    records.append(record)
+                elif record is not None:
+                    left.discard(record.partition())
+        finally:
+            consumer.close()
+        return records
+
+    return read
+
+
+def test_acks_zero_has_no_offset(world, make_producer):
+    """Where the broker tells no offset, the report has None."""
+    report = make_producer({"acks": 0}).produce_sync(topic="t", payload=b"x")
+
+    assert report.offset is None
+
+
+def test_max_wait_timeout_ends_a_sync_verb(world, mock_cluster, make_producer):
+    """No verdict in time: the message may still be delivered, and here it is."""
+    producer = make_producer(max_wait_timeout=0.1)
+    producer.produce_async(topic="t", payload=b"warm").wait(LONG)
+    mock_cluster.round_trip(0.4)
+    heard = []
+    producer.monitor.subscribe("message.acknowledged", heard.append)
+    errors = errors_of(producer)
+
+    began = time.monotonic()
+    with pytest.raises(DeliveryTimeoutError, match=r"within 0\.1 s"):
+        producer.produce_sync(topic="t", payload=b"x", label=1)
+    took = time.monotonic() - began
+    producer.close(LONG)
+
+    assert 0.09 < took < 0.4
+    assert [event["label"] for event in heard] == [1]
+    assert [event["type"] for event in errors] == ["message.produce_sync"]
+
+
+@pytest.mark.slow
+def test_message_too_large_for_librdkafka_is_told(world, make_producer):
+    """A message over `message.max.bytes` fails at once: on the call or its handle."""
+    producer = make_producer({"message.max.bytes": 1_000})
+    for _ in range(2):
+        with pytest.raises(DeliveryError) as raised:
+            producer.produce_async(topic="t", payload=b"x" * 2_000).wait(LONG)
+        assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+        assert raised.value.code == 10
+        with pytest.raises(DeliveryError) as raised:
+            producer.produce_sync(topic="t", payload=b"x" * 2_000)
+        assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+
+    assert producer.produce_sync(topic="t", payload=b"small").topic == "t"
+    assert producer.queue_size == 0
+
+
+def test_message_larger_than_the_queue_does_not_jam_it(world, make_producer):
+    """A message that never fits into the queue's bytes fails; the next one goes out."""
+    producer = make_producer(
+        {"queue.buffering.max.kbytes": 1},
+        wait_timeout_on_queue_full=0.1,
+        max_wait_timeout=1,
+    )
+    with pytest.raises((QueueFullError, DeliveryError)):
+        producer.produce_sync(topic="t", payload=b"x" * 5_000)
+
+    assert producer.produce_sync(topic="t", payload=b"small").topic == "t"
+    assert producer.queue_size == 0
+
+
+# -- errors of the cluster ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_unreachable_cluster_is_named(world, make_producer):
+    """The verdict says that the time is over, and what the last broker error was.
+
+    Acceptance checks 91, 75 and 76.
+    """
+    producer = make_producer({"bootstrap.servers": NOWHERE, "message.timeout.ms": 500})
+    heard = errors_of(producer)
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic="t", payload=b"SECRET", key=b"SECRET")
+
+    error = raised.value
+    assert "_MSG_TIMED_OUT" in str(error)
+    assert "last broker error" in str(error)
+    assert NOWHERE in str(error)
+    assert "SECRET" not in str(error)
+    assert (error.name, error.code) == ("_MSG_TIMED_OUT", -192)
+    told = {event["type"]: event["error"] for event in heard}
+    assert told["librdkafka.dispatch_error"].__cause__.code == -192
+    assert told["message.produce_sync"].__cause__.code == -192
+    assert told["librdkafka.error"].name in {"_TRANSPORT", "_ALL_BROKERS_DOWN"}
+
+
+@pytest.mark.slow
+def test_timeout_names_the_unreachable_cluster(world, make_producer):
+    """Also who gives up before librdkafka does hears what is wrong."""
+    producer = make_producer({"bootstrap.servers": NOWHERE}, max_wait_timeout=0.5)
+
+    with pytest.raises(DeliveryTimeoutError, match="Connection refused"):
+        producer.produce_sync(topic="t", payload=b"x")
+
+
+@pytest.mark.slow
+def test_fatal_error_has_its_real_code(world, make_producer):
+    """After a fatal error every send tells the real reason, not the generic one.
+
+    librdkafka refuses only those of idempotent producers. Acceptance check 58.
+    """
+    producer = make_producer({"enable.idempotence": True})
+    producer.produce_sync(topic="t", payload=b"x")
+    trigger_fatal_error(producer, 47)
+
+    for send in (
+        VERBS["produce_sync"],
+        lambda producer: VERBS["produce_async"](producer).wait(LONG),
+        VERBS["produce_sync"],
+    ):
+        with pytest.raises(DeliveryError) as raised:
+            send(producer)
+        cause = raised.value.__cause__
+        assert (cause.code, cause.name) == (47, "INVALID_PRODUCER_EPOCH")
+        assert cause.fatal is True
+        assert raised.value.fatal is True
+
+
+def test_fatal_error_is_told_as_an_event(world, make_producer, pause):
+    """The listener of errors hears of a fatal one without anybody sending."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    heard = errors_of(producer)
+    trigger_fatal_error(producer, 47)
+    deadline = time.monotonic() + LONG
+    while not heard and time.monotonic() < deadline:
+        pause(0.01)
+
+    assert heard[0]["type"] == "librdkafka.error"
+    assert heard[0]["error"].code == 47
+    assert heard[0]["error"].fatal is True
+
+
+def test_message_to_a_partition_that_is_not_there(world, make_producer):
+    """An unknown partition is a final verdict with librdkafka's name."""
+    producer = make_producer()
+    for _ in range(2):
+        with pytest.raises(DeliveryError) as raised:
+            producer.produce_sync(topic="t", payload=b"x", partition=99)
+        assert raised.value.name == "_UNKNOWN_PARTITION"
+
+
+# -- batches --------------------------------------------------------------------------
+
+
+def test_batch_reports_come_in_the_order_of_the_messages(world, make_producer):
+    """Whatever partition a message goes to, its report has its place in the list."""
+    batch = [
+        Message("t", b"x", partition=number % 4, label=number) for number in range(100)
+    ]
+
+    reports = make_producer().produce_many_sync(batch)
+
+    assert [each.label for each in reports] == list(range(100))
+    assert [each.partition for each in reports] == [number % 4 for number in range(100)]
+    for partition in range(4):
+        offsets = [each.offset for each in reports if each.partition == partition]
+        assert offsets == list(range(25))
+
+
+def test_batch_handles_come_in_the_order_of_the_messages(world, make_producer):
+    """The same for handles."""
+    batch = ({"topic": "t", "payload": b"x", "label": n} for n in range(100))
+
+    handles = make_producer().produce_many_async(batch)
+
+    assert [each.label for each in handles] == list(range(100))
+    assert [each.wait(LONG).label for each in handles] == list(range(100))
+
+
+@pytest.mark.parametrize("verb", ["produce_many_sync", "produce_many_async"])
+def test_empty_batch_sends_nothing(make_producer, verb):
+    """No messages, no connection, an empty list."""
+    producer = make_producer()
+
+    assert getattr(producer, verb)([]) == []
+    assert producer.status == "configured"
+
+
+@pytest.mark.parametrize("verb", ["produce_many_sync", "produce_many_async"])
+def test_batch_with_bad_messages_is_refused_as_a_whole(make_producer, verb):
+    """All bad fields of all bad messages are told; nothing was sent or opened."""
+    producer = make_producer()
+    batch = [
+        {"topic": "t", "payload": b"x"},
+        {"topic": "a b", "payload": 1},
+        Message("t", b"x", key=""),
+        {"topic": "t"},
+        5,
+    ]
+
+    with pytest.raises(MessageInvalidError) as raised:
+        getattr(producer, verb)(batch)
+
+    assert raised.value.errors.keys() == {
+        "messages[1].topic",
+        "messages[1].payload",
+        "messages[2].key",
+        "messages[3].payload",
+        "messages[4].message",
+    }
+    assert producer.status == "configured"
+
+
+def test_batch_of_nothing_but_mistakes_is_told_in_short(make_producer):
+    """A thousand bad messages make an error that can still be read."""
+    with pytest.raises(MessageInvalidError) as raised:
+        make_producer().produce_many_sync([{"topic": "a b", "payload": b""}] * 1_000)
+
+    assert len(raised.value.errors) < 30
+    assert "980 more" in raised.value.errors["messages"]
+
+
+def test_batch_with_an_undeliverable_message_says_which(world, make_producer):
+    """One message to a partition that is not there fails the batch, by its index.
+
+    The error has the handles of what was queued, all final. Acceptance check 93.
+    """
+    producer = make_producer()
+    batch = [
+        {"topic": "t", "payload": b"x", "partition": 99 if number == 3 else 0}
+        for number in range(5)
+    ]
+    heard = errors_of(producer)
+
+    with pytest.raises(ProduceManyError) as raised:
+        producer.produce_many_sync(batch)
+
+    error = raised.value
+    assert "_UNKNOWN_PARTITION" in str(error)
+    assert error.failed_index == 3
+    assert error.name == error.__cause__.name == "_UNKNOWN_PARTITION"
+    assert len(error.dispatched) == 5
+    assert all(each.done for each in error.dispatched)
+    assert error.dispatched[3].error.name == "_UNKNOWN_PARTITION"
+    assert [each.report.offset for each in error.dispatched if each.report] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    (told,) = [each for each in heard if each["type"] == "messages.produce_many_sync"]
+    assert told["error"] is error
+    assert told["dispatched"] == error.dispatched
+    assert len(told["messages"]) == 5
+
+
+def test_batch_of_undeliverable_messages_names_the_first(world, make_producer):
+    """Also when the topic is known and librdkafka refuses inside the call."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    batch = [{"topic": "t", "payload": b"x", "partition": 90 + n} for n in range(3)]
+
+    with pytest.raises(ProduceManyError) as raised:
+        producer.produce_many_sync(batch)
+
+    assert raised.value.failed_index == 0
+    assert raised.value.name == "_UNKNOWN_PARTITION"
+    assert all(each.done for each in raised.value.dispatched)
+
+
+def test_batch_error_can_be_pickled(world, make_producer):
+    """A batch's error passes through Celery and process pools as any other."""
+    with pytest.raises(ProduceManyError) as raised:
+        make_producer().produce_many_sync(
+            [
+                {"topic": "t", "payload": b"x", "partition": n, "label": n}
+                for n in (0, 99)
+            ]
+        )
+
+    got = pickle.loads(pickle.dumps(raised.value))
+
+    assert str(got) == str(raised.value)
+    assert got.failed_index == 1
+    assert [each.label for each in got.dispatched] == [0, 99]
+    assert got.dispatched[0].report == raised.value.dispatched[0].report
+
+
+def test_batch_error_with_messages_on_their_way_can_be_pickled(
+    mock_cluster, make_producer
+):
+    """Also when some verdicts are not known yet, as after a timeout."""
+    producer = make_producer(max_wait_timeout=0.05)
+    mock_cluster.round_trip(0.3)
+    with pytest.raises(ProduceManyError) as raised:
+        producer.produce_many_sync([{"topic": "t", "payload": b"x", "label": 1}])
+    assert not raised.value.dispatched[0].done
+
+    got = pickle.loads(pickle.dumps(raised.value))
+
+    assert str(got) == str(raised.value)
+    assert [each.label for each in got.dispatched] == [1]
+
+
+def test_batch_waits_once_for_all(world, mock_cluster, make_producer):
+    """The time limit is that of the batch, not of each message in turn."""
+    producer = make_producer(max_wait_timeout=0.1)
+    producer.produce_async(topic="t", payload=b"warm").wait(LONG)
+    mock_cluster.round_trip(1.0)
+
+    began = time.monotonic()
+    with pytest.raises(ProduceManyError) as raised:
+        producer.produce_many_sync([{"topic": "t", "payload": b"x"}] * 20)
+
+    assert time.monotonic() - began < 0.9
+    assert isinstance(raised.value.__cause__, DeliveryTimeoutError)
+    assert len(raised.value.dispatched) == 20
+    assert raised.value.failed_index == 0
+
+
+# -- a full queue ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(mock_cluster, make_producer):
+    """Make a producer whose queue has room for five messages, and fill it.
+
+    Answers take `round_trip` seconds.
+    """
+
+    def make(round_trip=0.3, **settings):
+        producer = make_producer({"queue.buffering.max.messages": 5}, **settings)
+        producer.produce_sync(topic="t", payload=b"warm")
+        mock_cluster.round_trip(round_trip)
+        handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(5)]
+        return producer, handles
+
+    return make
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_full_queue_raises_at_once_when_told_so(world, full, verb):
+    """With `wait_on_queue_full=False` the caller hears of it immediately."""
+    producer, handles = full(round_trip=1.0, wait_on_queue_full=False)
+    began = time.monotonic()
+
+    with pytest.raises(ProduceError) as raised:
+        VERBS[verb](producer)
+
+    assert time.monotonic() - began < 0.5
+    error = raised.value
+    if "many" in verb:
+        assert error.failed_index == 0
+        assert error.dispatched == ()
+        error = error.__cause__
+    assert isinstance(error, QueueFullError)
+    assert "not queued" in str(error)
+    assert producer.queue_size == 5
+    assert not any(each.done for each in handles)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_full_queue_raises_after_its_time(world, mock_cluster, full, verb):
+    """No room within `wait_timeout_on_queue_full`: the message was not queued.
+
+    Acceptance check 78: the events name the verb.
+    """
+    producer, _ = full(round_trip=2.0, wait_timeout_on_queue_full=0.2)
+    heard = errors_of(producer)
+    began = time.monotonic()
+
+    with pytest.raises(ProduceError) as raised:
+        VERBS[verb](producer)
+
+    assert 0.15 < time.monotonic() - began < 1.5
+    error = raised.value.__cause__ if "many" in verb else raised.value
+    assert isinstance(error, QueueFullError)
+    prefix = "messages" if "many" in verb else "message"
+    assert [each["type"] for each in heard] == [f"message.{verb}", f"{prefix}.{verb}"]
+    assert isinstance(heard[0]["error"], QueueFullError)
+    assert heard[0]["message"].topic == "t"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_caller_goes_on_when_there_is_room(world, full, verb):
+    """Who waits for room goes on with the reports that make it, and is delivered."""
+    producer, handles = full(round_trip=0.15, wait_timeout_on_queue_full=LONG)
+    heard = errors_of(producer)
+    began = time.monotonic()
+
+    VERBS[verb](producer)
+
+    assert time.monotonic() - began < 2.0
+    assert any(each.done for each in handles)
+    assert [each["type"] for each in heard] == [f"message.{verb}"]
+    producer.close(LONG)
+    assert all(each.report for each in handles)
+
+
+def test_waits_for_room_are_not_told_when_told_so(world, full):
+    """Where a full queue is the normal way to slow down, it is no error."""
+    producer, _ = full(round_trip=0.1, instrument_on_wait_queue_full=False)
+    heard = errors_of(producer)
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert heard == []
+
+
+def test_full_queue_of_bytes_makes_callers_wait_too(world, mock_cluster, make_producer):
+    """Librdkafka also limits the queue's bytes; that is waited for in the same way."""
+    producer = make_producer({"queue.buffering.max.kbytes": 2})
+    mock_cluster.round_trip(0.05)
+
+    handles = [
+        producer.produce_async(topic="t", payload=b"x" * 500, label=number)
+        for number in range(20)
+    ]
+
+    assert [each.wait(LONG).label for each in handles] == list(range(20))
+
+
+def test_batch_larger_than_the_queue_goes_through(world, mock_cluster, make_producer):
+    """A batch waits for room as often as it needs to, and keeps its order."""
+    producer = make_producer({"queue.buffering.max.messages": 10})
+    mock_cluster.round_trip(0.01)
+    batch = [{"topic": "t", "payload": b"x", "partition": 0}] * 100
+
+    reports = producer.produce_many_sync(batch)
+
+    assert [each.offset for each in reports] == list(range(100))
+
+
+def test_closing_wakes_all_who_wait_for_room(mock_cluster, full, spawn, pause):
+    """Ten who wait for room in the queue hear at once that the producer is closed."""
+    producer, _ = full(round_trip=5.0, wait_timeout_on_queue_full=LONG)
+    ended = []
+
+    def send():
+        try:
+            producer.produce_async(topic="t", payload=b"x")
+        except ProducerClosedError:
+            ended.append(time.monotonic())
+
+    tasks = [spawn(send) for _ in range(10)]
+    pause(0.1)
+    began = time.monotonic()
+    producer.close(force=True)
+    for task in tasks:
+        task.join(LONG)
+
+    assert len(ended) == 10
+    assert max(ended) - began < 2.0
+
+
+@pytest.mark.slow
+def test_many_senders_through_a_small_queue_lose_nothing(
+    world, make_producer, together, stored
+):
+    """A hundred senders push fifty thousand messages through a queue of 500.
+
+    In greenlets; ten threads push a tenth of that.
+    """
+    senders, count = (100, 500) if world == "greenlets" else (10, 500)
+    acknowledged = push_through(make_producer, together, senders, count, queue=500)
+
+    assert acknowledged == senders * count
+    assert stored("t") == senders * count
+
+
+@pytest.mark.slow
+def test_a_thousand_greenlets_through_a_queue_of_ten_thousand(
+    hub, make_producer, stored
+):
+    """A thousand greenlets push a hundred thousand messages and lose nothing."""
+
+    def together(functions):
+        gevent.joinall([gevent.spawn(each) for each in functions], raise_error=True)
+
+    acknowledged = push_through(make_producer, together, 1_000, 150, queue=10_000)
+
+    assert acknowledged == 150_000
+    assert stored("t") == 150_000
+
+
+def push_through(make_producer, together, senders, count, *, queue):
+    """Have senders send without waiting for reports; count the acknowledgements."""
+    producer = make_producer(
+        {"queue.buffering.max.messages": queue},
+        wait_timeout_on_queue_full=LONG,
+        instrument_on_wait_queue_full=False,
+    )
+    acknowledged = []
+    errors = errors_of(producer)
+    producer.monitor.subscribe("message.acknowledged", acknowledged.append)
+
+    def send():
+        for _ in range(count):
+            producer.produce_async(topic="t", payload=b"x" * 10)
+
+    together([send] * senders)
+    producer.close(LONG)
+    assert errors == []
+    return len(acknowledged)
+
+
+# -- steady work ----------------------------------------------------------------------
+
+
+def test_async_handles_are_all_settled(world, make_producer):
+    """Fifty messages without waiting: fifty handles, fifty acknowledgements.
+
+    Acceptance check 19.
+    """
+    producer = make_producer()
+    acknowledged = []
+    producer.monitor.subscribe("message.acknowledged", acknowledged.append)
+
+    handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(50)]
+    reports = [each.wait(LONG) for each in handles]
+    producer.close()
+
+    assert len(acknowledged) == 50
+    assert len({(each.partition, each.offset) for each in reports}) == 50
+
+
+@pytest.mark.slow
+def test_idempotent_messages_are_stored_once(world, make_producer, stored):
+    """A hundred keyed messages of an idempotent producer have a hundred places.
+
+    Acceptance check 20.
+    """
+    producer = make_producer({"enable.idempotence": True})
+    heard = errors_of(producer)
+
+    handles = [
+        producer.produce_async(topic="t", payload=b"x", key=f"key-{number}")
+        for number in range(100)
+    ]
+    places = {(each.wait(LONG).partition, each.report.offset) for each in handles}
+
+    assert len(places) == 100
+    assert heard == []
+    assert stored("t") == 100
+
+
+@pytest.mark.slow
+def test_async_is_never_held_up_by_serving(world, make_producer, spawn, pause):
+    """While others produce and 500 reports are on their way, async stays quick.
+
+    Each call takes less than 100 ms. Acceptance check 21.
+    """
+    producer = make_producer()
+    stop = []
+
+    def load():
+        while not stop:
+            producer.produce_sync(topic="t", payload=b"load")
+
+    tasks = [spawn(load) for _ in range(4)]
+    durations = []
+    handles = []
+    for burst in (1, 500):
+        for _ in range(100):
+            if burst > 1 and not len(handles) % 20:
+                handles += [
+                    producer.produce_async(topic="t", payload=b"burst")
+                    for _ in range(burst)
+                ]
+            began = time.monotonic()
+            handles.append(producer.produce_async(topic="t", payload=b"x"))
+            durations.append(time.monotonic() - began)
+            pause(0.0005)
+    stop.append(True)
+    for task in tasks:
+        task.join(LONG)
+    for handle in handles:
+        handle.wait(LONG)
+
+    assert len(durations) == 200
+    assert max(durations) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "statistics"), [("produce_sync", False), ("produce_many_sync", True)]
+)
+def test_producer_that_rests_in_between_goes_on(
+    world, make_producer, pause, verb, statistics
+):
+    """A long-lived producer sends after pauses as it did before them.
+
+    Acceptance check 34, with shorter pauses.
+    """
+    producer = make_producer({"statistics.interval.ms": 50})
+    heard = errors_of(producer)
+    if statistics:
+        producer.monitor.subscribe("statistics.emitted", lambda _: None)
+
+    for _ in range(5):
+        began = time.monotonic()
+        VERBS[verb](producer)
+        assert time.monotonic() - began < 2.0
+        pause(0.1)
+
+    assert heard == []
+
+
+# -- where nobody may wait ------------------------------------------------------------
+
+
+def test_sync_in_a_listener_is_refused_and_the_message_sent(world, make_producer):
+    """A listener that would wait for itself hears so at once; its message goes out."""
+    producer = make_producer()
+    raised, acknowledged = [], []
+
+    def listener(event):
+        acknowledged.append(event["label"])
+        if event["label"] == "first":
+            try:
+                producer.produce_sync(topic="t", payload=b"y", label="second")
+            except IllegalWaitError as error:
+                raised.append(error)
+
+    producer.monitor.subscribe("message.acknowledged", listener)
+    began = time.monotonic()
+    producer.produce_sync(topic="t", payload=b"x", label="first")
+    took = time.monotonic() - began
+    producer.close(LONG)
+
+    assert took < 2.0
+    assert "listener" in str(raised[0])
+    assert acknowledged == ["first", "second"]
+
+
+def test_sync_in_the_hub_itself_is_refused_and_the_message_sent(hub, make_producer):
+    """A callback of the loop can't wait; the message is queued all the same."""
+    producer = make_producer()
+    acknowledged, raised = [], []
+    producer.monitor.subscribe(
+        "message.acknowledged", lambda event: acknowledged.append(event["label"])
+    )
+
+    def call():
+        try:
+            producer.produce_sync(topic="t", payload=b"x", label="from the hub")
+        except IllegalWaitError as error:
+            raised.append(error)
+
+    hub.loop.run_callback(call)
+    while not raised:
+        gevent.sleep(0.001)
+    producer.close(LONG)
+
+    assert acknowledged == ["from the hub"]
+
+
+def test_async_in_the_hub_itself_works(hub, make_producer):
+    """Sending without waiting is allowed everywhere."""
+    producer = make_producer()
+    handles = []
+    hub.loop.run_callback(
+        lambda: handles.append(producer.produce_async(topic="t", payload=b"x"))
+    )
+    while not handles:
+        gevent.sleep(0.001)
+
+    assert handles[0].wait(LONG).topic == "t"
