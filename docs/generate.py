@@ -34,21 +34,6 @@ KAFKA_REASONS = {
 }
 
 #: What `type` is in an `error.occurred`.
-ERROR_TYPES = {
-    "message.produce_sync": "a `produce_sync` failed, or its message waits for room"
-    " (`error` is a `QueueFullError`)",
-    "message.produce_async": "the same of a `produce_async`",
-    "message.produce_many_sync": "a message of a batch waits for room",
-    "message.produce_many_async": "the same",
-    "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages` and"
-    " `dispatched`",
-    "messages.produce_many_async": "a `produce_many_async` failed; the same",
-    "librdkafka.dispatch_error": "one message was not delivered, for good; also"
-    " `topic` and `label`",
-    "librdkafka.error": "librdkafka complains: a broker is down, a login fails. Mostly"
-    " it passes by itself; see `error.fatal`",
-    "listener.error": "a listener raised; also `event`, the name of what it was told",
-}
 
 
 def settings() -> str:
@@ -111,7 +96,7 @@ def listed_events() -> str:
         )
         for name, each in events.EVENTS.items()
     )
-    types = ((f"`{name}`", text) for name, text in ERROR_TYPES.items())
+    types = ((f"`{name}`", text) for name, text in events.ERROR_TYPES.items())
     return f"""# Events
 
 {NOTE}

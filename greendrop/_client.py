@@ -46,10 +46,10 @@ _NUDGE_EVERY = 0.05
 #: or two milliseconds.
 _TEARDOWN = 10.0
 
-_PURGED = (cimpl.KafkaError._PURGE_QUEUE, cimpl.KafkaError._PURGE_INFLIGHT)  # noqa: SLF001
-_FATAL = cimpl.KafkaError._FATAL  # noqa: SLF001
-_TIMED_OUT = cimpl.KafkaError._MSG_TIMED_OUT  # noqa: SLF001
-_ALL_DOWN = cimpl.KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
+_PURGED = (cimpl.KafkaError._PURGE_QUEUE, cimpl.KafkaError._PURGE_INFLIGHT)
+_FATAL = cimpl.KafkaError._FATAL
+_TIMED_OUT = cimpl.KafkaError._MSG_TIMED_OUT
+_ALL_DOWN = cimpl.KafkaError._ALL_BROKERS_DOWN
 
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -228,7 +228,7 @@ class Client:
         with self._gate:
             if self._closed or self._purging:
                 for (topic, *_), handle in items:
-                    handle.fail(_purged(topic, None))
+                    handle._fail(_purged(topic, None))
                 self._signal.set()
                 return rest
             for index, (message, handle) in enumerate(items):
@@ -248,13 +248,13 @@ class Client:
                     if self._outstanding.count <= len(items) - index:
                         # Nothing is in the queue, and still it doesn't fit: waiting
                         # for room would be for ever.
-                        handle.fail(self._refusal(topic, self._queue_full()))
+                        handle._fail(self._refusal(topic, self._queue_full()))
                         refused = True
                         continue
                     rest = items[index:]
                     break
                 except Exception as error:  # noqa: BLE001 - told on the handle
-                    handle.fail(self._refusal(topic, error))
+                    handle._fail(self._refusal(topic, error))
                     refused = True
         if rest:
             self._outstanding.refused = True
@@ -331,7 +331,9 @@ class Client:
             IllegalWaitError: The wait could never end, because the caller is the hub
                 itself or the serving task (in a listener).
         """
-        self.attend()
+        gather = self._gather
+        if gather is None or not gather.is_here():
+            self.attend()
         task = self._task
         if task is not None and task.is_current():
             text = (

@@ -58,7 +58,9 @@ class Gatherer(Generic[_Item]):
         self._armed = False
         self._round_trip = 0.0
         self._last = 0.0
-        self._timer: Any = self._loop.timer(_TIMER)
+        # Repeating, though it is stopped each time it fires: libev starts a one-shot
+        # timer that has fired before with what was left of its time, which is nothing.
+        self._timer: Any = self._loop.timer(_TIMER, _TIMER)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -121,6 +123,7 @@ class Gatherer(Generic[_Item]):
 
     def _on_timer(self) -> None:
         self._armed = False
+        self._timer.stop()
         if self._items and not self._hand_over_if_due():
             self._arm()
 
@@ -135,4 +138,4 @@ class Gatherer(Generic[_Item]):
         # In case no report comes.
         if not self._armed:
             self._armed = True
-            self._timer.start(self._on_timer, update=True)
+            self._timer.again(self._on_timer, update=True)

@@ -96,8 +96,9 @@ class Outstanding:
         (self._room.appendleft if again else self._room.append)(waiter)
         turn = False
         try:
-            # Room may have been made meanwhile, by another thread.
-            if self.full or self._room[0] is not waiter:
+            # Another thread may have made room meanwhile, and nobody is before us.
+            promised = self.count + self._promised >= self._limit
+            if promised or self.full or self._room[0] is not waiter:
                 turn = waiter.wait(seconds)
         finally:
             if not _forget(self._room, waiter):

@@ -112,12 +112,12 @@ class Settler:
                     if not acknowledged:
                         handle._reports = None
                         if handle._waiters is not None:
-                            handle.settle()
+                            handle._settle()
                         continue
                 try:
                     self._tell_report(handle)
                 finally:
-                    handle.settle()
+                    handle._settle()
                 if not count % _CLOCK_EVERY and _waiting.monotonic() > turn_ends:
                     self._on_settled(count, latency)
                     count = 0

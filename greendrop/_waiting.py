@@ -121,6 +121,10 @@ class ThreadWaiter:
 
     __slots__ = ("_lock",)
 
+    #: Seconds after which one who waits for long looks whether somebody still works
+    #: for it. The hub that does may stand still in a native call, or be gone.
+    patience = 0.1
+
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._lock.acquire()
@@ -139,6 +143,9 @@ class GreenletWaiter:
     """A greenlet that lets its hub run others."""
 
     __slots__ = ("_greenlet", "_hub", "_woken")
+
+    #: As above. While its own hub runs, whoever works for it there runs, too.
+    patience = 1.0
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub

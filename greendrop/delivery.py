@@ -12,10 +12,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _waiting
-from greendrop.errors import DeliveryError, DeliveryTimeoutError
+from greendrop.errors import DeliveryTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from greendrop.errors import DeliveryError, ProduceError
 
 
 class DeliveryReport(NamedTuple):
@@ -72,9 +74,14 @@ _Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
 _swap = _waiting.RLock()
 
-#: Seconds after which a wait looks whether somebody still serves it: the hub that did
-#: may be gone with its thread, or stand still in a native call.
-_LOOK_EVERY = 0.1
+
+def _unpickled(state: dict[str, object]) -> DeliveryHandle:
+    handle = DeliveryHandle.__new__(DeliveryHandle)
+    handle._reports = None
+    handle._waiters = None
+    for name, value in state.items():
+        setattr(handle, name, value)
+    return handle
 
 
 class DeliveryHandle:
@@ -148,9 +155,9 @@ class DeliveryHandle:
         )
 
     @property
-    def error(self) -> DeliveryError | None:
+    def error(self) -> ProduceError | None:
         """Why the message was not delivered, else None. Never blocks."""
-        error: DeliveryError | None = self._error if self.done else None
+        error: ProduceError | None = self._error if self.done else None
         return error
 
     def wait(self, timeout: float = 180.0) -> DeliveryReport:
@@ -192,7 +199,7 @@ class DeliveryHandle:
                 left = deadline - _waiting.monotonic()
                 if left <= 0:
                     raise self._timed_out(client, timeout)
-                waiter.wait(min(left, _LOOK_EVERY))
+                waiter.wait(min(left, waiter.patience))
                 if self._reports is not None:
                     client.look_after()
         finally:
@@ -211,7 +218,7 @@ class DeliveryHandle:
             text += f"; last broker error: {reason}"
         return DeliveryTimeoutError(text)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Make the verdict known and wake who waits; by the serving task only."""
         # Done first, then the waiters are taken. Who adds itself in between looks
         # whether it is done afterwards, and doesn't wait.
@@ -224,7 +231,7 @@ class DeliveryHandle:
                 chain[0].wake()
                 chain = chain[1]
 
-    def fail(self, error: DeliveryError) -> None:
+    def _fail(self, error: DeliveryError) -> None:
         """Report from our side that the message was not even queued."""
         self._error = error
         reports: Any = self._reports
@@ -268,6 +275,23 @@ class DeliveryHandle:
                 if self._waiters is before:
                     self._waiters = after
                     return removed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what is known so far; a pending handle can't be waited for elsewhere.
+
+        Errors that carry handles travel: as results of tasks, for example.
+        """
+        state: dict[str, object] = {
+            name: getattr(self, name)
+            for name in self.__slots__
+            if name not in ("_reports", "_waiters") and hasattr(self, name)
+        }
+        if not self.done:
+            state["_error"] = DeliveryTimeoutError(
+                f"no verdict on a message to {self.topic!r} when its handle was"
+                " pickled; it may still be delivered"
+            )
+        return _unpickled, (state,)
 
     def __repr__(self) -> str:
         if not self.done:

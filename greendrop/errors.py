@@ -209,7 +209,11 @@ class QueueFullError(ProduceError):
 
 
 class DeliveryError(ProduceError):
-    """The verdict is "not delivered", for good. librdkafka won't try again."""
+    """The verdict is "not delivered": librdkafka has given up on the message.
+
+    If it had been sent by then, and only the broker's answer was lost, the broker may
+    have stored it all the same.
+    """
 
 
 class MessagePurgedError(DeliveryError):

@@ -88,6 +88,26 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
 )
 
 
+#: What `type` of `error.occurred` may say.
+ERROR_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "message.produce_sync": "a `produce_sync` failed, or its message waits for room"
+        " (`error` is a `QueueFullError`)",
+        "message.produce_async": "the same of a `produce_async`",
+        "message.produce_many_sync": "a message of a batch waits for room",
+        "message.produce_many_async": "the same",
+        "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages` and"
+        " `dispatched`",
+        "messages.produce_many_async": "a `produce_many_async` failed; the same",
+        "librdkafka.dispatch_error": "one message was not delivered, for good; also"
+        " `topic` and `label`",
+        "librdkafka.error": "librdkafka complains: a broker is down, a login fails. Mostly"
+        " it passes by itself; see `error.fatal`",
+        "listener.error": "a listener raised; also `event`, the name of what it was told",
+    }
+)
+
+
 class Event:
     """What a listener is given: a name, and a payload by keys.
 

@@ -58,7 +58,7 @@ class Producer:
 
     def __init__(
         self,
-        kafka: Mapping[str, str | int | float | bool] | None = None,
+        kafka: Mapping[str, object] | None = None,
         **settings: Any,  # noqa: ANN401 - checked by name and type, see docs/settings.md
     ) -> None:
         #: Subscribe to events here, before the first message or at any time.
@@ -69,7 +69,7 @@ class Producer:
 
     def setup(
         self,
-        kafka: Mapping[str, str | int | float | bool] | None = None,
+        kafka: Mapping[str, object] | None = None,
         **settings: Any,  # noqa: ANN401 - as above
     ) -> None:
         """Configure a producer that was made without settings; once.

@@ -347,14 +347,14 @@ def test_handles_of_the_parent_tell_the_child_nothing(mode, mock_cluster, run_sc
         return caught(handle.wait, 5), handle.done
 
     send()
-    handle = producer.produce_async(topic="events", payload=b"x")
     for fork in forks().values():
+        handle = producer.produce_async(topic="events", payload=b"x")
         result = Fork(use, fork).result()
         assert result == ["ProducerUsedInParentProcessError", False], result
-    assert handle.wait(10).topic == "events"
+        assert handle.wait(10).topic == "events"
     producer.close()
     """
-    mock_cluster.delay_requests("Produce", 0.3, times=2)
+    mock_cluster.delay_requests("Produce", 0.5, times=3)
 
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
 

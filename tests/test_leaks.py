@@ -10,6 +10,7 @@ import gevent
 import pytest
 
 from greendrop import ConfigurationInvalidError, DeliveryTimeoutError, Producer
+from greendrop._waiting import Signal
 from tests.tasks import Task, await_true, together
 
 PROC = Path("/proc/self")
@@ -174,6 +175,26 @@ def test_reports_that_come_while_producers_are_made(make_producer, hub):
 
     assert len(told) == 60
     assert [{name} for name in told] == list(told.values())
+
+
+def test_closing_writes_into_no_other_file(tmp_path):
+    """What gets the number of a closed signal's descriptor is left alone.
+
+    A client's close serves callbacks, which used to signal, into other clients'
+    connections.
+    """
+    signal = Signal()
+    number = signal.fileno()
+    signal.close()
+    path = tmp_path / "stranger"
+
+    with path.open("wb") as stranger:
+        # The lowest free number is the next to be given.
+        assert number == stranger.fileno()
+        signal.set()
+        signal.clear()
+
+    assert not path.read_bytes()
 
 
 # --- what stays -----------------------------------------------------------------------

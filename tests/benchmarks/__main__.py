@@ -90,9 +90,9 @@ def _conclude(results: Results) -> None:
         return
     missed = [each for each in verdicts if not each.met]
     print(f"\ngoals\n{reporting.as_text(reporting.goals_grid(verdicts))}")
-    print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} goals reached; missed:")
+    print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} goals reached")
     for each in missed:
-        print(f"  {each.cell}: {each.goal}, not {each.reached}")
+        print(f"  missed: {each.cell}: {each.goal}, not {each.reached}")
 
 
 if __name__ == "__main__":

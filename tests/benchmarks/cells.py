@@ -21,6 +21,7 @@ POLL_THREAD_LINGER_5 = "raw poll thread linger 5"
 CALLBACK = "raw callback"
 CALLBACK_LINGER_0 = "raw callback linger 0"
 AIOKAFKA = "aiokafka on uvloop"
+AIOKAFKA_1_MB = "aiokafka on uvloop, 1 MB batches"
 
 _FIXED = (UNGATHERED, LINGER_1, LINGER_5)
 

@@ -280,7 +280,7 @@ class PollThread(Raw):
 class AioKafka(Contender):
     """aiokafka on uvloop: tasks in place of greenlets."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, max_batch_size: int | None = None) -> None:
         super().__init__(place)
         import uvloop
         from aiokafka import AIOKafkaProducer
@@ -288,15 +288,15 @@ class AioKafka(Contender):
         self._aio_producer = AIOKafkaProducer
         self._tasks = uvloop.new_event_loop()
         self._run = self._tasks.run_until_complete
-        self._run(self._open())
+        options = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+        self._run(self._open(options))
 
-    async def _open(self) -> None:
+    async def _open(self, options: dict[str, int]) -> None:
         self._producer = self._aio_producer(
             bootstrap_servers=self.bootstrap_servers,
             acks="all",
             enable_idempotence=False,
-            # Its default of 16 KiB is meant for one message at a time.
-            max_batch_size=1_000_000,
+            **options,
         )
         await self._producer.start()
 
@@ -341,4 +341,6 @@ CONTENDERS: dict[str, Callable[[Place], Contender]] = {
     cells.CALLBACK: Raw,
     cells.CALLBACK_LINGER_0: partial(Raw, linger=0),
     cells.AIOKAFKA: AioKafka,
+    # librdkafka's `batch.size`; aiokafka's own limit is 16 KiB.
+    cells.AIOKAFKA_1_MB: partial(AioKafka, max_batch_size=1_000_000),
 }

@@ -6,11 +6,8 @@ Queue and results are files: no other server is needed.
 import os
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutdown
 
 from greendrop import Producer
-from tests.kafka.running import tell
-from tests.tasks import LongestGap
 
 folder = os.environ["FOLDER"]
 app = Celery("hosts", broker="filesystem://", backend=f"file://{folder}/results")
@@ -20,28 +17,22 @@ app.conf.broker_transport_options = {
     "control_folder": f"{folder}/control",
     "polling_interval": 0.01,
 }
-# What is told to the test goes out as it is.
-app.conf.worker_redirect_stdouts = False
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
 
 
-@app.task
-def send(payload):
-    """Store the payload and tell where, and who did it."""
+waiting = set()
+
+
+@app.task(bind=True)
+def send(task, payload):
+    """Store the payload; tell where, who did it, and how many tasks waited."""
+    waiting.add(task.request.id)
     report = producer.produce_sync(topic=os.environ["TOPIC"], payload=payload)
-    return [report.partition, report.offset, os.getpid(), producer.polling]
-
-
-gap = LongestGap()
-
-
-@worker_ready.connect
-def _begin(**_):
-    gap.__enter__()
-    tell(ready=True)
-
-
-@worker_shutdown.connect
-def _end(**_):
-    gap.__exit__()
-    tell(gap=gap.seconds, ticks=gap.ticks)
+    waited = len(waiting)
+    waiting.remove(task.request.id)
+    return {
+        "place": [report.partition, report.offset],
+        "process": os.getpid(),
+        "polling": producer.polling,
+        "waiting": waited,
+    }
