@@ -33,8 +33,6 @@ KAFKA_REASONS = {
     " or above `message.timeout.ms`.",
 }
 
-#: What `type` is in an `error.occurred`.
-
 
 def settings() -> str:
     """Write the page of settings."""

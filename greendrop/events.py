@@ -96,14 +96,15 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "message.produce_async": "the same of a `produce_async`",
         "message.produce_many_sync": "a message of a batch waits for room",
         "message.produce_many_async": "the same",
-        "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages` and"
-        " `dispatched`",
+        "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages`"
+        " and `dispatched`",
         "messages.produce_many_async": "a `produce_many_async` failed; the same",
-        "librdkafka.dispatch_error": "one message was not delivered, for good; also"
+        "librdkafka.dispatch_error": "one message was not delivered; also"
         " `topic` and `label`",
-        "librdkafka.error": "librdkafka complains: a broker is down, a login fails. Mostly"
-        " it passes by itself; see `error.fatal`",
-        "listener.error": "a listener raised; also `event`, the name of what it was told",
+        "librdkafka.error": "librdkafka complains: a broker is down, a login fails."
+        " Mostly it passes by itself; see `error.fatal`",
+        "listener.error": "a listener raised; also `event`, the name of what it was"
+        " told",
     }
 )
 

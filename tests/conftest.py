@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 #: Seconds that threads may take to end after a test.
-_PATIENCE = 5.0
+_PATIENCE = 2.0
 _PROC = Path("/proc/self")
 
 # In a process of its own, since tests may not find gevent imported.

@@ -90,7 +90,7 @@ def handle(reports):
 def deliver(handle):
     """Do what poll and serving task do for a delivered message."""
     handle(None, FakeMessage())
-    handle.settle()
+    handle._settle()
 
 
 def error():
@@ -102,8 +102,8 @@ def error():
 
 def refuse(handle):
     """Do what the client does for a message that librdkafka refuses."""
-    handle.fail(error())
-    handle.settle()
+    handle._fail(error())
+    handle._settle()
 
 
 # -- states ---------------------------------------------------------------------------

@@ -1,0 +1,67 @@
+"""The check that tests leave nothing behind finds what they leave."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.interpreter import ROOT
+
+pytestmark = pytest.mark.slow
+
+LEAVES = """
+import os
+import threading
+import time
+
+import gevent
+
+from greendrop import Producer
+
+
+def test_that_leaves_things(mock_cluster, hub):
+    servers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
+    producer = Producer(servers, id="mine")
+    producer.produce_sync(topic="events", payload=b"x")
+    os.pipe()
+    threading.Thread(target=time.sleep, args=(4,)).start()
+    gevent.spawn(lambda: 1 / 0).join()
+
+
+def test_that_leaves_nothing(make_producer, longest_gap, stored):
+    producer = make_producer()
+    with longest_gap():
+        producer.produce_sync(topic="events", payload=b"x")
+    assert stored("events") == 1
+
+
+def test_that_finds_no_hub(make_producer):
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"x")
+    assert producer.polling == "thread"
+"""
+
+
+def test_a_test_that_leaves_something_fails(tmp_path):
+    """What is left is named: a producer, descriptors, a thread, an error."""
+    path = tmp_path / "test_leaving.py"
+    path.write_text(LEAVES)
+    options = ["-p", "tests.conftest", "-p", "no:randomly", "-p", "no:cacheprovider"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-c", ROOT / "tox.ini", *options, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    (told,) = (
+        line for line in done.stdout.splitlines() if line.startswith("left behind")
+    )
+    assert "producer 'mine'" in told
+    assert "of pipe" in told
+    assert "thread python" in told
+    assert "ZeroDivisionError" in told
+    assert "3 passed, 1 error" in done.stdout
