@@ -67,6 +67,7 @@ class Core:
         # The client while messages are taken: one look tells that all is well.
         self._open: Client | None = None
         self._changing = _waiting.RLock()
+        self._closer: object = None
         self._close_waiters: deque[_waiting.Waiter] = deque()
 
     # --- sending -----------------------------------------------------------------
@@ -108,6 +109,8 @@ class Core:
                 handles.append(self.dispatch(message, verb))
                 turns.end_one()
         except (ProduceError, ProducerClosedError) as error:
+            if not handles and isinstance(error, ProducerClosedError):
+                raise
             text = (
                 f"message {len(handles)} of {len(messages)} and those after it were"
                 f" not queued: {error}"
@@ -208,13 +211,28 @@ class Core:
             first = self.status not in ("closing", "closed")
             if first:
                 self.status = "closing"
+                self._closer = _waiting.current_task()
             self._open = None
             client = self._client
         if not first:
-            self._wait_closed(timeout + _PURGE_TIMEOUT)
+            if self._closer != _waiting.current_task():  # a listener of closing
+                self._wait_closed(timeout + _PURGE_TIMEOUT)
             return
         began = _waiting.monotonic()
-        self.monitor.emit("producer.closing", {"producer_id": self.settings.id})
+        abandoned = 0
+        try:
+            self.monitor.emit("producer.closing", {"producer_id": self.settings.id})
+        finally:
+            # Also when a listener was interrupted: it always ends closed.
+            abandoned = self._close_client(client, timeout, began)
+        if abandoned and not force:
+            text = (
+                f"producer {self.settings.id!r} is closed; {abandoned} messages were"
+                f" not delivered within {timeout:g} s and dropped"
+            )
+            raise MessagesAbandonedError(text, count=abandoned)
+
+    def _close_client(self, client: Client | None, timeout: float, began: float) -> int:
         abandoned = 0
         try:
             if client is not None:
@@ -232,12 +250,7 @@ class Core:
                     "time": _waiting.monotonic() - began,
                 },
             )
-        if abandoned and not force:
-            text = (
-                f"producer {self.settings.id!r} is closed; {abandoned} messages were"
-                f" not delivered within {timeout:g} s and dropped"
-            )
-            raise MessagesAbandonedError(text, count=abandoned)
+        return abandoned
 
     def _end(self, client: Client, timeout: float) -> int:
         """Await deliveries, drop the rest, tear down. Gives how many were dropped."""

@@ -19,9 +19,13 @@ import gevent
 from greendrop import Producer
 
 
+kept = []
+
+
 def test_that_leaves_things(mock_cluster, hub):
     servers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
     producer = Producer(servers, id="mine")
+    kept.append(producer)
     producer.produce_sync(topic="events", payload=b"x")
     os.pipe()
     threading.Thread(target=time.sleep, args=(4,)).start()

@@ -105,6 +105,7 @@ def _wait(greenlets: int) -> Cell:
     elif greenlets < 100:
         goals.append(Goal("rate", (AIOKAFKA,), at_least=0.9))
     else:
+        contenders += (AIOKAFKA_1_MB,)
         goals.append(Goal("rate", (AIOKAFKA,), at_least=1.0))
         goals.append(Goal("rate", (POLL_THREAD,), at_least=4.0))
     load = Load("wait", workers=greenlets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -56,14 +57,12 @@ class Program:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            # Also when the program itself has ended: perhaps a child of it has not.
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        finally:
-            self._process.wait(_PATIENCE)
-            print(f"--- {self._process.args}\n{self.log}")
+        if exc_type is not None or self._process.poll() is None:
+            # With what it has started: of a server that has ended, a worker may be left.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(_PATIENCE)
+        print(f"--- {self._process.args}\n{self.log}")
 
     @property
     def pid(self) -> int:
