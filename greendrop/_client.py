@@ -32,6 +32,8 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greendrop.config import Settings
     from greendrop.events import Monitor
     from greendrop.message import Message
@@ -101,6 +103,8 @@ class Client:
         self._attaching = _waiting.RLock()
         self._poll_gate = _waiting.RLock()
         self._gate = _waiting.RLock()
+        # Threads without a hub that are serving: the task's, or those that wait.
+        self._serving_threads: set[int] = set()
         self._task: HubTask | ThreadTask | None = None
         self._gather: Gatherer[_Item] | None = None
         self._signal = _waiting.Signal()
@@ -213,9 +217,8 @@ class Client:
             except BaseException:
                 self._outstanding.direct -= 1
                 raise
-        task = self._task
-        if task is not None and task.thread_ident is not None:
-            task.guard()
+        if self._task is not None:
+            self._task.guard()
 
     def _hand_over(self, items: list[_Item]) -> list[_Item]:
         """Give gathered messages to librdkafka, all at one go.
@@ -230,6 +233,8 @@ class Client:
                 for (topic, *_), handle in items:
                     handle._fail(_purged(topic, None))
                 self._signal.set()
+                if self._closed:  # the serving task has ended
+                    _waiting.start(self._settler.settle)
                 return rest
             for index, (message, handle) in enumerate(items):
                 topic, payload, key, headers, partition, _, timestamp, _ = message
@@ -274,8 +279,7 @@ class Client:
         """Wait until a report made room in the queue, or the time is over.
 
         Blocking:
-            Lets other greenlets run. Others may take the room first: try, and wait
-            again.
+            Lets other greenlets run. First come, first served. Send at once after it.
         """
         self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
 
@@ -302,7 +306,9 @@ class Client:
             if task is not None:
                 task.stop()
             if hub is None:
-                self._task = ThreadTask(self._turn, self._interrupt_poll)
+                self._task = ThreadTask(
+                    self._turn, self._interrupt_poll, self._poll_gate
+                )
             else:
                 self._task = HubTask(
                     hub, self._signal, self._turn, lambda: self._outstanding.count
@@ -314,14 +320,29 @@ class Client:
             if orphans:
                 self.wait_for_room(_NUDGE_EVERY, again=True)
 
-    def look_after(self) -> None:
-        """See to it that somebody serves this client, for one who waits for long.
+    def wait(
+        self,
+        waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter,
+        done: Callable[[], bool],
+        seconds: float,
+    ) -> None:
+        """Wait until woken, done, or the time is over; and serve, if need be.
 
-        A hub whose thread stands still in a native call serves nobody: a waiting
-        thread then does it itself.
+        Blocking:
+            As the waiter does.
         """
+        task = self._task
+        if isinstance(waiter, _waiting.ThreadWaiter) and isinstance(task, ThreadTask):
+            task.lead.wait(waiter, done, seconds)
+        elif not waiter.wait(min(seconds, waiter.patience)) and not done():
+            self._look_after()
+
+    def _look_after(self) -> None:
+        # For one who waits for long. A hub whose thread stands still in a native call
+        # serves nobody: a waiting thread then does it itself.
         self.attend()
-        if _waiting.current_hub() is None:
+        task = self._task
+        if isinstance(task, HubTask) and _waiting.current_hub() is None:
             self._turn(0)
 
     def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter:
@@ -334,8 +355,7 @@ class Client:
         gather = self._gather
         if gather is None or not gather.is_here():
             self.attend()
-        task = self._task
-        if task is not None and task.is_current():
+        if self.in_serving_task():
             text = (
                 "can't wait in a listener of the same producer: the task that would"
                 " bring the report is running that listener"
@@ -345,7 +365,10 @@ class Client:
 
     def in_serving_task(self) -> bool:
         """Tell whether the caller is the serving task: a listener."""
-        return self._task is not None and self._task.is_current()
+        task = self._task
+        return (
+            task is not None and task.is_current()
+        ) or _waiting.get_ident() in self._serving_threads
 
     def last_broker_error(self) -> str | None:
         """Tell what librdkafka last complained of, since the last good report."""
@@ -378,7 +401,12 @@ class Client:
                 self._task.stop()
             return interrupt
         reports = self._reports
-        with self._poll_gate:
+        if not self._poll_gate.acquire(blocking=seconds > 0):
+            # Another thread polls, and tells. A hub must not wait for it; it comes
+            # back at once, after a turn for the others.
+            self._signal.set()
+            return interrupt
+        try:
             if not self._closed:
                 self._poll_ident = _waiting.get_ident()
                 reports.limit = _REPORTS_PER_POLL
@@ -394,10 +422,16 @@ class Client:
                 finally:
                     reports.limit = 0
                     self._poll_ident = 0
+        finally:
+            self._poll_gate.release()
+        me = _waiting.get_ident() if _waiting.current_hub() is None else 0
+        self._serving_threads.add(me)
         try:
             self._settler.settle()
         except BaseException as error:  # noqa: BLE001
             interrupt = error
+        finally:
+            self._serving_threads.discard(me)
         return interrupt
 
     def _on_settled(self, count: int, latency: float) -> None:
@@ -488,6 +522,8 @@ class Client:
             if self._settings.linger_is_users:
                 self._nudge()
             self._outstanding.wait_for_none(self.waiter(), min(left, _NUDGE_EVERY))
+            if self._outstanding.count > 0:
+                self._look_after()
         return True
 
     def _nudge(self) -> None:
@@ -505,10 +541,6 @@ class Client:
                 self._producer.purge()
         self.flush_gathered()
         self._signal.set()
-
-    def resume(self) -> None:
-        """Take messages again after a purge."""
-        self._purging = False
 
     def close(self) -> None:
         """End for good: the serving task, the descriptor, librdkafka's threads.
@@ -536,11 +568,12 @@ class Client:
             self._closed = True
         if self._queue is not None:
             self._queue.release()
+        self._producer.close()
+        # Last: what comes in while the producer closes still signals.
         if ended:
             # Otherwise a hub that is blocked still watches it. One descriptor that
             # leaks is better than one whose number becomes a stranger's.
             self._signal.close()
-        self._producer.close()
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""

@@ -91,6 +91,8 @@ class Gatherer(Generic[_Item]):
         self._under_way = max(self._under_way - count, 0)
         if round_trip >= 0:
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT
+        if count == 1 and not self._under_way and not self._items:
+            return  # a lone sender: what it sends next goes out at once
         if not self._scheduled:
             self._scheduled = True
             self._loop.run_callback(self._end_of_tick)

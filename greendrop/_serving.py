@@ -9,6 +9,7 @@ is passed in; nothing of Kafka is known here.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from greendrop import _waiting
@@ -49,13 +50,12 @@ class HubTask:
     ) -> None:
         """Start in the calling thread, whose hub it is."""
         self.hub = hub
-        #: Sends from this thread may be gathered.
-        self.thread_ident = hub.thread_ident
         self._signal = signal
         self._turn = turn
         self._outstanding = outstanding
         self._stopped = False
         self._ended = False
+        self._guarded = False
         self._end_waiters: list[_waiting.Waiter] = []
         # Neither may keep gevent's loop alive by itself: `gevent.wait()` would never
         # return. Who waits for a report holds the loop with the timer of that wait.
@@ -72,16 +72,21 @@ class HubTask:
     @property
     def alive(self) -> bool:
         """Whether it serves, and will go on."""
-        return not (self._stopped or self._ended or _waiting.hub_is_gone(self.hub))
+        return not (self._stopped or self._over())
+
+    def _over(self) -> bool:
+        # The greenlet itself is asked: killed before its first line, it can't tell.
+        return bool(self._greenlet.dead) or _waiting.hub_is_gone(self.hub)
 
     def is_current(self) -> bool:
         """Tell whether the caller is this task: a listener, that is."""
         return _waiting.current_task() is self._greenlet
 
     def guard(self) -> None:
-        """Look after outstanding messages, until there are none."""
-        if not self._guard.active:
-            self._guard.start(self._on_guard)
+        """Look after outstanding messages, until there are none; from any thread."""
+        if not self._guarded:
+            self._guarded = True
+            _waiting.call_in_hub(self.hub, self._start_guard)
 
     def pause(self) -> None:
         """Let the hub have a turn."""
@@ -91,6 +96,8 @@ class HubTask:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
+        if self._greenlet.dead and not self._ended:
+            _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
             # for ever. The client behind it need not stay as well.
@@ -98,12 +105,12 @@ class HubTask:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
-        if not self._ended and not _waiting.hub_is_gone(self.hub):
+        if not self._ended and not self._over():
             waiter = _waiting.new_waiter()
             self._end_waiters.append(waiter)
             if not self._ended:
                 waiter.wait(seconds)
-        return self._ended or _waiting.hub_is_gone(self.hub)
+        return self._ended or self._over()
 
     def _run(self) -> None:
         try:
@@ -120,10 +127,13 @@ class HubTask:
                     self._sleep()
         finally:
             self._ended = True
-            self._guard.close()
-            self._io.close()
+            self._close_watchers()
             for waiter in self._end_waiters:
                 waiter.wake()
+
+    def _close_watchers(self) -> None:
+        self._guard.close()
+        self._io.close()
 
     def _sleep(self) -> None:
         # The watcher runs only while we sleep. While a listener waits elsewhere the
@@ -134,33 +144,44 @@ class HubTask:
         finally:
             self._io.stop()
 
+    def _start_guard(self) -> None:
+        if not self._ended:
+            self._guard.again(self._on_guard, update=True)
+
     def _on_guard(self) -> None:
+        # Taken down first, then looked: who sends in between puts it up again.
+        self._guarded = False
         if self._outstanding() <= 0:
             self._guard.stop()
         else:
+            self._guarded = True
             self._signal.set()
 
 
 class ThreadTask:
-    """A native thread that blocks in short polls."""
+    """A native thread that blocks in short polls, and rests while others do."""
 
     polling: Literal["thread"] = "thread"
-    #: No thread's sends are gathered.
-    thread_ident = None
 
-    def __init__(self, turn: Turn, interrupt_poll: Callable[[], None]) -> None:
+    def __init__(
+        self, turn: Turn, interrupt_poll: Callable[[], None], gate: _waiting.Lock
+    ) -> None:
         """Start the thread.
 
         Args:
             turn: See `Turn`.
             interrupt_poll: Makes a poll that is going on return.
+            gate: Held around each poll.
         """
         self._turn = turn
         self._interrupt_poll = interrupt_poll
+        #: Threads that wait do so here, and poll.
+        self.lead = Lead(gate, turn, interrupt_poll)
         self._stopped = False
         self._ended = False
         self._ident: int | None = None
         self._end_waiters: list[_waiting.Waiter] = []
+        self._rest = _waiting.ThreadWaiter()
         _waiting.start_new_thread(self._run, ())
 
     @property
@@ -181,7 +202,8 @@ class ThreadTask:
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
-        self._interrupt_poll()
+        self.lead.stop()
+        self._rest.wake()
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
@@ -196,8 +218,123 @@ class ThreadTask:
         self._ident = _waiting.get_ident()
         try:
             while not self._stopped:
-                self._turn(_POLL)
+                if self.lead.was_taken():
+                    self.lead.pass_on()
+                    self._rest.wait(_POLL)
+                else:
+                    self._turn(_POLL)
         finally:
             self._ended = True
             for waiter in self._end_waiters:
                 waiter.wake()
+
+
+class Lead:
+    """Which of the threads that wait for reports polls for all of them.
+
+    A report that another thread polls reaches its waiter two thread switches later,
+    which is half of what a message takes. So a thread that waits polls itself, if no
+    other does; the others follow: they sleep until their report is told, or until the
+    leader, whose own report came, wakes one of them to lead. While there are leaders
+    the `ThreadTask` rests.
+
+    Args:
+        gate: Held around each poll.
+        turn: See `Turn`.
+        interrupt_poll: Makes a poll that is going on return.
+    """
+
+    def __init__(
+        self, gate: _waiting.Lock, turn: Turn, interrupt_poll: Callable[[], None]
+    ) -> None:
+        self._gate = gate
+        self._turn = turn
+        self._interrupt_poll = interrupt_poll
+        self._taken = False
+        self._stopped = False
+        self._followers: deque[_waiting.Waiter] = deque()
+
+    def was_taken(self) -> bool:
+        """Tell whether somebody took the lead since this was last asked."""
+        taken, self._taken = self._taken, False
+        return taken
+
+    def wait(
+        self, waiter: _waiting.Waiter, done: Callable[[], bool], seconds: float
+    ) -> None:
+        """Wait until done, or the time is over; poll meanwhile, if nobody else does.
+
+        Returns early when this way of waiting is stopped.
+
+        Args:
+            waiter: The caller's; woken when it is done.
+            done: Whether it is.
+            seconds: How long.
+
+        Blocking:
+            Blocks the thread.
+        """
+        deadline = _waiting.monotonic() + seconds
+        while not (done() or self._stopped):
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            if self._gate.acquire(blocking=False):
+                self._poll_until(done, deadline)
+            else:
+                self._follow(waiter, done, left)
+
+    def stop(self) -> None:
+        """Send all away, soon: another task serves from now on."""
+        self._stopped = True
+        self._interrupt_poll()
+        while self.pass_on():
+            pass
+
+    def pass_on(self) -> bool:
+        """Wake one who follows, to lead; False if there is none."""
+        try:
+            waiter = self._followers.popleft()
+        except IndexError:
+            return False
+        waiter.wake()
+        return True
+
+    def _poll_until(self, done: Callable[[], bool], deadline: float) -> None:
+        try:
+            while not (done() or self._stopped):
+                left = deadline - _waiting.monotonic()
+                if left <= 0:
+                    return
+                self._taken = True
+                interrupt = self._turn(min(left, _POLL))
+                if interrupt is not None:
+                    raise interrupt
+        finally:
+            self._gate.release()
+            self.pass_on()
+
+    def _follow(
+        self, waiter: _waiting.Waiter, done: Callable[[], bool], seconds: float
+    ) -> None:
+        self._followers.append(waiter)
+        try:
+            # Tried once more, now that we are known to follow: the leader may have
+            # left, with nobody to wake, between our first try and this.
+            if self._gate.acquire(blocking=False):
+                self._gate.release()
+                return
+            if self._stopped:
+                return
+            if not self._taken:
+                # It is the thread task that polls. It makes room for us.
+                self._taken = True
+                self._interrupt_poll()
+            waiter.wait(seconds)
+        finally:
+            try:
+                self._followers.remove(waiter)
+            except ValueError:
+                # Woken to lead. Who has no need of that wakes the next one.
+                if done():
+                    self.pass_on()

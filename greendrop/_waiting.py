@@ -104,6 +104,18 @@ def in_hub() -> bool:
     return hub is not None and sys.modules["greenlet"].getcurrent() is hub
 
 
+class Lock(Protocol):
+    """What `RLock` makes."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
+        """Take it; False if it was not to be had."""
+        ...
+
+    def release(self) -> None:
+        """Give it back."""
+        ...
+
+
 class Waiter(Protocol):
     """Somebody who waits to be woken, once."""
 
@@ -376,6 +388,9 @@ class Signal:
         os.close(read)
 
     def close(self) -> None:
-        os.close(self._read)
-        if self._write != self._read:
-            os.close(self._write)
+        read, write = self._read, self._write
+        # A late `set` must not write into whatever file gets the number next.
+        self._read = self._write = -1
+        os.close(read)
+        if write != read:
+            os.close(write)

@@ -47,8 +47,13 @@ class ReportingClient(Protocol):
         """Make a waiter for the calling greenlet or thread."""
         ...
 
-    def look_after(self) -> None:
-        """See to it that somebody serves the client, who seems to be late."""
+    def wait(
+        self,
+        waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter,
+        done: Callable[[], bool],
+        seconds: float,
+    ) -> None:
+        """Wait until woken, done, or the time is over."""
         ...
 
     def last_broker_error(self) -> str | None:
@@ -199,9 +204,7 @@ class DeliveryHandle:
                 left = deadline - _waiting.monotonic()
                 if left <= 0:
                     raise self._timed_out(client, timeout)
-                waiter.wait(min(left, waiter.patience))
-                if self._reports is not None:
-                    client.look_after()
+                client.wait(waiter, self.ready, left)
         finally:
             if self._reports is not None:
                 self._remove(lambda one: one is waiter)

@@ -19,10 +19,14 @@ class FakeTimer:
         self.closed = False
         self._callback = None
 
-    def start(self, callback, **_options):
+    def again(self, callback, **_options):
         """Remember what to call; the options are for real clocks."""
         self._callback = callback
         self.active = True
+
+    def stop(self):
+        """Stop until it is started again."""
+        self.active = False
 
     def close(self):
         """Stop for good."""
@@ -30,8 +34,7 @@ class FakeTimer:
         self.closed = True
 
     def fire(self):
-        """Let the time be over."""
-        self.active = False
+        """Let the time be over; a repeating timer goes on by itself."""
         self._callback()
 
 
@@ -42,7 +45,7 @@ class FakeLoop:
         self.callbacks = []
         self.timers = []
 
-    def timer(self, _after):
+    def timer(self, _after, _repeat):
         """Make a timer."""
         self.timers.append(FakeTimer())
         return self.timers[-1]
@@ -133,23 +136,40 @@ def test_gathered_sends_go_out_together_when_all_is_reported(gatherer, sink, fak
     assert sink.batches == [[1], [2, 3]]
 
 
-def test_greenlets_that_a_report_freed_join_the_batch(gatherer, sink, fake_hub):
-    """Sends between the report and the end of its tick go out with the others.
+def test_greenlets_that_reports_freed_join_the_batch(gatherer, sink, fake_hub):
+    """Sends between the reports and the end of their tick go out with the others.
 
     Without that, a hundred greenlets would trickle: one message a request.
     """
     gatherer.add(1)
-    gatherer.reported(1, SLOW)
-    for item in (2, 3, 4):
+    gatherer.add(2)
+    gatherer.hand_over()
+    gatherer.reported(2, SLOW)
+    for item in (3, 4, 5):
         gatherer.add(item)
     fake_hub.loop.end_tick()
 
-    assert sink.batches == [[1], [2, 3, 4]]
+    assert sink.batches == [[1], [2], [3, 4, 5]]
+
+
+def test_lone_sender_waits_for_nobody(gatherer, sink, fake_hub):
+    """One greenlet that sends and waits, again and again, is never held up.
+
+    Nor is anything done for it at the end of each tick.
+    """
+    for item in range(5):
+        gatherer.add(item)
+        gatherer.reported(1, SLOW)
+
+    assert sink.batches == [[item] for item in range(5)]
+    assert fake_hub.loop.callbacks == []
 
 
 def test_reports_of_one_tick_end_it_once(gatherer, fake_hub):
     """Ten reports in one tick schedule one hand-over."""
-    gatherer.add(1)
+    for item in range(12):
+        gatherer.add(item)
+    gatherer.hand_over()
     for _ in range(10):
         gatherer.reported(1, SLOW)
 
@@ -240,6 +260,32 @@ def test_timer_hands_over_when_no_report_comes(gatherer, sink, fake_hub):
 
     assert sink.batches == [[1], [2]]
     assert not timer.active
+
+
+def test_timer_waits_for_the_round_trip_too(gatherer, sink, fake_hub):
+    """A timer that fires early, as a coarse one may, hands over nothing early."""
+    (timer,) = fake_hub.loop.timers
+    gatherer.add(1)
+    gatherer.reported(1, SLOW)
+    fake_hub.loop.end_tick()
+    for number in range(100):
+        gatherer.hand_over()
+        began = time.monotonic()
+        gatherer.add(2)
+        gatherer.hand_over()
+        batches = list(sink.batches)
+        gatherer.add(number)
+        timer.fire()
+        if time.monotonic() - began < _gather._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert sink.batches == batches
+    assert timer.active
+    time.sleep(2 * _gather._LONGEST_PACE)
+    timer.fire()
+    assert sink.batches == [*batches, [number]]
 
 
 def test_timer_runs_only_while_something_waits(gatherer, fake_hub):

@@ -44,6 +44,14 @@ def in_use():
     return open_files(), native_threads(), python_threads()
 
 
+def more_in_use(before):
+    """Tell whether anything is in use that was not before.
+
+    Less is none of our business: a thread of an earlier test may just have ended.
+    """
+    return any(now > was for now, was in zip(in_use(), before, strict=True))
+
+
 # --- what came is gone ----------------------------------------------------------------
 
 
@@ -62,8 +70,7 @@ def test_cycles_leak_nothing(driver, make_producer):
         producer.close()
 
     # The last thread may be at its last instructions.
-    await_true(lambda: native_threads() <= before[1])
-    assert in_use() == before
+    await_true(lambda: not more_in_use(before))
 
 
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
@@ -86,7 +93,7 @@ def test_a_refused_configuration_leaks_nothing(bad, driver):
         with pytest.raises(ConfigurationInvalidError):
             Producer(DEAD | BAD[bad])
 
-    assert in_use() == before
+    assert not more_in_use(before)
 
 
 @pytest.mark.slow
@@ -100,11 +107,10 @@ def test_a_dead_address_leaks_nothing(driver):
         producer = Producer(DEAD, max_wait_timeout=0.05)
         with pytest.raises(DeliveryTimeoutError):
             producer.produce_sync(topic="events", payload=b"x")
-        assert in_use() > before
+        assert more_in_use(before)
         producer.close(force=True)
 
-    await_true(lambda: native_threads() <= before[1])
-    assert in_use() == before
+    await_true(lambda: not more_in_use(before))
 
 
 @pytest.mark.slow
@@ -226,10 +232,10 @@ def test_nothing_is_opened_before_the_first_message(driver, make_producer):
     producer = make_producer()
     assert "configured" in repr(producer)
     assert producer.queue_size == 0
-    assert in_use() == before
+    assert not more_in_use(before)
     producer.close()
 
-    assert in_use() == before
+    assert not more_in_use(before)
 
 
 def wakeups():

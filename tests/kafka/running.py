@@ -58,7 +58,7 @@ class Program:
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None or self._process.poll() is None:
-            # With what it has started: of a server that has ended, a worker may be left.
+            # With what it has started: a server that has ended may have left a worker.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_PATIENCE)

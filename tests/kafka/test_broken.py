@@ -202,7 +202,7 @@ REASONS = {
     wrong_authority: ["certificate verify failed"],
     # All that librdkafka knows is that it was hung up on; we know what it may mean.
     plaintext_to_tls: ["connection closed by peer", "security.protocol"],
-    tls_to_plaintext: ["connecting to a PLAINTEXT broker listener?"],
+    tls_to_plaintext: ["SSL connection closed by peer"],
 }
 
 
@@ -557,6 +557,68 @@ def test_forks_during_a_load_disturb_nobody(
     stored = [record.value for record in read_topic(servers, children)]
     assert len(stored) == 2
     assert b"refused" not in stored
+
+
+FORKS_UNDER_THREADS = """
+    import os
+    from greendrop import Producer, ProducerUsedInParentProcessError
+    from tests.tasks import Task, await_true
+
+    producer = Producer(kafka={"bootstrap.servers": servers})
+    sent = [0] * 8
+    going_on = True
+
+    def load(sender):
+        while going_on:
+            handles = [
+                producer.produce_async(topic=topic, payload=f"{sender}-{number}")
+                for number in range(sent[sender], sent[sender] + 10)
+            ]
+            for handle in handles:
+                handle.wait()
+            sent[sender] += 10
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                producer.produce_sync(topic=children, payload="refused")
+            except ProducerUsedInParentProcessError:
+                producer.reset()
+                producer.produce_sync(topic=children, payload=str(os.getpid()))
+            raise SystemExit
+        before = sum(sent)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        await_true(lambda: sum(sent) > before)
+
+    tasks = [Task(load, sender) for sender in range(8)]
+    await_true(lambda: all(sent))
+    for _ in range(10):
+        fork()
+    going_on = False
+    for task in tasks:
+        task.join()
+    producer.close()
+    print(sum(sent))
+"""
+
+
+@pytest.mark.patched
+def test_forks_during_a_load_of_threads_disturb_nobody(
+    kafka, topic, read_topic, run_script
+):
+    """Whatever lock another thread held at that moment, the child can go on."""
+    servers, children = kafka.bootstrap_servers, f"{topic}-children"
+
+    ended = run_script(
+        FORKS_UNDER_THREADS, "none", servers=servers, topic=topic, children=children
+    )
+
+    stored = [record.value for record in read_topic(servers, topic)]
+    assert len(stored) == len(set(stored)) == int(ended.stdout)
+    of_children = {record.value for record in read_topic(servers, children)}
+    assert len(of_children) == 10
+    assert b"refused" not in of_children
 
 
 ENDS_IN_FLIGHT = """
