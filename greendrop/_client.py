@@ -134,7 +134,8 @@ class Client:
             kafka["statistics.interval.ms"] = "0"
         self._monitor.freeze_statistics(not statistics)
         try:
-            return cimpl.Producer(kafka, logger=_LogLines(self._note))
+            with _waiting.polite_threads():
+                return cimpl.Producer(kafka, logger=_LogLines(self._note))
         except cimpl.KafkaException as error:
             reason = _broker_error(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
@@ -531,7 +532,11 @@ class Client:
         # Holds the hub for at most 1 ms.
         with self._poll_gate:
             if not self._closed:
-                self._producer.flush(0.001)
+                try:
+                    self._producer.flush(0.001)
+                except cimpl.KafkaException as error:
+                    self._settler.notices.append(("error", error.args[0]))
+                    self._signal.set()
 
     def purge(self) -> None:
         """Drop all that is not acknowledged; each handle will say so."""

@@ -8,6 +8,7 @@ imports gevent for a program that did not. Knows nothing of Kafka.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gevent.hub import Hub
 
@@ -261,6 +262,30 @@ def give_way() -> None:
     hub = current_hub()
     if hub is not None and sys.modules["greenlet"].getcurrent() is not hub:
         sys.modules["gevent"].sleep(0)
+
+
+@contextlib.contextmanager
+def polite_threads() -> Iterator[None]:
+    """Make native threads that are started inside not preempt others when they wake.
+
+    Threads inherit Linux's SCHED_BATCH: same share of the processor, no privilege
+    needed. librdkafka wakes a thread at the first message that it is handed; if that
+    one takes the processor over at once, it sends the message alone, and the next, and
+    the next, at ten times the price. Polite, it waits until the hub sleeps or another
+    processor is free. See docs/decisions/0005. Does nothing elsewhere than on Linux,
+    or where it is forbidden, or when the caller has a policy of its own.
+    """
+    try:
+        usual = os.sched_getscheduler(0) == os.SCHED_OTHER
+        if usual:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except (AttributeError, OSError):
+        usual = False
+    try:
+        yield
+    finally:
+        if usual:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 class Turns:

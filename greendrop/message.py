@@ -8,7 +8,7 @@ partition and timestamp as numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
@@ -17,9 +17,10 @@ from greendrop.errors import MessageInvalidError
 
 #: A header's value: bytes, text (sent as UTF-8) or None.
 HeaderValue: TypeAlias = "bytes | str | None"
-#: A mapping (a list as value repeats the header, KIP-82) or a list of pairs.
+#: A mapping (a list or tuple as value repeats the header, KIP-82) or a list of pairs.
 Headers: TypeAlias = (
-    "Mapping[str, HeaderValue | list[HeaderValue]] | list[tuple[str, HeaderValue]]"
+    "Mapping[str, HeaderValue | Sequence[HeaderValue]]"
+    " | Sequence[tuple[str, HeaderValue]]"
 )
 
 #: librdkafka's number for "choose a partition for me" (RD_KAFKA_PARTITION_UA).
@@ -64,10 +65,7 @@ class Message(NamedTuple):
         size = "None" if payload is None else type(payload).__name__
         if isinstance(payload, (bytes, str)):
             size = f"{len(payload)} long"
-        return (
-            f"<Message topic={self.topic!r} payload={size}"
-            f" partition={self.partition!r} label={self.label!r}>"
-        )
+        return f"<Message topic={self.topic!r} payload={size}>"
 
 
 def as_message(item: object) -> Message:

@@ -490,6 +490,29 @@ def test_handle_takes_no_attributes(handle):
         handle.anything = 1
 
 
+@pytest.mark.parametrize("settle", [deliver, refuse])
+def test_settled_handle_pickles(handle, settle):
+    """A handle with its verdict tells the same in another process."""
+    settle(handle)
+
+    got = pickle.loads(pickle.dumps(handle))
+
+    assert got.done
+    assert got.report == handle.report
+    assert str(got.error) == str(handle.error)
+    assert repr(got) == repr(handle)
+
+
+def test_pending_handle_pickles(handle):
+    """A handle without a verdict says so in the other process: it won't come there."""
+    got = pickle.loads(pickle.dumps(handle))
+
+    assert (got.topic, got.label, got.report) == ("orders", "a label", None)
+    with pytest.raises(DeliveryTimeoutError, match="may still be delivered"):
+        got.wait(LONG)
+    assert not handle.done
+
+
 def test_report_is_an_immutable_tuple(handle):
     """A report can be compared, copied, pickled and unpacked."""
     deliver(handle)

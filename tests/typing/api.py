@@ -1,0 +1,311 @@
+"""Every public call, as a user writes it. Only type-checked, by `make types`.
+
+`assert_type` says what a call gives; what a call must not take has an ignore with its
+code, and mypy complains if there is nothing to ignore.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import Any, Literal
+
+import gevent
+from typing_extensions import assert_type
+
+import greendrop
+from greendrop import (
+    BrokerError,
+    ConfigurationInvalidError,
+    DeliveryError,
+    DeliveryHandle,
+    DeliveryReport,
+    DeliveryTimeoutError,
+    Event,
+    EventNotRegisteredError,
+    GreendropError,
+    IllegalWaitError,
+    Message,
+    MessageInvalidError,
+    MessagePurgedError,
+    MessagesAbandonedError,
+    Monitor,
+    ProduceError,
+    ProduceManyError,
+    Producer,
+    ProducerAlreadyConfiguredError,
+    ProducerClosedError,
+    ProducerNotConfiguredError,
+    ProducerUsedInParentProcessError,
+    QueueFullError,
+    StatisticsNotEnabledError,
+)
+from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+
+assert_type(greendrop.__version__, str)
+
+
+def configure() -> Producer:
+    """Make producers in each way."""
+    later = Producer()
+    later.setup(kafka={"bootstrap.servers": "localhost:9092"}, id="later")
+    later.setup({"bootstrap.servers": "localhost:9092"})
+    Producer({"bootstrap.servers": "localhost:9092", "linger.ms": 5, "acks": "all"})
+    Producer(kafka={"enable.idempotence": True, "linger.ms": 0.5})
+    Producer(kafka=MappingProxyType({"bootstrap.servers": "localhost:9092"}))
+    Producer(["bootstrap.servers"])  # type: ignore[arg-type]
+    return Producer(
+        kafka={"bootstrap.servers": "localhost:9092"},
+        id="typed",
+        max_payload_size=1_000_000,
+        max_wait_timeout=60,
+        wait_on_queue_full=True,
+        wait_timeout_on_queue_full=5.0,
+        instrument_on_wait_queue_full=False,
+        max_serve_time=0.005,
+        exit_timeout=3.0,
+    )
+
+
+def look(producer: Producer) -> None:
+    """Look at a producer."""
+    assert_type(producer.id, str | None)
+    assert_type(
+        producer.status,
+        Literal["initial", "configured", "connected", "closing", "closed"],
+    )
+    assert_type(producer.queue_size, int)
+    assert_type(producer.polling, str | None)
+    assert_type(producer.monitor, Monitor)
+    assert_type(repr(producer), str)
+    producer.id = "other"  # type: ignore[misc]
+
+
+def send(producer: Producer) -> None:
+    """Send one message."""
+    assert_type(producer.produce_sync(topic="t", payload=b"x"), DeliveryReport)
+    assert_type(producer.produce_async(topic="t", payload=b"x"), DeliveryHandle)
+    producer.produce_sync(
+        topic="t",
+        payload="text",
+        key=b"k",
+        headers={"a": "1", "b": b"2", "c": None},
+        partition=0,
+        partition_key="p",
+        timestamp=1_700_000_000_000,
+        label=object(),
+    )
+    producer.produce_async(
+        topic="t",
+        payload=None,
+        key="k",
+        headers=[("a", "1"), ("a", b"2"), ("b", None)],
+        partition=-1,
+        partition_key=b"p",
+        timestamp=datetime.now(timezone.utc),
+        label={"order": 5},
+    )
+    producer.produce_async(topic="t", payload=None, headers={"a": ["1", b"2", None]})
+    strings: dict[str, str] = {"a": "1"}
+    producer.produce_async(topic="t", payload=None, headers=strings)
+    producer.produce_async(topic="t", payload=None, headers=OrderedDict(strings))
+    pairs: list[tuple[str, str]] = [("a", "1")]
+    producer.produce_async(topic="t", payload=None, headers=pairs)
+    lists: dict[str, list[str]] = {"a": ["1"]}
+    producer.produce_async(topic="t", payload=None, headers=lists)
+
+    producer.produce_sync(topic="t")  # type: ignore[call-arg]
+    producer.produce_sync("t", b"x")  # type: ignore[call-arg]
+    producer.produce_sync(topic="t", payload=5)  # type: ignore[arg-type]
+    producer.produce_sync(topic=b"t", payload=b"x")  # type: ignore[arg-type]
+    producer.produce_async(topic="t", payload=b"", key=5)  # type: ignore[arg-type]
+
+
+def send_batches(producer: Producer, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Send several messages."""
+    messages = [Message("t", b"x"), Message(topic="t", payload=None, key="k")]
+    mappings: list[dict[str, Any]] = [
+        {"topic": "t", "payload": b"x"},
+        {"topic": "t", "payload": None},
+    ]
+    assert_type(producer.produce_many_sync(messages), list[DeliveryReport])
+    assert_type(producer.produce_many_async(messages), list[DeliveryHandle])
+    producer.produce_many_sync(mappings)
+    producer.produce_many_async([Message("t", b"x"), {"topic": "t", "payload": b"x"}])
+    producer.produce_many_sync(rows)
+    producer.produce_many_async(Message("t", b"x", label=n) for n in range(3))
+    producer.produce_many_sync([("t", b"x")])  # type: ignore[list-item]
+
+
+def use_messages(message: Message) -> None:
+    """Look at a message."""
+    assert_type(message.topic, str)
+    assert_type(message.payload, bytes | str | None)
+    assert_type(message.key, bytes | str | None)
+    assert_type(message.partition, int | None)
+    assert_type(message.partition_key, bytes | str | None)
+    assert_type(message.timestamp, int | datetime | None)
+    assert_type(message.label, object)
+    assert_type(message._replace(key="other"), Message)
+    message.topic = "u"  # type: ignore[misc]
+    Message("t")  # type: ignore[call-arg]
+
+
+def use_handles(handle: DeliveryHandle) -> None:
+    """Wait for a verdict in each way."""
+    assert_type(handle.wait(), DeliveryReport)
+    assert_type(handle.wait(5), DeliveryReport)
+    assert_type(handle.wait(timeout=0.5), DeliveryReport)
+    assert_type(handle.done, bool)
+    assert_type(handle.ready(), bool)
+    assert_type(handle.report, DeliveryReport | None)
+    assert_type(handle.error, ProduceError | None)
+    assert_type(handle.topic, str)
+    assert_type(handle.label, object)
+    gevent.wait([handle], timeout=1)
+    for ready in gevent.iwait([handle], timeout=1):
+        assert_type(ready, DeliveryHandle)
+    pickle.loads(pickle.dumps(handle))
+    handle.wait(None)  # type: ignore[arg-type]
+
+
+def use_reports(report: DeliveryReport) -> None:
+    """Look at a report."""
+    assert_type(report.topic, str)
+    assert_type(report.partition, int)
+    assert_type(report.offset, int | None)
+    assert_type(report.timestamp, int)
+    assert_type(report.latency, float)
+    assert_type(report.label, object)
+
+
+class Listener:
+    """Hears of two events."""
+
+    def on_message_acknowledged(self, event: Event) -> None:
+        """Hear that a message is stored."""
+        assert_type(event.name, str)
+        assert_type(event["offset"], Any)
+        assert_type(event.payload, Mapping[str, Any])
+
+    def on_error_occurred(self, event: Event) -> None:
+        """Hear that something failed."""
+
+
+def note(event: Event) -> int:
+    """Take an event, and give what nobody asks for."""
+    return len(event.payload)
+
+
+def listen(producer: Producer) -> None:
+    """Subscribe in each way."""
+    monitor = producer.monitor
+    listener = monitor.subscribe("message.acknowledged", note)
+    assert_type(listener(Event("message.acknowledged", {})), int)
+    monitor.subscribe(Listener())
+    monitor.subscribe("error.occurred", lambda event: print(event["error"]))
+
+    @monitor.subscribe("producer.closed")
+    def closed(event: Event) -> str:
+        return event.name
+
+    assert_type(closed(Event("producer.closed", {})), str)
+    assert_type(monitor.listens("producer.closed"), bool)
+    monitor.unsubscribe(closed)
+    monitor.unsubscribe(note)
+    monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
+
+
+def end(producer: Producer) -> None:
+    """Close in each way."""
+    with producer as same:
+        assert_type(same, Producer)
+    producer.close()
+    producer.close(5)
+    producer.close(timeout=5.0, force=True)
+    producer.close(force=True)
+    producer.close(5, 6)  # type: ignore[call-arg]
+    producer.reset()
+
+
+def handle_errors(producer: Producer) -> None:
+    """Catch each error, and ask it."""
+    try:
+        producer.produce_sync(topic="t", payload=b"x")
+    except (ConfigurationInvalidError, MessageInvalidError) as refused:
+        assert_type(refused.errors, dict[str, str])
+    except ProduceManyError as many:
+        assert_type(many.failed_index, int)
+        for handle in many.dispatched:
+            handle.wait(0)
+    except (QueueFullError, MessagePurgedError, DeliveryError) as failed:
+        assert_type(failed.code, int | None)
+        assert_type(failed.name, str | None)
+        assert_type(failed.fatal, bool)
+        assert_type(failed.retriable, bool)
+        assert_type(failed.abortable, bool)
+        if isinstance(failed.__cause__, BrokerError):
+            assert_type(failed.__cause__.code, int)
+            assert_type(failed.__cause__.name, str)
+            assert_type(failed.__cause__.fatal, bool)
+    except DeliveryTimeoutError as late:
+        timeout: TimeoutError = late
+        print(timeout)
+    except ProduceError as error:
+        ours: GreendropError = error
+        print(ours)
+    except MessagesAbandonedError as abandoned:
+        assert_type(abandoned.count, int)
+    except (
+        EventNotRegisteredError,
+        IllegalWaitError,
+        ProducerAlreadyConfiguredError,
+        ProducerClosedError,
+        ProducerNotConfiguredError,
+        ProducerUsedInParentProcessError,
+        StatisticsNotEnabledError,
+    ) as usage:
+        print(usage.args)
+
+
+def make_up_errors() -> tuple[GreendropError, ...]:
+    """Make errors for tests of one's own program."""
+    return (
+        DeliveryError("text"),
+        QueueFullError("text"),
+        BrokerError("text", code=10, name="MSG_SIZE_TOO_LARGE", fatal=True),
+        ProduceManyError("text", dispatched=[], failed_index=0),
+        MessagesAbandonedError("text", count=3),
+        MessageInvalidError({"topic": "text"}),
+        BrokerError("text"),  # type: ignore[call-arg]
+    )
+
+
+def test_programs(producer: Producer) -> None:
+    """Use what is there for tests of programs."""
+    with MockCluster(brokers=3) as cluster:
+        assert_type(cluster, MockCluster)
+        assert_type(cluster.bootstrap_servers, str)
+        cluster.create_topic("t", partitions=2)
+        cluster.round_trip(0.02)
+        cluster.round_trip(0.02, broker=1)
+        cluster.broker_down()
+        cluster.broker_down(1)
+        cluster.broker_up()
+        cluster.fail_requests("Produce", "NOT_LEADER_OR_FOLLOWER", times=2)
+        cluster.fail_requests(0, 6)
+        cluster.forgive_requests("Produce")
+        cluster.delay_requests("Produce", 0.5)
+        cluster.fail_topic("t", "UNKNOWN_TOPIC_OR_PARTITION")
+        cluster.lead_partition("t", 0, None)
+        cluster.coordinate_transactions("id", 1)
+        cluster.watch_requests()
+        assert_type(cluster.requests(), list[str])
+        cluster.close()
+    assert_type(MockCluster.spawn(), MockCluster)
+    trigger_fatal_error(producer)
+    trigger_fatal_error(producer, 47, "reason")
+    assert_type(fatal_error(producer), tuple[int, str] | None)
