@@ -395,45 +395,49 @@ class Client:
                 self._queue.wake()
 
     def _turn(self, seconds: float) -> BaseException | None:
-        interrupt: BaseException | None = None
         if self.pid != os.getpid():
             # The copy of the task that a forked child has.
             if self._task is not None:
                 self._task.stop()
-            return interrupt
-        reports = self._reports
+            return None
+        # A signal handler may run inside the poll, a listener after it: neither may
+        # wait for this thread. (In a hub the task's greenlet tells that.)
+        me = _waiting.get_ident() if _waiting.current_hub() is None else 0
+        self._serving_threads.add(me)
+        try:
+            interrupt = self._poll(seconds)
+            try:
+                self._settler.settle()
+            except BaseException as error:  # noqa: BLE001
+                interrupt = error
+        finally:
+            self._serving_threads.discard(me)
+        return interrupt
+
+    def _poll(self, seconds: float) -> BaseException | None:
         if not self._poll_gate.acquire(blocking=seconds > 0):
             # Another thread polls, and tells. A hub must not wait for it; it comes
             # back at once, after a turn for the others.
             self._signal.set()
-            return interrupt
+            return None
+        reports = self._reports
         try:
             if not self._closed:
                 self._poll_ident = _waiting.get_ident()
                 reports.limit = _REPORTS_PER_POLL
-                try:
-                    self._producer.poll(seconds)
-                except cimpl.KafkaException as error:
-                    # How a fatal error is told: no error_cb, but an exception.
-                    self._settler.notices.append(("error", error.args[0]))
-                except BaseException as error:  # noqa: BLE001
-                    # A signal handler raised in here, or ours did, which is a bug;
-                    # neither may end the serving.
-                    interrupt = error
-                finally:
-                    reports.limit = 0
-                    self._poll_ident = 0
-        finally:
-            self._poll_gate.release()
-        me = _waiting.get_ident() if _waiting.current_hub() is None else 0
-        self._serving_threads.add(me)
-        try:
-            self._settler.settle()
+                self._producer.poll(seconds)
+        except cimpl.KafkaException as error:
+            # How a fatal error is told: no error_cb, but an exception.
+            self._settler.notices.append(("error", error.args[0]))
         except BaseException as error:  # noqa: BLE001
-            interrupt = error
+            # A signal handler raised in here, or ours did, which is a bug; neither
+            # may end the serving.
+            return error
         finally:
-            self._serving_threads.discard(me)
-        return interrupt
+            reports.limit = 0
+            self._poll_ident = 0
+            self._poll_gate.release()
+        return None
 
     def _on_settled(self, count: int, latency: float) -> None:
         if latency >= 0:

@@ -90,7 +90,7 @@ class HubTask:
 
     def pause(self) -> None:
         """Let the hub have a turn."""
-        sys.modules["gevent"].sleep(0)
+        _waiting.give_way()
 
     def stop(self) -> None:
         """End soon; from any thread."""

@@ -43,6 +43,8 @@ start_new_thread: Callable[..., int] = _native("start_new_thread")
 #: can't switch greenlets: all greenlets of a thread own it together.
 RLock = _thread.RLock
 
+#: Seconds that libev takes for "in the next round of the loop".
+_NEXT_ROUND = 1e-6
 #: Shortest time that a timer of every loop knows (libuv's grain), in seconds.
 _SHORTEST = 0.001
 #: Seconds between two looks of a timer that is only there to hold the loop.
@@ -258,10 +260,15 @@ def link(callback: Callable[[Any], object], source: object) -> LinkWaiter:
 
 
 def give_way() -> None:
-    """Let others run once: greenlets where there is a hub and it may be left."""
+    """Let the hub have a turn, timers and descriptors included, if it may be left.
+
+    `gevent.sleep(0)` does less: it only runs what is ready, and what that made ready,
+    for as long as there is any. Two that take turns by it keep all timers waiting.
+    """
     hub = current_hub()
     if hub is not None and sys.modules["greenlet"].getcurrent() is not hub:
-        sys.modules["gevent"].sleep(0)
+        grain = _SHORTEST if "libuv" in type(hub.loop).__module__ else _NEXT_ROUND
+        sys.modules["gevent"].sleep(grain)
 
 
 @contextlib.contextmanager

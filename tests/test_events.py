@@ -347,6 +347,52 @@ def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
+def test_timeouts_and_kills_in_a_listener_are_the_callers(monitor, kind):
+    """What cuts the caller short while a listener runs is not the listener's mistake."""
+    errors = []
+
+    def interrupted(_event):
+        raise kind
+
+    monitor.subscribe(NAME, interrupted)
+    monitor.subscribe("error.occurred", errors.append)
+
+    with pytest.raises(kind):
+        monitor.emit(NAME, PAYLOAD)
+    assert errors == []
+
+
+@pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
+def test_timeouts_and_kills_in_the_serving_task_are_nobodys(monitor, kind, caplog):
+    """There, they are told as a mistake of the listener, and serving goes on."""
+    errors = []
+
+    def interrupted(_event):
+        raise kind
+
+    monitor.subscribe(NAME, interrupted)
+    monitor.subscribe("error.occurred", errors.append)
+
+    monitor.emit(NAME, PAYLOAD, BaseException)
+
+    assert [event["type"] for event in errors] == ["listener.error"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("contained", [Exception, BaseException])
+def test_end_of_the_program_passes_through_listeners(monitor, kind, contained):
+    """Ctrl-C during a listener ends the program as anywhere else."""
+
+    def interrupted(_event):
+        raise kind
+
+    monitor.subscribe(NAME, interrupted)
+
+    with pytest.raises(kind):
+        monitor.emit(NAME, PAYLOAD, contained)
+
+
 # -- real traffic ---------------------------------------------------------------------
 
 

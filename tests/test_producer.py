@@ -868,15 +868,15 @@ def test_many_senders_through_a_small_queue_lose_nothing(
 def test_a_thousand_greenlets_through_a_queue_of_ten_thousand(
     hub, make_producer, stored
 ):
-    """A thousand greenlets push a hundred thousand messages and lose nothing."""
+    """A thousand greenlets push a quarter of a million messages and lose nothing."""
 
     def together(functions):
         gevent.joinall([gevent.spawn(each) for each in functions], raise_error=True)
 
-    acknowledged = push_through(make_producer, together, 1_000, 150, queue=10_000)
+    acknowledged = push_through(make_producer, together, 1_000, 250, queue=10_000)
 
-    assert acknowledged == 150_000
-    assert stored("t") == 150_000
+    assert acknowledged == 250_000
+    assert stored("t") == 250_000
 
 
 def push_through(make_producer, together, senders, count, *, queue):
@@ -918,6 +918,20 @@ def test_async_handles_are_all_settled(world, make_producer):
 
     assert len(acknowledged) == 50
     assert len({(each.partition, each.offset) for each in reports}) == 50
+
+
+def test_handles_can_be_waited_for_with_gevent(hub, mock_cluster, make_producer):
+    """`gevent.wait` and `iwait` take real handles, beside greenlets and events."""
+    producer = make_producer()
+    mock_cluster.round_trip(0.02)
+    handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(20)]
+    greenlet = gevent.spawn_later(0.01, len, handles)
+
+    ready = gevent.wait([*handles, greenlet], timeout=LONG)
+
+    assert set(ready) == {*handles, greenlet}
+    handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(20)]
+    assert {each.report.topic for each in gevent.iwait(handles, timeout=LONG)} == {"t"}
 
 
 @pytest.mark.slow

@@ -227,7 +227,6 @@ def end(producer: Producer) -> None:
     producer.close(5)
     producer.close(timeout=5.0, force=True)
     producer.close(force=True)
-    producer.close(5, 6)  # type: ignore[call-arg]
     producer.reset()
 
 
