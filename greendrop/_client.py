@@ -577,12 +577,17 @@ class Client:
             self._closed = True
         if self._queue is not None:
             self._queue.release()
-        self._producer.close()
-        # Last: what comes in while the producer closes still signals.
-        if ended:
-            # Otherwise a hub that is blocked still watches it. One descriptor that
-            # leaks is better than one whose number becomes a stranger's.
-            self._signal.close()
+        try:
+            self._producer.close()
+        except cimpl.KafkaException as error:
+            # A fatal error that nobody had polled yet; closed it is all the same.
+            self._settler.notices.append(("error", error.args[0]))
+        finally:
+            # Last: what comes in while the producer closes still signals. If the
+            # task has not ended, its hub is blocked and still watches the descriptor:
+            # one that leaks is better than one whose number becomes a stranger's.
+            if ended:
+                self._signal.close()
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""

@@ -82,9 +82,15 @@ def send(producer, count=1, **fields):
     ]
 
 
+def warm_up(producer):
+    """Connect, and learn of the topic: both take round trips."""
+    producer.produce_sync(topic="t", payload=b"warm")
+
+
 # -- the simple ways ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_close_waits_for_messages_on_their_way(
     world, mock_cluster, make_producer, stored
 ):
@@ -156,6 +162,7 @@ def test_closing_producer_refuses_messages(
 ):
     """While one closes, others hear that their messages were not sent."""
     producer = make_producer(id="going")
+    warm_up(producer)
     mock_cluster.round_trip(0.1)
     send(producer)
     closer = spawn(producer.close)
@@ -282,6 +289,7 @@ def test_forced_close_drops_at_once_and_does_not_complain(world, make_producer):
 def test_forced_close_waits_when_given_time(world, mock_cluster, make_producer):
     """`force` with a time drops only what isn't delivered by then."""
     producer = make_producer()
+    warm_up(producer)
     mock_cluster.round_trip(0.1)
     handles = send(producer, 5)
 
@@ -443,6 +451,7 @@ def test_with_hides_no_error(world, make_producer, kind):
 def test_many_close_at_once(world, mock_cluster, make_producer, spawn):
     """One closes, the others wait for it, and nobody complains."""
     producer = make_producer()
+    warm_up(producer)
     mock_cluster.round_trip(0.1)
     (handle,) = send(producer)
     heard, states = [], []
@@ -460,6 +469,7 @@ def test_many_close_at_once(world, mock_cluster, make_producer, spawn):
     assert len(heard) == 1
 
 
+@pytest.mark.slow
 def test_forced_close_by_another_waits_for_the_first(world, make_producer, spawn):
     """While one closes in patience, a forced close of another one ends as well."""
     producer = make_producer(NOWHERE)
@@ -690,6 +700,7 @@ def test_abandoned_messages_of_a_close_in_a_listener_are_logged(
 def test_close_in_the_hub_itself(hub, mock_cluster, make_producer):
     """A callback of the loop returns at once, and closing goes on by itself."""
     producer = make_producer()
+    warm_up(producer)
     mock_cluster.round_trip(0.1)
     (handle,) = send(producer)
     states = []
@@ -729,6 +740,7 @@ def test_close_of_an_unused_producer_in_the_hub_itself(hub, make_producer):
 def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_producer):
     """The hub doesn't wait for the greenlet that closes, and doesn't complain."""
     producer = make_producer()
+    warm_up(producer)
     mock_cluster.round_trip(0.2)
     send(producer)
     closing = gevent.spawn(producer.close)
@@ -862,6 +874,7 @@ def test_interrupted_close_still_ends_closed(make_producer):
 def test_hub_is_free_while_closing(longest_gap, mock_cluster, make_producer):
     """Closing lets other greenlets run, the teardown included."""
     producer = make_producer()
+    warm_up(producer)
     mock_cluster.round_trip(0.2)
     send(producer, 100)
 

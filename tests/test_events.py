@@ -349,7 +349,7 @@ def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
 def test_timeouts_and_kills_in_a_listener_are_the_callers(monitor, kind):
-    """What cuts the caller short while a listener runs is not the listener's mistake."""
+    """What cuts the caller short while a listener runs is meant for the caller."""
     errors = []
 
     def interrupted(_event):

@@ -621,6 +621,7 @@ junk = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         Message,
@@ -649,6 +650,7 @@ def test_anything_is_accepted_or_refused_by_name(message):
         assert checked(wire, LIMIT) == wire
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.sampled_from(Message._fields) | st.text() | st.integers(), junk)
 )

@@ -271,6 +271,7 @@ def test_repr_tells_the_state(world, mock_cluster, make_producer):
     """Each state of a producer's life shows in its repr."""
     driver = "polling=fd" if world == "greenlets" else "polling=thread"
     producer = make_producer(id="p")
+    producer.produce_sync(topic="t", payload=b"warm")
     mock_cluster.round_trip(0.1)
     handle = producer.produce_async(topic="t", payload=b"x")
 
@@ -383,6 +384,7 @@ def consumed(mock_cluster):
                 "bootstrap.servers": mock_cluster.bootstrap_servers,
                 "group.id": "reading",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
                 "log_level": 0,
             }
         )
@@ -411,6 +413,7 @@ def test_acks_zero_has_no_offset(world, make_producer):
     assert report.offset is None
 
 
+@pytest.mark.slow
 def test_max_wait_timeout_ends_a_sync_verb(world, mock_cluster, make_producer):
     """No verdict in time: the message may still be delivered, and here it is."""
     producer = make_producer(max_wait_timeout=0.1)
@@ -492,7 +495,7 @@ def test_unreachable_cluster_is_named(world, make_producer):
 @pytest.mark.slow
 def test_timeout_names_the_unreachable_cluster(world, make_producer):
     """Also who gives up before librdkafka does hears what is wrong."""
-    producer = make_producer({"bootstrap.servers": NOWHERE}, max_wait_timeout=0.5)
+    producer = make_producer({"bootstrap.servers": NOWHERE}, max_wait_timeout=0.2)
 
     with pytest.raises(DeliveryTimeoutError, match="Connection refused"):
         producer.produce_sync(topic="t", payload=b"x")
@@ -777,6 +780,7 @@ def test_full_queue_raises_after_its_time(world, mock_cluster, full, verb):
     assert heard[0]["message"].topic == "t"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_caller_goes_on_when_there_is_room(world, full, verb):
     """Who waits for room goes on with the reports that make it, and is delivered."""
@@ -806,7 +810,7 @@ def test_waits_for_room_are_not_told_when_told_so(world, full):
 def test_full_queue_of_bytes_makes_callers_wait_too(world, mock_cluster, make_producer):
     """Librdkafka also limits the queue's bytes; that is waited for in the same way."""
     producer = make_producer({"queue.buffering.max.kbytes": 2})
-    mock_cluster.round_trip(0.05)
+    mock_cluster.round_trip(0.01)
 
     handles = [
         producer.produce_async(topic="t", payload=b"x" * 500, label=number)

@@ -219,9 +219,9 @@ def test_many_wakes_race_with_the_wait(new_waiter):
 def test_greenlets_run_while_one_waits(longest_gap):
     """Waiting with a hub lets the others run."""
     with longest_gap() as gap:
-        _waiting.new_waiter().wait(0.1)
+        _waiting.new_waiter().wait(0.2)
 
-    assert gap.seconds < 0.05
+    assert gap.seconds < 0.1
     assert gap.ticks > 20
 
 
@@ -297,15 +297,16 @@ def test_native_call_without_a_hub_is_made_on_the_spot():
     assert _waiting.run_natively(_waiting.get_ident, LONG) == _waiting.get_ident()
 
 
+@pytest.mark.slow
 def test_native_call_with_a_hub_lets_greenlets_run(longest_gap):
     """What blocks natively blocks another thread than the hub's."""
     with longest_gap() as gap:
         ident = _waiting.run_natively(
-            lambda: (time.sleep(0.1), _waiting.get_ident())[1], LONG
+            lambda: (time.sleep(0.3), _waiting.get_ident())[1], LONG
         )
 
     assert ident != _waiting.get_ident()
-    assert gap.seconds < 0.05
+    assert gap.seconds < 0.15
 
 
 @pytest.mark.parametrize("with_hub", [False, True])
