@@ -45,7 +45,7 @@ class Message(NamedTuple):
         key: Bytes or text, not empty, or None.
         headers: See `Headers`.
         partition: Number of the partition, or None (or -1) to have one chosen.
-        partition_key: Text or bytes by which the partition is chosen.
+        partition_key: Reserved. The verbs refuse it as long as nothing acts on it.
         timestamp: Milliseconds since 1970 (int), an aware datetime, or None for now.
         label: Anything; never sent, found again on handle, report and events.
     """

@@ -119,7 +119,8 @@ class Producer:
             thread; for `max_wait_timeout` seconds at most, after a wait for room.
         """
         core = self._core or self._unconfigured()
-        message = checked(
+        message = _checked(
+            core,
             _new_message(
                 Message,
                 (
@@ -133,7 +134,6 @@ class Producer:
                     label,
                 ),
             ),
-            core.settings.max_payload_size,
         )
         began = _waiting.monotonic()
         try:
@@ -174,7 +174,8 @@ class Producer:
             Only while the queue is full, as `produce_sync`.
         """
         core = self._core or self._unconfigured()
-        message = checked(
+        message = _checked(
+            core,
             _new_message(
                 Message,
                 (
@@ -188,7 +189,6 @@ class Producer:
                     label,
                 ),
             ),
-            core.settings.max_payload_size,
         )
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
@@ -291,7 +291,7 @@ class Producer:
         for index, item in enumerate(messages):
             turns.end_one()
             try:
-                batch.append(checked(as_message(item), core.settings.max_payload_size))
+                batch.append(_checked(core, as_message(item)))
             except MessageInvalidError as error:
                 bad += 1
                 if bad <= _BAD_MESSAGES_TOLD:
@@ -428,6 +428,15 @@ class Producer:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)
+
+
+def _checked(core: Core, message: Message) -> Message:
+    message = checked(message, core.settings.max_payload_size)
+    if message[5] is not None:
+        # Better refused than ignored, as long as nothing acts on it.
+        text = "is not supported yet; give a partition, or a key"
+        raise MessageInvalidError({"partition_key": text})
+    return message
 
 
 def _check_timeout(timeout: object) -> None:
