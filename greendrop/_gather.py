@@ -3,9 +3,10 @@
 With `linger.ms=0` librdkafka sends as soon as it can: a hundred greenlets that
 produce and wait would trickle, one message a request. So while something is under
 way, sends are gathered, and given to librdkafka together: once all that is under way
-has been reported, or one round trip later, at the end of the hub's tick, when every
-greenlet that the last reports freed has had its turn. With nothing under way a send
-goes out at once. Belongs to one hub's thread; knows messages only as items.
+has been reported, or one round trip later (two, if only few wait), at the end of the
+hub's tick, when every greenlet that the last reports freed has had its turn. With
+nothing under way a send goes out at once. Belongs to one hub's thread; knows messages
+only as items.
 """
 
 from __future__ import annotations
@@ -130,11 +131,19 @@ class Gatherer(Generic[_Item]):
             self._arm()
 
     def _hand_over_if_due(self) -> bool:
-        pace = min(self._round_trip, _LONGEST_PACE)
-        due = not self._under_way or _waiting.monotonic() - self._last >= pace
+        due = not self._under_way or self._has_waited_enough()
         if due:
             self.hand_over()
         return due
+
+    def _has_waited_enough(self) -> bool:
+        # One round trip after the last hand-over its first messages are back. If these
+        # are few, the others come soon: going on without them would split the batch,
+        # for good. So the few wait for them, for a second round trip at most.
+        waited = _waiting.monotonic() - self._last
+        many = len(self._items) * 2 >= self._under_way
+        round_trips = self._round_trip if many else self._round_trip * 2
+        return waited >= min(round_trips, _LONGEST_PACE)
 
     def _arm(self) -> None:
         # In case no report comes.

@@ -72,9 +72,12 @@ class Fork:
 def wait_for_exit(pid: int, timeout: float = 10.0) -> int:
     """Wait for a child's end, letting other tasks run; give its exit code."""
     deadline = time.monotonic() + timeout
-    # gevent reaps the children that it has forked.
-    waitpid = getattr(sys.modules.get("gevent.os"), "waitpid", os.waitpid)
+    # gevent reaps the children that it has forked, once its loop has seen SIGCHLD.
+    # Should it miss that, the child is there to be reaped as any other.
+    gevents = getattr(sys.modules.get("gevent.os"), "waitpid", os.waitpid)
+    until = time.monotonic() + timeout / 2
     while True:
+        waitpid = gevents if time.monotonic() < until else os.waitpid
         ended, status = waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)

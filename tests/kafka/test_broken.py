@@ -281,7 +281,7 @@ def test_a_topic_that_nobody_makes_fails_the_message(
         with pytest.raises(DeliveryError) as plain:
             producer.produce_sync(topic=topic, payload=b"x")
         with pytest.raises(DeliveryError) as keyed:
-            producer.produce_sync(topic=topic, payload=b"x", partition_key="key")
+            producer.produce_sync(topic=topic, payload=b"x", key="key")
 
     assert (plain.value.name, keyed.value.name) == ("_MSG_TIMED_OUT", "_MSG_TIMED_OUT")
     assert "unknown" in str(plain.value)
