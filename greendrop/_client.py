@@ -8,7 +8,6 @@ how long to wait for room): those are in `_core`.
 from __future__ import annotations
 
 import os
-import re
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,13 +18,11 @@ from greendrop._gather import Gatherer
 from greendrop._outstanding import Outstanding
 from greendrop._serving import HubTask, ThreadTask
 from greendrop._settling import Settler
+from greendrop._verdicts import Verdicts
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
-    BrokerError,
     ConfigurationInvalidError,
-    DeliveryError,
     IllegalWaitError,
-    MessagePurgedError,
     ProducerClosedError,
     ProducerUsedInParentProcessError,
     QueueFullError,
@@ -35,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greendrop.config import Settings
+    from greendrop.errors import DeliveryError
     from greendrop.events import Monitor
     from greendrop.message import Message
 
@@ -48,19 +46,13 @@ _NUDGE_EVERY = 0.05
 #: or two milliseconds.
 _TEARDOWN = 10.0
 
-_PURGED = (cimpl.KafkaError._PURGE_QUEUE, cimpl.KafkaError._PURGE_INFLIGHT)
-_FATAL = cimpl.KafkaError._FATAL
-_TIMED_OUT = cimpl.KafkaError._MSG_TIMED_OUT
-_ALL_DOWN = cimpl.KafkaError._ALL_BROKERS_DOWN
+_QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
 
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # What a child inherited. Kept for ever: freeing it would wait for threads that the
 # child doesn't have (1 s each), or hang.
 _inherited: list[object] = []
-
-# Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
-_FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
 
 _Item: TypeAlias = "tuple[Message, DeliveryHandle]"
 
@@ -83,15 +75,16 @@ class Client:
         self._outstanding = Outstanding(settings.queue_limit)
         self._closed = False
         self._purging = False
-        self._last_error: str | None = None
-        # It came as an error, and not only in the log or as "all brokers down".
-        self._last_error_is_better = False
+        self._verdicts = Verdicts(
+            fatal_error=lambda: _librdkafka.fatal_error(self._producer),
+            name_of=lambda code: cimpl.KafkaError(code).name(),
+        )
         self._reports = ReportQueue(self, self._on_limit)
         self._settler = Settler(
             reports=self._reports,
             settings=settings,
             monitor=monitor,
-            interpreter=self,
+            verdicts=self._verdicts,
             on_settled=self._on_settled,
             pause=self._pause,
         )
@@ -137,7 +130,7 @@ class Client:
             with _waiting.polite_threads():
                 return cimpl.Producer(kafka, logger=_LogLines(self._note))
         except cimpl.KafkaException as error:
-            reason = _broker_error(error.args[0])
+            reason = self._verdicts.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
         except (TypeError, ValueError) as error:
             raise ConfigurationInvalidError({"kafka": str(error)}) from error
@@ -210,7 +203,8 @@ class Client:
             except BufferError:
                 self._outstanding.direct -= 1
                 self._outstanding.refused = True
-                raise self._queue_full() from None
+                full = self._queue_full()
+                raise full from full.__cause__
             except cimpl.KafkaException as error:
                 self._outstanding.direct -= 1
                 refusal = self._refusal(topic, error)
@@ -231,11 +225,7 @@ class Client:
         rest: list[_Item] = []
         with self._gate:
             if self._closed or self._purging:
-                for (topic, *_), handle in items:
-                    handle._fail(_purged(topic, None))
-                self._signal.set()
-                if self._closed:  # the serving task has ended
-                    _waiting.start(self._settler.settle)
+                self._drop(items)
                 return rest
             for index, (message, handle) in enumerate(items):
                 topic, payload, key, headers, partition, _, timestamp, _ = message
@@ -269,12 +259,21 @@ class Client:
         self._task.guard()  # type: ignore[union-attr]  # gathering has a task
         return rest
 
+    def _drop(self, items: list[_Item]) -> None:
+        for (topic, *_), handle in items:
+            handle._fail(self._verdicts.purged(topic))
+        self._signal.set()
+        if self._closed:  # the serving task has ended
+            _waiting.start(self._settler.settle)
+
     def _queue_full(self) -> QueueFullError:
         text = (
             f"the queue is full ({self.outstanding} messages outstanding;"
             " queue.buffering.max.messages or .kbytes); this message was not queued"
         )
-        return QueueFullError(text)
+        full = QueueFullError(text)
+        full.__cause__ = self._verdicts.translate(cimpl.KafkaError(_QUEUE_FULL))
+        return full
 
     def wait_for_room(self, seconds: float, *, again: bool) -> None:
         """Wait until a report made room in the queue, or the time is over.
@@ -373,7 +372,7 @@ class Client:
 
     def last_broker_error(self) -> str | None:
         """Tell what librdkafka last complained of, since the last good report."""
-        return self._last_error
+        return self._verdicts.last_error
 
     def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
         # Called inside poll, like a delivery report: append, and that is all.
@@ -441,9 +440,7 @@ class Client:
 
     def _on_settled(self, count: int, latency: float) -> None:
         if latency >= 0:
-            # The brokers are well again.
-            self._last_error = None
-            self._last_error_is_better = False
+            self._verdicts.all_is_well()
         gather = self._gather
         if gather is not None and not gather.is_here():
             self._settled_elsewhere += count  # told when its own thread is at it
@@ -456,55 +453,10 @@ class Client:
         if self._task is not None and self._task.is_current():
             self._task.pause()
 
-    # --- what librdkafka's errors mean -------------------------------------------
-
-    def broker_error(self, error: cimpl.KafkaError) -> BrokerError:
-        """Turn an error of the client as a whole into ours, and remember it."""
-        told = _broker_error(error, self._producer)
-        # "All brokers are down" comes after, and hides, the reason why.
-        if told.code != _ALL_DOWN:
-            self._last_error = str(told)
-            self._last_error_is_better = True
-        elif self._last_error is None:
-            self._last_error = str(told)
-        return told
-
-    def read_log(self, line: str) -> None:
-        """Take the reason why a broker is down, if nothing better is known.
-
-        A plaintext client at a TLS port is just cut off: of that librdkafka only logs.
-        """
-        failure = _FAIL_LINE.match(line)
-        if failure is None or self._last_error_is_better:
-            return
-        self._last_error = failure[1]
-        if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
-            self._last_error += "; is security.protocol right?"
-
-    def verdict(
-        self, topic: str, error: cimpl.KafkaError, partition: int | None
-    ) -> DeliveryError:
-        """Turn the error of one message into ours."""
-        cause = _broker_error(error, self._producer)
-        if cause.code in _PURGED:
-            return _purged(topic, cause)
-        text = f"a message to {topic!r} was not delivered: {cause}"
-        if self._last_error is not None and self._last_error not in text:
-            text += f"; last broker error: {self._last_error}"
-        elif cause.code == _TIMED_OUT and (partition is None or partition < 0):
-            # It never got a partition: no broker told of any.
-            text += "; the topic is unknown to the brokers, and was not created"
-        verdict = DeliveryError(text)
-        verdict.__cause__ = cause
-        return verdict
-
     def _refusal(self, topic: str, error: Exception) -> DeliveryError:
-        cause = error
         if isinstance(error, cimpl.KafkaException):
-            cause = _broker_error(error.args[0], self._producer)
-        refusal = DeliveryError(f"a message to {topic!r} was not queued: {cause}")
-        refusal.__cause__ = cause
-        return refusal
+            error = self._verdicts.translate(error.args[0])
+        return self._verdicts.refusal(topic, error)
 
     # --- ending ------------------------------------------------------------------
 
@@ -591,6 +543,8 @@ class Client:
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
+        if self._gather is not None:
+            self._gather.take()  # what was gathered is the parent's to send
         if self._producer not in _inherited:
             _inherited.append(self._producer)
             if not self._closed:
@@ -605,37 +559,6 @@ class _LogLines:
 
     def log(self, level: int, form: str, *args: object) -> None:
         self._note("log", (level, form % args if args else form))
-
-
-def _broker_error(
-    error: cimpl.KafkaError, producer: cimpl.Producer | None = None
-) -> BrokerError:
-    """Turn librdkafka's error into ours."""
-    code, name, text = error.code(), error.name(), error.str()
-    fatal = error.fatal()
-    if code == _FATAL and producer is not None:
-        # The generic code hides the real one, which the instance knows.
-        real = _librdkafka.fatal_error(producer)
-        if real is not None:
-            code, text = real
-            name, fatal = cimpl.KafkaError(code).name(), True
-    return BrokerError(
-        f"{text} ({name}, {code})",
-        code=code,
-        name=name,
-        fatal=fatal,
-        retriable=error.retriable(),
-        abortable=error.txn_requires_abort(),
-    )
-
-
-def _purged(topic: str, cause: BrokerError | None) -> MessagePurgedError:
-    where = "in flight, so the broker may have stored it"
-    if cause is None or cause.code == _PURGED[0]:
-        where = "still queued"
-    verdict = MessagePurgedError(f"a message to {topic!r} was dropped, {where}")
-    verdict.__cause__ = cause
-    return verdict
 
 
 def _after_fork_in_child() -> None:

@@ -105,9 +105,14 @@ class Core:
         handles: list[DeliveryHandle] = []
         turns = _waiting.Turns(self.settings.max_serve_time)
         try:
-            for message in messages:
-                handles.append(self.dispatch(message, verb))
-                turns.end_one()
+            for index, message in enumerate(messages):
+                if not index % turns.ROUNDS:
+                    turns.end_one()
+                    client = self._connect()
+                try:
+                    handles.append(client.send(message))
+                except QueueFullError:
+                    handles.append(self.dispatch(message, verb))
         except (ProduceError, ProducerClosedError) as error:
             if not handles and isinstance(error, ProducerClosedError):
                 raise
@@ -119,9 +124,8 @@ class Core:
                 text, dispatched=handles, failed_index=len(handles)
             ) from error
         finally:
-            client = self._open
-            if client is not None:
-                client.flush_gathered()
+            if self._open is not None:
+                self._open.flush_gathered()
         return handles
 
     def _send_when_room(

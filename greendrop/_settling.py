@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
 from greendrop.errors import DeliveryError
@@ -18,31 +18,15 @@ from greendrop.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greendrop._verdicts import Verdicts
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle, ReportQueue
-    from greendrop.errors import BrokerError
     from greendrop.events import Monitor
 
 #: Reports between two looks at the clock while listeners are told.
 _CLOCK_EVERY = 16
 
 _log = logging.getLogger("greendrop.librdkafka")
-
-
-class Interpreter(Protocol):
-    """Who knows what librdkafka's errors mean."""
-
-    def broker_error(self, error: Any) -> BrokerError:  # noqa: ANN401 - librdkafka's
-        """Turn an error of the client as a whole into ours."""
-        ...
-
-    def verdict(self, topic: str, error: Any, partition: int | None) -> DeliveryError:  # noqa: ANN401
-        """Turn the error of one message into ours."""
-        ...
-
-    def read_log(self, line: str) -> None:
-        """Take from a log line what librdkafka tells nowhere else."""
-        ...
 
 
 class Settler:
@@ -52,7 +36,7 @@ class Settler:
         reports: Handles that were filled.
         settings: For the producer's id and `max_serve_time`.
         monitor: Who listens.
-        interpreter: See `Interpreter`.
+        verdicts: What librdkafka's errors mean.
         on_settled: Told how many verdicts were told and the latency of the last good
             one in seconds (below 0 when there was none), before the next greenlet
             runs.
@@ -65,14 +49,14 @@ class Settler:
         reports: ReportQueue,
         settings: Settings,
         monitor: Monitor,
-        interpreter: Interpreter,
+        verdicts: Verdicts,
         on_settled: Callable[[int, float], None],
         pause: Callable[[], None],
     ) -> None:
         self._reports = reports
         self._settings = settings
         self._monitor = monitor
-        self._interpreter = interpreter
+        self._verdicts = verdicts
         self._on_settled = on_settled
         self._pause = pause
         #: What librdkafka said beside reports: kind and content.
@@ -142,7 +126,7 @@ class Settler:
             self._emit("message.acknowledged", payload)
             return
         if not isinstance(error, DeliveryError):
-            error = self._interpreter.verdict(handle.topic, error, handle._partition)
+            error = self._verdicts.verdict(handle.topic, error, handle._partition)
             handle._error = error
         payload = {"topic": handle.topic, "label": handle.label}
         self._tell_error("librdkafka.dispatch_error", error, **payload)
@@ -151,9 +135,9 @@ class Settler:
         if kind == "log":
             level, line = content
             _log.log(level, "%s", line)
-            self._interpreter.read_log(line)
+            self._verdicts.read_log(line)
         elif kind == "error":
-            error = self._interpreter.broker_error(content)
+            error = self._verdicts.complaint(content)
             self._tell_error("librdkafka.error", error)
         elif self._monitor.listens("statistics.emitted"):
             statistics = json.loads(content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,6 +27,9 @@ Headers: TypeAlias = (
 UNASSIGNED = -1
 
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]+")
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_HALF = timedelta(microseconds=500)  # for rounding to a millisecond
+
 #: Kafka's own limit on a topic's name.
 _TOPIC_LENGTH = 249
 
@@ -46,7 +49,8 @@ class Message(NamedTuple):
         headers: See `Headers`.
         partition: Number of the partition, or None (or -1) to have one chosen.
         partition_key: Reserved. The verbs refuse it as long as nothing acts on it.
-        timestamp: Milliseconds since 1970 (int), an aware datetime, or None for now.
+        timestamp: Milliseconds since 1970 (int), an aware datetime, or None (or 0) for
+            now.
         label: Anything; never sent, found again on handle, report and events.
     """
 
@@ -159,7 +163,11 @@ def _converted(message: Message, max_payload_size: int) -> Message:
 def _check_topic(topic: object, errors: dict[str, str]) -> None:
     if not isinstance(topic, str):
         errors["topic"] = f"needs text, not {type(topic).__name__}"
-    elif not _TOPIC.fullmatch(topic) or len(topic) > _TOPIC_LENGTH:
+    elif (
+        not _TOPIC.fullmatch(topic)
+        or len(topic) > _TOPIC_LENGTH
+        or topic in (".", "..")
+    ):
         errors["topic"] = (
             f"{topic[:80]!r} is no legal topic name"
             " (ASCII letters, digits, '_', '.', '-'; 1 to 249 of them)"
@@ -205,7 +213,7 @@ def _as_milliseconds(value: object, errors: dict[str, str]) -> int | None:
         if value.utcoffset() is None:
             errors["timestamp"] = "a datetime needs a time zone"
             return None
-        value = round(value.timestamp() * 1000)
+        value = (value - _EPOCH + _HALF) // timedelta(milliseconds=1)
     if not isinstance(value, int) or isinstance(value, bool):
         errors["timestamp"] = (
             f"needs milliseconds (int) or a datetime, not {type(value).__name__}"

@@ -289,7 +289,8 @@ class Producer:
         bad = 0
         turns = _waiting.Turns(core.settings.max_serve_time)
         for index, item in enumerate(messages):
-            turns.end_one()
+            if not index % turns.ROUNDS:
+                turns.end_one()
             try:
                 batch.append(_checked(core, as_message(item)))
             except MessageInvalidError as error:
@@ -315,10 +316,14 @@ class Producer:
         reports: list[DeliveryReport] = []
         turns = _waiting.Turns(core.settings.max_serve_time)
         for index, handle in enumerate(handles):
-            turns.end_one()
+            if not index % turns.ROUNDS:
+                turns.end_one()
+            report = handle.report
+            if report is not None:
+                reports.append(report)
+                continue
             try:
-                left = 0.0 if handle.done else deadline - _waiting.monotonic()
-                reports.append(handle.wait(max(left, 0.0)))
+                reports.append(handle.wait(max(deadline - _waiting.monotonic(), 0.0)))
             except ProduceError as error:
                 if failure is None:
                     text = f"message {index} of {len(batch)}: {error}"

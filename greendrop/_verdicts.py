@@ -1,0 +1,162 @@
+"""What librdkafka's errors mean for a message, and for the client as a whole.
+
+Turns them into ours and words their texts: what became of the message, and why, which
+librdkafka itself often says only elsewhere. Takes its error objects as they come, and
+imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from greendrop.errors import BrokerError, DeliveryError, MessagePurgedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# librdkafka's own error numbers (rdkafka.h).
+_FATAL = -150
+_PURGE_INFLIGHT = -151
+_PURGE_QUEUE = -152
+_ALL_BROKERS_DOWN = -187
+_MSG_TIMED_OUT = -192
+
+# Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
+_FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
+
+
+class NativeError(Protocol):
+    """What is used of a `confluent_kafka.KafkaError`."""
+
+    def code(self) -> int:
+        """Kafka's number of it."""
+        ...
+
+    def name(self) -> str:
+        """Kafka's name of it."""
+        ...
+
+    def str(self) -> str:
+        """Its text."""
+        ...
+
+    def fatal(self) -> bool:
+        """Whether the client can't go on."""
+        ...
+
+    def retriable(self) -> bool:
+        """Whether the same may succeed later."""
+        ...
+
+    def txn_requires_abort(self) -> bool:
+        """Whether the transaction must be aborted."""
+        ...
+
+
+class Verdicts:
+    """The errors of one client, and what its brokers last complained of.
+
+    Args:
+        fatal_error: Gives code and text of the error that ended the client, if any.
+        name_of: Gives the name of an error's number.
+    """
+
+    def __init__(
+        self,
+        fatal_error: Callable[[], tuple[int, str] | None],
+        name_of: Callable[[int], str],
+    ) -> None:
+        self._fatal_error = fatal_error
+        self._name_of = name_of
+        #: The last complaint since the last good report, in librdkafka's words.
+        self.last_error: str | None = None
+        # It came as an error, and not only in the log or as "all brokers down".
+        self._is_the_reason = False
+
+    def all_is_well(self) -> None:
+        """Forget the last complaint: a message was delivered."""
+        self.last_error = None
+        self._is_the_reason = False
+
+    def translate(self, error: NativeError) -> BrokerError:
+        """Turn librdkafka's error into ours."""
+        code, name, text = error.code(), error.name(), error.str()
+        fatal = error.fatal()
+        # The generic code hides the real one, which the client knows.
+        real = self._fatal_error() if code == _FATAL else None
+        if real is not None:
+            code, text = real
+            name, fatal = self._name_of(code), True
+        return BrokerError(
+            f"{text} ({name}, {code})",
+            code=code,
+            name=name,
+            fatal=fatal,
+            retriable=error.retriable(),
+            abortable=error.txn_requires_abort(),
+        )
+
+    def complaint(self, error: NativeError) -> BrokerError:
+        """Turn an error of the client as a whole into ours, and remember it."""
+        told = self.translate(error)
+        # "All brokers are down" comes after, and hides, the reason why.
+        if told.code != _ALL_BROKERS_DOWN:
+            self.last_error = str(told)
+            self._is_the_reason = True
+        elif self.last_error is None:
+            self.last_error = str(told)
+        return told
+
+    def read_log(self, line: str) -> None:
+        """Take the reason why a broker is down, if nothing better is known.
+
+        A plaintext client at a TLS port is just cut off: of that librdkafka only logs.
+        """
+        failure = _FAIL_LINE.match(line)
+        if failure is None or self._is_the_reason:
+            return
+        self.last_error = failure[1]
+        if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
+            self.last_error += "; is security.protocol right?"
+
+    def verdict(
+        self, topic: str, error: NativeError, partition: int | None
+    ) -> DeliveryError:
+        """Turn the error of one message into ours."""
+        cause = self.translate(error)
+        if cause.code == _PURGE_QUEUE:
+            return self.purged(topic, cause)
+        if cause.code == _PURGE_INFLIGHT:
+            where = "in flight, so the broker may have stored it"
+            return _caused(
+                MessagePurgedError, f"{_named(topic)} was dropped, {where}", cause
+            )
+        text = f"{_named(topic)} was not delivered: {cause}"
+        if self.last_error is not None and self.last_error not in text:
+            text += f"; last broker error: {self.last_error}"
+        elif cause.code == _MSG_TIMED_OUT and (partition is None or partition < 0):
+            # It never got a partition: no broker told of any.
+            text += "; the topic is unknown to the brokers, and was not created"
+        return _caused(DeliveryError, text, cause)
+
+    def purged(self, topic: str, cause: BrokerError | None = None) -> DeliveryError:
+        """Tell that a message was dropped before librdkafka sent it."""
+        text = f"{_named(topic)} was dropped, still queued"
+        return _caused(MessagePurgedError, text, cause)
+
+    def refusal(self, topic: str, cause: Exception) -> DeliveryError:
+        """Tell that librdkafka did not take a message."""
+        return _caused(DeliveryError, f"{_named(topic)} was not queued: {cause}", cause)
+
+
+def _named(topic: str) -> str:
+    return f"a message to {topic!r}"
+
+
+def _caused(
+    kind: type[DeliveryError], text: str, cause: Exception | None
+) -> DeliveryError:
+    error = kind(text)
+    error.__cause__ = cause
+    return error
