@@ -163,11 +163,7 @@ def _converted(message: Message, max_payload_size: int) -> Message:
 def _check_topic(topic: object, errors: dict[str, str]) -> None:
     if not isinstance(topic, str):
         errors["topic"] = f"needs text, not {type(topic).__name__}"
-    elif (
-        not _TOPIC.fullmatch(topic)
-        or len(topic) > _TOPIC_LENGTH
-        or topic in (".", "..")
-    ):
+    elif not _TOPIC.fullmatch(topic) or len(topic) > _TOPIC_LENGTH:
         errors["topic"] = (
             f"{topic[:80]!r} is no legal topic name"
             " (ASCII letters, digits, '_', '.', '-'; 1 to 249 of them)"
