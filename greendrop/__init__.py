@@ -19,6 +19,7 @@ from greendrop.errors import (
     ProducerNotConfiguredError,
     ProducerUsedInParentProcessError,
     QueueFullError,
+    ReportLostError,
     StatisticsNotEnabledError,
 )
 from greendrop.events import Event, Monitor
@@ -51,5 +52,6 @@ __all__ = [
     "ProducerNotConfiguredError",
     "ProducerUsedInParentProcessError",
     "QueueFullError",
+    "ReportLostError",
     "StatisticsNotEnabledError",
 ]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from confluent_kafka import cimpl
 
-from greendrop import _librdkafka, _waiting
-from greendrop._gather import Gatherer
+from greendrop import _librdkafka, _process, _waiting
+from greendrop._gather import Gatherer, give
 from greendrop._outstanding import Outstanding
 from greendrop._serving import HubTask, ThreadTask
 from greendrop._settling import Settler
@@ -23,13 +24,15 @@ from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
     ConfigurationInvalidError,
     IllegalWaitError,
+    ProduceError,
     ProducerClosedError,
     ProducerUsedInParentProcessError,
     QueueFullError,
 )
+from greendrop.message import UNASSIGNED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from greendrop.config import Settings
     from greendrop.errors import DeliveryError
@@ -54,7 +57,18 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # child doesn't have (1 s each), or hang.
 _inherited: list[object] = []
 
-_Item: TypeAlias = "tuple[Message, DeliveryHandle]"
+# What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
+# delivery callback, nothing, timestamp, headers.
+_Wire: TypeAlias = (
+    "tuple[str, Any, Any, int, DeliveryHandle, None, int, list[tuple[str, Any]] | None]"
+)
+
+
+def _wired(message: Message, handle: DeliveryHandle) -> _Wire:
+    topic, payload, key, headers, partition, _, timestamp, _ = message
+    if partition is None:
+        partition = UNASSIGNED
+    return topic, payload, key, partition, handle, None, timestamp or 0, headers  # type: ignore[return-value]  # checked, so they are in wire form
 
 
 class Client:
@@ -69,7 +83,8 @@ class Client:
     """
 
     def __init__(self, settings: Settings, monitor: Monitor) -> None:
-        self.pid = os.getpid()
+        #: `mark[0]` is false in a process forked from the one that built it.
+        self.mark = _process.mark()
         self._settings = settings
         self._monitor = monitor
         self._outstanding = Outstanding(settings.queue_limit)
@@ -82,6 +97,7 @@ class Client:
         self._reports = ReportQueue(self, self._on_limit)
         self._settler = Settler(
             reports=self._reports,
+            pending=self._outstanding.pending,
             settings=settings,
             monitor=monitor,
             verdicts=self._verdicts,
@@ -90,6 +106,8 @@ class Client:
         )
         self._settled_elsewhere = 0
         self._poll_ident = 0
+        # A signal handler raised in a poll, and with that maybe a report was lost.
+        self._interrupted = False
         # Lock order: _attaching, _poll_gate, _gate. `_gate` is held around each call
         # that queues messages, `_poll_gate` around each poll, so that closing can keep
         # everybody out: librdkafka's close while another thread is inside is a crash.
@@ -99,7 +117,7 @@ class Client:
         # Threads without a hub that are serving: the task's, or those that wait.
         self._serving_threads: set[int] = set()
         self._task: HubTask | ThreadTask | None = None
-        self._gather: Gatherer[_Item] | None = None
+        self._gather: Gatherer[_Wire] | None = None
         self._signal = _waiting.Signal()
         try:
             self._producer = self._build()
@@ -159,20 +177,59 @@ class Client:
             DeliveryError: librdkafka refused the message; nothing was queued.
             ProducerClosedError: The client is closed; nothing was queued.
         """
-        outstanding = self._outstanding
-        if outstanding.full if waited else outstanding.full_for_newcomers:
+        # Spelled out, where calls would read better: each one costs a tenth of all
+        # that a message does here.
+        now = self._outstanding
+        if len(now.pending) >= now.places and (now.full or not waited):
             raise self._queue_full()
         handle = DeliveryHandle(message[0], message[7], self._reports)
+        wire = _wired(message, handle)
         gather = self._gather
         if gather is None or gather.current_hub() is not gather.hub:
-            self.attend()
-            gather = self._gather
-            if gather is None or not gather.is_here():
-                self._send_now(message, handle)
+            gather = self._gatherer()
+            if gather is None:
+                self._send_now(wire)
                 return handle
-        outstanding.gathered += 1
-        gather.add((message, handle))
+        items = gather.items
+        items.append(wire)
+        now.pending.add(handle)
+        if len(items) >= gather.enough:
+            gather.review()
         return handle
+
+    def send_many(self, messages: Sequence[Message]) -> list[DeliveryHandle]:
+        """Queue messages in wire form, in order: as many as can be queued now.
+
+        Fewer handles than messages mean that something is in the way of the next one;
+        `send` says what.
+        """
+        gather = self._gatherer()
+        if gather is None:
+            return self._send_each(messages)
+        now, reports = self._outstanding, self._reports
+        room = now.places - now.count
+        if room < len(messages):
+            messages = messages[: max(int(room), 0)] if room > 0 else ()
+        handles = [DeliveryHandle(each[0], each[7], reports) for each in messages]
+        gather.items += map(_wired, messages, handles)
+        now.pending.update(handles)
+        if len(gather.items) >= gather.enough:
+            gather.review()
+        return handles
+
+    def _send_each(self, messages: Sequence[Message]) -> list[DeliveryHandle]:
+        handles: list[DeliveryHandle] = []
+        for message in messages:
+            try:
+                handles.append(self.send(message))
+            except (ProduceError, ProducerClosedError):
+                break
+        return handles
+
+    def _gatherer(self) -> Gatherer[_Wire] | None:
+        self.attend()
+        gather = self._gather
+        return gather if gather is not None and gather.is_here() else None
 
     def flush_gathered(self) -> None:
         """Hand over what is gathered, when called in the thread that gathers.
@@ -183,85 +240,61 @@ class Client:
         if gather is not None and gather.is_here():
             gather.hand_over()
 
-    def _send_now(self, message: Message, handle: DeliveryHandle) -> None:
-        topic, payload, key, headers, partition, _, timestamp, _ = message
+    def _send_now(self, wire: _Wire) -> None:
         with self._gate:
             if self._closed:
                 raise ProducerClosedError(self._settings.id)
-            self._outstanding.direct += 1
             try:
-                self._produce(
-                    topic,
-                    payload,
-                    key,
-                    -1 if partition is None else partition,
-                    handle,
-                    None,
-                    timestamp or 0,
-                    headers,
-                )
-            except BufferError:
-                self._outstanding.direct -= 1
-                self._outstanding.refused = True
-                full = self._queue_full()
-                raise full from full.__cause__
-            except cimpl.KafkaException as error:
-                self._outstanding.direct -= 1
-                refusal = self._refusal(topic, error)
-                raise refusal from refusal.__cause__
-            except BaseException:
-                self._outstanding.direct -= 1
-                raise
+                self._outstanding.pending.add(wire[4])
+                self._produce(*wire)
+            except BaseException as error:
+                self._outstanding.pending.discard(wire[4])
+                if isinstance(error, BufferError):
+                    self._outstanding.refuse()
+                    error = self._queue_full()
+                elif isinstance(error, cimpl.KafkaException):
+                    error = self._refusal(wire[0], error)
+                raise error from error.__cause__
         if self._task is not None:
             self._task.guard()
 
-    def _hand_over(self, items: list[_Item]) -> list[_Item]:
+    def _hand_over(self, going: Iterator[_Wire]) -> bool:
         """Give gathered messages to librdkafka, all at one go.
 
-        One that is refused is told on its handle. Returns those without room.
+        One that is refused is told on its handle. True if there was no room for the
+        last one that was taken; see `_gather.HandOver`.
         """
         produce = self._produce
-        refused = False
-        rest: list[_Item] = []
         with self._gate:
             if self._closed or self._purging:
-                self._drop(items)
-                return rest
-            for index, (message, handle) in enumerate(items):
-                topic, payload, key, headers, partition, _, timestamp, _ = message
+                self._drop(going)
+                return False
+            stuck = False
+            while not stuck:
                 try:
-                    produce(
-                        topic,
-                        payload,
-                        key,
-                        -1 if partition is None else partition,
-                        handle,
-                        None,
-                        timestamp or 0,
-                        headers,
-                    )
-                except BufferError:
-                    if self._outstanding.count <= len(items) - index:
-                        # Nothing is in the queue, and still it doesn't fit: waiting
-                        # for room would be for ever.
-                        handle._fail(self._refusal(topic, self._queue_full()))
-                        refused = True
-                        continue
-                    rest = items[index:]
+                    for wire in going:
+                        produce(*wire)
                     break
+                except BufferError:
+                    stuck = self._outstanding.count > length_hint(going) + 1
+                    if not stuck:
+                        # Nothing else is in the queue, and still it doesn't fit:
+                        # waiting for room would be for ever.
+                        self._refuse(wire, self._queue_full())
                 except Exception as error:  # noqa: BLE001 - told on the handle
-                    handle._fail(self._refusal(topic, error))
-                    refused = True
-        if rest:
-            self._outstanding.refused = True
-        if refused:
-            self._signal.set()
+                    self._refuse(wire, error)
+        if stuck:
+            self._outstanding.refuse()
         self._task.guard()  # type: ignore[union-attr]  # gathering has a task
-        return rest
+        return stuck
 
-    def _drop(self, items: list[_Item]) -> None:
-        for (topic, *_), handle in items:
-            handle._fail(self._verdicts.purged(topic))
+    def _refuse(self, wire: _Wire, error: Exception) -> None:
+        wire[4]._fail(self._refusal(wire[0], error))
+        self._signal.set()
+
+    def _drop(self, wires: Iterable[_Wire]) -> None:
+        for wire in wires:
+            wire[4]._fail(self._verdicts.purged(wire[0]))
         self._signal.set()
         if self._closed:  # the serving task has ended
             _waiting.start(self._settler.settle)
@@ -291,7 +324,7 @@ class Client:
         Raises:
             ProducerUsedInParentProcessError: It was built before a fork.
         """
-        if self.pid != os.getpid():
+        if not self.mark[0]:
             text = "this producer was used before the fork; call reset() in the child"
             raise ProducerUsedInParentProcessError(text)
         task = self._task
@@ -306,9 +339,7 @@ class Client:
             if task is not None:
                 task.stop()
             if hub is None:
-                self._task = ThreadTask(
-                    self._turn, self._interrupt_poll, self._poll_gate
-                )
+                self._task = ThreadTask(self._turn, self._interrupt_poll)
             else:
                 self._task = HubTask(
                     hub, self._signal, self._turn, lambda: self._outstanding.count
@@ -316,7 +347,7 @@ class Client:
                 if not self._settings.linger_is_users:
                     self._gather = Gatherer(hub, self._hand_over)
         while orphans:
-            orphans = self._hand_over(orphans)
+            give(orphans, self._hand_over)
             if orphans:
                 self.wait_for_room(_NUDGE_EVERY, again=True)
 
@@ -331,10 +362,13 @@ class Client:
         Blocking:
             As the waiter does.
         """
-        task = self._task
-        if isinstance(waiter, _waiting.ThreadWaiter) and isinstance(task, ThreadTask):
-            task.lead.wait(waiter, done, seconds)
-        elif not waiter.wait(min(seconds, waiter.patience)) and not done():
+        patience = waiter.patience
+        if isinstance(waiter, _waiting.ThreadWaiter):
+            task = self._task
+            if isinstance(task, ThreadTask):
+                task.lead.wait(waiter, done, seconds)
+                return
+        if not waiter.wait(min(patience, seconds)) and not done():
             self._look_after()
 
     def _look_after(self) -> None:
@@ -353,7 +387,12 @@ class Client:
                 itself or the serving task (in a listener).
         """
         gather = self._gather
-        if gather is None or not gather.is_here():
+        if gather is not None and gather.current_hub() is gather.hub:
+            # The common case, spelled out for speed as in `send`.
+            waiter = _waiting.waiter_in(gather.hub)
+            if waiter.greenlet is not self._task.greenlet:  # type: ignore[union-attr]
+                return waiter
+        else:
             self.attend()
         if self.in_serving_task():
             text = (
@@ -394,7 +433,7 @@ class Client:
                 self._queue.wake()
 
     def _turn(self, seconds: float) -> BaseException | None:
-        if self.pid != os.getpid():
+        if not self.mark[0]:
             # The copy of the task that a forked child has.
             if self._task is not None:
                 self._task.stop()
@@ -407,35 +446,63 @@ class Client:
             interrupt = self._poll(seconds)
             try:
                 self._settler.settle()
+                if self._interrupted:
+                    self._tell_lost_reports()
             except BaseException as error:  # noqa: BLE001
+                self._interrupted = True
                 interrupt = error
         finally:
             self._serving_threads.discard(me)
         return interrupt
 
+    def _tell_lost_reports(self) -> None:
+        # An exception of a signal handler may come up at the very start of a callback,
+        # where nothing can catch it, and librdkafka has given the report away. Once it
+        # has nothing left, the handles that still wait are those.
+        gather = self._gather
+        if gather is not None and (gather.items or not gather.is_here()):
+            return
+        with self._gate:
+            if self._closed or len(self._producer) or self._reports:
+                return
+            self._interrupted = False
+            pending = self._outstanding.pending
+            for handle in list(pending):
+                if handle.done:
+                    pending.discard(handle)
+                else:
+                    handle._fail(self._verdicts.report_lost(handle.topic))
+        self._settler.settle()
+
     def _poll(self, seconds: float) -> BaseException | None:
-        if not self._poll_gate.acquire(blocking=seconds > 0):
+        me = _waiting.get_ident()
+        if not seconds and self._poll_ident not in (0, me):
             # Another thread polls, and tells. A hub must not wait for it; it comes
             # back at once, after a turn for the others.
             self._signal.set()
             return None
         reports = self._reports
         try:
-            if not self._closed:
-                self._poll_ident = _waiting.get_ident()
-                reports.limit = _REPORTS_PER_POLL
-                self._producer.poll(seconds)
+            with self._poll_gate:
+                if not self._closed:
+                    self._poll_ident = me
+                    reports.limit = _REPORTS_PER_POLL
+                    self._producer.poll(seconds)
         except cimpl.KafkaException as error:
             # How a fatal error is told: no error_cb, but an exception.
             self._settler.notices.append(("error", error.args[0]))
         except BaseException as error:  # noqa: BLE001
             # A signal handler raised in here, or ours did, which is a bug; neither
             # may end the serving.
+            self._interrupted = True
+            if isinstance(error, SystemError):
+                # All that confluent-kafka has to say of it up to Python 3.11: it drops
+                # an exception that has no value. Ctrl-C's has none.
+                return KeyboardInterrupt()
             return error
         finally:
             reports.limit = 0
             self._poll_ident = 0
-            self._poll_gate.release()
         return None
 
     def _on_settled(self, count: int, latency: float) -> None:
@@ -493,6 +560,9 @@ class Client:
                 except cimpl.KafkaException as error:
                     self._settler.notices.append(("error", error.args[0]))
                     self._signal.set()
+                except BaseException:
+                    self._interrupted = True
+                    raise
 
     def purge(self) -> None:
         """Drop all that is not acknowledged; each handle will say so."""

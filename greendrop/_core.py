@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import sys
 import warnings
 from collections import deque
@@ -61,6 +60,7 @@ class Core:
                 }
             )
         self.settings = settings
+        self.max_payload_size = settings.max_payload_size
         self.monitor = monitor
         self.status: Status = "configured"
         self._client: Client | None = None
@@ -85,7 +85,7 @@ class Core:
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
         """
         client = self._open
-        if client is None or client.pid != os.getpid():
+        if client is None or not client.mark[0]:
             client = self._connect()
         try:
             return client.send(message)
@@ -105,14 +105,14 @@ class Core:
         handles: list[DeliveryHandle] = []
         turns = _waiting.Turns(self.settings.max_serve_time)
         try:
-            for index, message in enumerate(messages):
-                if not index % turns.ROUNDS:
-                    turns.end_one()
-                    client = self._connect()
-                try:
-                    handles.append(client.send(message))
-                except QueueFullError:
-                    handles.append(self.dispatch(message, verb))
+            while len(handles) < len(messages):
+                turns.end_one()
+                part = messages[len(handles) : len(handles) + turns.ROUNDS]
+                sent = self._connect().send_many(part)
+                handles += sent
+                if len(sent) < len(part):
+                    # No room for the next one: it waits for that, or says so.
+                    handles.append(self.dispatch(messages[len(handles)], verb))
         except (ProduceError, ProducerClosedError) as error:
             if not handles and isinstance(error, ProducerClosedError):
                 raise
@@ -189,7 +189,7 @@ class Core:
     @property
     def inherited(self) -> bool:
         """Whether the client belongs to the process that this one was forked from."""
-        return self._client is not None and self._client.pid != os.getpid()
+        return self._client is not None and not self._client.mark[0]
 
     @property
     def client(self) -> Client | None:

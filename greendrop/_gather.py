@@ -11,12 +11,13 @@ only as items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from greendrop import _waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gevent.hub import Hub
 
@@ -34,18 +35,37 @@ _MOST = 2_048
 _WEIGHT = 1 / 8
 
 
+#: Gives items to librdkafka, in order. True when there was no room for the last one
+#: that it took from the iterator; those after it are left there.
+HandOver: TypeAlias = "Callable[[Iterator[_Item]], bool]"
+
+
+def give(items: list[_Item], hand_over: HandOver[_Item]) -> int:
+    """Hand over what there is room for, and remove it from the list; tell how many.
+
+    A signal handler may raise anywhere in here. What was not handed over stays in the
+    list all the same, and what was does not.
+    """
+    going = iter(items)
+    stuck = False
+    try:
+        stuck = hand_over(going)
+    finally:
+        given = len(items) - length_hint(going) - stuck
+        del items[:given]
+    return given
+
+
 class Gatherer(Generic[_Item]):
     """The list of sends that wait for their batch."""
 
-    def __init__(
-        self, hub: Hub, hand_over: Callable[[list[_Item]], list[_Item]]
-    ) -> None:
+    def __init__(self, hub: Hub, hand_over: HandOver[_Item]) -> None:
         """Make an empty one.
 
         Args:
             hub: Whose greenlets send.
-            hand_over: Gives items to librdkafka, in order. Returns those that it has
-                no room for; they are tried again after the next reports.
+            hand_over: See `HandOver`. What it has no room for is tried again after the
+                next reports.
         """
         self._hand_over = hand_over
         #: Whose greenlets send: the caller may gather when `current_hub() is hub`.
@@ -53,31 +73,26 @@ class Gatherer(Generic[_Item]):
         self.hub = hub
         self.current_hub = _waiting.hub_getter()
         self._loop: Any = hub.loop
-        self._items: list[_Item] = []
+        #: What waits, in order. Who adds to it calls `review` once there are `enough`.
+        self.items: list[_Item] = []
+        self.enough = 1
         self._under_way = 0
         self._scheduled = False
-        self._armed = False
+        self._handing_over = False
         self._round_trip = 0.0
         self._last = 0.0
         # Repeating, though it is stopped each time it fires: libev starts a one-shot
         # timer that has fired before with what was left of its time, which is nothing.
         self._timer: Any = self._loop.timer(_TIMER, _TIMER)
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def is_here(self) -> bool:
         """Tell whether the caller is in the thread, and the hub, that it belongs to."""
         return self.current_hub() is self.hub
 
-    def add(self, item: _Item) -> None:
-        """Send an item at once, or with the next batch."""
-        items = self._items
-        items.append(item)
-        if self._armed and len(items) < _MOST:
-            return
-        at_once = not self._under_way and not self._scheduled and len(items) == 1
-        if at_once or len(items) >= _MOST:
+    def review(self) -> None:
+        """Hand over what was added, or see to it that this is done soon."""
+        idle = not self._under_way and not self._scheduled
+        if (idle and len(self.items) == 1) or len(self.items) >= _MOST:
             self.hand_over()
         else:
             self._arm()
@@ -92,7 +107,7 @@ class Gatherer(Generic[_Item]):
         self._under_way = max(self._under_way - count, 0)
         if round_trip >= 0:
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT
-        if count == 1 and not self._under_way and not self._items:
+        if count == 1 and not self._under_way and not self.items:
             return  # a lone sender: what it sends next goes out at once
         if not self._scheduled:
             self._scheduled = True
@@ -100,34 +115,30 @@ class Gatherer(Generic[_Item]):
 
     def hand_over(self) -> None:
         """Give all that waits to librdkafka, now."""
-        items = self._items
-        if not items:
-            return
-        self._items = []
-        self._last = _waiting.monotonic()
-        rest = self._hand_over(items)
-        self._under_way += len(items) - len(rest)
-        if rest:
-            self._items = rest + self._items
+        if not self.items or self._handing_over:
+            return  # a signal handler sends meanwhile; its item is among those going
+        try:
+            self._handing_over = True
+            self._last = _waiting.monotonic()
+            self._under_way += give(self.items, self._hand_over)
+        finally:
+            self._handing_over = False
+        if self.items:
             self._arm()
 
     def take(self) -> list[_Item]:
         """Give up what waits: this hub is gone, or its client closes."""
-        items, self._items = self._items, []
+        items, self.items = self.items, []
         return items
-
-    def stop(self) -> None:
-        """Stop the timer; nothing is handed over by itself any more."""
-        self._timer.close()
 
     def _end_of_tick(self) -> None:
         self._scheduled = False
         self._hand_over_if_due()
 
     def _on_timer(self) -> None:
-        self._armed = False
+        self.enough = 1
         self._timer.stop()
-        if self._items and not self._hand_over_if_due():
+        if self.items and not self._hand_over_if_due():
             self._arm()
 
     def _hand_over_if_due(self) -> bool:
@@ -141,12 +152,12 @@ class Gatherer(Generic[_Item]):
         # are few, the others come soon: going on without them would split the batch,
         # for good. So the few wait for them, for a second round trip at most.
         waited = _waiting.monotonic() - self._last
-        many = len(self._items) * 2 >= self._under_way
+        many = len(self.items) * 2 >= self._under_way
         round_trips = self._round_trip if many else self._round_trip * 2
         return waited >= min(round_trips, _LONGEST_PACE)
 
     def _arm(self) -> None:
         # In case no report comes.
-        if not self._armed:
-            self._armed = True
+        if self.enough == 1:
+            self.enough = _MOST
             self._timer.again(self._on_timer, update=True)

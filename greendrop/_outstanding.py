@@ -1,4 +1,4 @@
-"""How many messages are on their way, and who waits for that to change.
+"""Which messages are on their way, and who waits for that to change.
 
 A message is outstanding from the moment it is taken until its verdict is told,
 whether it is gathered, in librdkafka's queue, in flight or reported and not yet told.
@@ -6,11 +6,13 @@ whether it is gathered, in librdkafka's queue, in flight or reported and not yet
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from greendrop import _waiting
+    from greendrop.delivery import DeliveryHandle
 
 
 class Outstanding:
@@ -27,23 +29,22 @@ class Outstanding:
         "_limit",
         "_none",
         "_promised",
+        "_refused",
         "_room",
-        "direct",
-        "gathered",
-        "refused",
-        "settled",
+        "pending",
+        "places",
     )
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        #: Taken in the hub's thread, which counts without a lock.
-        self.gathered = 0
-        #: Taken in other threads; counted under the client's gate.
-        self.direct = 0
-        #: Told by the serving task.
-        self.settled = 0
-        #: librdkafka refused a message that the count had room for: it limits bytes.
-        self.refused = False
+        #: Handles without a verdict. Whoever takes a message adds its handle, and the
+        #: serving task discards it; each is one step to all threads.
+        self.pending: set[DeliveryHandle] = set()
+        #: One who has not waited for room may send while fewer are on their way. Who
+        #: sends reads this and `pending` directly: it is asked for each message.
+        self.places: float = limit
+        # librdkafka refused a message that the count had room for: it limits bytes.
+        self._refused = False
         self._room: deque[_waiting.Waiter] = deque()
         # Waiters that were woken for room and have not taken it yet.
         self._promised = 0
@@ -51,31 +52,37 @@ class Outstanding:
 
     @property
     def count(self) -> int:
-        """Messages on their way. Below 0 for a moment when a report is quick."""
-        return self.gathered + self.direct - self.settled
+        """Messages on their way."""
+        return len(self.pending)
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one who has waited for it."""
-        count = self.gathered + self.direct - self.settled
+        """Whether there is no room even for one who has waited for it."""
+        count = self.count
         # What librdkafka refused for its bytes fits once nothing is on its way.
-        return count >= self._limit or (self.refused and count > 0)
+        return count >= self._limit or (self._refused and count > 0)
 
-    @property
-    def full_for_newcomers(self) -> bool:
-        """Whether there is no room, or others wait for it."""
-        count = self.gathered + self.direct - self.settled + self._promised
-        return count >= self._limit or bool(self._room) or (self.refused and count > 0)
+    def refuse(self) -> None:
+        """Take note that librdkafka had no room, whatever the count says."""
+        self._refused = True
+        self._review()
+
+    def _review(self) -> None:
+        if self._room:
+            self.places = -math.inf
+        else:
+            self.places = 1 if self._refused else self._limit - self._promised
 
     def settle(self, count: int) -> None:
-        """Count verdicts that were told, and wake who waited for that."""
-        self.settled += count
+        """Wake who waited for this many verdicts, which were told."""
         left = self.count
         if self._room:
             room = self._limit - left - self._promised
-            self._wake_for_room(min(room, count) if self.refused and left else room)
-        self.refused = False
-        if self._none and left <= 0:
+            self._wake_for_room(min(room, count) if self._refused and left else room)
+        if self._refused:
+            self._refused = False
+            self._review()
+        if self._none and not left:
             while self._none:
                 self._none.popleft().wake()
 
@@ -94,6 +101,7 @@ class Outstanding:
             As the waiter does. Send at once after it, before others run.
         """
         (self._room.appendleft if again else self._room.append)(waiter)
+        self._review()
         turn = False
         try:
             # Another thread may have made room meanwhile, and nobody is before us.
@@ -106,15 +114,17 @@ class Outstanding:
                 self._promised -= 1
                 if not turn:
                     self._wake_for_room(1)  # too late for this one, so the next
+            self._review()
 
     def _wake_for_room(self, count: int) -> None:
         for _ in range(min(count, len(self._room))):
             try:
                 waiter = self._room.popleft()
             except IndexError:
-                return
+                break
             self._promised += 1
             waiter.wake()
+        self._review()
 
     def send_away(self) -> None:
         """Wake all who wait for room: there won't be any."""

@@ -67,7 +67,8 @@ class HubTask:
         if shared is not None:
             shared.ref = False
         self._guard = loop.timer(_GUARD, _GUARD, ref=False)
-        self._greenlet: Any = sys.modules["gevent"].spawn(self._run)
+        #: The task.
+        self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
     @property
     def alive(self) -> bool:
@@ -76,11 +77,11 @@ class HubTask:
 
     def _over(self) -> bool:
         # The greenlet itself is asked: killed before its first line, it can't tell.
-        return bool(self._greenlet.dead) or _waiting.hub_is_gone(self.hub)
+        return bool(self.greenlet.dead) or _waiting.hub_is_gone(self.hub)
 
     def is_current(self) -> bool:
         """Tell whether the caller is this task: a listener, that is."""
-        return _waiting.current_task() is self._greenlet
+        return _waiting.current_task() is self.greenlet
 
     def guard(self) -> None:
         """Look after outstanding messages, until there are none; from any thread."""
@@ -96,7 +97,7 @@ class HubTask:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
-        if self._greenlet.dead and not self._ended:
+        if self.greenlet.dead and not self._ended:
             _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
@@ -115,21 +116,29 @@ class HubTask:
     def _run(self) -> None:
         try:
             while not self._stopped:
-                # Drained first, then polled: what comes after the drain signals anew.
-                self._signal.clear()
-                interrupt = self._turn(0)
+                try:
+                    interrupt = self._serve()
+                except BaseException as error:  # noqa: BLE001
+                    interrupt = error
                 if isinstance(interrupt, sys.modules["greenlet"].GreenletExit):
                     raise interrupt
                 if interrupt is not None:
-                    # KeyboardInterrupt and the like go on in the main greenlet.
+                    # A signal handler raised. KeyboardInterrupt and the like go on in
+                    # the main greenlet.
                     self.hub.handle_error(self, type(interrupt), interrupt, None)
-                if not self._stopped:
-                    self._sleep()
         finally:
             self._ended = True
             self._close_watchers()
             for waiter in self._end_waiters:
                 waiter.wake()
+
+    def _serve(self) -> BaseException | None:
+        # Drained first, then polled: what comes after the drain signals anew.
+        self._signal.clear()
+        interrupt = self._turn(0)
+        if interrupt is None and not self._stopped:
+            self._sleep()
+        return interrupt
 
     def _close_watchers(self) -> None:
         self._guard.close()
@@ -138,7 +147,7 @@ class HubTask:
     def _sleep(self) -> None:
         # The watcher runs only while we sleep. While a listener waits elsewhere the
         # descriptor may stay readable, and would keep the hub spinning.
-        self._io.start(self._greenlet.switch)
+        self._io.start(self.greenlet.switch)
         try:
             self.hub.switch()
         finally:
@@ -163,20 +172,17 @@ class ThreadTask:
 
     polling: Literal["thread"] = "thread"
 
-    def __init__(
-        self, turn: Turn, interrupt_poll: Callable[[], None], gate: _waiting.Lock
-    ) -> None:
+    def __init__(self, turn: Turn, interrupt_poll: Callable[[], None]) -> None:
         """Start the thread.
 
         Args:
             turn: See `Turn`.
             interrupt_poll: Makes a poll that is going on return.
-            gate: Held around each poll.
         """
         self._turn = turn
         self._interrupt_poll = interrupt_poll
         #: Threads that wait do so here, and poll.
-        self.lead = Lead(gate, turn, interrupt_poll)
+        self.lead = Lead(turn, interrupt_poll)
         self._stopped = False
         self._ended = False
         self._ident: int | None = None
@@ -239,15 +245,14 @@ class Lead:
     the `ThreadTask` rests.
 
     Args:
-        gate: Held around each poll.
         turn: See `Turn`.
         interrupt_poll: Makes a poll that is going on return.
     """
 
-    def __init__(
-        self, gate: _waiting.Lock, turn: Turn, interrupt_poll: Callable[[], None]
-    ) -> None:
-        self._gate = gate
+    def __init__(self, turn: Turn, interrupt_poll: Callable[[], None]) -> None:
+        # Who leads. Not a lock: a signal handler that raises just after it was taken
+        # would leave it taken for ever. This tells by whom.
+        self._leader: dict[str, object] = {}
         self._turn = turn
         self._interrupt_poll = interrupt_poll
         self._taken = False
@@ -274,15 +279,21 @@ class Lead:
         Blocking:
             Blocks the thread.
         """
+        me = object()
         deadline = _waiting.monotonic() + seconds
         while not (done() or self._stopped):
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
-            if self._gate.acquire(blocking=False):
-                self._poll_until(done, deadline)
-            else:
-                self._follow(waiter, done, left)
+            try:
+                if self._leader.setdefault("leader", me) is me:
+                    self._poll_until(done, deadline)
+                else:
+                    self._follow(waiter, done, left)
+            finally:
+                if self._leader.get("leader") is me:
+                    del self._leader["leader"]
+                    self.pass_on()
 
     def stop(self) -> None:
         """Send all away, soon: another task serves from now on."""
@@ -301,36 +312,28 @@ class Lead:
         return True
 
     def _poll_until(self, done: Callable[[], bool], deadline: float) -> None:
-        try:
-            while not (done() or self._stopped):
-                left = deadline - _waiting.monotonic()
-                if left <= 0:
-                    return
-                self._taken = True
-                interrupt = self._turn(min(left, _POLL))
-                if interrupt is not None:
-                    raise interrupt
-        finally:
-            self._gate.release()
-            self.pass_on()
+        if not self._taken:
+            # It is the thread task that polls. It makes room for us.
+            self._taken = True
+            self._interrupt_poll()
+        while not (done() or self._stopped):
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            self._taken = True
+            interrupt = self._turn(min(left, _POLL))
+            if interrupt is not None:
+                raise interrupt
 
     def _follow(
         self, waiter: _waiting.Waiter, done: Callable[[], bool], seconds: float
     ) -> None:
         self._followers.append(waiter)
         try:
-            # Tried once more, now that we are known to follow: the leader may have
+            # Asked once more, now that we are known to follow: the leader may have
             # left, with nobody to wake, between our first try and this.
-            if self._gate.acquire(blocking=False):
-                self._gate.release()
-                return
-            if self._stopped:
-                return
-            if not self._taken:
-                # It is the thread task that polls. It makes room for us.
-                self._taken = True
-                self._interrupt_poll()
-            waiter.wait(seconds)
+            if self._leader and not self._stopped:
+                waiter.wait(seconds)
         finally:
             try:
                 self._followers.remove(waiter)

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
-from greendrop.errors import DeliveryError
+from greendrop.errors import ProduceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ class Settler:
 
     Args:
         reports: Handles that were filled.
+        pending: Handles without a verdict; each is discarded when its verdict is told.
         settings: For the producer's id and `max_serve_time`.
         monitor: Who listens.
         verdicts: What librdkafka's errors mean.
@@ -47,6 +48,7 @@ class Settler:
         self,
         *,
         reports: ReportQueue,
+        pending: set[DeliveryHandle],
         settings: Settings,
         monitor: Monitor,
         verdicts: Verdicts,
@@ -54,6 +56,7 @@ class Settler:
         pause: Callable[[], None],
     ) -> None:
         self._reports = reports
+        self._pending = pending
         self._settings = settings
         self._monitor = monitor
         self._verdicts = verdicts
@@ -61,47 +64,48 @@ class Settler:
         self._pause = pause
         #: What librdkafka said beside reports: kind and content.
         self.notices: deque[tuple[str, Any]] = deque()
-        self._busy = _waiting.allocate_lock()
 
     def settle(self) -> None:
         """Tell all that came in so far.
 
         Blocking:
-            As long as listeners wait. Never for another task that is settling.
+            As long as listeners wait. Never for another task that is settling too, as
+            happens while one driver replaces the other.
         """
         while self._reports or self.notices:
-            # Two may come here while one driver replaces the other. The one that is
-            # at it looks again before it goes.
-            if not self._busy.acquire(blocking=False):
-                return
-            try:
-                while self.notices:
-                    self._tell_notice(*self.notices.popleft())
-                self._settle_reports()
-            finally:
-                self._busy.release()
+            if self.notices:
+                self._tell_notice(*self.notices.popleft())
+            self._settle_reports()
 
     def _settle_reports(self) -> None:
         reports = self._reports
+        popleft = reports.popleft
+        discard = self._pending.discard
         acknowledged = self._monitor.listens("message.acknowledged")
         turn_ends = _waiting.monotonic() + self._settings.max_serve_time
         count = 0
         latency = -1.0
         try:
             while reports:
-                handle = reports.popleft()
+                try:
+                    handle = popleft()
+                except IndexError:  # another thread settles, too
+                    break
                 count += 1
+                if handle._error is None and not acknowledged:
+                    latency = handle._latency
+                    handle._reports = None
+                    if handle._waiters is not None:
+                        handle._settle()
+                    discard(handle)
+                    continue
                 if handle._error is None:
                     latency = handle._latency
-                    if not acknowledged:
-                        handle._reports = None
-                        if handle._waiters is not None:
-                            handle._settle()
-                        continue
                 try:
                     self._tell_report(handle)
                 finally:
                     handle._settle()
+                    discard(handle)
                 if not count % _CLOCK_EVERY and _waiting.monotonic() > turn_ends:
                     self._on_settled(count, latency)
                     count = 0
@@ -125,7 +129,7 @@ class Settler:
             }
             self._emit("message.acknowledged", payload)
             return
-        if not isinstance(error, DeliveryError):
+        if not isinstance(error, ProduceError):
             error = self._verdicts.verdict(handle.topic, error, handle._partition)
             handle._error = error
         payload = {"topic": handle.topic, "label": handle.label}

@@ -10,7 +10,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop.errors import BrokerError, DeliveryError, MessagePurgedError
+from greendrop.errors import (
+    BrokerError,
+    DeliveryError,
+    MessagePurgedError,
+    ReportLostError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +149,14 @@ class Verdicts:
         """Tell that a message was dropped before librdkafka sent it."""
         text = f"{_named(topic)} was dropped, still queued"
         return _caused(MessagePurgedError, text, cause)
+
+    def report_lost(self, topic: str) -> ReportLostError:
+        """Tell that the report on a message was lost on its way to its handle."""
+        text = (
+            f"the report on {_named(topic)} was lost to an exception that a signal"
+            " handler raised; the broker may have the message"
+        )
+        return ReportLostError(text)
 
     def refusal(self, topic: str, cause: Exception) -> DeliveryError:
         """Tell that librdkafka did not take a message."""

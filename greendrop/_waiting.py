@@ -155,44 +155,53 @@ class ThreadWaiter:
 class GreenletWaiter:
     """A greenlet that lets its hub run others."""
 
-    __slots__ = ("_greenlet", "_hub", "_woken")
+    __slots__ = ("_callback", "_hub", "_switch", "_woken", "greenlet")
 
     #: As above. While its own hub runs, whoever works for it there runs, too.
     patience = 1.0
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, greenlet: Any) -> None:  # noqa: ANN401
         self._hub = hub
-        self._greenlet: Any = None
+        #: Who waits.
+        self.greenlet = greenlet
+        # There while it waits, and only then.
+        self._switch: Any = None
+        self._callback: Any = None
         self._woken = False
 
     def wait(self, seconds: float) -> bool:
-        if self._woken:
-            return True
         hub = self._hub
-        self._greenlet = sys.modules["greenlet"].getcurrent()
+        loop: Any = hub.loop
+        self._switch = switch = self.greenlet.switch
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
-        loop: Any = hub.loop
-        timer = loop.timer(max(seconds, _SHORTEST))
-        timer.start(self._resume, update=True)
+        timer = loop.timer(max(_SHORTEST, seconds))
+        timer.start(switch, update=True)
         try:
             while not self._woken and timer.active:
                 hub.switch()
         finally:
             # From here a late wake-up finds nobody: it must not switch into a
             # greenlet that has gone on to something else.
-            self._greenlet = None
+            self._switch = None
             timer.close()
+            if self._callback is not None:
+                self._callback.stop()
         return self._woken
 
     def wake(self) -> None:
         self._woken = True
-        call_in_hub(self._hub, self._resume)
+        hub = self._hub
+        loop: Any = hub.loop
+        if loop is None or get_ident() != hub.thread_ident:
+            call_in_hub(hub, self._resume)
+        elif self._switch is not None and self._callback is None:
+            # The short way: in this thread nothing runs between question and answer.
+            self._callback = loop.run_callback(self._switch)
 
     def _resume(self) -> None:
-        greenlet = self._greenlet
-        if greenlet is not None:
-            greenlet.switch()
+        if self._switch is not None:
+            self._switch()
 
 
 class LinkWaiter:
@@ -243,10 +252,20 @@ def new_waiter() -> ThreadWaiter | GreenletWaiter:
     hub = current_hub()
     if hub is None:
         return ThreadWaiter()
-    if sys.modules["greenlet"].getcurrent() is hub:
+    return waiter_in(hub)
+
+
+def waiter_in(hub: Hub) -> GreenletWaiter:
+    """Make a waiter for the calling greenlet, whose hub this is.
+
+    Raises:
+        IllegalWaitError: The caller runs in the hub itself.
+    """
+    greenlet = sys.modules["greenlet"].getcurrent()
+    if greenlet is hub:
         text = "can't wait in the hub itself (a callback of gevent's event loop)"
         raise IllegalWaitError(text)
-    return GreenletWaiter(hub)
+    return GreenletWaiter(hub, greenlet)
 
 
 def link(callback: Callable[[Any], object], source: object) -> LinkWaiter:

@@ -17,7 +17,7 @@ from greendrop.errors import DeliveryTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greendrop.errors import DeliveryError, ProduceError
+    from greendrop.errors import ProduceError
 
 
 class DeliveryReport(NamedTuple):
@@ -38,6 +38,10 @@ class DeliveryReport(NamedTuple):
     timestamp: int
     latency: float
     label: object
+
+
+# Making a NamedTuple by its own constructor costs twice as much.
+_new_report = tuple.__new__
 
 
 class ReportingClient(Protocol):
@@ -126,13 +130,15 @@ class DeliveryHandle:
         Only fills and appends: a greenlet switch, a lock or an exception here can
         abort the process.
         """
+        reports: Any = self._reports
+        if reports is None:
+            return  # told as lost, and here it is after all
         self._error = error
         self._partition = message.partition()
         if error is None:
             self._offset = message.offset()
             self._timestamp = message.timestamp()[1]
             self._latency = message.latency()
-        reports: Any = self._reports
         # Appended first, then asked: the serving task sets the limit to nought and
         # looks into the queue in the opposite order, so one of the two sees the other.
         reports.append(self)
@@ -147,16 +153,19 @@ class DeliveryHandle:
     @property
     def report(self) -> DeliveryReport | None:
         """The report of a delivered message, else None. Never blocks."""
-        return self._report() if self.done and self._error is None else None
+        return self._report() if self._reports is None and self._error is None else None
 
     def _report(self) -> DeliveryReport:
-        return DeliveryReport(
-            self.topic,
-            self._partition,
-            self._offset,
-            self._timestamp,
-            self._latency,
-            self.label,
+        return _new_report(
+            DeliveryReport,
+            (
+                self.topic,
+                self._partition,
+                self._offset,
+                self._timestamp,
+                self._latency,
+                self.label,
+            ),
         )
 
     @property
@@ -198,13 +207,15 @@ class DeliveryHandle:
             raise ValueError(msg)
         waiter = client.waiter()
         deadline = _waiting.monotonic() + timeout
-        self._add(waiter)
+        left = timeout
+        with _swap:
+            self._waiters = (waiter, self._waiters)
         try:
             while self._reports is not None:
-                left = deadline - _waiting.monotonic()
                 if left <= 0:
                     raise self._timed_out(client, timeout)
                 client.wait(waiter, self.ready, left)
+                left = deadline - _waiting.monotonic()
         finally:
             if self._reports is not None:
                 self._remove(lambda one: one is waiter)
@@ -234,8 +245,8 @@ class DeliveryHandle:
                 chain[0].wake()
                 chain = chain[1]
 
-    def _fail(self, error: DeliveryError) -> None:
-        """Report from our side that the message was not even queued."""
+    def _fail(self, error: ProduceError) -> None:
+        """Report from our side, where librdkafka has nothing to report."""
         self._error = error
         reports: Any = self._reports
         reports.append(self)
@@ -257,7 +268,7 @@ class DeliveryHandle:
 
     def ready(self) -> bool:
         """Same as `done` (for gevent)."""
-        return self.done
+        return self._reports is None
 
     def _add(self, waiter: _waiting.Waiter | _waiting.LinkWaiter) -> None:
         with _swap:

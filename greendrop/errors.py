@@ -17,6 +17,7 @@
         ├── DeliveryError               final: not delivered
         │   └── MessagePurgedError      final: dropped before it was acknowledged
         ├── DeliveryTimeoutError        not known yet; may still be delivered
+        ├── ReportLostError             never to be known; may have been delivered
         └── ProduceManyError            a batch failed; carries what was dispatched
 
 All of them pickle, with their cause. No text holds a payload or a secret.
@@ -224,6 +225,14 @@ class DeliveryTimeoutError(ProduceError, TimeoutError):
     """No verdict yet. The message may still be delivered.
 
     Sending it again may therefore deliver it twice.
+    """
+
+
+class ReportLostError(ProduceError):
+    """What became of the message will not be known. It may have been delivered.
+
+    A signal handler, such as that of Ctrl-C, raised an exception at the moment when the
+    message's report came in.
     """
 
 

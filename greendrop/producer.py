@@ -119,30 +119,28 @@ class Producer:
             thread; for `max_wait_timeout` seconds at most, after a wait for room.
         """
         core = self._core or self._unconfigured()
-        message = _checked(
-            core,
-            _new_message(
-                Message,
-                (
-                    topic,
-                    payload,
-                    key,
-                    headers,
-                    partition,
-                    partition_key,
-                    timestamp,
-                    label,
-                ),
-            ),
+        fields = (
+            topic,
+            payload,
+            key,
+            headers,
+            partition,
+            partition_key,
+            timestamp,
+            label,
         )
-        began = _waiting.monotonic()
+        message = checked(_new_message(Message, fields), core.max_payload_size)
+        if partition_key is not None:
+            _refuse_partition_key()
+        told = "message.produced_sync" in self.monitor.listeners
+        began = _waiting.monotonic() if told else 0.0
         try:
             handle = core.dispatch(message, "produce_sync")
             report = handle.wait(core.settings.max_wait_timeout)
         except ProduceError as error:
             self._tell_error("message.produce_sync", error, message=message)
             raise
-        if self.monitor.listens("message.produced_sync"):
+        if told:
             self._tell("message.produced_sync", began, message=message)
         return report
 
@@ -174,22 +172,19 @@ class Producer:
             Only while the queue is full, as `produce_sync`.
         """
         core = self._core or self._unconfigured()
-        message = _checked(
-            core,
-            _new_message(
-                Message,
-                (
-                    topic,
-                    payload,
-                    key,
-                    headers,
-                    partition,
-                    partition_key,
-                    timestamp,
-                    label,
-                ),
-            ),
+        fields = (
+            topic,
+            payload,
+            key,
+            headers,
+            partition,
+            partition_key,
+            timestamp,
+            label,
         )
+        message = checked(_new_message(Message, fields), core.max_payload_size)
+        if partition_key is not None:
+            _refuse_partition_key()
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -287,12 +282,16 @@ class Producer:
         batch: list[Message] = []
         errors: dict[str, str] = {}
         bad = 0
+        limit = core.max_payload_size
         turns = _waiting.Turns(core.settings.max_serve_time)
         for index, item in enumerate(messages):
             if not index % turns.ROUNDS:
                 turns.end_one()
             try:
-                batch.append(_checked(core, as_message(item)))
+                message = item if type(item) is Message else as_message(item)
+                if message.partition_key is not None:
+                    _refuse_partition_key()
+                batch.append(checked(message, limit))
             except MessageInvalidError as error:
                 bad += 1
                 if bad <= _BAD_MESSAGES_TOLD:
@@ -305,25 +304,21 @@ class Producer:
         return batch
 
     def _wait_for_all(self, core: Core, batch: list[Message]) -> list[DeliveryReport]:
-        timeout = core.settings.max_wait_timeout
         failure: ProduceManyError | None = None
         try:
             handles = core.dispatch_many(batch, "produce_many_sync")
         except ProduceManyError as error:
             failure = error
             handles = list(error.dispatched)
-        deadline = _waiting.monotonic() + timeout
+        deadline = _waiting.monotonic() + core.settings.max_wait_timeout
         reports: list[DeliveryReport] = []
         turns = _waiting.Turns(core.settings.max_serve_time)
         for index, handle in enumerate(handles):
             if not index % turns.ROUNDS:
                 turns.end_one()
-            report = handle.report
-            if report is not None:
-                reports.append(report)
-                continue
             try:
-                reports.append(handle.wait(max(deadline - _waiting.monotonic(), 0.0)))
+                left = 0.0 if handle.done else deadline - _waiting.monotonic()
+                reports.append(handle.wait(left if left > 0 else 0.0))
             except ProduceError as error:
                 if failure is None:
                     text = f"message {index} of {len(batch)}: {error}"
@@ -435,13 +430,10 @@ class Producer:
             self.monitor.emit("error.occurred", payload)
 
 
-def _checked(core: Core, message: Message) -> Message:
-    message = checked(message, core.settings.max_payload_size)
-    if message[5] is not None:
-        # Better refused than ignored, as long as nothing acts on it.
-        text = "is not supported yet; give a partition, or a key"
-        raise MessageInvalidError({"partition_key": text})
-    return message
+def _refuse_partition_key() -> None:
+    # Better refused than ignored, as long as nothing acts on it.
+    text = "is not supported yet; give a partition, or a key"
+    raise MessageInvalidError({"partition_key": text})
 
 
 def _check_timeout(timeout: object) -> None:

@@ -207,6 +207,42 @@ def send_when_ready(number, process):
     return interpreter.finish(process)
 
 
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_ctrl_c_in_the_midst_of_reports_loses_none(mode, mock_cluster, run_script):
+    """Wherever Ctrl-C comes up, in a callback too, each handle gets its verdict.
+
+    Python runs a signal's handler also at the first line of a callback of librdkafka,
+    where nothing can catch what it raises. One round in ten hits one.
+    """
+    program = """
+    import random
+    from greendrop import ReportLostError
+
+    if "gevent" in sys.modules:
+        sys.modules["gevent"].get_hub().print_exception = lambda *_: None
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for _ in range(40):
+        producer = Producer({"bootstrap.servers": servers})
+        producer.produce_sync(topic="events", payload=b"x")
+        handles = []
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+        try:
+            while True:
+                for _ in range(200):
+                    handles.append(producer.produce_async(topic="events", payload=b"x"))
+                for handle in handles[-200:]:
+                    handle.wait(10)
+        except KeyboardInterrupt:
+            pass
+        producer.close(timeout=10)
+        assert all(handle.done for handle in handles)
+        assert {type(handle.error) for handle in handles} <= {
+            type(None), ReportLostError
+        }
+    """
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
 @every_mode
 def test_ctrl_c_interrupts_a_wait(mode, mock_cluster, stored):
     """Ctrl-C raises in the waiting main thread; the message arrives, later ones too."""

@@ -68,6 +68,13 @@ class FakeHub:
         self.loop = FakeLoop()
 
 
+def add(gatherer, item):
+    """Add an item as the client does."""
+    gatherer.items.append(item)
+    if len(gatherer.items) >= gatherer.enough:
+        gatherer.review()
+
+
 class Sink:
     """Takes hand-overs as librdkafka would, with room for some items or all."""
 
@@ -75,13 +82,16 @@ class Sink:
         self.batches = []
         self.room = None
 
-    def __call__(self, items):
-        """Take what there is room for and give back the rest."""
-        taken = items if self.room is None else items[: self.room]
-        if self.room is not None:
-            self.room -= len(taken)
-        self.batches.append(taken)
-        return items[len(taken) :]
+    def __call__(self, going):
+        """Take what there is room for; True when there was none for the last one."""
+        self.batches.append([])
+        for item in going:
+            if self.room == 0:
+                return True
+            if self.room is not None:
+                self.room -= 1
+            self.batches[-1].append(item)
+        return False
 
     @property
     def items(self):
@@ -109,25 +119,25 @@ def gatherer(fake_hub, sink):
 
 def test_send_goes_out_at_once_when_nothing_is_under_way(gatherer, sink):
     """Who is alone doesn't wait for company."""
-    gatherer.add(1)
+    add(gatherer, 1)
 
     assert sink.batches == [[1]]
-    assert len(gatherer) == 0
+    assert len(gatherer.items) == 0
 
 
 def test_sends_are_gathered_while_something_is_under_way(gatherer, sink):
     """The second send waits for the report on the first one."""
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
 
     assert sink.batches == [[1]]
-    assert len(gatherer) == 2
+    assert len(gatherer.items) == 2
 
 
 def test_gathered_sends_go_out_together_when_all_is_reported(gatherer, sink, fake_hub):
     """At the end of the tick that brought the last report, the list goes out."""
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
     gatherer.reported(1, SLOW)
 
     assert sink.batches == [[1]], "the greenlets that were freed have had no turn yet"
@@ -141,12 +151,12 @@ def test_greenlets_that_reports_freed_join_the_batch(gatherer, sink, fake_hub):
 
     Without that, a hundred greenlets would trickle: one message a request.
     """
-    gatherer.add(1)
-    gatherer.add(2)
+    add(gatherer, 1)
+    add(gatherer, 2)
     gatherer.hand_over()
     gatherer.reported(2, SLOW)
     for item in (3, 4, 5):
-        gatherer.add(item)
+        add(gatherer, item)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2], [3, 4, 5]]
@@ -158,7 +168,7 @@ def test_lone_sender_waits_for_nobody(gatherer, sink, fake_hub):
     Nor is anything done for it at the end of each tick.
     """
     for item in range(5):
-        gatherer.add(item)
+        add(gatherer, item)
         gatherer.reported(1, SLOW)
 
     assert sink.batches == [[item] for item in range(5)]
@@ -168,7 +178,7 @@ def test_lone_sender_waits_for_nobody(gatherer, sink, fake_hub):
 def test_reports_of_one_tick_end_it_once(gatherer, fake_hub):
     """Ten reports in one tick schedule one hand-over."""
     for item in range(12):
-        gatherer.add(item)
+        add(gatherer, item)
     gatherer.hand_over()
     for _ in range(10):
         gatherer.reported(1, SLOW)
@@ -178,12 +188,12 @@ def test_reports_of_one_tick_end_it_once(gatherer, fake_hub):
 
 def test_end_of_a_tick_without_sends_hands_over_nothing(gatherer, sink, fake_hub):
     """Reports that free nobody cost nothing, and the next send goes out at once."""
-    gatherer.add(1)
+    add(gatherer, 1)
     gatherer.reported(1, SLOW)
     fake_hub.loop.end_tick()
     assert sink.batches == [[1]]
 
-    gatherer.add(2)
+    add(gatherer, 2)
 
     assert sink.batches == [[1], [2]]
 
@@ -196,10 +206,10 @@ def test_nothing_goes_out_early_while_a_part_is_under_way(gatherer, sink, fake_h
         batches = len(sink.batches)
         began = time.monotonic()
         for item in (1, 2, 3):
-            gatherer.add(item)
+            add(gatherer, item)
         gatherer.hand_over()
         gatherer.reported(1, SLOW)
-        gatherer.add(4)
+        add(gatherer, 4)
         fake_hub.loop.end_tick()
         if time.monotonic() - began < _gather._LONGEST_PACE / 2:
             break
@@ -207,15 +217,15 @@ def test_nothing_goes_out_early_while_a_part_is_under_way(gatherer, sink, fake_h
         pytest.fail("this machine never ran ten lines within half a millisecond")
 
     assert [4] not in sink.batches[batches:]
-    assert len(gatherer) == 1
+    assert len(gatherer.items) == 1
 
 
 def test_a_round_trip_after_the_last_hand_over_more_goes_out(gatherer, sink, fake_hub):
     """A slow broker doesn't slow down those whose messages go elsewhere."""
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
     gatherer.hand_over()
-    gatherer.add(4)
+    add(gatherer, 4)
     time.sleep(2 * _gather._LONGEST_PACE)
     gatherer.reported(1, SLOW)
     fake_hub.loop.end_tick()
@@ -226,9 +236,9 @@ def test_a_round_trip_after_the_last_hand_over_more_goes_out(gatherer, sink, fak
 def test_quick_broker_gets_more_sooner(gatherer, sink, fake_hub):
     """With a round trip of nothing, each report lets the next list go."""
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
     gatherer.hand_over()
-    gatherer.add(4)
+    add(gatherer, 4)
     gatherer.reported(1, 0.0)
     fake_hub.loop.end_tick()
 
@@ -240,9 +250,9 @@ def test_failed_reports_say_nothing_about_the_round_trip(gatherer, sink, fake_hu
     gatherer.reported(1, 0.0)
     fake_hub.loop.end_tick()
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
     gatherer.hand_over()
-    gatherer.add(4)
+    add(gatherer, 4)
     gatherer.reported(1, -1.0)
     fake_hub.loop.end_tick()
 
@@ -251,8 +261,8 @@ def test_failed_reports_say_nothing_about_the_round_trip(gatherer, sink, fake_hu
 
 def test_timer_hands_over_when_no_report_comes(gatherer, sink, fake_hub):
     """A list doesn't wait for a report that may take seconds."""
-    gatherer.add(1)
-    gatherer.add(2)
+    add(gatherer, 1)
+    add(gatherer, 2)
     (timer,) = fake_hub.loop.timers
     assert timer.active
 
@@ -265,16 +275,16 @@ def test_timer_hands_over_when_no_report_comes(gatherer, sink, fake_hub):
 def test_timer_waits_for_the_round_trip_too(gatherer, sink, fake_hub):
     """A timer that fires early, as a coarse one may, hands over nothing early."""
     (timer,) = fake_hub.loop.timers
-    gatherer.add(1)
+    add(gatherer, 1)
     gatherer.reported(1, SLOW)
     fake_hub.loop.end_tick()
     for number in range(100):
         gatherer.hand_over()
         began = time.monotonic()
-        gatherer.add(2)
+        add(gatherer, 2)
         gatherer.hand_over()
         batches = list(sink.batches)
-        gatherer.add(number)
+        add(gatherer, number)
         timer.fire()
         if time.monotonic() - began < _gather._LONGEST_PACE / 2:
             break
@@ -290,7 +300,7 @@ def test_timer_waits_for_the_round_trip_too(gatherer, sink, fake_hub):
 
 def test_timer_runs_only_while_something_waits(gatherer, fake_hub):
     """A send that goes out at once starts no timer."""
-    gatherer.add(1)
+    add(gatherer, 1)
 
     assert not fake_hub.loop.timers[0].active
 
@@ -299,9 +309,9 @@ def test_long_list_goes_out_inside_the_call(gatherer, sink):
     """A loop that never yields doesn't gather for ever."""
     count = 3 * _gather._MOST + 1
     for item in range(count):
-        gatherer.add(item)
+        add(gatherer, item)
 
-    assert len(gatherer) < _gather._MOST
+    assert len(gatherer.items) < _gather._MOST
     gatherer.hand_over()
     assert sink.items == list(range(count))
 
@@ -309,7 +319,7 @@ def test_long_list_goes_out_inside_the_call(gatherer, sink):
 def test_order_of_calls_is_kept(gatherer, sink, fake_hub):
     """Whatever makes them go out, sends go out in the order of their calls."""
     for item in range(5_000):
-        gatherer.add(item)
+        add(gatherer, item)
         if not item % 7:
             gatherer.reported(3, 0.0)
         if not item % 11:
@@ -323,13 +333,13 @@ def test_order_of_calls_is_kept(gatherer, sink, fake_hub):
 
 def test_what_had_no_room_is_kept_in_front(gatherer, sink, fake_hub):
     """The rest of a hand-over stays first in the list, and is tried again."""
-    gatherer.add(0)
+    add(gatherer, 0)
     for item in range(1, 6):
-        gatherer.add(item)
+        add(gatherer, item)
     sink.room = 2
     gatherer.hand_over()
-    assert len(gatherer) == 3
-    gatherer.add(6)
+    assert len(gatherer.items) == 3
+    add(gatherer, 6)
 
     sink.room = None
     gatherer.reported(3, 0.0)
@@ -340,13 +350,13 @@ def test_what_had_no_room_is_kept_in_front(gatherer, sink, fake_hub):
 
 def test_rest_is_tried_again_by_the_timer(gatherer, sink, fake_hub):
     """Without reports, the timer goes on trying until there is room."""
-    gatherer.add(0)
-    gatherer.add(1)
+    add(gatherer, 0)
+    add(gatherer, 1)
     sink.room = 0
     (timer,) = fake_hub.loop.timers
     timer.fire()
     timer.fire()
-    assert len(gatherer) == 1
+    assert len(gatherer.items) == 1
     assert timer.active
     sink.room = None
 
@@ -358,7 +368,7 @@ def test_rest_is_tried_again_by_the_timer(gatherer, sink, fake_hub):
 def test_rest_of_a_first_send_is_not_forgotten(gatherer, sink, fake_hub):
     """Also a send that goes out at once may find no room; it is tried again."""
     sink.room = 0
-    gatherer.add(1)
+    add(gatherer, 1)
     sink.room = None
     fake_hub.loop.timers[0].fire()
 
@@ -376,16 +386,16 @@ def test_sends_made_while_handing_over_come_after(fake_hub):
     """A hand-over that leads to another send doesn't lose or reorder anything."""
     taken = []
 
-    def hand_over(items):
-        if items == [2]:
-            gatherer.add(3)
-        taken.extend(items)
-        return []
+    def hand_over(going):
+        for item in going:
+            if item == 2:
+                add(gatherer, 3)
+            taken.append(item)
+        return False
 
     gatherer = Gatherer(fake_hub, hand_over)
-    gatherer.add(1)
-    gatherer.add(2)
-    gatherer.hand_over()
+    add(gatherer, 1)
+    add(gatherer, 2)
     gatherer.hand_over()
 
     assert taken == [1, 2, 3]
@@ -394,7 +404,7 @@ def test_sends_made_while_handing_over_come_after(fake_hub):
 def test_take_gives_up_the_list(gatherer, sink):
     """Who closes the client takes what waits, in order; nothing is left."""
     for item in (1, 2, 3):
-        gatherer.add(item)
+        add(gatherer, item)
 
     assert gatherer.take() == [2, 3]
     assert gatherer.take() == []
@@ -402,22 +412,30 @@ def test_take_gives_up_the_list(gatherer, sink):
     assert sink.items == [1]
 
 
-def test_stop_closes_the_timer(gatherer, fake_hub):
-    """A stopped gatherer leaves no timer in the loop."""
-    gatherer.add(1)
-    gatherer.add(2)
-    gatherer.stop()
+def test_an_interrupted_hand_over_keeps_what_was_not_handed_over():
+    """A signal handler may raise in the midst of it: nothing is lost or sent twice."""
 
-    assert fake_hub.loop.timers[0].closed
+    class Interrupted(Sink):
+        def __call__(self, going):
+            self.batches.append([next(going), next(going)])
+            raise KeyboardInterrupt
+
+    interrupted = Interrupted()
+    items = [1, 2, 3, 4]
+
+    with pytest.raises(KeyboardInterrupt):
+        _gather.give(items, interrupted)
+
+    assert (interrupted.items, items) == ([1, 2], [3, 4])
 
 
 def test_more_reports_than_sends_do_no_harm(gatherer, sink, fake_hub):
     """Reports on messages of other threads are counted, too, and never below nought."""
-    gatherer.add(1)
+    add(gatherer, 1)
     gatherer.reported(1_000, SLOW)
     fake_hub.loop.end_tick()
-    gatherer.add(2)
-    gatherer.add(3)
+    add(gatherer, 2)
+    add(gatherer, 3)
 
     assert sink.batches == [[1], [2]]
 
@@ -442,7 +460,6 @@ def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
 
     assert gatherer.is_here()
     assert answers == [False, False]
-    gatherer.stop()
 
 
 def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):

@@ -17,7 +17,7 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_waiting", "_librdkafka", "_verdicts"},
+    {"_waiting", "_librdkafka", "_process", "_verdicts"},
     {"config", "message", "events", "_buffer"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_settling"},

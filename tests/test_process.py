@@ -1,0 +1,71 @@
+"""The mark by which a process knows itself."""
+
+import pytest
+
+from greendrop import _process
+from tests.interpreter import MODES
+
+
+@pytest.fixture(params=[_process.mark, _process._Pid], ids=["memory", "pid"])
+def mark(request):
+    """Make a mark of either kind."""
+    return request.param()
+
+
+def test_a_mark_holds_in_the_process_that_made_it(mark):
+    """It stays true, however often it is asked."""
+    assert all(mark[0] for _ in range(3))
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+def test_a_mark_does_not_hold_in_a_forked_child(run_script):
+    """A child sees at once that it is not the one, whoever forked it.
+
+    uWSGI forks in C, without running Python's hooks.
+    """
+    program = """
+    import ctypes, os
+    from greendrop import _process
+    from tests.forking import Fork
+
+    for make in _process.mark, _process._Pid:
+        for fork in os.fork, ctypes.PyDLL(None).fork:
+            mark = make()
+            assert Fork(lambda: bool(mark[0]), fork).result() is False
+            assert mark[0]
+    """
+
+    run_script(program, "none")
+
+
+def test_marks_are_cheap_in_linux():
+    """Where memory can be wiped at a fork, asking makes no system call."""
+    assert not isinstance(_process.mark(), _process._Pid)
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", MODES)
+def test_a_producer_notices_a_fork_in_c(mode, mock_cluster, run_script):
+    """Used in the parent, it raises in a child that no hook has told of the fork."""
+    program = """
+    import ctypes
+    from greendrop import Producer, ProducerUsedInParentProcessError
+    from tests.forking import Fork
+
+    producer = Producer({"bootstrap.servers": servers})
+    producer.produce_sync(topic="events", payload=b"x")
+
+    def use():
+        try:
+            producer.produce_async(topic="events", payload=b"x")
+        except ProducerUsedInParentProcessError:
+            return True
+
+    assert Fork(use, ctypes.PyDLL(None).fork).result()
+    producer.produce_sync(topic="events", payload=b"x")
+    producer.close()
+    """
+
+    run_script(program, mode, servers=mock_cluster.bootstrap_servers)
