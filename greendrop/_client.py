@@ -17,7 +17,7 @@ from confluent_kafka import cimpl
 from greendrop import _librdkafka, _process, _waiting
 from greendrop._gather import Gatherer, give
 from greendrop._outstanding import Outstanding
-from greendrop._serving import HubTask, ThreadTask
+from greendrop._serving import HubTask, LeadWaiter, ThreadTask
 from greendrop._settling import Settler
 from greendrop._verdicts import Verdicts
 from greendrop.delivery import DeliveryHandle, ReportQueue
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
 #: 1 to 2 ms with what their waiters cost.
 _REPORTS_PER_POLL = 500
+#: One in so many messages that a thread task serves has a look whether there is a hub
+#: by now that could.
+_ATTEND_EVERY = 16
 #: Seconds between nudges of librdkafka while somebody waits for all deliveries and the
 #: user's `linger.ms` holds messages back.
 _NUDGE_EVERY = 0.05
@@ -59,16 +62,14 @@ _inherited: list[object] = []
 
 # What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
 # delivery callback, nothing, timestamp, headers.
-_Wire: TypeAlias = (
-    "tuple[str, Any, Any, int, DeliveryHandle, None, int, list[tuple[str, Any]] | None]"
-)
+_Wire: TypeAlias = "tuple[Any, ...]"
 
 
 def _wired(message: Message, handle: DeliveryHandle) -> _Wire:
     topic, payload, key, headers, partition, _, timestamp, _ = message
     if partition is None:
         partition = UNASSIGNED
-    return topic, payload, key, partition, handle, None, timestamp or 0, headers  # type: ignore[return-value]  # checked, so they are in wire form
+    return topic, payload, key, partition, handle, None, timestamp or 0, headers
 
 
 class Client:
@@ -182,8 +183,11 @@ class Client:
         now = self._outstanding
         if len(now.pending) >= now.places and (now.full or not waited):
             raise self._queue_full()
-        handle = DeliveryHandle(message[0], message[7], self._reports)
-        wire = _wired(message, handle)
+        topic, payload, key, headers, partition, _, timestamp, label = message
+        handle = DeliveryHandle(topic, label, self._reports)
+        if partition is None:
+            partition = UNASSIGNED
+        wire = (topic, payload, key, partition, handle, None, timestamp or 0, headers)
         gather = self._gather
         if gather is None or gather.current_hub() is not gather.hub:
             gather = self._gatherer()
@@ -227,6 +231,13 @@ class Client:
         return handles
 
     def _gatherer(self) -> Gatherer[_Wire] | None:
+        task = self._task
+        if (
+            isinstance(task, ThreadTask)
+            and task.alive
+            and len(self._outstanding.pending) % _ATTEND_EVERY
+        ):
+            return None  # looking for a better one takes as long as sending
         self.attend()
         gather = self._gather
         return gather if gather is not None and gather.is_here() else None
@@ -351,36 +362,22 @@ class Client:
             if orphans:
                 self.wait_for_room(_NUDGE_EVERY, again=True)
 
-    def wait(
-        self,
-        waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter,
-        done: Callable[[], bool],
-        seconds: float,
-    ) -> None:
-        """Wait until woken, done, or the time is over; and serve, if need be.
+    def look_after(self) -> None:
+        """See to it that somebody serves; for one who waits for long.
 
-        Blocking:
-            As the waiter does.
+        A hub whose thread stands still in a native call serves nobody: a waiting thread
+        then does it itself.
         """
-        patience = waiter.patience
-        if isinstance(waiter, _waiting.ThreadWaiter):
-            task = self._task
-            if isinstance(task, ThreadTask):
-                task.lead.wait(waiter, done, seconds)
-                return
-        if not waiter.wait(min(patience, seconds)) and not done():
-            self._look_after()
-
-    def _look_after(self) -> None:
-        # For one who waits for long. A hub whose thread stands still in a native call
-        # serves nobody: a waiting thread then does it itself.
         self.attend()
         task = self._task
         if isinstance(task, HubTask) and _waiting.current_hub() is None:
             self._turn(0)
 
-    def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter:
+    def waiter(self, done: Callable[[], bool] | None = None) -> _waiting.Waiter:
         """Make a waiter for the caller, who is going to wait for this client.
+
+        Args:
+            done: Whether that is there what it waits for. A thread then polls for it.
 
         Raises:
             IllegalWaitError: The wait could never end, because the caller is the hub
@@ -400,7 +397,14 @@ class Client:
                 " bring the report is running that listener"
             )
             raise IllegalWaitError(text)
-        return _waiting.new_waiter()
+        task, other = self._task, _waiting.new_waiter()
+        if (
+            done
+            and isinstance(task, ThreadTask)
+            and isinstance(other, _waiting.ThreadWaiter)
+        ):
+            return LeadWaiter(task.lead, done)
+        return other
 
     def in_serving_task(self) -> bool:
         """Tell whether the caller is the serving task: a listener."""
@@ -547,7 +551,7 @@ class Client:
                 self._nudge()
             self._outstanding.wait_for_none(self.waiter(), min(left, _NUDGE_EVERY))
             if self._outstanding.count > 0:
-                self._look_after()
+                self.look_after()
         return True
 
     def _nudge(self) -> None:

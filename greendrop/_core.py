@@ -103,7 +103,7 @@ class Core:
             ProduceManyError: A message was not queued, nor were those after it.
         """
         handles: list[DeliveryHandle] = []
-        turns = _waiting.Turns(self.settings.max_serve_time)
+        turns = _waiting.Turns()
         try:
             while len(handles) < len(messages):
                 turns.end_one()

@@ -235,6 +235,31 @@ class ThreadTask:
                 waiter.wake()
 
 
+class LeadWaiter:
+    """A thread that takes the lead while it waits, or follows.
+
+    Args:
+        lead: Where.
+        done: Whether that is there what it waits for.
+    """
+
+    __slots__ = ("_done", "_lead", "_waiter")
+
+    patience = _waiting.ThreadWaiter.patience
+
+    def __init__(self, lead: Lead, done: Callable[[], bool]) -> None:
+        self._lead = lead
+        self._done = done
+        self._waiter = _waiting.ThreadWaiter()
+
+    def wait(self, seconds: float) -> bool:
+        self._lead.wait(self._waiter, self._done, seconds)
+        return self._done()
+
+    def wake(self) -> None:
+        self._waiter.wake()
+
+
 class Lead:
     """Which of the threads that wait for reports polls for all of them.
 

@@ -120,6 +120,10 @@ class Lock(Protocol):
 class Waiter(Protocol):
     """Somebody who waits to be woken, once."""
 
+    #: Seconds after which one who waits for long should look whether somebody still
+    #: works for it. The hub that does may stand still in a native call, or be gone.
+    patience: float
+
     def wait(self, seconds: float) -> bool:
         """Wait until woken, True, or until the time is over, False."""
         ...
@@ -134,8 +138,6 @@ class ThreadWaiter:
 
     __slots__ = ("_lock",)
 
-    #: Seconds after which one who waits for long looks whether somebody still works
-    #: for it. The hub that does may stand still in a native call, or be gone.
     patience = 0.1
 
     def __init__(self) -> None:
@@ -157,7 +159,7 @@ class GreenletWaiter:
 
     __slots__ = ("_callback", "_hub", "_switch", "_woken", "greenlet")
 
-    #: As above. While its own hub runs, whoever works for it there runs, too.
+    # Longer: while its own hub runs, whoever works for it there runs, too.
     patience = 1.0
 
     def __init__(self, hub: Hub, greenlet: Any) -> None:  # noqa: ANN401
@@ -175,7 +177,7 @@ class GreenletWaiter:
         self._switch = switch = self.greenlet.switch
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
-        timer = loop.timer(max(_SHORTEST, seconds))
+        timer = loop.timer(seconds if seconds > _SHORTEST else _SHORTEST)  # noqa: FURB136 - faster
         timer.start(switch, update=True)
         try:
             while not self._woken and timer.active:
@@ -313,26 +315,23 @@ def polite_threads() -> Iterator[None]:
 
 
 class Turns:
-    """Lets others run every so often, in a long loop of our own.
+    """Lets others run every so often, in a long loop of our own."""
 
-    Args:
-        seconds: How long the loop may hold the hub.
-    """
-
-    __slots__ = ("_ends", "_seconds")
+    __slots__ = ("_ends",)
 
     #: Rounds of a loop between two calls of `end_one`; 64 messages take 0.2 ms.
     ROUNDS = 64
+    #: Seconds that the loop may hold the hub. Going round the loop takes a hundredth.
+    LENGTH = 0.002
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._ends = monotonic() + seconds
+    def __init__(self) -> None:
+        self._ends = monotonic() + self.LENGTH
 
     def end_one(self) -> None:
         """Let others run if the time is up."""
         if monotonic() > self._ends:
             give_way()
-            self._ends = monotonic() + self._seconds
+            self._ends = monotonic() + self.LENGTH
 
 
 def start(function: Callable[[], object]) -> None:

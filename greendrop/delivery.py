@@ -47,17 +47,12 @@ _new_report = tuple.__new__
 class ReportingClient(Protocol):
     """What a handle needs of the client that sends its message."""
 
-    def waiter(self) -> _waiting.ThreadWaiter | _waiting.GreenletWaiter:
-        """Make a waiter for the calling greenlet or thread."""
+    def waiter(self, done: Callable[[], bool]) -> _waiting.Waiter:
+        """Make a waiter for the caller, who waits until something is done."""
         ...
 
-    def wait(
-        self,
-        waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter,
-        done: Callable[[], bool],
-        seconds: float,
-    ) -> None:
-        """Wait until woken, done, or the time is over."""
+    def look_after(self) -> None:
+        """See to it that somebody works on what the caller waits for."""
         ...
 
     def last_broker_error(self) -> str | None:
@@ -194,31 +189,31 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
-            self._await(reports.client, timeout)
+            if not 0 <= timeout < math.inf:
+                msg = f"timeout needs finite seconds, 0 or more, not {timeout!r}"
+                raise ValueError(msg)
+            waiter = reports.client.waiter(self.ready)
+            deadline = _waiting.monotonic() + timeout
+            left = timeout
+            with _swap:
+                self._waiters = (waiter, self._waiters)
+            try:
+                while self._reports is not None:
+                    if left <= 0:
+                        raise self._timed_out(reports.client, timeout)
+                    patience = waiter.patience
+                    woken = waiter.wait(left if left < patience else patience)  # noqa: FURB136 - faster
+                    if not woken and self._reports is not None:
+                        reports.client.look_after()
+                    left = deadline - _waiting.monotonic()
+            finally:
+                if self._reports is not None:
+                    self._remove(lambda one: one is waiter)
         if self._error is not None:
             # A copy: many may wait for one message, and each raises its own.
             error = copy.copy(self._error)
             raise error from error.__cause__
         return self._report()
-
-    def _await(self, client: ReportingClient, timeout: float) -> None:
-        if not 0 <= timeout < math.inf:
-            msg = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
-            raise ValueError(msg)
-        waiter = client.waiter()
-        deadline = _waiting.monotonic() + timeout
-        left = timeout
-        with _swap:
-            self._waiters = (waiter, self._waiters)
-        try:
-            while self._reports is not None:
-                if left <= 0:
-                    raise self._timed_out(client, timeout)
-                client.wait(waiter, self.ready, left)
-                left = deadline - _waiting.monotonic()
-        finally:
-            if self._reports is not None:
-                self._remove(lambda one: one is waiter)
 
     def _timed_out(
         self, client: ReportingClient, timeout: float

@@ -283,7 +283,7 @@ class Producer:
         errors: dict[str, str] = {}
         bad = 0
         limit = core.max_payload_size
-        turns = _waiting.Turns(core.settings.max_serve_time)
+        turns = _waiting.Turns()
         for index, item in enumerate(messages):
             if not index % turns.ROUNDS:
                 turns.end_one()
@@ -312,7 +312,7 @@ class Producer:
             handles = list(error.dispatched)
         deadline = _waiting.monotonic() + core.settings.max_wait_timeout
         reports: list[DeliveryReport] = []
-        turns = _waiting.Turns(core.settings.max_serve_time)
+        turns = _waiting.Turns()
         for index, handle in enumerate(handles):
             if not index % turns.ROUNDS:
                 turns.end_one()

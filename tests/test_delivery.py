@@ -29,14 +29,13 @@ class FakeClient:
         self.waits = 0
         self.complaint = None
 
-    def waiter(self):
+    def waiter(self, _done):
         """Make a waiter as the real one does."""
+        self.waits += 1
         return _waiting.new_waiter()
 
-    def wait(self, waiter, _done, seconds):
-        """Wait as the real one does, without serving."""
-        self.waits += 1
-        waiter.wait(min(seconds, waiter.patience))
+    def look_after(self):
+        """Serve nobody."""
 
     def last_broker_error(self):
         """Tell what the test has set."""
@@ -292,7 +291,7 @@ def test_wait_needs_a_number(handle, timeout):
 def test_wait_refused_by_the_client_leaves_nothing(handle, client):
     """In a listener the client makes no waiter; the handle is as before."""
 
-    def waiter():
+    def waiter(_done):
         raise IllegalWaitError("in a listener")
 
     client.waiter = waiter
