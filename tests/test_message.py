@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greendrop.errors import MessageInvalidError
-from greendrop.message import Message, as_message, checked
+from greendrop.message import Message, all_plain, as_message, checked
 
 LIMIT = 100
 
@@ -689,3 +689,42 @@ secret = "KEEP-THIS-OUT-OF-LOGS"
 def test_texts_of_refusals_hold_no_content(fields):
     """What is wrong is told without the payload, key or header value it is about."""
     assert secret not in str(refused(**fields))
+
+
+@given(
+    st.lists(
+        st.builds(
+            Message,
+            topic=st.sampled_from(["events", "other"]) | junk,
+            payload=st.binary(max_size=3) | junk,
+            key=st.none() | st.binary(max_size=2) | junk,
+            headers=st.none() | junk,
+            partition=st.none() | junk,
+            partition_key=st.none() | junk,
+            timestamp=st.none() | junk,
+        )
+        | junk,
+        max_size=3,
+    )
+)
+@example([Message("events", b"x")])
+@example([Message("events", b"x"), Message("events", b"xxxx")])
+@example([Message("events", b"x", b"")])
+@example([Message("never seen before", b"x")])
+def test_a_batch_is_plain_when_each_of_its_messages_stays_as_it_is(batch):
+    """The short way for batches lets through what the one for messages does."""
+    for topic in ("events", "other"):
+        checked(Message(topic, b""), 3)
+
+    if all_plain(batch, 3):
+        assert all(checked(message, 3) is message for message in batch)
+
+
+def test_a_common_batch_is_plain():
+    """Bytes to topics that passed before take the short way, with keys or without."""
+    batch = [Message("events", b"x"), Message("events", b"", b"key", label=[])]
+    checked(batch[0], 3)
+
+    assert all_plain(batch, 3)
+    assert not all_plain([*batch, Message("events", "text")], 3)
+    assert not all_plain([], 3)
