@@ -7,6 +7,7 @@ how long to wait for room): those are in `_core`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from itertools import repeat
@@ -18,6 +19,8 @@ from confluent_kafka import cimpl
 from greendrop import _librdkafka, _process, _waiting
 from greendrop._gather import Gatherer, give
 from greendrop._outstanding import Outstanding
+from greendrop._partitioners import partitioner
+from greendrop._routing import Router
 from greendrop._serving import HubTask, LeadWaiter, ThreadTask
 from greendrop._settling import Settler
 from greendrop._verdicts import Verdicts
@@ -52,6 +55,12 @@ _NUDGE_EVERY = 0.05
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
+#: Seconds that a call inside librdkafka may take to return when the client closes.
+#: Requests for metadata take 2 s at most.
+_LONGEST_CALL = 3.0
+
+#: librdkafka's own default.
+_PARTITIONER = "consistent_random"
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
 
@@ -60,6 +69,8 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # What a child inherited. Kept for ever: freeing it would wait for threads that the
 # child doesn't have (1 s each), or hang.
 _inherited: list[object] = []
+# What could not be closed, because a call was still inside. Kept for the same reason.
+_never_closed: list[object] = []
 
 # What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
 # delivery callback, nothing, timestamp, headers.
@@ -113,6 +124,15 @@ class Client:
         self._serving_threads: set[int] = set()
         self._task: HubTask | ThreadTask | None = None
         self._gather: Gatherer[_Wire] | None = None
+        # Long calls that are inside librdkafka, counted under `_gate`.
+        self._calls = 0
+        self._call_ended = _waiting.ThreadWaiter()
+        #: Knows where messages with a `partition_key` go.
+        self.router = Router(
+            partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
+            self._ask_partition_count,
+            self.waiter,
+        )
         self._signal = _waiting.Signal()
         try:
             self._producer = self._build()
@@ -538,11 +558,58 @@ class Client:
             error = self._verdicts.translate(error.args[0])
         return self._verdicts.refusal(topic, error)
 
+    # --- long calls --------------------------------------------------------------
+
+    def _ask_partition_count(self, topic: str, seconds: float) -> int:
+        """Ask a broker how many partitions a topic has; a broker may create it then.
+
+        Raises:
+            BrokerError: What librdkafka or the broker said instead.
+            ProducerClosedError: The client is closed.
+
+        Blocking:
+            Blocks the thread and its hub, so call it on a native thread.
+        """
+        with self._long_call():
+            try:
+                metadata = self._producer.list_topics(topic, seconds)
+            except cimpl.KafkaException as error:
+                raise self._verdicts.translate(error.args[0]) from error
+        told = metadata.topics[topic]
+        if told.error is not None:
+            raise self._verdicts.translate(told.error)
+        return len(told.partitions)
+
+    @contextlib.contextmanager
+    def _long_call(self) -> Iterator[None]:
+        """Keep librdkafka from being closed while a call is in it, without a lock.
+
+        A lock that is held for so long would stop who sends, and the hub with it.
+        """
+        with self._gate:
+            if self._closed:
+                raise ProducerClosedError(self._settings.id)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._calls -= 1
+            self._call_ended.wake()
+
+    def _calls_end(self, seconds: float) -> bool:
+        """Wait until no long call is inside; False if one stays for longer."""
+        deadline = _waiting.monotonic() + seconds
+        while self._calls and (left := deadline - _waiting.monotonic()) > 0:
+            self._call_ended.wait(left)
+        return not self._calls
+
     # --- ending ------------------------------------------------------------------
 
     def stop_taking(self) -> None:
-        """Send away who waits for room; the owner sees to it that nobody new comes."""
+        """Send away who waits to send; the owner sees to it that nobody new comes."""
         self._outstanding.send_away()
+        self.router.stop()
 
     def wait_delivered(self, seconds: float) -> bool:
         """Wait until nothing is outstanding; False when the time was over first.
@@ -592,7 +659,8 @@ class Client:
         Drop or await what is outstanding first. Not from the serving task.
 
         Blocking:
-            Lets other greenlets run; a millisecond or two.
+            Lets other greenlets run; a millisecond or two, and up to 2 s more if a
+            broker is just being asked for metadata.
         """
         with self._attaching:
             task = self._task
@@ -613,7 +681,10 @@ class Client:
         if self._queue is not None:
             self._queue.release()
         try:
-            self._producer.close()
+            if self._calls_end(_LONGEST_CALL):
+                self._producer.close()
+            else:
+                _never_closed.append(self._producer)
         except cimpl.KafkaException as error:
             # A fatal error that nobody had polled yet; closed it is all the same.
             self._settler.notices.append(("error", error.args[0]))

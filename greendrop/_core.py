@@ -18,6 +18,7 @@ from greendrop import _librdkafka, _waiting
 from greendrop._client import Client
 from greendrop.errors import (
     ConfigurationInvalidError,
+    IllegalWaitError,
     MessagesAbandonedError,
     ProduceError,
     ProduceManyError,
@@ -72,27 +73,35 @@ class Core:
 
     # --- sending -----------------------------------------------------------------
 
-    def dispatch(self, message: Message, verb: str) -> DeliveryHandle:
+    def dispatch(
+        self, message: Message, verb: str, counts: dict[str, int] | None = None
+    ) -> DeliveryHandle:
         """Queue one message in wire form, waiting for room if need be.
 
         Args:
             message: Checked.
             verb: The public method's name, for `error.occurred`.
+            counts: Numbers of partitions that hold for its batch; see `Router.routed`.
 
         Raises:
             QueueFullError: No room within `wait_timeout_on_queue_full`.
             ProduceError: librdkafka refused it.
+            IllegalWaitError: Where its `partition_key` leads to is not known.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
         """
         client = self._open
         if client is None or not client.mark[0]:
             client = self._connect()
+        routed = message
+        if message[5] is not None:
+            routed = client.router.routed(message, {} if counts is None else counts)
+            client = self._open or self._connect()  # closed meanwhile?
         try:
-            return client.send(message)
+            return client.send(routed)
         except QueueFullError as error:
             if not self.settings.wait_on_queue_full:
                 raise
-            return self._send_when_room(message, verb, error)
+            return self._send_when_room(message, routed, verb, error)
 
     def dispatch_many(
         self, messages: Sequence[Message], verb: str
@@ -103,18 +112,23 @@ class Core:
             ProduceManyError: A message was not queued, nor were those after it.
         """
         handles: list[DeliveryHandle] = []
+        # One number for each topic, so that equal keys of a batch stay together.
+        counts: dict[str, int] = {}
         turns = _waiting.Turns()
         try:
             while len(handles) < len(messages):
                 turns.end_one()
                 part = messages[len(handles) : len(handles) + turns.ROUNDS]
+                wanted = len(part)
+                if [each for each in part if each[5] is not None]:
+                    part = self._connect().router.routed_many(part, counts)
                 sent = self._connect().send_many(part)
                 handles += sent
-                if len(sent) < len(part):
-                    # No room for the next one: it waits for that, or says so.
-                    handles.append(self.dispatch(messages[len(handles)], verb))
-        except (ProduceError, ProducerClosedError) as error:
-            if not handles and isinstance(error, ProducerClosedError):
+                if len(sent) < wanted:
+                    # Something is in the way of the next one: it waits, or says so.
+                    handles.append(self.dispatch(messages[len(handles)], verb, counts))
+        except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
+            if not handles and not isinstance(error, ProduceError):
                 raise
             text = (
                 f"message {len(handles)} of {len(messages)} and those after it were"
@@ -128,8 +142,15 @@ class Core:
                 self._open.flush_gathered()
         return handles
 
+    def partition_count(self, topic: str) -> int:
+        """See `Producer.partition_count`."""
+        count = self._connect().router.count(topic)
+        if self._open is None:
+            self._connect()  # closed meanwhile: says so
+        return count
+
     def _send_when_room(
-        self, message: Message, verb: str, full: QueueFullError
+        self, message: Message, routed: Message, verb: str, full: QueueFullError
     ) -> DeliveryHandle:
         if self.settings.instrument_on_wait_queue_full and self.monitor.listens(
             "error.occurred"
@@ -152,7 +173,7 @@ class Core:
             self._connect().wait_for_room(left, again=again)
             again = True
             try:
-                return self._connect().send(message, waited=True)
+                return self._connect().send(routed, waited=True)
             except QueueFullError as error:
                 full = error
 

@@ -1,7 +1,7 @@
 """What librdkafka can do and confluent-kafka does not offer, by ctypes.
 
-The wakeup of the main queue, fatal errors, and the check of a configuration before
-any client exists. It uses the very librdkafka that confluent-kafka has loaded. Only
+The wakeup of the main queue, fatal errors, partitioners, and the check of a
+configuration before any client exists. It uses the very librdkafka that confluent-kafka has loaded. Only
 this module imports ctypes, and `_mock_cluster`, which builds on it. Knows no gevent
 and no threads, and takes a producer as a plain object: confluent_kafka is imported
 elsewhere.
@@ -16,7 +16,7 @@ import ctypes
 import os
 import re
 import sys
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_void_p
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import ModuleType
 
 _CIMPL = "confluent_kafka.cimpl"
@@ -285,6 +285,28 @@ def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
         )
     raised: int = library.short.rd_kafka_test_fatal_error(client, code, reason.encode())
     return raised
+
+
+def partitioner(name: str) -> Callable[[bytes, int], int] | None:
+    """Give librdkafka's partitioner of a name, such as "murmur2"; None if out of reach.
+
+    It takes a key and the number of partitions. Only for those that look at nothing
+    but these two, and only with keys that are not empty: no topic is passed to them.
+    """
+    library = load_library()
+    function: Any = library and getattr(
+        library.short, f"rd_kafka_msg_partitioner_{name}", None
+    )
+    if function is None:
+        return None
+    function.restype = c_int32
+    function.argtypes = (c_void_p, c_char_p, c_size_t, c_int32, c_void_p, c_void_p)
+
+    def partition_of(key: bytes, count: int) -> int:
+        partition: int = function(None, key, len(key), count, None, None)
+        return partition
+
+    return partition_of
 
 
 # -- configuration ------------------------------------------------------------------

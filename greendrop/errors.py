@@ -105,7 +105,8 @@ class StatisticsNotEnabledError(GreendropError):
 class IllegalWaitError(GreendropError, RuntimeError):
     """Waiting here could never end: in the hub, or in a listener of this producer.
 
-    A message that was being sent is queued all the same.
+    A message that was being sent is queued all the same, unless the text says that
+    nothing was sent.
     """
 
 

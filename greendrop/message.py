@@ -48,7 +48,9 @@ class Message(NamedTuple):
         key: Bytes or text, not empty, or None.
         headers: See `Headers`.
         partition: Number of the partition, or None (or -1) to have one chosen.
-        partition_key: Reserved. The verbs refuse it as long as nothing acts on it.
+        partition_key: Bytes or text, not empty, or None. Leads to the partition that
+            the same `key` would lead to, and is not sent. Comes before `partition`,
+            which is used as long as nobody knows how many partitions the topic has.
         timestamp: Milliseconds since 1970 (int), an aware datetime, or None (or 0) for
             now.
         label: Anything; never sent, found again on handle, report and events.
@@ -177,6 +179,18 @@ def _converted(message: Message, max_payload_size: int) -> Message:
         timestamp,
         message.label,
     )
+
+
+def check_topic(topic: object) -> None:
+    """Check the name of a topic that is given by itself.
+
+    Raises:
+        ValueError: No topic can have that name.
+    """
+    errors: dict[str, str] = {}
+    _check_topic(topic, errors)
+    if errors:
+        raise ValueError(f"topic {errors['topic']}")
 
 
 def _check_topic(topic: object, errors: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from greendrop.errors import (
     ProducerNotConfiguredError,
 )
 from greendrop.events import Monitor
-from greendrop.message import Message, all_plain, as_message, checked
+from greendrop.message import Message, all_plain, as_message, check_topic, checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -113,11 +113,13 @@ class Producer:
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
             IllegalWaitError: In the hub itself or in a listener of this producer,
-                where the wait could never end. The message was queued.
+                where the wait could never end. The message was queued, unless the
+                text says that it was not: see `produce_async`.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the
-            thread; for `max_wait_timeout` seconds at most, after a wait for room.
+            thread; for `max_wait_timeout` seconds at most, after what `produce_async`
+            waits for.
         """
         core = self._core or self._unconfigured()
         fields = (
@@ -131,8 +133,6 @@ class Producer:
             label,
         )
         message = checked(_new_message(Message, fields), core.max_payload_size)
-        if partition_key is not None:
-            _refuse_partition_key()
         told = "message.produced_sync" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -168,9 +168,14 @@ class Producer:
             DeliveryError: librdkafka refused the message at once.
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
+            IllegalWaitError: Not sent: it has a `partition_key`, how many partitions
+                the topic has is not known yet, and in the hub itself or in a listener
+                of this producer nobody may wait for that.
 
         Blocking:
-            Only while the queue is full, as `produce_sync`.
+            While the queue is full, for `wait_timeout_on_queue_full` at most; with a
+            `partition_key` also as `partition_count`. Lets other greenlets run where
+            the thread has a hub, else blocks the thread.
         """
         core = self._core or self._unconfigured()
         fields = (
@@ -184,8 +189,6 @@ class Producer:
             label,
         )
         message = checked(_new_message(Message, fields), core.max_payload_size)
-        if partition_key is not None:
-            _refuse_partition_key()
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -257,8 +260,8 @@ class Producer:
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
 
         Blocking:
-            While the queue is full, as `produce_sync`, for each message anew. A long
-            batch lets other greenlets run in between.
+            As `produce_async`, for each message anew, but only once for each topic's
+            number of partitions. A long batch lets other greenlets run in between.
         """
         core = self._core or self._unconfigured()
         batch = self._checked_batch(core, messages)
@@ -292,7 +295,7 @@ class Producer:
                 continue
             for item in part:
                 try:
-                    batch.append(_checked(core, as_message(item)))
+                    batch.append(checked(as_message(item), core.max_payload_size))
                 except MessageInvalidError as error:
                     if bad < _BAD_MESSAGES_TOLD:
                         for name, text in error.errors.items():
@@ -356,6 +359,32 @@ class Producer:
         """Messages that were taken and have no verdict yet. Never connects."""
         client = None if self._core is None else self._core.client
         return 0 if client is None else max(client.outstanding, 0)
+
+    def partition_count(self, topic: str) -> int:
+        """Tell how many partitions a topic has; -1 if that is not known.
+
+        What the brokers say holds for 30 s. After that it is asked for anew, and until
+        the answer has come the last one is told, for 5 minutes. -1 holds for 1 s: the
+        topic may be created at any time. Asking may create it, where brokers do that.
+
+        Args:
+            topic: Its name.
+
+        Raises:
+            ValueError: That is no legal name of a topic.
+            ProducerNotConfiguredError, ProducerClosedError: No longer, or not yet.
+            ProducerUsedInParentProcessError: See `reset`.
+            IllegalWaitError: It is not known yet, and the caller can't wait: in the hub
+                itself or in a listener of this producer. What is known is told there
+                too.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the
+            thread; for some 5 s at most, and only while nothing is known. Connects.
+        """
+        core = self._core or self._unconfigured()
+        check_topic(topic)
+        return core.partition_count(topic)
 
     def __repr__(self) -> str:
         """Tell id and state; never blocks or connects."""
@@ -431,18 +460,6 @@ class Producer:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)
-
-
-def _checked(core: Core, message: Message) -> Message:
-    if message.partition_key is not None:
-        _refuse_partition_key()
-    return checked(message, core.max_payload_size)
-
-
-def _refuse_partition_key() -> None:
-    # Better refused than ignored, as long as nothing acts on it.
-    text = "is not supported yet; give a partition, or a key"
-    raise MessageInvalidError({"partition_key": text})
 
 
 def _check_timeout(timeout: object) -> None:
