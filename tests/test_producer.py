@@ -1080,18 +1080,3 @@ def test_async_in_the_hub_itself_works(hub, make_producer):
         gevent.sleep(0.001)
 
     assert handles[0].wait(LONG).topic == "t"
-
-
-def test_partition_key_is_refused_as_long_as_nothing_acts_on_it(make_producer):
-    """A field that would be ignored is refused: nothing is swallowed."""
-    producer = make_producer()
-
-    with pytest.raises(MessageInvalidError) as one:
-        producer.produce_sync(topic="t", payload=b"", partition_key="p")
-    with pytest.raises(MessageInvalidError) as batch:
-        producer.produce_many_sync(
-            [{"topic": "t", "payload": b"", "partition_key": "p"}]
-        )
-
-    assert set(one.value.errors) == {"partition_key"}
-    assert set(batch.value.errors) == {"messages[0].partition_key"}

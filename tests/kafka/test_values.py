@@ -97,6 +97,54 @@ def test_timestamps_arrive_in_milliseconds(kafka, topic, read_topic, producer):
     assert [report.timestamp for report in reports] == [number, of_datetime, of_call]
 
 
+def test_timestamps_may_be_the_first_and_zero_is_now(
+    kafka, topic, read_topic, producer
+):
+    """A millisecond after 1970 is one; none at all, as in librdkafka, is now."""
+    kafka.create_topic(topic)
+    before = int(time.time() * 1000)
+
+    producer.produce_many_sync(Message(topic, b"", timestamp=each) for each in (1, 0))
+
+    first, now = [each.timestamp for each in read_topic(kafka.bootstrap_servers, topic)]
+    assert first == 1
+    assert before <= now <= time.time() * 1000
+
+
+def test_all_fields_arrive_together(kafka, topic, read_topic, producer):
+    """Also on a tombstone; the partition key and the label stay here."""
+    kafka.create_topic(topic, partitions=3)
+    fields = {
+        "headers": [("a", b""), ("b", None), ("a", "2"), ("", "no name")],
+        "partition_key": "routed by this",
+        "timestamp": 1_234_567_890_123,
+        "label": object(),
+    }
+
+    reports = producer.produce_many_sync(
+        Message(topic, payload, key, **fields)
+        for payload, key in ((None, "k"), (b"", None), (None, None), (b"x", b"k"))
+    )
+
+    (partition,) = {report.partition for report in reports}
+    records = read_topic(kafka.bootstrap_servers, topic)
+    assert [(each.value, each.key) for each in records] == [
+        (None, b"k"),
+        (b"", None),
+        (None, None),
+        (b"x", b"k"),
+    ]
+    for record in records:
+        assert record.partition == partition
+        assert record.headers == [
+            ("a", b""),
+            ("b", None),
+            ("a", b"2"),
+            ("", b"no name"),
+        ]
+        assert record.timestamp == 1_234_567_890_123
+
+
 def test_a_partition_is_the_one_that_was_asked_for(kafka, topic, read_topic, producer):
     """Each message goes to its partition, and its report says so."""
     kafka.create_topic(topic, partitions=3)
