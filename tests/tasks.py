@@ -41,13 +41,14 @@ class Task:
         self._function = function
         self._args = args
         self._error: BaseException | None = None
+        # Set before it runs: a thread may be done before `start` returns.
+        self.result: Any = None
         gevent = _gevent()
         if gevent is not None:
             self._task = gevent.spawn(self._run)
         else:
             self._task = threading.Thread(target=self._run, daemon=True)
             self._task.start()
-        self.result: Any = None
 
     def _run(self) -> None:
         try:
