@@ -1,10 +1,10 @@
 """What librdkafka can do and confluent-kafka does not offer, by ctypes.
 
 The wakeup of the main queue, fatal errors, partitioners, and the check of a
-configuration before any client exists. It uses the very librdkafka that confluent-kafka has loaded. Only
-this module imports ctypes, and `_mock_cluster`, which builds on it. Knows no gevent
-and no threads, and takes a producer as a plain object: confluent_kafka is imported
-elsewhere.
+configuration before any client exists. It uses the very librdkafka that
+confluent-kafka has loaded. Only this module imports ctypes, and `_mock_cluster`, which
+builds on it. Knows no gevent and no threads, and takes a producer as a plain object:
+confluent_kafka is imported elsewhere.
 
 Nothing here may crash on a confluent-kafka that is laid out differently; what does not
 fit is answered with None, and greendrop goes on without it.

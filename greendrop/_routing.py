@@ -60,7 +60,7 @@ _new_message = tuple.__new__
 class _Known(NamedTuple):
     """How many partitions a topic has, and until when that holds."""
 
-    count: int
+    partitions: int
     fresh_until: float
 
 
@@ -140,22 +140,22 @@ class Router:
         known = self._known.get(topic, _NOTHING)
         now = self._now()
         if now < known.fresh_until:
-            return known.count
+            return known.partitions
         self._start_asking(topic)
-        if known.count > 0 and now < known.fresh_until + _USABLE:
-            return known.count
+        if known.partitions > 0 and now < known.fresh_until + _USABLE:
+            return known.partitions
         try:
             waiter = self._new_waiter()
         except IllegalWaitError as error:
-            if known.count > 0:
-                return known.count
+            if known.partitions > 0:
+                return known.partitions
             text = (
                 f"{error}; how many partitions {topic!r} has is not known yet, so"
                 " nothing was sent (call partition_count() before, elsewhere)"
             )
             raise IllegalWaitError(text) from error
         self._wait(topic, waiter)
-        return self._known.get(topic, _NOTHING).count
+        return self._known.get(topic, _NOTHING).partitions
 
     def stop(self) -> None:
         """Send away who waits, and ask no more; the owner lets nobody new come."""
@@ -165,7 +165,7 @@ class Router:
         for waiter in waiters:
             waiter.wake()
 
-    # --- asking --------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------
 
     def _start_asking(self, topic: str) -> None:
         with self._changing:
@@ -231,7 +231,7 @@ class Router:
     def _answer(self, topic: str, count: int | None) -> None:
         """Remember an answer, and wake who waits for it."""
         if count is None:
-            count, holds = self._known.get(topic, _NOTHING).count, _BRIEFLY
+            count, holds = self._known.get(topic, _NOTHING).partitions, _BRIEFLY
         else:
             holds = _FRESH if count > 0 else _BRIEFLY
         with self._changing:

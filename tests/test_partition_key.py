@@ -47,7 +47,7 @@ def batch_of(topic, count, **fields):
     ]
 
 
-# -- where they go ----------------------------------------------------------------------
+# -- where they go --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -112,7 +112,9 @@ def test_the_partition_is_used_as_long_as_the_topic_is_unknown(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", ["LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PARTITION"])
+@pytest.mark.parametrize(
+    "error", ["LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PARTITION"]
+)
 def test_a_partition_key_waits_for_the_topic(make_producer, mock_cluster, topic, error):
     """While no leader is available, or the topic is being created, it is asked again.
 
@@ -160,7 +162,9 @@ def test_events_have_the_message_as_it_was(make_producer, topic):
     producer.produce_async(**fields)
     producer.produce_many_sync([fields])
 
-    assert [(each.partition_key, each.partition) for each in heard] == [(b"k", None)] * 3
+    assert [(each.partition_key, each.partition) for each in heard] == [
+        (b"k", None)
+    ] * 3
 
 
 def test_a_message_that_waits_for_room_is_told_as_it_was(make_producer, topic):
@@ -197,7 +201,7 @@ def test_a_full_queue_fails_a_batch_where_nothing_waits_for_room(make_producer, 
     assert raised.value.failed_index == 2
 
 
-# -- asking -----------------------------------------------------------------------------
+# -- asking ---------------------------------------------------------------------------
 
 
 def test_partition_count_tells_how_many_there_are(make_producer, mock_cluster, topic):
@@ -258,7 +262,7 @@ def test_bad_topics_are_refused(make_producer, topic):
     """Before anything is opened."""
     producer = make_producer()
 
-    with pytest.raises(ValueError, match="^topic "):
+    with pytest.raises(ValueError, match=r"^topic "):
         producer.partition_count(topic)
 
     assert producer.status == "configured"
@@ -274,13 +278,11 @@ def test_partition_count_needs_a_producer_in_use(make_producer):
         producer.partition_count("t")
 
 
-# -- waiting ----------------------------------------------------------------------------
+# -- waiting --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_slow_answer_holds_nobody_up(
-    make_producer, mock_cluster, topic, longest_gap
-):
+def test_a_slow_answer_holds_nobody_up(make_producer, mock_cluster, topic, longest_gap):
     """While one greenlet waits for it, the hub runs, and others send."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
@@ -374,9 +376,7 @@ def test_in_a_listener_an_unknown_number_is_an_error(make_producer, topic):
         if len(heard) < 2:
             try:
                 heard.append(
-                    producer.produce_async(
-                        topic=topic, payload=b"x", partition_key="k"
-                    )
+                    producer.produce_async(topic=topic, payload=b"x", partition_key="k")
                 )
             except IllegalWaitError as error:
                 heard.append(error)
@@ -390,12 +390,12 @@ def test_in_a_listener_an_unknown_number_is_an_error(make_producer, topic):
     assert heard[1].wait(LONG).topic == topic
 
 
-# -- ending -----------------------------------------------------------------------------
+# -- ending ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_close_sends_away_who_waits(make_producer, mock_cluster, topic, longest_gap):
-    """Their messages were not sent, and librdkafka is left in peace until it answers."""
+    """Their messages were not sent, and librdkafka is left in peace meanwhile."""
     producer = make_producer(id="p")
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.round_trip(1.0)
@@ -440,7 +440,9 @@ def test_close_waits_for_a_call_that_is_inside(make_producer, mock_cluster, topi
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.round_trip(0.6)
-    task = Task(lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k"))
+    task = Task(
+        lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+    )
     time.sleep(0.1)
 
     began = time.monotonic()

@@ -89,7 +89,7 @@ def patient(brokers):
     return Router(None, brokers, new_waiter)
 
 
-# -- once for all -----------------------------------------------------------------------
+# -- once for all ---------------------------------------------------------------------
 
 
 def test_brokers_are_asked_once(router, brokers, clock):
@@ -171,7 +171,7 @@ def test_waiting_lets_other_greenlets_run(router, brokers, longest_gap):
     assert gap.seconds < 0.05
 
 
-# -- for how long -----------------------------------------------------------------------
+# -- for how long ---------------------------------------------------------------------
 
 
 def test_an_old_number_is_used_while_a_new_one_is_asked_for(
@@ -269,7 +269,7 @@ def test_made_up_topics_do_not_fill_the_memory(router, brokers, clock):
     assert len(router._known) == 1
 
 
-# -- trying again -----------------------------------------------------------------------
+# -- trying again ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def test_what_does_not_pass_is_not_tried_again(patient, brokers):
     assert len(brokers.requests) == 1
 
 
-# -- where nobody can wait --------------------------------------------------------------
+# -- where nobody can wait ------------------------------------------------------------
 
 
 def refuse():
@@ -336,7 +336,7 @@ def test_what_is_known_is_told_where_nobody_can_wait(brokers, clock):
     """What isn't is asked for, so that it is known the next time."""
     router = Router(None, brokers, refuse, clock)
 
-    with pytest.raises(IllegalWaitError, match="can't wait here; .* nothing was sent"):
+    with pytest.raises(IllegalWaitError, match=r"can't wait here; .* nothing was sent"):
         router.count("t")
     await_true(lambda: not router._asking)
 
@@ -357,7 +357,7 @@ def test_nobody_waits_for_a_router_that_has_stopped(router, brokers, hub):
     assert len(brokers.requests) == 1
 
 
-# -- choosing ---------------------------------------------------------------------------
+# -- choosing -------------------------------------------------------------------------
 
 
 def test_a_message_goes_where_its_partition_key_leads(router):
@@ -379,7 +379,7 @@ def test_a_message_to_an_unknown_topic_keeps_its_partition(router, brokers):
 
 
 def test_random_needs_no_number(patient, brokers):
-    """librdkafka chooses at random by itself, among partitions that can be had."""
+    """By itself librdkafka chooses at random, among partitions that can be had."""
     message = Message("t", b"x", partition=3, partition_key=b"k")
 
     assert patient.routed(message, {}).partition is None

@@ -78,6 +78,8 @@ def look(producer: Producer) -> None:
         Literal["initial", "configured", "connected", "closing", "closed"],
     )
     assert_type(producer.queue_size, int)
+    assert_type(producer.partition_count("t"), int)
+    producer.partition_count(b"t")  # type: ignore[arg-type]
     assert_type(producer.polling, str | None)
     assert_type(producer.monitor, Monitor)
     assert_type(repr(producer), str)
