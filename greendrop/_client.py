@@ -127,12 +127,6 @@ class Client:
         # Long calls that are inside librdkafka, counted under `_gate`.
         self._calls = 0
         self._call_ended = _waiting.ThreadWaiter()
-        #: Knows where messages with a `partition_key` go.
-        self.router = Router(
-            partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
-            self._ask_partition_count,
-            self.waiter,
-        )
         self._signal = _waiting.Signal()
         try:
             self._producer = self._build()
@@ -140,6 +134,13 @@ class Client:
             self._signal.close()
             raise
         self._produce: Any = self._producer.produce
+        #: Knows where messages with a `partition_key` go. Made once librdkafka has
+        #: taken the partitioner's name.
+        self.router = Router(
+            partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
+            self._ask_partition_count,
+            self.waiter,
+        )
         self._queue = _librdkafka.MainQueue.of(self._producer)
         if self._queue and not self._queue.signal_on(self._signal.write_fd):
             self._queue.release()

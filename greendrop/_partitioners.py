@@ -23,14 +23,15 @@ def partitioner(name: str) -> Partitioner | None:
     """Give the partitioner of a name, as `partitioner` in `kafka` has it.
 
     None for "random", which looks at no key. The others that end in `_random` are
-    random only for messages without a key.
+    random only for messages without a key. Others than librdkafka has: KeyError.
     """
     kind = name.removesuffix("_random")
     if kind == "random":
         return None
     if kind == "consistent":
         return _consistent  # a tenth of what a call by ctypes takes
-    return _librdkafka.partitioner(kind) or _BY_HAND[kind]
+    by_hand = _BY_HAND[kind]
+    return _librdkafka.partitioner(kind) or by_hand
 
 
 def _consistent(key: bytes, count: int) -> int:

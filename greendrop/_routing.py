@@ -225,7 +225,7 @@ class Router:
             if error.code == _UNKNOWN_TOPIC:
                 return UNKNOWN, _CREATION
             return None, _PATIENCE if error.code in _PASSING else 0.0
-        # None at all has a topic that is just being created.
+        # 0 is no answer: the topic is just being created.
         return count or None, _PATIENCE
 
     def _answer(self, topic: str, count: int | None) -> None:
@@ -235,8 +235,8 @@ class Router:
         else:
             holds = _FRESH if count > 0 else _BRIEFLY
         with self._changing:
-            if len(self._known) >= _MOST_TOPICS:
-                self._known.clear()
+            if topic not in self._known and len(self._known) >= _MOST_TOPICS:
+                del self._known[next(iter(self._known))]
             self._known[topic] = _Known(count, self._now() + holds)
             waiters = list(self._asking.pop(topic))
         for waiter in waiters:

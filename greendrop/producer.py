@@ -221,6 +221,8 @@ class Producer:
                 the handles of those that were queued. All of these are final, unless
                 the cause is a `DeliveryTimeoutError`.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+            IllegalWaitError: As for `produce_sync`. Of a batch with `partition_key`s
+                perhaps only the first messages were queued.
 
         Blocking:
             As `produce_sync`, with one `max_wait_timeout` for the whole batch.
@@ -258,6 +260,8 @@ class Producer:
             ProduceManyError: A message was not queued, nor were those after it;
                 `dispatched` holds the handles of those before.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+            IllegalWaitError: As for `produce_async`. Nothing was sent; if something
+                was before, that is a `ProduceManyError`.
 
         Blocking:
             As `produce_async`, for each message anew, but only once for each topic's

@@ -6,6 +6,7 @@ import gevent
 import pytest
 
 from greendrop import (
+    ConfigurationInvalidError,
     DeliveryError,
     IllegalWaitError,
     Message,
@@ -199,6 +200,14 @@ def test_a_full_queue_fails_a_batch_where_nothing_waits_for_room(make_producer, 
         producer.produce_many_async(batch_of(topic, 5))
 
     assert raised.value.failed_index == 2
+
+
+def test_an_unknown_partitioner_is_librdkafkas_to_refuse(make_producer):
+    """Also where settings can't be tried out before, because of a plugin."""
+    producer = make_producer({"plugin.library.paths": "", "partitioner": "bogus"})
+
+    with pytest.raises(ConfigurationInvalidError, match="partitioner"):
+        producer.partition_count("t")
 
 
 # -- asking ---------------------------------------------------------------------------
