@@ -15,7 +15,7 @@ from greendrop.errors import BrokerError, IllegalWaitError, ProducerClosedError
 from greendrop.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from greendrop._partitioners import Partitioner
 
@@ -127,6 +127,27 @@ class Router:
             (topic, payload, key, headers, partition, partition_key, timestamp, label),
         )
 
+    def routed_many(
+        self, messages: Sequence[Message], counts: dict[str, int]
+    ) -> list[Message]:
+        """Do so for all messages that have a `partition_key`; in order, the others too.
+
+        Fewer messages than given mean that something is in the way of the next one;
+        `routed` says what.
+
+        Blocking:
+            As `count`.
+        """
+        routed: list[Message] = []
+        for message in messages:
+            try:
+                routed.append(
+                    message if message[5] is None else self.routed(message, counts)
+                )
+            except IllegalWaitError:
+                break
+        return routed
+
     def count(self, topic: str) -> int:
         """Tell how many partitions a topic has; -1 if nobody knows.
 
@@ -174,7 +195,7 @@ class Router:
             self._asking[topic] = {}
         try:
             _waiting.start_new_thread(self._find_out, (topic,))
-        except BaseException:
+        except RuntimeError:  # the system has no more threads
             self._answer(topic, None)
             raise
 
@@ -185,8 +206,9 @@ class Router:
                 return  # answered meanwhile
             waiters[waiter] = None
         try:
-            if not self._stopped:
-                waiter.wait(_PATIENCE + _REQUEST)
+            if not (self._stopped or waiter.wait(_PATIENCE + _REQUEST)):
+                # Nobody asks: a signal handler has raised before the thread was there.
+                self._answer(topic, None)
         finally:
             waiters.pop(waiter, None)
 
@@ -238,6 +260,6 @@ class Router:
             if topic not in self._known and len(self._known) >= _MOST_TOPICS:
                 del self._known[next(iter(self._known))]
             self._known[topic] = _Known(count, self._now() + holds)
-            waiters = list(self._asking.pop(topic))
+            waiters = list(self._asking.pop(topic, ()))
         for waiter in waiters:
             waiter.wake()

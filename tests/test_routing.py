@@ -312,6 +312,16 @@ def test_nobody_waits_for_ever(patient, brokers, problem, least, most):
     assert all(0 < seconds <= 2 for _, seconds in brokers.requests)
 
 
+@pytest.mark.slow
+def test_a_request_that_was_never_made_is_not_waited_for_again(router, brokers):
+    """Ctrl-C can come between the decision to ask and the thread that does."""
+    router._asking["t"] = {}
+
+    assert router.count("t") == -1
+    router._known.clear()
+    assert router.count("t") == 6
+
+
 def test_what_does_not_pass_is_not_tried_again(patient, brokers):
     """Who may not see a topic is told so once."""
     brokers.answers["t"] = [FORBIDDEN]
@@ -380,6 +390,21 @@ def test_random_needs_no_number(patient, brokers):
 
     assert patient.routed(message, {}).partition is None
     assert brokers.requests == []
+
+
+def test_several_are_routed_up_to_the_first_that_can_not_be(brokers, clock):
+    """Those without a `partition_key` pass; the one in the way says what it is."""
+    router = Router(lambda key, count: key[0] % count, brokers, refuse, clock)
+    plain = Message("t", b"x", partition=3)
+    known = Message("t", b"x", partition_key=b"\x07")
+    unknown = known._replace(topic="u")
+    brokers.answers["u"] = [2]
+    router._known["t"] = routing._Known(6, clock.now + 1)
+
+    routed = router.routed_many([plain, known, plain, unknown, plain], {})
+
+    assert routed == [plain, known._replace(partition=1), plain]
+    await_true(lambda: not router._asking)
 
 
 def test_a_batch_is_routed_by_one_number(router, brokers, clock):
