@@ -390,7 +390,7 @@ class Producer:
             may wait, it returns at once and closing goes on by itself.
         """
         if timeout is not None:
-            _check_timeout(timeout)
+            _waiting.check_timeout(timeout)
         if self._core is not None:
             self._core.close(timeout, force=force)
 
@@ -442,13 +442,3 @@ def _checked(core: Core, message: Message) -> Message:
         text = "is not supported yet; give a partition, or a key"
         raise MessageInvalidError({"partition_key": text})
     return message
-
-
-def _check_timeout(timeout: object) -> None:
-    if (
-        isinstance(timeout, bool)
-        or not isinstance(timeout, (int, float))
-        or not 0 <= timeout < float("inf")
-    ):
-        text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
-        raise ValueError(text)
