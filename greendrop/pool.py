@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
@@ -117,7 +116,7 @@ class ProducerPool:
         else:
             _waiting.check_timeout(timeout)
         self._use()
-        task = _current_task()
+        task = _waiting.current_task()
         checkout = self._checkouts.get(task) or _Checkout(task)
         checkout.depth += 1
         try:
@@ -376,13 +375,6 @@ class _Checkout:
     def wake(self) -> None:
         if self.waiter is not None:
             self.waiter.wake()
-
-
-def _current_task() -> object:
-    # Weak: a greenlet that nobody will ever wake is collected, which ends its block
-    # and gives its slot back. The pool must not keep it from that.
-    task = _waiting.current_task()
-    return task if isinstance(task, int) else weakref.ref(task)
 
 
 def _taking_slot(factory: Factory) -> Callable[[int], Producer]:
