@@ -12,6 +12,9 @@ from greendrop.errors import (
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
+    PoolClosedError,
+    PoolNotConfiguredError,
+    PoolTimeoutError,
     ProduceError,
     ProduceManyError,
     ProducerAlreadyConfiguredError,
@@ -24,6 +27,12 @@ from greendrop.errors import (
 )
 from greendrop.events import Event, Monitor
 from greendrop.message import Message
+from greendrop.pool import (
+    PoolStats,
+    ProducerPool,
+    default_pool,
+    set_default_pool,
+)
 from greendrop.producer import Producer
 
 __version__ = "0.1.0"
@@ -44,14 +53,21 @@ __all__ = [
     "MessagePurgedError",
     "MessagesAbandonedError",
     "Monitor",
+    "PoolClosedError",
+    "PoolNotConfiguredError",
+    "PoolStats",
+    "PoolTimeoutError",
     "ProduceError",
     "ProduceManyError",
     "Producer",
     "ProducerAlreadyConfiguredError",
     "ProducerClosedError",
     "ProducerNotConfiguredError",
+    "ProducerPool",
     "ProducerUsedInParentProcessError",
     "QueueFullError",
     "ReportLostError",
     "StatisticsNotEnabledError",
+    "default_pool",
+    "set_default_pool",
 ]

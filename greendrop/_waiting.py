@@ -85,6 +85,21 @@ def hub_getter() -> Callable[[], Hub | None]:
     return getter
 
 
+def check_timeout(timeout: object) -> None:
+    """Refuse what is no finite number of seconds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or not 0 <= timeout < float("inf")
+    ):
+        text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
+        raise ValueError(text)
+
+
 def hub_is_gone(hub: Hub) -> bool:
     """Tell whether nothing that is scheduled on this hub will ever run."""
     # A destroyed hub has no loop; one whose thread ended is dead but keeps its loop,
@@ -93,10 +108,16 @@ def hub_is_gone(hub: Hub) -> bool:
 
 
 def current_task() -> object:
-    """Identify the running greenlet, or the thread where there is no hub."""
-    if current_hub() is None:
-        return get_ident()
-    return sys.modules["greenlet"].getcurrent()
+    """Identify the running greenlet, or the thread where there is no hub.
+
+    A thread's main greenlet is told by its thread: it stays the same task when the
+    thread gets a hub meanwhile.
+    """
+    if current_hub() is not None:
+        current = sys.modules["greenlet"].getcurrent()
+        if current.parent is not None:
+            return current
+    return get_ident()
 
 
 def in_hub() -> bool:
@@ -140,6 +161,9 @@ class ThreadWaiter:
 
     patience = 0.1
 
+    #: Whether nothing can wake it any more.
+    gone = False
+
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._lock.acquire()
@@ -170,6 +194,11 @@ class GreenletWaiter:
         self._switch: Any = None
         self._callback: Any = None
         self._woken = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can wake it any more."""
+        return hub_is_gone(self._hub)
 
     def wait(self, seconds: float) -> bool:
         hub = self._hub

@@ -11,6 +11,9 @@
     ├── StatisticsNotEnabledError       subscribed to statistics too late
     ├── IllegalWaitError                waiting here could never end
     ├── MessagesAbandonedError          close gave up on some messages
+    ├── PoolTimeoutError                no producer of a pool became free in time
+    ├── PoolClosedError                 the pool was closed
+    ├── PoolNotConfiguredError          there is no default pool
     ├── BrokerError                     what librdkafka or a broker said, as a cause
     └── ProduceError                    a message was not sent, or not delivered
         ├── QueueFullError              not queued; try again
@@ -123,6 +126,18 @@ class MessagesAbandonedError(GreendropError):
     def __init__(self, text: str, *, count: int) -> None:
         self.count = count
         super().__init__(text)
+
+
+class PoolTimeoutError(GreendropError, TimeoutError):
+    """All producers of a pool were in use for too long. Nothing was sent."""
+
+
+class PoolClosedError(GreendropError):
+    """The pool was closed, before or while waiting for a producer. Nothing was sent."""
+
+
+class PoolNotConfiguredError(GreendropError):
+    """There is no default pool. Nothing was sent; call `set_default_pool` first."""
 
 
 class BrokerError(GreendropError):

@@ -421,7 +421,7 @@ class Producer:
             may wait, it returns at once and closing goes on by itself.
         """
         if timeout is not None:
-            _check_timeout(timeout)
+            _waiting.check_timeout(timeout)
         if self._core is not None:
             self._core.close(timeout, force=force)
 
@@ -464,13 +464,3 @@ class Producer:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)
-
-
-def _check_timeout(timeout: object) -> None:
-    if (
-        isinstance(timeout, bool)
-        or not isinstance(timeout, (int, float))
-        or not 0 <= timeout < float("inf")
-    ):
-        text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
-        raise ValueError(text)

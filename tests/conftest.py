@@ -10,6 +10,7 @@ import contextlib
 import gc
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,6 +130,50 @@ def longest_gap(hub) -> type[LongestGap]:
 def run_script() -> Callable[..., interpreter.Ended]:
     """Run a program in a fresh interpreter, see `tests.interpreter.run`."""
     return interpreter.run
+
+
+# --- two worlds -----------------------------------------------------------------------
+
+
+@pytest.fixture(params=["threads", "greenlets"])
+def world(request) -> str:
+    """Run a test with a hub and without one."""
+    if request.param == "greenlets":
+        request.getfixturevalue("hub")
+    return str(request.param)
+
+
+@pytest.fixture
+def spawn(world) -> Callable[[Callable[[], object]], Any]:
+    """Start a function that runs by itself; give what has a `join`."""
+
+    def start(function: Callable[[], object]) -> Any:
+        if world == "greenlets":
+            return sys.modules["gevent"].spawn(function)
+        thread = threading.Thread(target=function)
+        thread.start()
+        return thread
+
+    return start
+
+
+@pytest.fixture
+def pause(world) -> Callable[[float], object]:
+    """Let other greenlets, or other threads, run for some seconds."""
+    return sys.modules["gevent"].sleep if world == "greenlets" else time.sleep
+
+
+@pytest.fixture
+def until(pause) -> Callable[..., None]:
+    """Let others run until a condition holds."""
+
+    def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "not in time"
+            pause(0.002)
+
+    return wait
 
 
 # --- nothing is left behind -----------------------------------------------------------

@@ -23,47 +23,6 @@ QUICK = 2.0
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
-@pytest.fixture(params=["threads", "greenlets"])
-def world(request):
-    """Run a test with a hub and without one."""
-    if request.param == "greenlets":
-        request.getfixturevalue("hub")
-    return request.param
-
-
-@pytest.fixture
-def spawn(world):
-    """Start a function that runs by itself; give what has a `join`."""
-
-    def start(function):
-        if world == "greenlets":
-            return gevent.spawn(function)
-        thread = threading.Thread(target=function)
-        thread.start()
-        return thread
-
-    return start
-
-
-@pytest.fixture
-def pause(world):
-    """Let other greenlets, or other threads, run for some seconds."""
-    return gevent.sleep if world == "greenlets" else time.sleep
-
-
-@pytest.fixture
-def until(pause):
-    """Let others run until a condition holds."""
-
-    def wait(condition, seconds=10.0):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "not in time"
-            pause(0.002)
-
-    return wait
-
-
 class Watch:
     """How long a block took."""
 

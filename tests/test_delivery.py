@@ -176,14 +176,6 @@ def test_queue_asks_for_each_report_while_nobody_polls(reports, calls, handle):
 # -- waiting --------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["threads", "greenlets"])
-def world(request):
-    """Run a test with a hub and without one."""
-    if request.param == "greenlets":
-        request.getfixturevalue("hub")
-    return request.param
-
-
 def by_thread(function, *args):
     """Call a function in a native thread a moment later; in vain if too late."""
     timer = threading.Timer(0.02, function, args)

@@ -396,14 +396,6 @@ def test_end_of_the_program_passes_through_listeners(monitor, kind, contained):
 # -- real traffic ---------------------------------------------------------------------
 
 
-@pytest.fixture(params=["threads", "greenlets"])
-def world(request):
-    """Run a test with a hub and without one."""
-    if request.param == "greenlets":
-        request.getfixturevalue("hub")
-    return request.param
-
-
 class Recorder:
     """Listens to all events of a producer and keeps them."""
 

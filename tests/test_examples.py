@@ -114,3 +114,12 @@ def test_failed_messages_are_told_of_and_the_work_goes_on():
     assert "order 2" not in output
     assert "100 not delivered, 0 not sent: " in output
     assert "step 18 of 18" in output
+
+
+def test_ten_tasks_share_the_producers_of_a_pool():
+    """All slots of the pool are used, and free at the end."""
+    output = run(EXAMPLES / "pool.py")
+
+    assert output.count("sent 5 messages") == 10
+    assert {f"slot-{slot}" for slot in (1, 2, 3)} == set(re.findall(r"slot-\d", output))
+    assert "available=3, waiting=0" in output

@@ -128,7 +128,7 @@ def test_import_brings_in_no_vendors(run_script):
             "gevent", "greenlet", "structlog", "asyncio", "flask", "django", "celery",
             "locust", "prometheus_client", "statsd", "datadog", "opentelemetry",
             "unittest", "subprocess", "greendrop.testing", "greendrop._mock_cluster",
-            "greendrop.pool", "greendrop.listeners", "greendrop.contrib",
+            "greendrop.listeners", "greendrop.contrib",
         }
         found = unwanted & (set(sys.modules) - theirs)
         assert not found, found

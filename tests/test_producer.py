@@ -44,14 +44,6 @@ VERBS = {
 }
 
 
-@pytest.fixture(params=["threads", "greenlets"])
-def world(request):
-    """Run a test with a hub and without one."""
-    if request.param == "greenlets":
-        request.getfixturevalue("hub")
-    return request.param
-
-
 @pytest.fixture
 def together(world):
     """Run functions side by side, in greenlets or threads, to their end."""
@@ -70,26 +62,6 @@ def together(world):
             assert not any(task.is_alive() for task in tasks)
 
     return run
-
-
-@pytest.fixture
-def spawn(world):
-    """Start a function that runs by itself; give what has a `join`."""
-
-    def start(function):
-        if world == "greenlets":
-            return gevent.spawn(function)
-        thread = threading.Thread(target=function)
-        thread.start()
-        return thread
-
-    return start
-
-
-@pytest.fixture
-def pause(world):
-    """Let other greenlets, or other threads, run for some seconds."""
-    return gevent.sleep if world == "greenlets" else time.sleep
 
 
 def errors_of(producer):

@@ -91,6 +91,14 @@ def test_tasks_are_told_apart(hub):
     assert _waiting.current_task() == tasks[0]
 
 
+def test_thread_that_gets_a_hub_stays_the_same_task(request):
+    """A main greenlet goes by its thread, so that its first wait changes nothing."""
+    before = _waiting.current_task()
+    request.getfixturevalue("hub")
+
+    assert _waiting.current_task() == before
+
+
 def test_destroyed_hub_is_gone(hub):
     """Nothing runs on a destroyed hub any more."""
     assert not _waiting.hub_is_gone(hub)
@@ -289,9 +297,16 @@ def test_greenlet_of_another_hub_is_woken(hub):
 def test_waking_in_a_hub_that_is_gone_is_ignored(hub):
     """Nobody waits there any more, so there is nobody to wake."""
     waiter = _waiting.new_waiter()
+    assert not waiter.gone
     hub.destroy(destroy_loop=True)
 
     waiter.wake()
+    assert waiter.gone
+
+
+def test_thread_that_waits_is_never_gone():
+    """What waits in a thread can be woken for as long as the thread is there."""
+    assert not _waiting.new_waiter().gone
 
 
 # -- running natively -----------------------------------------------------------------

@@ -310,3 +310,17 @@ def test_programs(producer: Producer) -> None:
     trigger_fatal_error(producer)
     trigger_fatal_error(producer, 47, "reason")
     assert_type(fatal_error(producer), tuple[int, str] | None)
+
+
+def pools(producer: Producer) -> None:
+    """A pool takes factories with a slot's number, and without."""
+    pool = greendrop.ProducerPool(lambda slot: Producer(id=str(slot)), size=2)
+    greendrop.ProducerPool(lambda: producer, timeout=1.0)
+    with pool.producer() as one, pool.producer(timeout=0.5):
+        assert_type(one, Producer)
+    assert_type(pool.stats, greendrop.PoolStats)
+    pool.reload(timeout=1.0)
+    pool.reset()
+    greendrop.set_default_pool(pool)
+    assert_type(greendrop.default_pool(), greendrop.ProducerPool)
+    pool.close(timeout=1.0, force=True)
