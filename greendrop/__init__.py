@@ -24,6 +24,7 @@ from greendrop.errors import (
     QueueFullError,
     ReportLostError,
     StatisticsNotEnabledError,
+    VariantInvalidError,
 )
 from greendrop.events import Event, Monitor
 from greendrop.message import Message
@@ -68,6 +69,7 @@ __all__ = [
     "QueueFullError",
     "ReportLostError",
     "StatisticsNotEnabledError",
+    "VariantInvalidError",
     "default_pool",
     "set_default_pool",
 ]

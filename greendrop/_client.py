@@ -21,7 +21,7 @@ from greendrop._gather import Gatherer, give
 from greendrop._outstanding import Outstanding
 from greendrop._partitioners import partitioner
 from greendrop._routing import Router
-from greendrop._serving import HubTask, LeadWaiter, ThreadTask
+from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
 from greendrop._settling import Settler
 from greendrop._verdicts import Verdicts
 from greendrop.delivery import DeliveryHandle, ReportQueue
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from greendrop.config import Settings
-    from greendrop.errors import DeliveryError
+    from greendrop.errors import BrokerError, DeliveryError
     from greendrop.events import Monitor
     from greendrop.message import Message
 
@@ -52,6 +52,8 @@ _ATTEND_EVERY = 16
 #: Seconds between nudges of librdkafka while somebody waits for all deliveries and the
 #: user's `linger.ms` holds messages back.
 _NUDGE_EVERY = 0.05
+#: Looks whether a client is idle, in the time after which it is.
+_PULSES = 4
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
@@ -83,19 +85,37 @@ class Client:
     Args:
         settings: What it is built from.
         monitor: Who is told what happens.
+        on_fatal: Told of a fatal error by which librdkafka refuses a message, under
+            `_gate`. True means that another client is going to take over, so the
+            message, and all that follow, are kept for it: see `retire`.
+        on_pulse: Called every so often by the serving task, in which nobody may wait.
 
     Raises:
         ConfigurationInvalidError: librdkafka refused its configuration.
     """
 
-    def __init__(self, settings: Settings, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        monitor: Monitor,
+        on_fatal: Callable[[Client, BrokerError], bool] = lambda *_: False,
+        on_pulse: Callable[[], None] = lambda: None,
+    ) -> None:
         #: `mark[0]` is false in a process forked from the one that built it.
         self.mark = _process.mark()
         self._settings = settings
         self._monitor = monitor
         self._outstanding = Outstanding(settings.queue_limit)
         self._closed = False
-        self._purging = False
+        # Nothing goes to librdkafka any more: closed, about to be, or retired.
+        self._shut = False
+        self._on_fatal = on_fatal
+        # What it was given since it retired, for the client that takes over.
+        self._strays: list[_Wire] = []
+        self._on_strays: Callable[[], None] | None = None
+        #: How many verdicts it has told.
+        self.settled = 0
+        self._pulse = Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
         self._verdicts = Verdicts(
             fatal_error=lambda: _librdkafka.fatal_error(self._producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
@@ -283,12 +303,16 @@ class Client:
 
     def _send_now(self, wire: _Wire) -> None:
         with self._gate:
-            if self._closed:
-                raise ProducerClosedError(self._settings.id)
+            if self._shut:
+                self._send_late(wire)
+                return
             try:
                 self._outstanding.pending.add(wire[4])
                 self._produce(*wire)
             except BaseException as error:
+                if self._is_replaced_for(error):
+                    self._keep((wire,))
+                    return
                 self._outstanding.pending.discard(wire[4])
                 if isinstance(error, BufferError):
                     self._outstanding.refuse()
@@ -307,8 +331,11 @@ class Client:
         """
         produce = self._produce
         with self._gate:
-            if self._closed or self._purging:
-                self._drop(going)
+            if self._shut:
+                if self._on_strays is None:
+                    self._drop(going)
+                else:
+                    self._keep(going)
                 return False
             stuck = False
             while not stuck:
@@ -323,6 +350,9 @@ class Client:
                         # waiting for room would be for ever.
                         self._refuse(wire, self._queue_full())
                 except Exception as error:  # noqa: BLE001 - told on the handle
+                    if self._is_replaced_for(error):
+                        self._keep((wire, *going))
+                        break
                     self._refuse(wire, error)
         if stuck:
             self._outstanding.refuse()
@@ -333,9 +363,12 @@ class Client:
         wire[4]._fail(self._refusal(wire[0], error))
         self._signal.set()
 
-    def _drop(self, wires: Iterable[_Wire]) -> None:
+    def _drop(self, wires: Iterable[_Wire], why: Exception | None = None) -> None:
         for wire in wires:
-            wire[4]._fail(self._verdicts.purged(wire[0]))
+            if why is None:
+                wire[4]._fail(self._verdicts.purged(wire[0]))
+            else:
+                wire[4]._fail(self._refusal(wire[0], why))
         self._signal.set()
         if self._closed:  # the serving task has ended
             _waiting.start(self._settler.settle)
@@ -380,16 +413,25 @@ class Client:
             if task is not None:
                 task.stop()
             if hub is None:
-                self._task = ThreadTask(self._turn, self._interrupt_poll)
+                self._task = ThreadTask(
+                    self._turn, self._interrupt_poll, self._pulse
+                )
             else:
                 self._task = HubTask(
-                    hub, self._signal, self._turn, lambda: self._outstanding.count
+                    hub,
+                    self._signal,
+                    self._turn,
+                    lambda: self._outstanding.count,
+                    self._pulse,
                 )
                 if not self._settings.linger_is_users:
                     self._gather = Gatherer(hub, self._hand_over)
-        while orphans:
-            give(orphans, self._hand_over)
-            if orphans:
+        self._give_all(orphans)
+
+    def _give_all(self, wires: list[_Wire]) -> None:
+        while wires:
+            give(wires, self._hand_over)
+            if wires:
                 self.wait_for_room(_NUDGE_EVERY, again=True)
 
     def look_after(self) -> None:
@@ -497,7 +539,7 @@ class Client:
         if gather is not None and (gather.items or not gather.is_here()):
             return
         with self._gate:
-            if self._closed or len(self._producer) or self._reports:
+            if self._closed or len(self._producer) or self._reports or self._strays:
                 return
             self._interrupted = False
             pending = self._outstanding.pending
@@ -540,6 +582,7 @@ class Client:
         return None
 
     def _on_settled(self, count: int, latency: float) -> None:
+        self.settled += count
         if latency >= 0:
             self._verdicts.all_is_well()
         gather = self._gather
@@ -605,6 +648,112 @@ class Client:
             self._call_ended.wait(left)
         return not self._calls
 
+    # --- handing on to another client --------------------------------------------
+
+    @property
+    def has_delivered(self) -> bool:
+        """Whether any message of this client was delivered."""
+        return self._verdicts.has_delivered
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits to send with it, or for the client after it."""
+        return (
+            self._outstanding.awaited or self.router.awaited or bool(self._strays)
+        )
+
+    def retire(self, on_strays: Callable[[], None]) -> None:
+        """From now on keep what is sent, in order, for a client that takes over.
+
+        Nobody who has got hold of this client before then loses a message, or gets an
+        error. Once it is closed, only what was gathered is kept; others are told that
+        it is closed, and send again.
+
+        Args:
+            on_strays: Told, under `_gate`, of each message that is kept.
+        """
+        with self._gate:
+            self._on_strays = on_strays
+            self._shut = True
+            if self._strays:
+                on_strays()
+
+    def take_strays(self, if_none: Callable[[], None]) -> list[_Wire]:
+        """Give what was kept up to now; if that is nothing, call a function.
+
+        In between nobody can send by this client.
+        """
+        self.flush_gathered()
+        with self._gate:
+            strays, self._strays = self._strays, []
+            self._outstanding.pending.difference_update(each[4] for each in strays)
+            if not strays:
+                if_none()
+        return strays
+
+    def adopt(self, strays: list[_Wire]) -> None:
+        """Send what another client has kept.
+
+        Blocking:
+            While the queue is full. Lets other greenlets run.
+        """
+        handles = [wire[4] for wire in strays]
+        for handle in handles:
+            handle._reports = self._reports
+        self._outstanding.pending.update(handles)
+        self.attend()
+        self._give_all(strays)
+
+    def give_up(self, why: Exception | None) -> int:
+        """Fail what was kept, as nobody takes over; tell how many these were.
+
+        What follows goes to librdkafka again, which says what it thinks of that.
+
+        Args:
+            why: The reason, or None if they are dropped because all is over.
+        """
+        with self._gate:
+            strays, self._strays = self._strays, []
+            self._on_strays = None
+            self._shut = self._closed
+            if strays:
+                self._drop(strays, why)
+        return len(strays)
+
+    def fail(self, strays: list[_Wire], why: Exception) -> None:
+        """Tell of messages that were taken from here that nobody can send them."""
+        with self._gate:
+            self._outstanding.pending.update(wire[4] for wire in strays)
+            self._drop(strays, None if isinstance(why, ProducerClosedError) else why)
+
+    def run_aside(self, function: Callable[[], None]) -> None:
+        """Run a function by itself, in the thread where messages are gathered, if any.
+
+        There nobody can gather in between two of its steps that don't wait.
+        """
+        gather = self._gather
+        if gather is None or _waiting.hub_is_gone(gather.hub):
+            _waiting.start(function)
+        else:
+            _waiting.start_in(gather.hub, function)
+
+    def _is_replaced_for(self, error: BaseException) -> bool:
+        if not isinstance(error, cimpl.KafkaException):
+            return False
+        reason = self._verdicts.translate(error.args[0])
+        return reason.fatal and self._on_fatal(self, reason)
+
+    def _keep(self, wires: Iterable[_Wire]) -> None:
+        self._strays += wires
+        if self._on_strays is not None and self._strays:
+            self._on_strays()
+
+    def _send_late(self, wire: _Wire) -> None:
+        if self._closed or self._on_strays is None:
+            raise ProducerClosedError(self._settings.id)
+        self._outstanding.pending.add(wire[4])
+        self._keep((wire,))
+
     # --- ending ------------------------------------------------------------------
 
     def stop_taking(self) -> None:
@@ -645,14 +794,53 @@ class Client:
                     self._interrupted = True
                     raise
 
-    def purge(self) -> None:
-        """Drop all that is not acknowledged; each handle will say so."""
+    def purge(self, *, for_good: bool = False) -> list[DeliveryHandle]:
+        """Drop all that is not acknowledged; each handle will say so.
+
+        Args:
+            for_good: Drop as well whatever is still to come.
+
+        Returns:
+            The handles, which have no verdict yet.
+        """
         with self._gate:
-            self._purging = True
+            dropped = list(self._outstanding.pending)
+            if for_good:
+                self._shut = True
+                self._on_strays = None
+            strays, self._strays = self._strays, []
+            self._drop(strays)
             if not self._closed:
                 self._producer.purge()
-        self.flush_gathered()
+        gather = self._gather
+        if gather is not None and gather.is_here():
+            self._drop(gather.take())
+        elif gather is not None and not for_good:
+            _waiting.call_in_hub(gather.hub, lambda: self._drop(gather.take()))
         self._signal.set()
+        return dropped
+
+    def purge_queue(self) -> None:
+        """Drop what librdkafka has; what was kept for another client stays."""
+        self.flush_gathered()
+        with self._gate:
+            if not self._closed:
+                self._producer.purge()
+        self._signal.set()
+
+    def wait_settled(self, seconds: float) -> None:
+        """Wait for the verdicts on all that was not kept for another client.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        deadline = _waiting.monotonic() + seconds
+        while self._outstanding.count > len(self._strays):
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            waiter = self.waiter()
+            self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
 
     def close(self) -> None:
         """End for good: the serving task, the descriptor, librdkafka's threads.
@@ -678,7 +866,7 @@ class Client:
         with self._poll_gate, self._gate:
             if self._closed:
                 return
-            self._closed = True
+            self._closed = self._shut = True
         if self._queue is not None:
             self._queue.release()
         try:

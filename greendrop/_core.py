@@ -8,16 +8,21 @@ librdkafka's calls (`_client` does) and nothing of the verbs (`producer` does).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from greendrop import _librdkafka, _waiting
 from greendrop._client import Client
+from greendrop._idle import IdleWatch
+from greendrop._lane import Lane, topic_settings
+from greendrop._recovery import Recovery
 from greendrop.errors import (
     ConfigurationInvalidError,
+    GreendropError,
     IllegalWaitError,
     MessagesAbandonedError,
     ProduceError,
@@ -25,21 +30,36 @@ from greendrop.errors import (
     ProducerClosedError,
     ProducerUsedInParentProcessError,
     QueueFullError,
+    VariantInvalidError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle
+    from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.message import Message
 
-Status = Literal["initial", "configured", "connected", "closing", "closed"]
+Status = Literal[
+    "initial",
+    "configured",
+    "connected",
+    "disconnecting",
+    "disconnected",
+    "closing",
+    "closed",
+]
 
 #: Seconds that the reports of dropped messages may take. They come at once; the time
 #: is for a hub that is busy with something else.
 _PURGE_TIMEOUT = 5.0
+#: Seconds between two looks whether a message has called off a disconnect.
+_LOOK_EVERY = 0.05
+#: Topic configurations of one producer, each with a client: connections, threads and
+#: memory. More are most likely made by mistake, one for each message.
+_MOST_LANES = 16
 
 _log = logging.getLogger("greendrop")
 
@@ -64,9 +84,14 @@ class Core:
         self.max_payload_size = settings.max_payload_size
         self.monitor = monitor
         self.status: Status = "configured"
-        self._client: Client | None = None
-        # The client while messages are taken: one look tells that all is well.
-        self._open: Client | None = None
+        #: The way of messages that are sent by the producer itself.
+        self.main = Lane(settings, {})
+        # One for each topic configuration.
+        self._lanes = [self.main]
+        self._recovery = Recovery(settings.id, monitor, self._replace)
+        self._idle = IdleWatch(settings.idle_disconnect_timeout)
+        # There while a disconnect waits for deliveries, until it is called off.
+        self._disconnecting: object | None = None
         self._changing = _waiting.RLock()
         self._closer: object = None
         self._close_waiters: deque[_waiting.Waiter] = deque()
@@ -74,11 +99,16 @@ class Core:
     # --- sending -----------------------------------------------------------------
 
     def dispatch(
-        self, message: Message, verb: str, counts: dict[str, int] | None = None
+        self,
+        lane: Lane,
+        message: Message,
+        verb: str,
+        counts: dict[str, int] | None = None,
     ) -> DeliveryHandle:
         """Queue one message in wire form, waiting for room if need be.
 
         Args:
+            lane: Its way.
             message: Checked.
             verb: The public method's name, for `error.occurred`.
             counts: Numbers of partitions that hold for its batch; see `Router.routed`.
@@ -89,22 +119,43 @@ class Core:
             IllegalWaitError: Where its `partition_key` leads to is not known.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
         """
-        client = self._open
+        client = lane.open
         if client is None or not client.mark[0]:
-            client = self._connect()
+            client = self._connect(lane)
         routed = message
         if message[5] is not None:
-            routed = client.router.routed(message, {} if counts is None else counts)
-            client = self._open or self._connect()  # closed meanwhile?
+            client, routed = self._routed(lane, client, message, counts)
         try:
             return client.send(routed)
         except QueueFullError as error:
             if not self.settings.wait_on_queue_full:
                 raise
-            return self._send_when_room(message, routed, verb, error)
+            return self._send_when_room(lane, message, routed, verb, error)
+        except ProducerClosedError:
+            # Another thread has disconnected since we looked, or replaced the client.
+            self._connect(lane)
+            return self.dispatch(lane, message, verb, counts)
+
+    def _routed(
+        self,
+        lane: Lane,
+        client: Client,
+        message: Message,
+        counts: dict[str, int] | None,
+    ) -> tuple[Client, Message]:
+        counts = {} if counts is None else counts
+        while True:
+            routed = client.router.routed(message, counts)
+            now = lane.open or self._connect(lane)  # closed meanwhile?
+            if now is client:
+                return client, routed
+            # Replaced meanwhile. What the old one didn't know, the new one may.
+            client = now
+            if counts.get(message[0], 0) <= 0:
+                counts.pop(message[0], None)
 
     def dispatch_many(
-        self, messages: Sequence[Message], verb: str
+        self, lane: Lane, messages: Sequence[Message], verb: str
     ) -> list[DeliveryHandle]:
         """Queue a batch, in order; a long one lets other greenlets run.
 
@@ -121,12 +172,13 @@ class Core:
                 part = messages[len(handles) : len(handles) + turns.ROUNDS]
                 wanted = len(part)
                 if [each for each in part if each[5] is not None]:
-                    part = self._connect().router.routed_many(part, counts)
-                sent = self._connect().send_many(part)
+                    part = self._connect(lane).router.routed_many(part, counts)
+                sent = self._connect(lane).send_many(part)
                 handles += sent
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
-                    handles.append(self.dispatch(messages[len(handles)], verb, counts))
+                    one = messages[len(handles)]
+                    handles.append(self.dispatch(lane, one, verb, counts))
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
@@ -138,19 +190,27 @@ class Core:
                 text, dispatched=handles, failed_index=len(handles)
             ) from error
         finally:
-            if self._open is not None:
-                self._open.flush_gathered()
+            if lane.open is not None:
+                lane.open.flush_gathered()
         return handles
 
-    def partition_count(self, topic: str) -> int:
+    def partition_count(self, lane: Lane, topic: str) -> int:
         """See `Producer.partition_count`."""
-        count = self._connect().router.count(topic)
-        if self._open is None:
-            self._connect()  # closed meanwhile: says so
-        return count
+        client = self._connect(lane)
+        while True:
+            count = client.router.count(topic)
+            now = lane.open or self._connect(lane)  # closed meanwhile: says so
+            if now is client or count > 0:
+                return count
+            client = now
 
     def _send_when_room(
-        self, message: Message, routed: Message, verb: str, full: QueueFullError
+        self,
+        lane: Lane,
+        message: Message,
+        routed: Message,
+        verb: str,
+        full: QueueFullError,
     ) -> DeliveryHandle:
         if self.settings.instrument_on_wait_queue_full and self.monitor.listens(
             "error.occurred"
@@ -170,15 +230,41 @@ class Core:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 raise full
-            self._connect().wait_for_room(left, again=again)
+            self._connect(lane).wait_for_room(left, again=again)
             again = True
             try:
-                return self._connect().send(routed, waited=True)
+                return self._connect(lane).send(routed, waited=True)
             except QueueFullError as error:
                 full = error
+            except ProducerClosedError:
+                continue  # replaced meanwhile; or `_connect` says that all is over
 
-    def _connect(self) -> Client:
-        """Give the client, built if there is none.
+    # --- connecting --------------------------------------------------------------
+
+    def lane(self, topic_config: Mapping[str, str]) -> Lane:
+        """Give the way of messages with a topic configuration; see `Producer.variant`.
+
+        Raises:
+            VariantInvalidError: librdkafka would refuse it, or there are too many.
+            ProducerClosedError: The producer is.
+        """
+        with self._changing:
+            self._refuse_when_closed()
+            for lane in self._lanes:
+                if lane.topic_config == topic_config:
+                    return lane
+            if len(self._lanes) > _MOST_LANES:
+                text = (
+                    f"this producer has {_MOST_LANES} of them already, each with a"
+                    " connection; use those again, or another producer"
+                )
+                raise VariantInvalidError({"topic_config": text})
+            lane = Lane(topic_settings(self.settings, topic_config), topic_config)
+            self._lanes.append(lane)
+        return lane
+
+    def _connect(self, lane: Lane) -> Client:
+        """Give the client, built if there is none. Calls off a disconnect.
 
         Raises:
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
@@ -186,16 +272,29 @@ class Core:
         """
         self._refuse_after_fork()
         with self._changing:
-            if self.status in ("closing", "closed"):
-                text = f"producer {self.settings.id!r} is {self.status}"
-                raise ProducerClosedError(text)
-            if self._open is not None:
-                return self._open
-            client = self._client = self._open = Client(self.settings, self.monitor)
+            self._refuse_when_closed()
+            if self._disconnecting is not None:
+                self._stay_connected()
+            if lane.open is not None:
+                return lane.open
+            client = lane.client = lane.open = self._build(lane)
             self.status = "connected"
             _connected.add(self)
-        self.monitor.emit("producer.connected", {"producer_id": self.settings.id})
+        self._tell("producer.connected")
         return client
+
+    def _build(self, lane: Lane) -> Client:
+        return Client(
+            lane.settings,
+            self.monitor,
+            on_fatal=lambda client, error: self._on_fatal(lane, client, error),
+            on_pulse=self._look_whether_idle,
+        )
+
+    def _refuse_when_closed(self) -> None:
+        if self.status in ("closing", "closed"):
+            text = f"producer {self.settings.id!r} is {self.status}"
+            raise ProducerClosedError(text)
 
     def _refuse_after_fork(self) -> None:
         if self.inherited:
@@ -210,12 +309,206 @@ class Core:
     @property
     def inherited(self) -> bool:
         """Whether the client belongs to the process that this one was forked from."""
-        return self._client is not None and not self._client.mark[0]
+        return any(not client.mark[0] for client in self.clients)
 
     @property
-    def client(self) -> Client | None:
-        """The client, if one was built and not closed."""
-        return self._client
+    def clients(self) -> list[Client]:
+        """All clients that were built and not closed."""
+        return [lane.client for lane in self._lanes if lane.client is not None]
+
+    @property
+    def variants(self) -> int:
+        """How many topic configurations there are beside the producer's own."""
+        return len(self._lanes) - 1
+
+    @property
+    def outstanding(self) -> int:
+        """Messages that were taken and have no verdict yet."""
+        return sum(client.outstanding for client in self.clients)
+
+    @staticmethod
+    def _may_wait(clients: Iterable[Client]) -> bool:
+        """Tell whether waiting for these clients can end, in the caller's place."""
+        return not (
+            _waiting.in_hub() or any(client.in_serving_task() for client in clients)
+        )
+
+    # --- dropping ----------------------------------------------------------------
+
+    def purge(self) -> None:
+        """See `Producer.purge`."""
+        self._refuse_after_fork()
+        began = _waiting.monotonic()
+        clients = self.clients
+        dropped = [handle for client in clients for handle in client.purge()]
+        if self._may_wait(clients):
+            self._await_verdicts(dropped, began + _PURGE_TIMEOUT)
+        self._tell("buffer.purged", began)
+
+    @staticmethod
+    def _await_verdicts(handles: Iterable[DeliveryHandle], deadline: float) -> None:
+        for handle in handles:
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            if not handle.done:
+                with contextlib.suppress(ProduceError):
+                    handle.wait(left)
+
+    # --- disconnecting -----------------------------------------------------------
+
+    def disconnect(self) -> bool:
+        """See `Producer.disconnect`."""
+        self._refuse_after_fork()
+        if not self._may_wait(self.clients):
+            if self._is_disconnectable():
+                _waiting.start(self._disconnect_quietly)
+                return True
+            return False
+        began = _waiting.monotonic()
+        with self._changing:
+            if not self._is_disconnectable():
+                return False
+            me = self._disconnecting = object()
+            self.status = "disconnecting"
+            for lane in self._lanes:
+                lane.open = None
+        try:
+            self._tell("producer.disconnecting")
+            self._await_deliveries(me, began + self.settings.max_wait_timeout)
+        except BaseException:
+            with self._changing:
+                if self._disconnecting is me:
+                    self._stay_connected()
+            raise
+        clients = self._detach(me)
+        if clients is None:
+            return False
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._tell, "producer.disconnected", began)
+            for client in clients:
+                stack.callback(client.close)
+        return True
+
+    def _is_disconnectable(self) -> bool:
+        return self.status == "connected" and not any(
+            client.awaited for client in self.clients
+        )
+
+    def _await_deliveries(self, me: object, deadline: float) -> None:
+        for client in self.clients:
+            while self._disconnecting is me and client.outstanding > 0:
+                left = deadline - _waiting.monotonic()
+                if left <= 0:
+                    return
+                client.wait_delivered(min(left, _LOOK_EVERY))
+
+    def _detach(self, me: object) -> list[Client] | None:
+        """Let go of the clients, so that the next message has a new one built.
+
+        None if a message has called that off, or not all were delivered.
+        """
+        with self._changing:
+            if self._disconnecting is not me:
+                return None
+            clients = self.clients
+            if any(client.outstanding or client.awaited for client in clients):
+                self._stay_connected()
+                return None
+            self._disconnecting = None
+            self.status = "disconnected"
+            self._idle = IdleWatch(self.settings.idle_disconnect_timeout)
+            for lane in self._lanes:
+                client, lane.client = lane.client, None
+                if client is not None:
+                    # A thread may have got hold of it just before.
+                    self._hand_on_late_messages(lane, client)
+            _connected.discard(self)
+            self.monitor.freeze_statistics(False)
+        return clients
+
+    def _stay_connected(self) -> None:
+        self._disconnecting = None
+        self.status = "connected"
+        for lane in self._lanes:
+            lane.open = lane.client
+
+    def _disconnect_quietly(self) -> None:
+        # Nobody is there to catch it.
+        try:
+            self.disconnect()
+        except Exception as error:  # noqa: BLE001 - told
+            self.monitor.emit(
+                "error.occurred",
+                {
+                    "producer_id": self.settings.id,
+                    "error": error,
+                    "type": "producer.disconnect.error",
+                },
+            )
+
+    def _look_whether_idle(self) -> None:
+        """Disconnect if nothing was sent for long; where nobody may wait."""
+        clients = self.clients
+        settled = sum(client.settled for client in clients)
+        busy = any(client.outstanding for client in clients)
+        if self._idle.is_over(settled, busy=busy) and self._is_disconnectable():
+            _waiting.start(self._disconnect_quietly)
+
+    # --- replacing a client ------------------------------------------------------
+
+    def _on_fatal(self, lane: Lane, client: Client, error: BrokerError) -> bool:
+        # Under the client's `_gate`: no lock of ours may be taken here.
+        if self.status not in ("connected", "disconnecting"):
+            return False
+        if not self._recovery.begins(lane, client, error):
+            return False
+        client.retire(lambda: None)
+        client.run_aside(lambda: self._recovery.run(lane, client, error))
+        return True
+
+    def _replace(self, lane: Lane, old: Client, settings: Settings) -> bool:
+        """Build the successor of a client, and let it take over; False when closing.
+
+        Raises:
+            ConfigurationInvalidError: librdkafka refused the configuration.
+        """
+        with self._changing:
+            if self._disconnecting is not None:
+                self._stay_connected()
+            if lane.client is not old or self.status != "connected":
+                return False
+            lane.settings = settings
+            new = lane.client = self._build(lane)
+        self._tell("producer.connected")
+
+        while strays := self._take_over(lane, old, new):
+            new.adopt(strays)
+        self._hand_on_late_messages(lane, old)
+        old.stop_taking()  # who waits for room there finds it here
+        old.close()
+        return True
+
+    def _take_over(self, lane: Lane, old: Client, new: Client) -> list[Any]:
+        """Give what the old client has kept; once that is nothing, open the new one."""
+
+        def take_over() -> None:
+            if lane.client is new and self.status == "connected":
+                lane.open = new
+
+        with self._changing:
+            return old.take_strays(take_over)
+
+    def _hand_on_late_messages(self, lane: Lane, client: Client) -> None:
+        def hand_on() -> None:
+            strays = client.take_strays(lambda: None)
+            try:
+                if strays:
+                    self._connect(lane).adopt(strays)
+            except GreendropError as error:
+                client.fail(strays, error)
+
+        client.retire(lambda: _waiting.start(hand_on))
 
     # --- ending ------------------------------------------------------------------
 
@@ -226,8 +519,8 @@ class Core:
             self.reset()
             self.status = "closed"
             return
-        client = self._client
-        if client is not None and (client.in_serving_task() or _waiting.in_hub()):
+        clients = self.clients
+        if clients and not self._may_wait(clients):
             _waiting.start(lambda: self._close_quietly(timeout, force=force))
             return
         if timeout is None:
@@ -237,8 +530,10 @@ class Core:
             if first:
                 self.status = "closing"
                 self._closer = _waiting.current_task()
-            self._open = None
-            client = self._client
+            self._disconnecting = None
+            for lane in self._lanes:
+                lane.open = None
+            clients = self.clients
         if not first:
             if self._closer != _waiting.current_task():  # a listener of closing
                 self._wait_closed(timeout + _PURGE_TIMEOUT)
@@ -246,10 +541,10 @@ class Core:
         began = _waiting.monotonic()
         abandoned = 0
         try:
-            self.monitor.emit("producer.closing", {"producer_id": self.settings.id})
+            self._tell("producer.closing")
         finally:
             # Also when a listener was interrupted: it always ends closed.
-            abandoned = self._close_client(client, timeout, began)
+            abandoned = self._close_clients(clients, timeout, began)
         if abandoned and not force:
             text = (
                 f"producer {self.settings.id!r} is closed; {abandoned} messages were"
@@ -257,42 +552,49 @@ class Core:
             )
             raise MessagesAbandonedError(text, count=abandoned)
 
-    def _close_client(self, client: Client | None, timeout: float, began: float) -> int:
+    def _close_clients(
+        self, clients: Sequence[Client], timeout: float, began: float
+    ) -> int:
         abandoned = 0
+        self._recovery.stop()
+        for client in clients:
+            client.stop_taking()
+            abandoned += client.give_up(None)
         try:
-            if client is not None:
-                abandoned = self._end(client, timeout)
+            for client in clients:
+                abandoned += self._end(client, began + timeout)
         finally:
-            self._client = None
-            self.status = "closed"
-            _connected.discard(self)
-            while self._close_waiters:
-                self._close_waiters.popleft().wake()
-            self.monitor.emit(
-                "producer.closed",
-                {
-                    "producer_id": self.settings.id,
-                    "time": _waiting.monotonic() - began,
-                },
-            )
+            # Also when a wait was cut short: it always ends closed.
+            try:
+                for client in self.clients:
+                    abandoned += self._end(client, began)
+            finally:
+                self.status = "closed"
+                _connected.discard(self)
+                while self._close_waiters:
+                    self._close_waiters.popleft().wake()
+                self._tell("producer.closed", began)
         return abandoned
 
-    def _end(self, client: Client, timeout: float) -> int:
+    def _end(self, client: Client, deadline: float) -> int:
         """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
         abandoned = 0
-        client.stop_taking()
-        try:
-            client.wait_delivered(timeout)
-        finally:
-            # Also when the wait was cut short: it always ends closed.
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._forget, client)
+            stack.callback(client.close)
             try:
+                client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
+            finally:
                 abandoned = max(client.outstanding, 0)
                 if abandoned:
-                    client.purge()
+                    client.purge(for_good=True)
                     client.wait_delivered(_PURGE_TIMEOUT)
-            finally:
-                client.close()
         return abandoned
+
+    def _forget(self, client: Client) -> None:
+        for lane in self._lanes:
+            if lane.client is client:
+                lane.client = None
 
     def _wait_closed(self, seconds: float) -> None:
         deadline = _waiting.monotonic() + seconds
@@ -317,11 +619,14 @@ class Core:
 
     def reset(self) -> None:
         """See `Producer.reset`."""
-        client = self._client
-        if client is None or not self.inherited:
+        if not self.inherited:
             return
-        client.forget_in_child()
-        self._client = self._open = None
+        for lane in self._lanes:
+            if lane.client is not None:
+                lane.client.forget_in_child()
+            lane.client = lane.open = lane.failed = None
+            lane.attempts = 0
+        self._disconnecting = None
         # A thread of the parent may have held them at the moment of the fork.
         self._changing = _waiting.RLock()
         self._close_waiters = deque()
@@ -330,7 +635,7 @@ class Core:
 
     def release(self) -> None:
         """Close in the background: the last `Producer` of this core is gone."""
-        if self.status != "connected" or self.inherited:
+        if self.status not in ("connected", "disconnecting") or self.inherited:
             return
         # Closed first: a warning may have been made an error.
         _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
@@ -339,6 +644,15 @@ class Core:
             ResourceWarning,
             stacklevel=2,
         )
+
+
+    # --- telling -----------------------------------------------------------------
+
+    def _tell(self, name: str, began: float | None = None) -> None:
+        facts: dict[str, object] = {"producer_id": self.settings.id}
+        if began is not None:
+            facts["time"] = _waiting.monotonic() - began
+        self.monitor.emit(name, facts)
 
 
 def _close_at_exit() -> None:

@@ -62,6 +62,11 @@ class Outstanding:
         # What librdkafka refused for its bytes fits once nothing is on its way.
         return count >= self._limit or (self._refused and count > 0)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for room, or is about to take what it has waited for."""
+        return bool(self._room) or self._promised > 0
+
     def refuse(self) -> None:
         """Take note that librdkafka had no room, whatever the count says."""
         self._refused = True

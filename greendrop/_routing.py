@@ -178,6 +178,12 @@ class Router:
         self._wait(topic, waiter)
         return self._known.get(topic, _NOTHING).partitions
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for an answer."""
+        with self._changing:
+            return any(self._asking.values())
+
     def stop(self) -> None:
         """Send away who waits, and ask no more; the owner lets nobody new come."""
         self._stopped = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from greendrop import _waiting
 
@@ -36,6 +36,18 @@ class Turn(Protocol):
     def __call__(self, seconds: float) -> BaseException | None: ...
 
 
+class Pulse(NamedTuple):
+    """What a task does beside, every so often, whether anything arrives or not.
+
+    Attributes:
+        seconds: How often; 0 for never.
+        beat: Must not wait.
+    """
+
+    seconds: float
+    beat: Callable[[], None]
+
+
 class HubTask:
     """A greenlet that serves when the descriptor becomes readable."""
 
@@ -47,6 +59,7 @@ class HubTask:
         signal: _waiting.Signal,
         turn: Turn,
         outstanding: Callable[[], int],
+        pulse: Pulse,
     ) -> None:
         """Start in the calling thread, whose hub it is."""
         self.hub = hub
@@ -67,6 +80,11 @@ class HubTask:
         if shared is not None:
             shared.ref = False
         self._guard = loop.timer(_GUARD, _GUARD, ref=False)
+        self._beat = pulse.beat
+        self._heart: Any = None
+        if pulse.seconds:
+            self._heart = loop.timer(pulse.seconds, pulse.seconds, ref=False)
+            self._heart.start(lambda: self._beat())
         #: The task.
         self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
@@ -102,7 +120,7 @@ class HubTask:
         if _waiting.hub_is_gone(self.hub):
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
             # for ever. The client behind it need not stay as well.
-            del self._turn, self._outstanding
+            del self._turn, self._outstanding, self._beat
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
@@ -143,6 +161,8 @@ class HubTask:
     def _close_watchers(self) -> None:
         self._guard.close()
         self._io.close()
+        if self._heart is not None:
+            self._heart.close()
 
     def _sleep(self) -> None:
         # The watcher runs only while we sleep. While a listener waits elsewhere the
@@ -172,13 +192,17 @@ class ThreadTask:
 
     polling: Literal["thread"] = "thread"
 
-    def __init__(self, turn: Turn, interrupt_poll: Callable[[], None]) -> None:
+    def __init__(
+        self, turn: Turn, interrupt_poll: Callable[[], None], pulse: Pulse
+    ) -> None:
         """Start the thread.
 
         Args:
             turn: See `Turn`.
             interrupt_poll: Makes a poll that is going on return.
+            pulse: See `Pulse`.
         """
+        self._pulse = pulse
         self._turn = turn
         self._interrupt_poll = interrupt_poll
         #: Threads that wait do so here, and poll.
@@ -222,8 +246,14 @@ class ThreadTask:
 
     def _run(self) -> None:
         self._ident = _waiting.get_ident()
+        last_beat = _waiting.monotonic()
         try:
             while not self._stopped:
+                if self._pulse.seconds:
+                    now = _waiting.monotonic()
+                    if now >= last_beat + self._pulse.seconds:
+                        last_beat = now
+                        self._pulse.beat()
                 if self.lead.was_taken():
                     self.lead.pass_on()
                     self._rest.wait(_POLL)
@@ -254,6 +284,10 @@ class LeadWaiter:
 
     def wait(self, seconds: float) -> bool:
         self._lead.wait(self._waiter, self._done, seconds)
+        if self._lead.stopped and not self._done():
+            # Another task serves, and wakes it; or its message has gone to another
+            # client, which does.
+            self._waiter.wait(seconds)
         return self._done()
 
     def wake(self) -> None:
@@ -281,7 +315,8 @@ class Lead:
         self._turn = turn
         self._interrupt_poll = interrupt_poll
         self._taken = False
-        self._stopped = False
+        #: Whether this way of waiting is over.
+        self.stopped = False
         self._followers: deque[_waiting.Waiter] = deque()
 
     def was_taken(self) -> bool:
@@ -306,7 +341,7 @@ class Lead:
         """
         me = object()
         deadline = _waiting.monotonic() + seconds
-        while not (done() or self._stopped):
+        while not (done() or self.stopped):
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
@@ -322,7 +357,7 @@ class Lead:
 
     def stop(self) -> None:
         """Send all away, soon: another task serves from now on."""
-        self._stopped = True
+        self.stopped = True
         self._interrupt_poll()
         while self.pass_on():
             pass
@@ -341,7 +376,7 @@ class Lead:
             # It is the thread task that polls. It makes room for us.
             self._taken = True
             self._interrupt_poll()
-        while not (done() or self._stopped):
+        while not (done() or self.stopped):
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
@@ -357,7 +392,7 @@ class Lead:
         try:
             # Asked once more, now that we are known to follow: the leader may have
             # left, with nobody to wake, between our first try and this.
-            if self._leader and not self._stopped:
+            if self._leader and not self.stopped:
                 waiter.wait(seconds)
         finally:
             try:

@@ -78,9 +78,12 @@ class Verdicts:
         self.last_error: str | None = None
         # It came as an error, and not only in the log or as "all brokers down".
         self._is_the_reason = False
+        #: Whether any message was delivered.
+        self.has_delivered = False
 
     def all_is_well(self) -> None:
         """Forget the last complaint: a message was delivered."""
+        self.has_delivered = True
         self.last_error = None
         self._is_the_reason = False
 

@@ -371,6 +371,11 @@ def start(function: Callable[[], object]) -> None:
         start_new_thread(function, ())
 
 
+def start_in(hub: Hub, function: Callable[[], object]) -> None:
+    """Run a function by itself in a greenlet of a hub; from any thread."""
+    call_in_hub(hub, sys.modules["gevent"].spawn, function)
+
+
 def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
     """Run a call that blocks natively, off the hub, and wait for its result.
 

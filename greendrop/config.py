@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -25,6 +25,9 @@ _T = TypeVar("_T")
 #: No setting of ours is meant to wait longer than a day (in seconds). What is above
 #: was most likely written in milliseconds, WaterDrop's and librdkafka's unit.
 _LONGEST = 86_400
+
+#: Seconds. An `idle_disconnect_timeout` is not shorter.
+SHORTEST_IDLE_TIMEOUT = 30.0
 
 #: What `redacted` writes for the value of a key that holds a secret.
 HIDDEN = "[hidden]"
@@ -76,6 +79,36 @@ def _seconds_above_zero(value: object) -> float:
     return seconds
 
 
+def _idle_seconds(value: object) -> float:
+    seconds = _seconds(value)
+    if 0 < seconds < SHORTEST_IDLE_TIMEOUT:
+        raise _RefusedError(
+            f"{value!r} is below {SHORTEST_IDLE_TIMEOUT:g} seconds; connecting anew so"
+            " often costs more than it saves (0 turns it off)"
+        )
+    return seconds
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _RefusedError(f"needs a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise _RefusedError(f"{value!r} is below 1")
+    return value
+
+
+def _error_names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _RefusedError(
+            f"needs a list of errors' names, not {type(value).__name__}"
+        )
+    names = tuple(value)
+    for name in names:
+        if not isinstance(name, str):
+            raise _RefusedError(f"{name!r} is no name of an error")
+    return names
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise _RefusedError(f"needs True or False, not {value!r:.40}")
@@ -100,6 +133,9 @@ def _identity(value: object) -> str:
     return value
 
 
+_IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
+_COUNT = _Rule("a whole number of at least 1", _count)
+_NAMES = _Rule("names of errors, such as `fenced`", _error_names)
 _SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
 _SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
@@ -191,6 +227,49 @@ class Settings:
         " far below it, switching costs more than serving.",
         "polling.fd.max_time, 100 ms",
     )
+    idle_disconnect_timeout: float = _setting(
+        0.0,
+        _IDLE,
+        "seconds",
+        "Disconnect when nothing was sent for so long; the next message connects anew."
+        " 0 turns it off. Saves brokers the connections of producers that are seldom"
+        " used. Takes up to a quarter longer.",
+        "idle_disconnect_timeout, 0 ms",
+    )
+    reload_on_idempotent_fatal_error: bool = _setting(
+        default=False,
+        rule=_BOOLEAN,
+        unit="yes or no",
+        why="Replace the client of an idempotent producer that a fatal error has ended,"
+        " and send on with the new one. What was in flight fails; whoever sends it"
+        " again may get it twice, or out of order. See docs/recovery.md.",
+        waterdrop="reload_on_idempotent_fatal_error, false",
+    )
+    wait_backoff_on_idempotent_fatal_error: float = _setting(
+        5.0,
+        _SECONDS,
+        "seconds",
+        "How long to wait before the new client is built. Messages that are sent"
+        " meanwhile wait for it.",
+        "wait_backoff_on_idempotent_fatal_error, 5_000 ms",
+    )
+    max_attempts_on_idempotent_fatal_error: int = _setting(
+        5,
+        _COUNT,
+        "count",
+        "How many clients in a row may be replaced with nothing delivered in between."
+        " After that each message tells the fatal error.",
+        "max_attempts_on_idempotent_fatal_error, 5",
+    )
+    non_reloadable_errors: tuple[str, ...] = _setting(
+        ("fenced",),
+        _NAMES,
+        "error names",
+        "Fatal errors after which the client is not replaced, by Kafka's or"
+        " librdkafka's names, in any case and without a leading underscore. `fenced`:"
+        " another producer has taken over, and would be fenced in turn.",
+        "non_reloadable_errors, [fenced]",
+    )
     exit_timeout: float = _setting(
         10.0,
         _SECONDS,
@@ -273,8 +352,8 @@ def build_settings(
         ConfigurationInvalidError: Names every bad key at once, kafka's as `kafka.KEY`.
     """
     errors: dict[str, str] = {}
-    own = _own_settings(options, errors)
-    users = _kafka_values(kafka, errors)
+    own = own_settings(options, errors)
+    users = _whole_configuration(kafka, errors)
     if errors:
         raise ConfigurationInvalidError(errors)
     transactional = bool(users.get("transactional.id"))
@@ -291,9 +370,10 @@ def build_settings(
     )
 
 
-def _own_settings(
+def own_settings(
     options: Mapping[str, object], errors: dict[str, str]
 ) -> dict[str, Any]:
+    """Check settings of greendrop by name; each mistake is added to `errors`."""
     own: dict[str, Any] = {}
     for name, value in options.items():
         rule = _RULES.get(name)
@@ -358,24 +438,39 @@ _REFUSED_KEYS = {
 }
 
 
-def _kafka_values(kafka: object, errors: dict[str, str]) -> dict[str, str]:
+def _whole_configuration(kafka: object, errors: dict[str, str]) -> dict[str, str]:
     if kafka is None:
         errors["kafka"] = "this key is required"
         return {}
-    if not isinstance(kafka, Mapping):
-        errors["kafka"] = f"needs a mapping, not {type(kafka).__name__}"
-        return {}
-    if not kafka:
+    if isinstance(kafka, Mapping) and not kafka:
         errors["kafka"] = "must not be empty; it needs at least bootstrap.servers"
         return {}
+    values = kafka_values(kafka, errors, name="kafka")
+    if "kafka" not in errors:
+        _check_brokers(values, errors)
+    return values
+
+
+def kafka_values(
+    given: object, errors: dict[str, str], *, name: str
+) -> dict[str, str]:
+    """Give keys and values as librdkafka takes them; some or all of a configuration.
+
+    Args:
+        given: A mapping, or the user's mistake.
+        errors: Each mistake is added here, as `NAME.KEY`.
+        name: What the user calls the mapping.
+    """
+    if not isinstance(given, Mapping):
+        errors[name] = f"needs a mapping, not {type(given).__name__}"
+        return {}
     values: dict[str, str] = {}
-    for key, value in kafka.items():
+    for key, value in given.items():
         try:
-            name = _kafka_key(key)
-            values[name] = _kafka_value(name, value)
+            text = _kafka_key(key)
+            values[text] = _kafka_value(text, value)
         except _RefusedError as refused:
-            errors[f"kafka.{key!s}"] = str(refused)
-    _check_brokers(values, errors)
+            errors[f"{name}.{key!s}"] = str(refused)
     return values
 
 

@@ -3,6 +3,7 @@
     GreendropError
     ├── ConfigurationInvalidError       settings refused; nothing was built
     ├── MessageInvalidError             message refused; nothing was sent
+    ├── VariantInvalidError             a variant refused; the producer stays as it is
     ├── ProducerNotConfiguredError      used before setup
     ├── ProducerAlreadyConfiguredError  second setup
     ├── ProducerClosedError             used after close; this message was not sent
@@ -72,6 +73,10 @@ class ConfigurationInvalidError(_FieldsError):
 
 class MessageInvalidError(_FieldsError):
     """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
+
+
+class VariantInvalidError(_FieldsError):
+    """A variant may not be so. The producer it was to be made from stays usable."""
 
 
 class ProducerNotConfiguredError(GreendropError):

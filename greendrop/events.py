@@ -41,6 +41,27 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
             when="a client was built; again after every reconnect",
             payload=("producer_id",),
         ),
+        "producer.disconnecting": EventSpec(
+            when="disconnect begins; a message that is sent meanwhile calls it off",
+            payload=("producer_id",),
+        ),
+        "producer.disconnected": EventSpec(
+            when="disconnect has ended; the next message connects anew",
+            payload=("producer_id", "time"),
+        ),
+        "producer.reload": EventSpec(
+            when="a client that a fatal error has ended is going to be replaced;"
+            " `kafka` is what the new one will be built from, to be changed in place",
+            payload=("producer_id", "error", "attempt", "kafka"),
+        ),
+        "producer.reloaded": EventSpec(
+            when="a new client has taken over from one that a fatal error has ended",
+            payload=("producer_id", "attempt", "time"),
+        ),
+        "buffer.purged": EventSpec(
+            when="purge has dropped all that was on its way",
+            payload=("producer_id", "time"),
+        ),
         "producer.closing": EventSpec(
             when="close begins; no message is taken any more",
             payload=("producer_id",),
@@ -103,6 +124,10 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         " `topic` and `label`",
         "librdkafka.error": "librdkafka complains: a broker is down, a login fails."
         " Mostly it passes by itself; see `error.fatal`",
+        "librdkafka.idempotent_fatal_error": "a fatal error has ended the client of an"
+        " idempotent producer, which is going to be replaced; also `attempt`. Or that"
+        " failed: `error` says why",
+        "producer.disconnect.error": "disconnecting an idle producer failed",
         "listener.error": "a listener raised; also `event`, the name of what it was"
         " told",
     }
@@ -167,7 +192,8 @@ class Monitor:
 
         Raises:
             EventNotRegisteredError: There is no event of that name.
-            StatisticsNotEnabledError: The client was built without statistics.
+            StatisticsNotEnabledError: The client was built without statistics. After
+                `disconnect` it may be tried again.
         """
         if isinstance(target, str):
             self._known(target)

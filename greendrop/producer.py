@@ -7,12 +7,14 @@ verb, tell.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
 from greendrop._core import Core, Status
+from greendrop._lane import Lane, checked_wait, merged_topic_config
 from greendrop.config import build_settings
 from greendrop.errors import (
     MessageInvalidError,
@@ -65,6 +67,10 @@ class Producer:
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor()
         self._core: Core | None = None
+        self._lane: Lane  # there when `_core` is
+        self._max_wait_timeout: float
+        # What a variant was made from: gone, it would close what they share.
+        self._origin: Producer | None = None
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
@@ -84,7 +90,47 @@ class Producer:
             raise ProducerAlreadyConfiguredError(text)
         core = Core(build_settings(kafka, settings), self.monitor)
         weakref.finalize(self, core.release).atexit = False
+        self._lane = core.main
+        self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
+
+    def variant(
+        self,
+        *,
+        max_wait_timeout: float | None = None,
+        topic_config: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Give a producer that shares everything with this one, but for two things.
+
+        Cheap: make one where you need it, as with structlog's `bind`, or keep it. A
+        variant of a variant keeps what it doesn't change, key by key. Events, state
+        and `close` are those of the producer; that a variant is gone closes nothing.
+
+        Args:
+            max_wait_timeout: Seconds that its sync verbs wait.
+            topic_config: Keys of librdkafka that hold for a topic: acks,
+                request.timeout.ms, message.timeout.ms, partitioner, compression.codec,
+                compression.level. Each distinct one gets a connection of its own, at
+                first use; there may be 16. The order of messages is kept within one.
+
+        Raises:
+            VariantInvalidError: Names every bad key. Nothing was opened.
+            ProducerNotConfiguredError, ProducerClosedError: Not yet, or no longer.
+
+        Blocking:
+            A `topic_config` that is used for the first time is tried out: one to three
+            milliseconds.
+        """
+        core = self._core or self._unconfigured()
+        variant = copy.copy(self)
+        variant._origin = self
+        if max_wait_timeout is not None:
+            variant._max_wait_timeout = checked_wait(max_wait_timeout)
+        if topic_config is not None:
+            changed = self._lane.topic_config
+            changed = merged_topic_config(core.settings, changed, topic_config)
+            variant._lane = core.lane(changed)
+        return variant
 
     # --- one message -------------------------------------------------------------
 
@@ -136,8 +182,8 @@ class Producer:
         told = "message.produced_sync" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(message, "produce_sync")
-            report = handle.wait(core.settings.max_wait_timeout)
+            handle = core.dispatch(self._lane, message, "produce_sync")
+            report = handle.wait(self._max_wait_timeout)
         except ProduceError as error:
             self._tell_error("message.produce_sync", error, message=message)
             raise
@@ -192,7 +238,7 @@ class Producer:
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(message, "produce_async")
+            handle = core.dispatch(self._lane, message, "produce_async")
         except ProduceError as error:
             self._tell_error("message.produce_async", error, message=message)
             raise
@@ -271,7 +317,7 @@ class Producer:
         batch = self._checked_batch(core, messages)
         began = _waiting.monotonic()
         try:
-            handles = core.dispatch_many(batch, "produce_many_async")
+            handles = core.dispatch_many(self._lane, batch, "produce_many_async")
         except ProduceManyError as error:
             self._tell_error(
                 "messages.produce_many_async",
@@ -314,11 +360,11 @@ class Producer:
     def _wait_for_all(self, core: Core, batch: list[Message]) -> list[DeliveryReport]:
         failure: ProduceManyError | None = None
         try:
-            handles = core.dispatch_many(batch, "produce_many_sync")
+            handles = core.dispatch_many(self._lane, batch, "produce_many_sync")
         except ProduceManyError as error:
             failure = error
             handles = list(error.dispatched)
-        deadline = _waiting.monotonic() + core.settings.max_wait_timeout
+        deadline = _waiting.monotonic() + self._max_wait_timeout
         reports: list[DeliveryReport] = []
         turns = _waiting.Turns()
         for index, handle in enumerate(handles):
@@ -349,20 +395,22 @@ class Producer:
 
     @property
     def status(self) -> Status:
-        """One of initial, configured, connected, closing, closed."""
+        """initial, configured, connected, disconnecting, disconnected, closing, closed.
+
+        One of them.
+        """
         return "initial" if self._core is None else self._core.status
 
     @property
     def polling(self) -> str | None:
         """How reports are served: "fd" (in the hub), "thread", or None if unused."""
-        client = None if self._core is None else self._core.client
+        client = None if self._core is None else self._lane.client
         return None if client is None else client.polling
 
     @property
     def queue_size(self) -> int:
         """Messages that were taken and have no verdict yet. Never connects."""
-        client = None if self._core is None else self._core.client
-        return 0 if client is None else max(client.outstanding, 0)
+        return 0 if self._core is None else self._core.outstanding
 
     def partition_count(self, topic: str) -> int:
         """Tell how many partitions a topic has; -1 if that is not known.
@@ -388,17 +436,63 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         check_topic(topic)
-        return core.partition_count(topic)
+        return core.partition_count(self._lane, topic)
 
     def __repr__(self) -> str:
         """Tell id and state; never blocks or connects."""
         polling = f" polling={self.polling}" if self.polling else ""
+        variants = f" topic_configs={count}" if (count := self._topic_configs) else ""
         return (
             f"<Producer id={self.id!r} {self.status}{polling}"
-            f" queue_size={self.queue_size}>"
+            f" queue_size={self.queue_size}{variants}>"
         )
 
+    @property
+    def _topic_configs(self) -> int:
+        return 0 if self._core is None else self._core.variants
+
     # --- ending ------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Drop all that is on its way; the producer goes on taking messages.
+
+        Each handle says `MessagePurgedError`; its text tells whether the message was
+        still queued (no broker has it) or in flight (a broker may have stored it). A
+        producer that is not connected has nothing to drop.
+
+        Raises:
+            ProducerUsedInParentProcessError: See `reset`.
+
+        Blocking:
+            Until the handles have their verdict, some milliseconds, 5 s at most. Lets
+            other greenlets run. In a listener, or in the hub itself, where nobody may
+            wait, it returns at once and they have it soon.
+        """
+        if self._core is not None:
+            self._core.purge()
+
+    def disconnect(self) -> bool:
+        """Close the connections of a producer that is not needed for a while.
+
+        The next message connects anew; no message is lost, and none fails. One that is
+        sent while this waits for deliveries calls it off.
+
+        Returns:
+            Whether it has disconnected. Not when it is not connected, when somebody
+            waits to send (for room, or for the number of partitions), when a message
+            is sent meanwhile, or when not all were delivered within
+            `max_wait_timeout`. It stays connected then.
+
+        Raises:
+            ProducerUsedInParentProcessError: See `reset`.
+
+        Blocking:
+            Until all that is on its way is delivered, for `max_wait_timeout` seconds at
+            most. Lets other greenlets run. In a listener, or in the hub itself, where
+            nobody may wait, it returns at once, True if disconnecting goes on by
+            itself.
+        """
+        return self._core is not None and self._core.disconnect()
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
         """Stop taking messages, await those that are on their way, and end.

@@ -338,9 +338,10 @@ def fatal_error(producer: Producer) -> tuple[int, str] | None:
 
 def _native(producer: Producer) -> object:
     core = producer._core  # noqa: SLF001
-    if core is None or core.client is None:
+    client = None if core is None else producer._lane.client  # noqa: SLF001
+    if client is None:
         raise GreendropError(f"producer {producer.id!r} has no client yet")
-    return core.client._producer  # noqa: SLF001
+    return client._producer  # noqa: SLF001
 
 
 if __name__ == "__main__":

@@ -432,7 +432,7 @@ def test_close_does_not_close_librdkafka_while_a_call_is_inside(make_producer, t
     """A call that never ends costs the client's memory, but not the process."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
-    client = producer._core.client
+    client = producer._lane.client
 
     with client._long_call():
         began = time.monotonic()

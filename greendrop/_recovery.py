@@ -1,0 +1,146 @@
+"""Replaces the client of an idempotent producer that a fatal error has ended.
+
+librdkafka refuses every message after such an error, for good; only a new client can go
+on. This decides whether there may be one, tells the listeners, who may change its
+configuration, and waits before it is built. How it takes over is `_core`'s business.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from greendrop import _librdkafka, _waiting
+from greendrop.config import SETTINGS, build_settings
+from greendrop.errors import ConfigurationInvalidError, GreendropError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greendrop._client import Client
+    from greendrop._lane import Lane
+    from greendrop.config import Settings
+    from greendrop.errors import BrokerError
+    from greendrop.events import Monitor
+
+#: Seconds that the reports of what was in flight may take; they come at once.
+_PURGE_TIMEOUT = 5.0
+
+
+class Recovery:
+    """The rules by which one producer's clients are replaced.
+
+    Args:
+        producer_id: For events.
+        monitor: Who listens.
+        replace: Builds the new client and lets it take over; False if the producer
+            closes instead.
+    """
+
+    def __init__(
+        self,
+        producer_id: str,
+        monitor: Monitor,
+        replace: Callable[[Lane, Client, Settings], bool],
+    ) -> None:
+        self._producer_id = producer_id
+        self._monitor = monitor
+        self._replace = replace
+        self._stopped = False
+        self._waiters: deque[_waiting.Waiter] = deque()
+
+    def begins(self, lane: Lane, client: Client, error: BrokerError) -> bool:
+        """Tell whether a client may be replaced, and count that; never waits."""
+        settings = lane.settings
+        if (
+            not settings.reload_on_idempotent_fatal_error
+            or not settings.idempotent
+            or settings.transactional
+            or _plain(error.name) in map(_plain, settings.non_reloadable_errors)
+        ):
+            return False
+        if client is not lane.failed and client.has_delivered:
+            lane.attempts = 0
+        lane.failed = client
+        if lane.attempts >= settings.max_attempts_on_idempotent_fatal_error:
+            return False
+        lane.attempts += 1
+        return True
+
+    def run(self, lane: Lane, client: Client, error: BrokerError) -> None:
+        """Replace a client; in a greenlet or thread of its own.
+
+        What it had in flight fails. If there can be no new one, so does what was sent
+        since, and the next message tries again.
+        """
+        began = _waiting.monotonic()
+        attempt = lane.attempts
+        try:
+            self._tell_error(error, attempt)
+            settings = self._settings_for_new(lane, error, attempt)
+            client.purge_queue()
+            client.wait_settled(_PURGE_TIMEOUT)
+            self._sleep(settings.wait_backoff_on_idempotent_fatal_error)
+            if not self._stopped and self._replace(lane, client, settings):
+                facts = {"attempt": attempt, "time": _waiting.monotonic() - began}
+                self._emit("producer.reloaded", facts)
+            else:
+                client.give_up(None)
+        except GreendropError as failure:
+            self._tell_error(failure, attempt)
+            client.give_up(failure)
+        except BaseException:
+            client.give_up(error)
+            raise
+
+    def stop(self) -> None:
+        """End the waits before a new client: the producer closes."""
+        self._stopped = True
+        while self._waiters:
+            self._waiters.popleft().wake()
+
+    def _sleep(self, seconds: float) -> None:
+        waiter = _waiting.new_waiter()
+        self._waiters.append(waiter)
+        if not self._stopped:
+            waiter.wait(seconds)
+
+    def _settings_for_new(
+        self, lane: Lane, error: BrokerError, attempt: int
+    ) -> Settings:
+        """Let listeners change the configuration; check what they made of it.
+
+        Raises:
+            ConfigurationInvalidError: They made a bad one.
+        """
+        settings = lane.settings
+        kafka = dict(settings.kafka)
+        self._emit(
+            "producer.reload", {"error": error, "attempt": attempt, "kafka": kafka}
+        )
+        if kafka == settings.kafka:
+            return settings
+        own = {each.name: getattr(settings, each.name) for each in SETTINGS}
+        changed = build_settings(MappingProxyType(kafka), own)
+        problems = _librdkafka.check_configuration(changed.kafka, changed.secret_keys)
+        if problems:
+            raise ConfigurationInvalidError(
+                {f"kafka.{key}": text for key, text in problems.items()}
+            )
+        return changed
+
+    def _tell_error(self, error: GreendropError, attempt: int) -> None:
+        kind = "librdkafka.idempotent_fatal_error"
+        self._emit("error.occurred", {"error": error, "type": kind, "attempt": attempt})
+
+    def _emit(self, name: str, facts: dict[str, object]) -> None:
+        self._monitor.emit(
+            name,
+            {"producer_id": self._producer_id, **facts},
+            contained=BaseException,
+        )
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("_")
