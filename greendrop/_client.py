@@ -794,39 +794,58 @@ class Client:
                     self._interrupted = True
                     raise
 
-    def purge(self, *, for_good: bool = False) -> list[DeliveryHandle]:
+    def purge(self) -> list[DeliveryHandle]:
         """Drop all that is not acknowledged; each handle will say so.
 
-        Args:
-            for_good: Drop as well whatever is still to come.
+        What is sent before `finish_purge` returns may be dropped, too.
 
         Returns:
             The handles, which have no verdict yet.
         """
         with self._gate:
             dropped = list(self._outstanding.pending)
-            if for_good:
-                self._shut = True
-                self._on_strays = None
             strays, self._strays = self._strays, []
             self._drop(strays)
-            if not self._closed:
-                self._producer.purge()
         gather = self._gather
         if gather is not None and gather.is_here():
             self._drop(gather.take())
-        elif gather is not None and not for_good:
+        elif gather is not None:
             _waiting.call_in_hub(gather.hub, lambda: self._drop(gather.take()))
-        self._signal.set()
+        self.purge_queue()
         return dropped
 
+    def finish_purge(self, seconds: float) -> None:
+        """Wait until librdkafka drops no more.
+
+        Its threads, one for each broker, do that when they come to it. Without this
+        wait they would drop what is sent next.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        with contextlib.suppress(TimeoutError, ProducerClosedError):
+            _waiting.run_natively(self._await_purge, seconds)
+
+    def _await_purge(self) -> None:
+        with self._long_call():
+            _librdkafka.purge(self._producer)
+
     def purge_queue(self) -> None:
-        """Drop what librdkafka has; what was kept for another client stays."""
-        self.flush_gathered()
+        """Drop what librdkafka has; what is gathered, or kept, stays."""
         with self._gate:
             if not self._closed:
                 self._producer.purge()
         self._signal.set()
+
+    def purge_for_good(self) -> None:
+        """Drop all that is not acknowledged, and whatever is still to come."""
+        with self._gate:
+            self._shut = True
+            self._on_strays = None
+            self._drop(self._strays)
+            self._strays = []
+        self.purge_queue()
+        self.flush_gathered()
 
     def wait_settled(self, seconds: float) -> None:
         """Wait for the verdicts on all that was not kept for another client.
@@ -835,6 +854,7 @@ class Client:
             Lets other greenlets run.
         """
         deadline = _waiting.monotonic() + seconds
+        self.flush_gathered()
         while self._outstanding.count > len(self._strays):
             left = deadline - _waiting.monotonic()
             if left <= 0:

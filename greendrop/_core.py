@@ -34,7 +34,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle
@@ -90,6 +90,8 @@ class Core:
         self._lanes = [self.main]
         self._recovery = Recovery(settings.id, monitor, self._replace)
         self._idle = IdleWatch(settings.idle_disconnect_timeout)
+        # Clients that are being closed while others take their place, or could.
+        self._parting: list[Client] = []
         # There while a disconnect waits for deliveries, until it is called off.
         self._disconnecting: object | None = None
         self._changing = _waiting.RLock()
@@ -342,6 +344,8 @@ class Core:
         clients = self.clients
         dropped = [handle for client in clients for handle in client.purge()]
         if self._may_wait(clients):
+            for client in clients:
+                client.finish_purge(_PURGE_TIMEOUT)
             self._await_verdicts(dropped, began + _PURGE_TIMEOUT)
         self._tell("buffer.purged", began)
 
@@ -384,11 +388,18 @@ class Core:
         clients = self._detach(me)
         if clients is None:
             return False
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._tell, "producer.disconnected", began)
-            for client in clients:
-                stack.callback(client.close)
+        try:
+            self._part_with(clients)
+        finally:
+            self._tell("producer.disconnected", began)
         return True
+
+    def _part_with(self, clients: Sequence[Client]) -> None:
+        """Close clients that no message goes to any more."""
+        with contextlib.ExitStack() as stack:
+            for client in clients:
+                stack.callback(self._forget, client)
+                stack.callback(client.close)
 
     def _is_disconnectable(self) -> bool:
         return self.status == "connected" and not any(
@@ -423,6 +434,7 @@ class Core:
                 if client is not None:
                     # A thread may have got hold of it just before.
                     self._hand_on_late_messages(lane, client)
+            self._parting += clients
             _connected.discard(self)
             self.monitor.freeze_statistics(False)
         return clients
@@ -486,7 +498,8 @@ class Core:
             new.adopt(strays)
         self._hand_on_late_messages(lane, old)
         old.stop_taking()  # who waits for room there finds it here
-        old.close()
+        self._parting.append(old)
+        self._part_with([old])
         return True
 
     def _take_over(self, lane: Lane, old: Client, new: Client) -> list[Any]:
@@ -519,7 +532,7 @@ class Core:
             self.reset()
             self.status = "closed"
             return
-        clients = self.clients
+        clients = self.clients + self._parting
         if clients and not self._may_wait(clients):
             _waiting.start(lambda: self._close_quietly(timeout, force=force))
             return
@@ -536,7 +549,7 @@ class Core:
             clients = self.clients
         if not first:
             if self._closer != _waiting.current_task():  # a listener of closing
-                self._wait_closed(timeout + _PURGE_TIMEOUT)
+                self._wait_while(self._is_closing, timeout + _PURGE_TIMEOUT)
             return
         began = _waiting.monotonic()
         abandoned = 0
@@ -568,47 +581,60 @@ class Core:
             try:
                 for client in self.clients:
                     abandoned += self._end(client, began)
+                self._wait_while(self._is_parting, _PURGE_TIMEOUT)
             finally:
                 self.status = "closed"
                 _connected.discard(self)
-                while self._close_waiters:
-                    self._close_waiters.popleft().wake()
+                self._wake_close_waiters()
                 self._tell("producer.closed", began)
         return abandoned
 
     def _end(self, client: Client, deadline: float) -> int:
         """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
         abandoned = 0
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._forget, client)
-            stack.callback(client.close)
+        try:
+            client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
+        finally:
             try:
-                client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
-            finally:
                 abandoned = max(client.outstanding, 0)
                 if abandoned:
-                    client.purge(for_good=True)
+                    client.purge_for_good()
                     client.wait_delivered(_PURGE_TIMEOUT)
+            finally:
+                self._part_with([client])
         return abandoned
 
     def _forget(self, client: Client) -> None:
         for lane in self._lanes:
             if lane.client is client:
                 lane.client = None
+        if client in self._parting:
+            self._parting.remove(client)
+        self._wake_close_waiters()
 
-    def _wait_closed(self, seconds: float) -> None:
+    def _wake_close_waiters(self) -> None:
+        for waiter in list(self._close_waiters):
+            waiter.wake()
+
+    def _wait_while(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = _waiting.monotonic() + seconds
-        while self._closing():
+        while condition():
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
             waiter = _waiting.new_waiter()
             self._close_waiters.append(waiter)
-            if self._closing():
-                waiter.wait(left)
+            try:
+                if condition():
+                    waiter.wait(left)
+            finally:
+                self._close_waiters.remove(waiter)
 
-    def _closing(self) -> bool:
+    def _is_closing(self) -> bool:
         return self.status == "closing"
+
+    def _is_parting(self) -> bool:
+        return bool(self._parting)
 
     def _close_quietly(self, timeout: float | None, *, force: bool) -> None:
         # Nobody is there to catch it: the handles and the log have to tell.
@@ -627,6 +653,7 @@ class Core:
             lane.client = lane.open = lane.failed = None
             lane.attempts = 0
         self._disconnecting = None
+        self._parting = []
         # A thread of the parent may have held them at the moment of the fork.
         self._changing = _waiting.RLock()
         self._close_waiters = deque()

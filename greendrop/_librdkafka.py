@@ -56,7 +56,10 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_new": (c_void_p, (c_int, c_void_p, c_char_p, c_size_t)),
     "rd_kafka_destroy": (None, (c_void_p,)),
+    "rd_kafka_purge": (c_int, (c_void_p, c_int)),
 }
+
+_PURGE_ALL = 3  # RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT
 
 _PRODUCER = 0  # RD_KAFKA_PRODUCER
 _UNKNOWN_PROPERTY = -2  # RD_KAFKA_CONF_UNKNOWN
@@ -267,6 +270,20 @@ def fatal_error(producer: object) -> tuple[int, str] | None:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     code: int = library.short.rd_kafka_fatal_error(client, text, len(text))
     return (code, _text(text)) if code else None
+
+
+def purge(producer: object) -> None:
+    """Drop all messages of a producer, and wait until that is done.
+
+    confluent-kafka's own `purge` either doesn't wait, or does so with the GIL.
+
+    Blocking:
+        Blocks the thread until librdkafka's threads have come to it: a fraction of a
+        millisecond, unless one is looking up a host's name.
+    """
+    client, library = _native(producer), load_library()
+    if client is not None and library is not None:
+        library.blocking.rd_kafka_purge(client, _PURGE_ALL)
 
 
 def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
