@@ -413,9 +413,7 @@ class Client:
             if task is not None:
                 task.stop()
             if hub is None:
-                self._task = ThreadTask(
-                    self._turn, self._interrupt_poll, self._pulse
-                )
+                self._task = ThreadTask(self._turn, self._interrupt_poll, self._pulse)
             else:
                 self._task = HubTask(
                     hub,
@@ -658,9 +656,7 @@ class Client:
     @property
     def awaited(self) -> bool:
         """Whether somebody waits to send with it, or for the client after it."""
-        return (
-            self._outstanding.awaited or self.router.awaited or bool(self._strays)
-        )
+        return self._outstanding.awaited or self.router.awaited or bool(self._strays)
 
     def retire(self, on_strays: Callable[[], None]) -> None:
         """From now on keep what is sent, in order, for a client that takes over.

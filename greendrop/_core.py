@@ -436,7 +436,7 @@ class Core:
                     self._hand_on_late_messages(lane, client)
             self._parting += clients
             _connected.discard(self)
-            self.monitor.freeze_statistics(False)
+            self.monitor.freeze_statistics(frozen=False)
         return clients
 
     def _stay_connected(self) -> None:
@@ -671,7 +671,6 @@ class Core:
             ResourceWarning,
             stacklevel=2,
         )
-
 
     # --- telling -----------------------------------------------------------------
 

@@ -64,7 +64,7 @@ class Outstanding:
 
     @property
     def awaited(self) -> bool:
-        """Whether anybody waits for room, or is about to take what it has waited for."""
+        """Whether anybody waits for room, or is about to take it."""
         return bool(self._room) or self._promised > 0
 
     def refuse(self) -> None:

@@ -16,7 +16,7 @@ from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from greendrop._client import Client
     from greendrop._lane import Lane
@@ -134,7 +134,7 @@ class Recovery:
         kind = "librdkafka.idempotent_fatal_error"
         self._emit("error.occurred", {"error": error, "type": kind, "attempt": attempt})
 
-    def _emit(self, name: str, facts: dict[str, object]) -> None:
+    def _emit(self, name: str, facts: Mapping[str, object]) -> None:
         self._monitor.emit(
             name,
             {"producer_id": self._producer_id, **facts},

@@ -84,7 +84,8 @@ class HubTask:
         self._heart: Any = None
         if pulse.seconds:
             self._heart = loop.timer(pulse.seconds, pulse.seconds, ref=False)
-            self._heart.start(lambda: self._beat())
+            # Not the function itself: `stop` lets go of it when the hub is gone.
+            self._heart.start(lambda: self._beat())  # noqa: PLW0108 - see above
         #: The task.
         self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 

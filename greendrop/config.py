@@ -451,9 +451,7 @@ def _whole_configuration(kafka: object, errors: dict[str, str]) -> dict[str, str
     return values
 
 
-def kafka_values(
-    given: object, errors: dict[str, str], *, name: str
-) -> dict[str, str]:
+def kafka_values(given: object, errors: dict[str, str], *, name: str) -> dict[str, str]:
     """Give keys and values as librdkafka takes them; some or all of a configuration.
 
     Args:

@@ -123,13 +123,15 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         variant = copy.copy(self)
-        variant._origin = self
+        variant._origin = self  # noqa: SLF001 - of our own kind
         if max_wait_timeout is not None:
-            variant._max_wait_timeout = checked_wait(max_wait_timeout)
+            variant._max_wait_timeout = checked_wait(  # noqa: SLF001
+                max_wait_timeout
+            )
         if topic_config is not None:
             changed = self._lane.topic_config
             changed = merged_topic_config(core.settings, changed, topic_config)
-            variant._lane = core.lane(changed)
+            variant._lane = core.lane(changed)  # noqa: SLF001
         return variant
 
     # --- one message -------------------------------------------------------------

@@ -15,8 +15,21 @@ SECONDS = {
     "wait_timeout_on_queue_full",
     "max_serve_time",
     "exit_timeout",
+    "wait_backoff_on_idempotent_fatal_error",
 }
-BOOLEANS = {"wait_on_queue_full", "instrument_on_wait_queue_full"}
+BOOLEANS = {
+    "wait_on_queue_full",
+    "instrument_on_wait_queue_full",
+    "reload_on_idempotent_fatal_error",
+}
+#: Those with a rule of their own.
+OTHERS = {
+    "id",
+    "max_payload_size",
+    "idle_disconnect_timeout",
+    "max_attempts_on_idempotent_fatal_error",
+    "non_reloadable_errors",
+}
 
 
 def settings(kafka=None, **options):
@@ -52,6 +65,11 @@ def test_defaults_are_waterdrops_in_seconds():
     assert built.wait_on_queue_full is True
     assert built.wait_timeout_on_queue_full == 10.0
     assert built.instrument_on_wait_queue_full is True
+    assert built.idle_disconnect_timeout == 0.0
+    assert built.reload_on_idempotent_fatal_error is False
+    assert built.wait_backoff_on_idempotent_fatal_error == 5.0
+    assert built.max_attempts_on_idempotent_fatal_error == 5
+    assert built.non_reloadable_errors == ("fenced",)
 
 
 def test_every_setting_says_unit_rule_and_reason():
@@ -63,9 +81,7 @@ def test_every_setting_says_unit_rule_and_reason():
 
 def test_every_setting_is_tested_here():
     """A new setting gets its limits tested, or this test fails."""
-    assert {each.name for each in SETTINGS} == (
-        SECONDS | BOOLEANS | {"id", "max_payload_size"}
-    )
+    assert {each.name for each in SETTINGS} == (SECONDS | BOOLEANS | OTHERS)
 
 
 def test_id_is_made_up():
@@ -124,6 +140,41 @@ def test_max_serve_time_must_not_be_zero():
 def test_durations_are_finite_and_not_negative(name, value):
     """What is no finite number of seconds is refused (check 109)."""
     assert list(problems(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize("value", [0, 30, 30.0, 86_400])
+def test_idle_time_is_none_or_half_a_minute(value):
+    """Off, or long enough to be worth a new connection (check 109)."""
+    built = settings(idle_disconnect_timeout=value)
+
+    assert built.idle_disconnect_timeout == float(value)
+
+
+@pytest.mark.parametrize("value", [0.1, 29.999, -1, 300_000, True, "30", None])
+def test_shorter_idle_times_are_refused(value):
+    """Also milliseconds, WaterDrop's unit (check 109)."""
+    assert list(problems(idle_disconnect_timeout=value)) == ["idle_disconnect_timeout"]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "5", None])
+def test_attempts_are_counted_from_1(value):
+    """Whole numbers below 1 and fractions are refused (check 109)."""
+    name = "max_attempts_on_idempotent_fatal_error"
+
+    assert getattr(settings(**{name: 1}), name) == 1
+    assert list(problems(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize("value", [(), ["fenced"], ("a", "b"), {"x"}])
+def test_errors_are_given_by_name(value):
+    """Any list of names is taken, also an empty one (check 109)."""
+    assert settings(non_reloadable_errors=value).non_reloadable_errors == tuple(value)
+
+
+@pytest.mark.parametrize("value", ["fenced", None, 47, [47], [None]])
+def test_errors_are_given_by_name_only(value):
+    """A name alone, or a number, is refused (check 109)."""
+    assert list(problems(non_reloadable_errors=value)) == ["non_reloadable_errors"]
 
 
 def test_milliseconds_are_noticed():

@@ -18,6 +18,7 @@ from greendrop.errors import (
     MessagesAbandonedError,
     ProduceError,
     ProduceManyError,
+    VariantInvalidError,
 )
 
 CLASSES = sorted(
@@ -41,7 +42,9 @@ BROKER_ERROR = BrokerError(
 
 def example_of(kind):
     """Make an error with all it can carry, caused by a broker's."""
-    if issubclass(kind, (ConfigurationInvalidError, MessageInvalidError)):
+    if issubclass(
+        kind, (ConfigurationInvalidError, MessageInvalidError, VariantInvalidError)
+    ):
         error = kind({"kafka.acks": "is wrong", "id": "must not be empty"})
     elif kind is BrokerError:
         error = copy.copy(BROKER_ERROR)

@@ -14,6 +14,7 @@ from greendrop import (
     StatisticsNotEnabledError,
 )
 from greendrop.events import EVENTS, Event, Monitor
+from greendrop.testing import trigger_fatal_error
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 10.0
@@ -440,7 +441,12 @@ def test_payloads_are_as_the_table_says(world, make_producer):
 
     Errors have keys of their own beside these.
     """
-    producer = make_producer({"statistics.interval.ms": 50}, id="teller")
+    producer = make_producer(
+        {"statistics.interval.ms": 50, "enable.idempotence": True},
+        id="teller",
+        reload_on_idempotent_fatal_error=True,
+        wait_backoff_on_idempotent_fatal_error=0.0,
+    )
     recorder = Recorder(producer)
     batch = [{"topic": "t", "payload": b"x"}] * 2
     producer.produce_sync(topic="t", payload=b"x")
@@ -453,6 +459,12 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     deadline = time.monotonic() + LONG
     while not recorder.named("statistics.emitted") and time.monotonic() < deadline:
         producer.produce_sync(topic="t", payload=b"x")
+    producer.purge()
+    trigger_fatal_error(producer)
+    producer.produce_sync(topic="t", payload=b"x")
+    while "producer.reloaded" not in recorder.names() and time.monotonic() < deadline:
+        producer.produce_sync(topic="t", payload=b"x")
+    producer.disconnect()
     producer.close()
 
     assert set(recorder.names()) == set(EVENTS)

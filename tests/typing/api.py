@@ -42,6 +42,7 @@ from greendrop import (
     ProducerUsedInParentProcessError,
     QueueFullError,
     StatisticsNotEnabledError,
+    VariantInvalidError,
 )
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
 
@@ -67,6 +68,11 @@ def configure() -> Producer:
         instrument_on_wait_queue_full=False,
         max_serve_time=0.005,
         exit_timeout=3.0,
+        idle_disconnect_timeout=300.0,
+        reload_on_idempotent_fatal_error=True,
+        wait_backoff_on_idempotent_fatal_error=1.0,
+        max_attempts_on_idempotent_fatal_error=3,
+        non_reloadable_errors=("fenced",),
     )
 
 
@@ -75,7 +81,15 @@ def look(producer: Producer) -> None:
     assert_type(producer.id, str | None)
     assert_type(
         producer.status,
-        Literal["initial", "configured", "connected", "closing", "closed"],
+        Literal[
+            "initial",
+            "configured",
+            "connected",
+            "disconnecting",
+            "disconnected",
+            "closing",
+            "closed",
+        ],
     )
     assert_type(producer.queue_size, int)
     assert_type(producer.partition_count("t"), int)
@@ -221,8 +235,20 @@ def listen(producer: Producer) -> None:
     monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
 
 
+def vary(producer: Producer) -> None:
+    """Make variants."""
+    assert_type(producer.variant(), Producer)
+    brisk = producer.variant(max_wait_timeout=5)
+    brisk.variant(topic_config={"acks": 1, "compression.codec": "gzip"})
+    config: Mapping[str, object] = MappingProxyType({"acks": "all"})
+    assert_type(brisk.variant(max_wait_timeout=0.5, topic_config=config), Producer)
+    producer.variant(5)  # type: ignore[call-arg]
+
+
 def end(producer: Producer) -> None:
-    """Close in each way."""
+    """Purge, disconnect and close in each way."""
+    producer.purge()
+    assert_type(producer.disconnect(), bool)
     with producer as same:
         assert_type(same, Producer)
     producer.close()
@@ -236,7 +262,11 @@ def handle_errors(producer: Producer) -> None:
     """Catch each error, and ask it."""
     try:
         producer.produce_sync(topic="t", payload=b"x")
-    except (ConfigurationInvalidError, MessageInvalidError) as refused:
+    except (
+        ConfigurationInvalidError,
+        MessageInvalidError,
+        VariantInvalidError,
+    ) as refused:
         assert_type(refused.errors, dict[str, str])
     except ProduceManyError as many:
         assert_type(many.failed_index, int)
