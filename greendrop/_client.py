@@ -107,6 +107,9 @@ class Client:
         self._monitor = monitor
         self._outstanding = Outstanding(settings.queue_limit)
         self._closed = False
+        # No new serving task: one that starts after the last was stopped would go on
+        # for ever.
+        self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
         self._on_fatal = on_fatal
@@ -406,7 +409,7 @@ class Client:
         if task is not None and task.alive and (task.polling == "fd" or hub is None):
             return
         with self._attaching:
-            if self._closed or task is not self._task:
+            if self._ending or task is not self._task:
                 return  # another thread was quicker
             gather, self._gather = self._gather, None
             orphans = gather.take() if gather is not None else []
@@ -868,6 +871,7 @@ class Client:
             broker is just being asked for metadata.
         """
         with self._attaching:
+            self._ending = True
             task = self._task
             if task is not None:
                 task.stop()
