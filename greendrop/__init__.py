@@ -12,6 +12,7 @@ from greendrop.errors import (
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
+    MiddlewareError,
     PoolClosedError,
     PoolNotConfiguredError,
     PoolTimeoutError,
@@ -27,6 +28,7 @@ from greendrop.errors import (
 )
 from greendrop.events import Event, Monitor
 from greendrop.message import Message
+from greendrop.middleware import Middleware
 from greendrop.pool import (
     PoolStats,
     ProducerPool,
@@ -52,6 +54,8 @@ __all__ = [
     "MessageInvalidError",
     "MessagePurgedError",
     "MessagesAbandonedError",
+    "Middleware",
+    "MiddlewareError",
     "Monitor",
     "PoolClosedError",
     "PoolNotConfiguredError",

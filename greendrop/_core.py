@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import sys
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from greendrop import _librdkafka, _waiting
+from greendrop._buffer import Buffer, Flush
 from greendrop._client import Client
 from greendrop.errors import (
     ConfigurationInvalidError,
+    GreendropError,
     IllegalWaitError,
     MessagesAbandonedError,
     ProduceError,
@@ -28,8 +31,9 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from greendrop._buffer import Entry
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.events import Monitor
@@ -43,8 +47,8 @@ _PURGE_TIMEOUT = 5.0
 
 _log = logging.getLogger("greendrop")
 
-# Held while connected, so that nobody collects a producer whose messages are on their
-# way, and closed when the interpreter exits.
+# Held while connected, or from the first buffered message on, so that nobody collects a
+# producer whose messages are on their way, and closed when the interpreter exits.
 _connected: set[Core] = set()
 
 
@@ -69,6 +73,11 @@ class Core:
         self._open: Client | None = None
         self._changing = _waiting.RLock()
         self._closer: object = None
+        self.buffer = Buffer()
+        # Who sends what is buffered while all others are refused: close does.
+        self._last_flusher: object = None
+        # Nobody waits for room any longer than until then, by the monotonic clock.
+        self._send_until = math.inf
         self._close_waiters: deque[_waiting.Waiter] = deque()
 
     # --- sending -----------------------------------------------------------------
@@ -104,21 +113,33 @@ class Core:
             return self._send_when_room(message, routed, verb, error)
 
     def dispatch_many(
-        self, messages: Sequence[Message], verb: str
+        self,
+        messages: Sequence[Message],
+        verb: str,
+        handles: list[DeliveryHandle] | None = None,
+        end: int | None = None,
     ) -> list[DeliveryHandle]:
         """Queue a batch, in order; a long one lets other greenlets run.
+
+        Args:
+            messages: In wire form.
+            verb: As for `dispatch`.
+            handles: Those of the first messages, which are queued already. The others
+                are added, so that one who is interrupted knows how far it came.
+            end: Index of the first message that is not to be queued now.
 
         Raises:
             ProduceManyError: A message was not queued, nor were those after it.
         """
-        handles: list[DeliveryHandle] = []
+        handles = [] if handles is None else handles
+        end = len(messages) if end is None else end
         # One number for each topic, so that equal keys of a batch stay together.
         counts: dict[str, int] = {}
         turns = _waiting.Turns()
         try:
-            while len(handles) < len(messages):
+            while len(handles) < end:
                 turns.end_one()
-                part = messages[len(handles) : len(handles) + turns.ROUNDS]
+                part = messages[len(handles) : min(len(handles) + turns.ROUNDS, end)]
                 wanted = len(part)
                 if [each for each in part if each[5] is not None]:
                     part = self._connect().router.routed_many(part, counts)
@@ -138,8 +159,8 @@ class Core:
                 text, dispatched=handles, failed_index=len(handles)
             ) from error
         finally:
-            if self._open is not None:
-                self._open.flush_gathered()
+            if self._client is not None:
+                self._client.flush_gathered()
         return handles
 
     def partition_count(self, topic: str) -> int:
@@ -166,6 +187,7 @@ class Core:
             )
         again = False
         deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
+        deadline = min(deadline, self._send_until)
         while True:
             left = deadline - _waiting.monotonic()
             if left <= 0:
@@ -186,16 +208,33 @@ class Core:
         """
         self._refuse_after_fork()
         with self._changing:
-            if self.status in ("closing", "closed"):
-                text = f"producer {self.settings.id!r} is {self.status}"
-                raise ProducerClosedError(text)
-            if self._open is not None:
-                return self._open
-            client = self._client = self._open = Client(self.settings, self.monitor)
-            self.status = "connected"
+            closing = self.status in ("closing", "closed")
+            if closing and self._last_flusher != _waiting.current_task():
+                raise self._closed_error()
+            client = self._client if closing else self._open
+            if client is not None:
+                return client
+            client = self._client = Client(self.settings, self.monitor)
+            if not closing:
+                self._open = client
+                self.status = "connected"
             _connected.add(self)
         self.monitor.emit("producer.connected", {"producer_id": self.settings.id})
         return client
+
+    def hold(self, entries: Iterable[Entry]) -> None:
+        """Keep messages until they are flushed.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was kept.
+        """
+        self._refuse_after_fork()
+        if not self.buffer.append(entries):
+            raise self._closed_error()
+        _connected.add(self)
+
+    def _closed_error(self) -> ProducerClosedError:
+        return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")
 
     def _refuse_after_fork(self) -> None:
         if self.inherited:
@@ -225,9 +264,11 @@ class Core:
             # Nothing of the parent's is touched, not even told about.
             self.reset()
             self.status = "closed"
+            self.buffer.shut()
             return
         client = self._client
-        if client is not None and (client.in_serving_task() or _waiting.in_hub()):
+        serving = client is not None and client.in_serving_task()
+        if serving or (_waiting.in_hub() and (client is not None or self.buffer)):
             _waiting.start(lambda: self._close_quietly(timeout, force=force))
             return
         if timeout is None:
@@ -237,8 +278,8 @@ class Core:
             if first:
                 self.status = "closing"
                 self._closer = _waiting.current_task()
+                self.buffer.shut()
             self._open = None
-            client = self._client
         if not first:
             if self._closer != _waiting.current_task():  # a listener of closing
                 self._wait_closed(timeout + _PURGE_TIMEOUT)
@@ -249,7 +290,7 @@ class Core:
             self.monitor.emit("producer.closing", {"producer_id": self.settings.id})
         finally:
             # Also when a listener was interrupted: it always ends closed.
-            abandoned = self._close_client(client, timeout, began)
+            abandoned = self._close_client(timeout, began, force=force)
         if abandoned and not force:
             text = (
                 f"producer {self.settings.id!r} is closed; {abandoned} messages were"
@@ -257,11 +298,57 @@ class Core:
             )
             raise MessagesAbandonedError(text, count=abandoned)
 
-    def _close_client(self, client: Client | None, timeout: float, began: float) -> int:
+    def _close_client(self, timeout: float, began: float, *, force: bool) -> int:
         abandoned = 0
+        deadline = _waiting.monotonic() + timeout
+        try:
+            # One who gives nothing the time to be delivered keeps it readable instead.
+            if self.buffer and (timeout or not force):
+                self._flush_last(deadline)
+        finally:
+            abandoned = self._end_all(deadline, began)
+        return abandoned
+
+    def _flush_last(self, deadline: float) -> None:
+        """Send what is buffered; `close` itself waits for the deliveries."""
+        self._send_until = deadline
+        self._last_flusher = _waiting.current_task()
+        began = _waiting.monotonic()
+        batch: list[Message] = []
+        try:
+            with Flush(self.buffer) as flush:
+                batch = flush.prepare()
+                flush.dispatch("produce_many_async")
+        except Exception as error:  # noqa: BLE001 - nothing stops the teardown
+            _log.error(
+                "producer %r closes without sending all that was buffered: %s: %s",
+                self.settings.id,
+                type(error).__name__,
+                error if isinstance(error, GreendropError) else "",
+            )
+            self.monitor.emit(
+                "error.occurred",
+                {
+                    "producer_id": self.settings.id,
+                    "error": error,
+                    "type": "buffer.flush",
+                },
+            )
+        else:
+            time = _waiting.monotonic() - began
+            facts = {"producer_id": self.settings.id, "messages": batch, "time": time}
+            self.monitor.emit("messages.produced_async", facts)
+            self.monitor.emit("buffer.flushed_async", facts)
+        finally:
+            self._last_flusher = None
+
+    def _end_all(self, deadline: float, began: float) -> int:
+        abandoned = 0
+        client = self._client
         try:
             if client is not None:
-                abandoned = self._end(client, timeout)
+                left = max(deadline - _waiting.monotonic(), 0.0)
+                abandoned = self._end(client, left)
         finally:
             self._client = None
             self.status = "closed"
@@ -331,6 +418,7 @@ class Core:
     def release(self) -> None:
         """Close in the background: the last `Producer` of this core is gone."""
         if self.status != "connected" or self.inherited:
+            _connected.discard(self)
             return
         # Closed first: a warning may have been made an error.
         _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
@@ -354,6 +442,9 @@ def _close_at_exit() -> None:
         except MessagesAbandonedError as error:
             # Logging may be shut down, and is silent by default. This must be seen.
             sys.stderr.write(f"greendrop: {error}\n")
+        if unsent := len(core.buffer):
+            text = f"{unsent} buffered messages of producer {core.settings.id!r}"
+            sys.stderr.write(f"greendrop: {text} were not sent\n")
 
 
 atexit.register(_close_at_exit)

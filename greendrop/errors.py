@@ -3,6 +3,7 @@
     GreendropError
     ├── ConfigurationInvalidError       settings refused; nothing was built
     ├── MessageInvalidError             message refused; nothing was sent
+    ├── MiddlewareError                 a step failed; nothing was sent
     ├── ProducerNotConfiguredError      used before setup
     ├── ProducerAlreadyConfiguredError  second setup
     ├── ProducerClosedError             used after close; this message was not sent
@@ -72,6 +73,20 @@ class ConfigurationInvalidError(_FieldsError):
 
 class MessageInvalidError(_FieldsError):
     """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
+
+
+class MiddlewareError(GreendropError):
+    """A step of the middleware raised, or gave no message. Nothing was sent.
+
+    What it raised is the cause.
+    """
+
+    #: The step's name.
+    step: str
+
+    def __init__(self, text: str, *, step: str) -> None:
+        self.step = step
+        super().__init__(text)
 
 
 class ProducerNotConfiguredError(GreendropError):
