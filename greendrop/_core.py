@@ -305,6 +305,9 @@ class Core:
             # One who gives nothing the time to be delivered keeps it readable instead.
             if self.buffer and (timeout or not force):
                 self._flush_last(deadline)
+        except BaseException:
+            deadline = began  # cut short: whoever did that doesn't wait any longer
+            raise
         finally:
             abandoned = self._end_all(deadline, began)
         return abandoned
