@@ -1,8 +1,8 @@
 """Orders that are buffered, and sent when their transaction in a database is committed.
 
-Nothing leaves before the commit. A step of the middleware adds a header to each message;
-another one has a bug, which makes a flush fail. Then all is in the buffer again, and the
-last flush, that of `close`, sends it.
+Nothing leaves before the commit. A step of the middleware adds a header to each
+message; another one has a bug, which makes a flush fail. Then all is in the buffer
+again, and the last flush, that of `close`, sends it.
 
     python examples/buffer.py
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 # Python looks for modules beside a script first. There is one that would hide
@@ -52,8 +52,7 @@ def main() -> int:
     with ExitStack() as stack:
         if not servers:
             servers = stack.enter_context(MockCluster()).bootstrap_servers
-        database = stack.enter_context(sqlite3.connect(":memory:"))
-        stack.callback(database.close)
+        database = stack.enter_context(closing(sqlite3.connect(":memory:")))
         producer = stack.enter_context(
             Producer(kafka={"bootstrap.servers": servers, "message.timeout.ms": 10_000})
         )

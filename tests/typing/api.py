@@ -191,6 +191,10 @@ def use_middleware(producer: Producer) -> None:
     producer.middleware.prepend(lambda message: message)
     producer.middleware.remove(step)
     producer.middleware.append(print)  # type: ignore[type-var]
+    try:
+        producer.flush_async()
+    except MiddlewareError as broken:
+        assert_type(broken.step, str)
 
 
 def use_messages(message: Message) -> None:
@@ -309,8 +313,6 @@ def handle_errors(producer: Producer) -> None:
     except ProduceError as error:
         ours: GreendropError = error
         print(ours)
-    except MiddlewareError as broken:
-        assert_type(broken.step, str)
     except MessagesAbandonedError as abandoned:
         assert_type(abandoned.count, int)
     except (
