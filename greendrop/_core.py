@@ -232,6 +232,8 @@ class Core:
         if not self.buffer.append(entries):
             raise self._closed_error()
         _connected.add(self)
+        if self.status == "closed":
+            _connected.discard(self)  # by another thread, since the message was added
 
     def _closed_error(self) -> ProducerClosedError:
         return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")

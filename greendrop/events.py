@@ -84,10 +84,6 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
             " nothing",
             payload=("producer_id", "messages", "time"),
         ),
-        "buffer.purged": EventSpec(
-            when="what was buffered was dropped",
-            payload=("producer_id", "time"),
-        ),
         "message.acknowledged": EventSpec(
             when="the broker has the message (acks reached); before its handle wakes",
             payload=(

@@ -32,22 +32,6 @@ def tagged(tag):
     return lambda message: message._replace(payload=f"{message.payload}{tag}")
 
 
-@pytest.fixture
-def sent(make_producer):
-    """Make a producer, and the list of the messages that it sent, as events tell."""
-    producer = make_producer()
-    messages = []
-    for name in ("message.produced_sync", "message.produced_async"):
-        producer.monitor.subscribe(
-            name, lambda event: messages.append(event["message"])
-        )
-    for name in ("messages.produced_sync", "messages.produced_async"):
-        producer.monitor.subscribe(
-            name, lambda event: messages.extend(event["messages"])
-        )
-    return producer, messages
-
-
 # -- the steps ------------------------------------------------------------------------
 
 

@@ -30,22 +30,6 @@ every_verb = pytest.mark.parametrize("verb", ALL.values(), ids=ALL)
 both_batches = pytest.mark.parametrize("verb", MANY.values(), ids=MANY)
 
 
-@pytest.fixture
-def sent(make_producer):
-    """Make a producer, and the list of the messages that it sent, as events tell."""
-    producer = make_producer()
-    messages = []
-    for name in ("message.produced_sync", "message.produced_async"):
-        producer.monitor.subscribe(
-            name, lambda event: messages.append(event["message"])
-        )
-    for name in ("messages.produced_sync", "messages.produced_async"):
-        producer.monitor.subscribe(
-            name, lambda event: messages.extend(event["messages"])
-        )
-    return producer, messages
-
-
 @every_verb
 def test_tombstone_has_a_key_a_partition_and_no_payload(sent, verb):
     """It arrives where it was sent, with headers, timestamp and label."""
