@@ -12,6 +12,7 @@ from greendrop.errors import (
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
+    MiddlewareError,
     PoolClosedError,
     PoolNotConfiguredError,
     PoolTimeoutError,
@@ -28,6 +29,7 @@ from greendrop.errors import (
 )
 from greendrop.events import Event, Monitor
 from greendrop.message import Message
+from greendrop.middleware import Middleware
 from greendrop.pool import (
     PoolStats,
     ProducerPool,
@@ -53,6 +55,8 @@ __all__ = [
     "MessageInvalidError",
     "MessagePurgedError",
     "MessagesAbandonedError",
+    "Middleware",
+    "MiddlewareError",
     "Monitor",
     "PoolClosedError",
     "PoolNotConfiguredError",

@@ -10,12 +10,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
 from greendrop import _librdkafka, _waiting
+from greendrop._buffer import Buffer, Flush
 from greendrop._client import Client
 from greendrop._idle import IdleWatch
 from greendrop._lane import Lane, topic_settings
@@ -36,6 +38,7 @@ from greendrop.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from greendrop._buffer import Entry
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
@@ -63,8 +66,8 @@ _MOST_LANES = 16
 
 _log = logging.getLogger("greendrop")
 
-# Held while connected, so that nobody collects a producer whose messages are on their
-# way, and closed when the interpreter exits.
+# Held while connected, or from the first buffered message on, so that nobody collects a
+# producer whose messages are on their way, and closed when the interpreter exits.
 _connected: set[Core] = set()
 
 
@@ -96,6 +99,11 @@ class Core:
         self._disconnecting: object | None = None
         self._changing = _waiting.RLock()
         self._closer: object = None
+        self.buffer = Buffer()
+        # Who sends what is buffered while all others are refused: close does.
+        self._last_flusher: object = None
+        # Nobody waits for room any longer than until then, by the monotonic clock.
+        self._send_until = math.inf
         self._close_waiters: deque[_waiting.Waiter] = deque()
 
     # --- sending -----------------------------------------------------------------
@@ -135,7 +143,8 @@ class Core:
             return self._send_when_room(lane, message, routed, verb, error)
         except ProducerClosedError:
             # Another thread has disconnected since we looked, or replaced the client.
-            self._connect(lane)
+            if self._connect(lane) is client:
+                raise
             return self.dispatch(lane, message, verb, counts)
 
     def _routed(
@@ -157,21 +166,35 @@ class Core:
                 counts.pop(message[0], None)
 
     def dispatch_many(
-        self, lane: Lane, messages: Sequence[Message], verb: str
+        self,
+        lane: Lane,
+        messages: Sequence[Message],
+        verb: str,
+        handles: list[DeliveryHandle] | None = None,
+        end: int | None = None,
     ) -> list[DeliveryHandle]:
         """Queue a batch, in order; a long one lets other greenlets run.
+
+        Args:
+            lane: Their way.
+            messages: In wire form.
+            verb: As for `dispatch`.
+            handles: Those of the first messages, which are queued already. The others
+                are added, so that one who is interrupted knows how far it came.
+            end: Index of the first message that is not to be queued now.
 
         Raises:
             ProduceManyError: A message was not queued, nor were those after it.
         """
-        handles: list[DeliveryHandle] = []
+        handles = [] if handles is None else handles
+        end = len(messages) if end is None else end
         # One number for each topic, so that equal keys of a batch stay together.
         counts: dict[str, int] = {}
         turns = _waiting.Turns()
         try:
-            while len(handles) < len(messages):
+            while len(handles) < end:
                 turns.end_one()
-                part = messages[len(handles) : len(handles) + turns.ROUNDS]
+                part = messages[len(handles) : min(len(handles) + turns.ROUNDS, end)]
                 wanted = len(part)
                 if [each for each in part if each[5] is not None]:
                     part = self._connect(lane).router.routed_many(part, counts)
@@ -192,8 +215,8 @@ class Core:
                 text, dispatched=handles, failed_index=len(handles)
             ) from error
         finally:
-            if lane.open is not None:
-                lane.open.flush_gathered()
+            if lane.client is not None:
+                lane.client.flush_gathered()
         return handles
 
     def partition_count(self, lane: Lane, topic: str) -> int:
@@ -228,6 +251,7 @@ class Core:
             )
         again = False
         deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
+        deadline = min(deadline, self._send_until)
         while True:
             left = deadline - _waiting.monotonic()
             if left <= 0:
@@ -251,7 +275,8 @@ class Core:
             ProducerClosedError: The producer is.
         """
         with self._changing:
-            self._refuse_when_closed()
+            if self.status in ("closing", "closed"):
+                raise self._closed_error()
             for lane in self._lanes:
                 if lane.topic_config == topic_config:
                     return lane
@@ -274,16 +299,37 @@ class Core:
         """
         self._refuse_after_fork()
         with self._changing:
-            self._refuse_when_closed()
+            closing = self.status in ("closing", "closed")
+            if closing and self._last_flusher != _waiting.current_task():
+                raise self._closed_error()
             if self._disconnecting is not None:
                 self._stay_connected()
-            if lane.open is not None:
-                return lane.open
-            client = lane.client = lane.open = self._build(lane)
-            self.status = "connected"
+            client = lane.client if closing else lane.open
+            if client is not None:
+                return client
+            client = lane.client = self._build(lane)
+            if not closing:
+                lane.open = client
+                self.status = "connected"
             _connected.add(self)
         self._tell("producer.connected")
         return client
+
+    def hold(self, entries: Iterable[Entry]) -> None:
+        """Keep messages until they are flushed.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was kept.
+        """
+        self._refuse_after_fork()
+        if not self.buffer.append(entries):
+            raise self._closed_error()
+        _connected.add(self)
+        if self.status == "closed":
+            _connected.discard(self)  # by another thread, since the message was added
+
+    def _closed_error(self) -> ProducerClosedError:
+        return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")
 
     def _build(self, lane: Lane) -> Client:
         return Client(
@@ -292,11 +338,6 @@ class Core:
             on_fatal=lambda client, error: self._on_fatal(lane, client, error),
             on_pulse=self._look_whether_idle,
         )
-
-    def _refuse_when_closed(self) -> None:
-        if self.status in ("closing", "closed"):
-            text = f"producer {self.settings.id!r} is {self.status}"
-            raise ProducerClosedError(text)
 
     def _refuse_after_fork(self) -> None:
         if self.inherited:
@@ -341,6 +382,7 @@ class Core:
         """See `Producer.purge`."""
         self._refuse_after_fork()
         began = _waiting.monotonic()
+        self.buffer.clear()
         clients = self.clients
         dropped = [handle for client in clients for handle in client.purge()]
         if self._may_wait(clients):
@@ -402,8 +444,10 @@ class Core:
                 stack.callback(client.close)
 
     def _is_disconnectable(self) -> bool:
-        return self.status == "connected" and not any(
-            client.awaited for client in self.clients
+        return (
+            self.status == "connected"
+            and not self.buffer
+            and not any(client.awaited for client in self.clients)
         )
 
     def _await_deliveries(self, me: object, deadline: float) -> None:
@@ -423,7 +467,10 @@ class Core:
             if self._disconnecting is not me:
                 return None
             clients = self.clients
-            if any(client.outstanding or client.awaited for client in clients):
+            _connected.discard(self)
+            busy = any(client.outstanding or client.awaited for client in clients)
+            if busy or self.buffer:
+                _connected.add(self)
                 self._stay_connected()
                 return None
             self._disconnecting = None
@@ -435,7 +482,6 @@ class Core:
                     # A thread may have got hold of it just before.
                     self._hand_on_late_messages(lane, client)
             self._parting += clients
-            _connected.discard(self)
             self.monitor.freeze_statistics(frozen=False)
         return clients
 
@@ -531,9 +577,11 @@ class Core:
             # Nothing of the parent's is touched, not even told about.
             self.reset()
             self.status = "closed"
+            self.buffer.shut()
             return
         clients = self.clients + self._parting
-        if clients and not self._may_wait(clients):
+        serving = any(client.in_serving_task() for client in clients)
+        if serving or (_waiting.in_hub() and (clients or self.buffer)):
             _waiting.start(lambda: self._close_quietly(timeout, force=force))
             return
         if timeout is None:
@@ -543,6 +591,7 @@ class Core:
             if first:
                 self.status = "closing"
                 self._closer = _waiting.current_task()
+                self.buffer.shut()
             self._disconnecting = None
             for lane in self._lanes:
                 lane.open = None
@@ -557,7 +606,7 @@ class Core:
             self._tell("producer.closing")
         finally:
             # Also when a listener was interrupted: it always ends closed.
-            abandoned = self._close_clients(clients, timeout, began)
+            abandoned = self._close_clients(clients, timeout, began, force=force)
         if abandoned and not force:
             text = (
                 f"producer {self.settings.id!r} is closed; {abandoned} messages were"
@@ -566,16 +615,62 @@ class Core:
             raise MessagesAbandonedError(text, count=abandoned)
 
     def _close_clients(
-        self, clients: Sequence[Client], timeout: float, began: float
+        self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
     ) -> int:
+        deadline = _waiting.monotonic() + timeout
         abandoned = 0
-        self._recovery.stop()
-        for client in clients:
-            client.stop_taking()
-            abandoned += client.give_up(None)
         try:
-            for client in clients:
-                abandoned += self._end(client, began + timeout)
+            # Nobody takes over any more: what waits for that would wait for ever.
+            self._recovery.stop()
+            abandoned = sum(client.give_up(None) for client in clients)
+            # One who gives nothing the time to be delivered keeps it readable instead.
+            if self.buffer and (timeout or not force):
+                self._flush_last(deadline)
+        except BaseException:
+            deadline = began  # cut short: whoever did that doesn't wait any longer
+            raise
+        finally:
+            abandoned += self._end_all(deadline, began)
+        return abandoned
+
+    def _flush_last(self, deadline: float) -> None:
+        """Send what is buffered; `close` itself waits for the deliveries."""
+        self._send_until = deadline
+        self._last_flusher = _waiting.current_task()
+        began = _waiting.monotonic()
+        batch: list[Message] = []
+        try:
+            with Flush(self.buffer) as flush:
+                batch = flush.prepare()
+                flush.dispatch("produce_many_async")
+        except Exception as error:  # noqa: BLE001 - nothing stops the teardown
+            _log.error(
+                "producer %r closes without sending all that was buffered: %s: %s",
+                self.settings.id,
+                type(error).__name__,
+                error if isinstance(error, GreendropError) else "",
+            )
+            self.monitor.emit(
+                "error.occurred",
+                {
+                    "producer_id": self.settings.id,
+                    "error": error,
+                    "type": "buffer.flush",
+                },
+            )
+        else:
+            time = _waiting.monotonic() - began
+            facts = {"producer_id": self.settings.id, "messages": batch, "time": time}
+            self.monitor.emit("messages.produced_async", facts)
+            self.monitor.emit("buffer.flushed_async", facts)
+        finally:
+            self._last_flusher = None
+
+    def _end_all(self, deadline: float, began: float) -> int:
+        abandoned = 0
+        try:
+            for client in self.clients:
+                abandoned += self._end(client, deadline)
         finally:
             # Also when a wait was cut short: it always ends closed.
             try:
@@ -592,6 +687,7 @@ class Core:
     def _end(self, client: Client, deadline: float) -> int:
         """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
         abandoned = 0
+        client.stop_taking()
         try:
             client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
         finally:
@@ -663,6 +759,7 @@ class Core:
     def release(self) -> None:
         """Close in the background: the last `Producer` of this core is gone."""
         if self.status not in ("connected", "disconnecting") or self.inherited:
+            _connected.discard(self)
             return
         # Closed first: a warning may have been made an error.
         _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
@@ -694,6 +791,9 @@ def _close_at_exit() -> None:
         except MessagesAbandonedError as error:
             # Logging may be shut down, and is silent by default. This must be seen.
             sys.stderr.write(f"greendrop: {error}\n")
+        if unsent := len(core.buffer):
+            text = f"{unsent} buffered messages of producer {core.settings.id!r}"
+            sys.stderr.write(f"greendrop: {text} were not sent\n")
 
 
 atexit.register(_close_at_exit)

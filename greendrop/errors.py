@@ -4,6 +4,7 @@
     ├── ConfigurationInvalidError       settings refused; nothing was built
     ├── MessageInvalidError             message refused; nothing was sent
     ├── VariantInvalidError             a variant refused; the producer stays as it is
+    ├── MiddlewareError                 a step failed; nothing was sent
     ├── ProducerNotConfiguredError      used before setup
     ├── ProducerAlreadyConfiguredError  second setup
     ├── ProducerClosedError             used after close; this message was not sent
@@ -77,6 +78,20 @@ class MessageInvalidError(_FieldsError):
 
 class VariantInvalidError(_FieldsError):
     """A variant may not be so. The producer it was to be made from stays usable."""
+
+
+class MiddlewareError(GreendropError):
+    """A step of the middleware raised, or gave no message. Nothing was sent.
+
+    What it raised is the cause.
+    """
+
+    #: The step's name.
+    step: str
+
+    def __init__(self, text: str, *, step: str) -> None:
+        self.step = step
+        super().__init__(text)
 
 
 class ProducerNotConfiguredError(GreendropError):

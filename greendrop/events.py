@@ -86,6 +86,25 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
             when="a batch was queued and acknowledged; told in the caller",
             payload=("producer_id", "messages", "time"),
         ),
+        "message.buffered": EventSpec(
+            when="one message was buffered; `buffer` has all that are, told in the"
+            " caller",
+            payload=("producer_id", "message", "buffer", "time"),
+        ),
+        "messages.buffered": EventSpec(
+            when="several messages were buffered; the same",
+            payload=("producer_id", "messages", "buffer", "time"),
+        ),
+        "buffer.flushed_async": EventSpec(
+            when="all that was buffered was queued, also if that was nothing; `close`"
+            " tells it too",
+            payload=("producer_id", "messages", "time"),
+        ),
+        "buffer.flushed_sync": EventSpec(
+            when="all that was buffered was queued and acknowledged, also if that was"
+            " nothing",
+            payload=("producer_id", "messages", "time"),
+        ),
         "message.acknowledged": EventSpec(
             when="the broker has the message (acks reached); before its handle wakes",
             payload=(
@@ -120,6 +139,8 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages`"
         " and `dispatched`",
         "messages.produce_many_async": "a `produce_many_async` failed; the same",
+        "buffer.flush": "`close` could not send all that was buffered; what it did not"
+        " send stays readable in `buffered`",
         "librdkafka.dispatch_error": "one message was not delivered; also"
         " `topic` and `label`",
         "librdkafka.error": "librdkafka complains: a broker is down, a login fails."

@@ -104,6 +104,84 @@ def as_message(item: object) -> Message:
     return Message(**item)
 
 
+def as_tombstone(item: object, max_payload_size: int) -> Message:
+    """Turn an item of a batch into a tombstone, checked; the item is not changed.
+
+    A payload that it has is left out.
+
+    Raises:
+        MessageInvalidError: Names every bad field: besides those that break the rules
+            of all messages a key and a partition that are missing.
+    """
+    errors: dict[str, str] = {}
+    if isinstance(item, Mapping):
+        item = {**dict.fromkeys(("topic", "key", "partition")), **item, "payload": None}
+    try:
+        message = as_message(item)._replace(payload=None)
+    except MessageInvalidError as error:
+        if not isinstance(item, Mapping):
+            raise
+        errors.update(error.errors)
+        known = {name: item[name] for name in Message._fields if name in item}
+        message = Message(**known)
+    try:
+        checked(message, max_payload_size)
+    except MessageInvalidError as error:
+        errors.update(error.errors)
+    if message.key is None or errors.get("key", "").startswith("must not be empty"):
+        errors["key"] = "a tombstone needs one, not empty"
+    if message.partition in (None, UNASSIGNED):
+        errors["partition"] = "a tombstone needs one, 0 or more"
+    if message.partition_key is not None:
+        errors["partition_key"] = "a tombstone goes to its partition"
+    if errors:
+        raise MessageInvalidError(errors)
+    return message
+
+
+def detached(message: Message) -> Message:
+    """Give a message that shares nothing with the caller that can change.
+
+    What breaks the rules stays as it is: it is told when the message is checked.
+    """
+    topic, payload, key, headers, partition, partition_key, timestamp, label = message
+    return Message(
+        topic,
+        _frozen(payload),
+        _frozen(key),
+        _copied(headers),
+        partition,
+        _frozen(partition_key),
+        timestamp,
+        label,
+    )
+
+
+def _frozen(value: Any) -> Any:  # noqa: ANN401 - not checked yet
+    if isinstance(value, (bytearray, memoryview)):
+        try:
+            return bytes(value)
+        except ValueError:
+            return value  # a released memoryview
+    return value
+
+
+def _copied(headers: Any) -> Any:  # noqa: ANN401 - not checked yet
+    if isinstance(headers, Mapping):
+        return {
+            name: [_frozen(each) for each in value]
+            if isinstance(value, (list, tuple))
+            else _frozen(value)
+            for name, value in headers.items()
+        }
+    if isinstance(headers, (list, tuple)):
+        return [
+            tuple(map(_frozen, pair)) if isinstance(pair, (list, tuple)) else pair
+            for pair in headers
+        ]
+    return headers
+
+
 def checked(message: Message, max_payload_size: int) -> Message:
     """Check a message and give it back in wire form.
 

@@ -178,6 +178,7 @@ class ProducerPool:
         """
         while self._idle and self._queue:
             checkout = self._queue.popleft()
+            # A hub that is gone takes a wake-up, and never runs it.
             if not checkout.gone:
                 checkout.slot = self._idle.pop()
                 checkout.wake()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import weakref
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
+from greendrop._batches import read_all, send_and_wait
+from greendrop._buffer import Entry, Flush, Sender
 from greendrop._core import Core, Status
 from greendrop._lane import Lane, checked_wait, merged_topic_config
 from greendrop.config import build_settings
 from greendrop.errors import (
-    MessageInvalidError,
     MessagesAbandonedError,
     ProduceError,
     ProduceManyError,
@@ -25,10 +26,18 @@ from greendrop.errors import (
     ProducerNotConfiguredError,
 )
 from greendrop.events import Monitor
-from greendrop.message import Message, all_plain, as_message, check_topic, checked
+from greendrop.message import (
+    Message,
+    all_plain,
+    as_message,
+    as_tombstone,
+    check_topic,
+    checked,
+)
+from greendrop.middleware import Middleware
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -37,11 +46,11 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.message import Headers
 
+    # Queues a batch, given the verb's name.
+    _Send = Callable[[str], list[DeliveryHandle]]
+
 # Making a NamedTuple by its own constructor costs twice as much.
 _new_message = tuple.__new__
-
-#: Bad messages of one batch that are described in the error.
-_BAD_MESSAGES_TOLD = 20
 
 
 class Producer:
@@ -66,6 +75,8 @@ class Producer:
     ) -> None:
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor()
+        #: Steps that each message goes through before it is checked.
+        self.middleware = Middleware()
         self._core: Core | None = None
         self._lane: Lane  # there when `_core` is
         self._max_wait_timeout: float
@@ -154,6 +165,7 @@ class Producer:
 
         Raises:
             MessageInvalidError: Names every bad field. Nothing was sent.
+            MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
             DeliveryError: Not delivered, for good.
             DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
@@ -180,7 +192,10 @@ class Producer:
             timestamp,
             label,
         )
-        message = checked(_new_message(Message, fields), core.max_payload_size)
+        message = _new_message(Message, fields)
+        if self.middleware.steps:
+            message = self.middleware.run(message, self)
+        message = checked(message, core.max_payload_size)
         told = "message.produced_sync" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -212,6 +227,7 @@ class Producer:
 
         Raises:
             MessageInvalidError: Names every bad field. Nothing was sent.
+            MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
             DeliveryError: librdkafka refused the message at once.
             ProducerClosedError: Not sent.
@@ -236,7 +252,10 @@ class Producer:
             timestamp,
             label,
         )
-        message = checked(_new_message(Message, fields), core.max_payload_size)
+        message = _new_message(Message, fields)
+        if self.middleware.steps:
+            message = self.middleware.run(message, self)
+        message = checked(message, core.max_payload_size)
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -265,6 +284,7 @@ class Producer:
         Raises:
             MessageInvalidError: Names every bad field of the first bad messages, as
                 `messages[3].topic`. Nothing was sent.
+            MiddlewareError: A step of `middleware` failed. Nothing was sent.
             ProduceManyError: Some were not sent or not delivered; `dispatched` holds
                 the handles of those that were queued. All of these are final, unless
                 the cause is a `DeliveryTimeoutError`.
@@ -277,20 +297,8 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         batch = self._checked_batch(core, messages)
-        began = _waiting.monotonic()
-        try:
-            reports = self._wait_for_all(core, batch)
-        except ProduceManyError as error:
-            self._tell_error(
-                "messages.produce_many_sync",
-                error,
-                messages=batch,
-                dispatched=error.dispatched,
-            )
-            raise
-        if self.monitor.listens("messages.produced_sync"):
-            self._tell("messages.produced_sync", began, messages=batch)
-        return reports
+        send = partial(self._dispatch_many, batch)
+        return self._many_sync(batch, send)
 
     def produce_many_async(
         self, messages: Iterable[Message | Mapping[str, Any]]
@@ -304,7 +312,8 @@ class Producer:
             The handles, in the order of the messages.
 
         Raises:
-            MessageInvalidError: As for `produce_many_sync`. Nothing was sent.
+            MessageInvalidError, MiddlewareError: As for `produce_many_sync`. Nothing
+                was sent.
             ProduceManyError: A message was not queued, nor were those after it;
                 `dispatched` holds the handles of those before.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
@@ -317,76 +326,286 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         batch = self._checked_batch(core, messages)
+        send = partial(self._dispatch_many, batch)
+        return self._many_async(batch, send)
+
+    def _checked_batch(
+        self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[Message]:
+        limit = core.max_payload_size
+        if self.middleware.steps:
+            return read_all(messages, lambda item: self._prepare(as_message(item)))
+        return read_all(
+            messages,
+            lambda item: checked(as_message(item), limit),
+            lambda items: all_plain(items, limit),
+        )
+
+    def _prepare(self, message: Message) -> Message:
+        core = self._core or self._unconfigured()
+        if self.middleware.steps:
+            message = self.middleware.run(message, self)
+        return checked(message, core.max_payload_size)
+
+    def _many_sync(self, batch: list[Message], send: _Send) -> list[DeliveryReport]:
         began = _waiting.monotonic()
         try:
-            handles = core.dispatch_many(self._lane, batch, "produce_many_async")
-        except ProduceManyError as error:
-            self._tell_error(
-                "messages.produce_many_async",
-                error,
-                messages=batch,
-                dispatched=error.dispatched,
+            reports = send_and_wait(
+                lambda: send("produce_many_sync"),
+                len(batch),
+                self._max_wait_timeout,
             )
+        except ProduceManyError as error:
+            self._tell_batch_error("messages.produce_many_sync", error, batch)
+            raise
+        if self.monitor.listens("messages.produced_sync"):
+            self._tell("messages.produced_sync", began, messages=batch)
+        return reports
+
+    def _many_async(self, batch: list[Message], send: _Send) -> list[DeliveryHandle]:
+        began = _waiting.monotonic()
+        try:
+            handles = send("produce_many_async")
+        except ProduceManyError as error:
+            self._tell_batch_error("messages.produce_many_async", error, batch)
             raise
         if self.monitor.listens("messages.produced_async"):
             self._tell("messages.produced_async", began, messages=batch)
         return handles
 
-    def _checked_batch(
-        self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
-    ) -> list[Message]:
-        batch: list[Message] = []
-        errors: dict[str, str] = {}
-        bad = 0
-        items = iter(messages)
-        turns = _waiting.Turns()
-        while part := list(islice(items, turns.ROUNDS)):
-            turns.end_one()
-            if all_plain(part, core.max_payload_size):
-                batch += part
-                continue
-            for item in part:
-                try:
-                    batch.append(checked(as_message(item), core.max_payload_size))
-                except MessageInvalidError as error:
-                    if bad < _BAD_MESSAGES_TOLD:
-                        for name, text in error.errors.items():
-                            errors[f"messages[{len(batch) + bad}].{name}"] = text
-                    bad += 1
-        if bad > _BAD_MESSAGES_TOLD:
-            errors["messages"] = f"and {bad - _BAD_MESSAGES_TOLD} more bad messages"
-        if errors:
-            raise MessageInvalidError(errors)
-        return batch
+    # --- tombstones --------------------------------------------------------------
 
-    def _wait_for_all(self, core: Core, batch: list[Message]) -> list[DeliveryReport]:
-        failure: ProduceManyError | None = None
-        try:
-            handles = core.dispatch_many(self._lane, batch, "produce_many_sync")
-        except ProduceManyError as error:
-            failure = error
-            handles = list(error.dispatched)
-        deadline = _waiting.monotonic() + self._max_wait_timeout
+    def tombstone_sync(
+        self,
+        *,
+        topic: str,
+        key: bytes | str,
+        partition: int,
+        headers: Headers | None = None,
+        timestamp: int | datetime | None = None,
+        label: object = None,
+    ) -> DeliveryReport:
+        """Send a message without payload, which deletes its key in a compacted topic.
+
+        Both key and partition are required: one that went to another partition than
+        the messages with its key would delete nothing.
+
+        Args:
+            topic: As the others one of the fields of `Message`.
+            key: Not empty.
+            partition: 0 or more.
+            headers: As in `Message`.
+            timestamp: As in `Message`.
+            label: As in `Message`.
+
+        Raises:
+            MessageInvalidError: Names every bad field. Nothing was sent.
+            ProduceError: And all else that `produce_sync` raises.
+
+        Blocking:
+            As `produce_sync`.
+        """
+        fields = (topic, None, key, headers, partition, None, timestamp, label)
+        message = self._tombstone(_new_message(Message, fields))
+        return self.produce_sync(**message._asdict())
+
+    def tombstone_async(
+        self,
+        *,
+        topic: str,
+        key: bytes | str,
+        partition: int,
+        headers: Headers | None = None,
+        timestamp: int | datetime | None = None,
+        label: object = None,
+    ) -> DeliveryHandle:
+        """Send a tombstone without waiting for the broker.
+
+        The fields are those of `tombstone_sync`.
+
+        Raises:
+            MessageInvalidError: Names every bad field. Nothing was sent.
+            ProduceError: And all else that `produce_async` raises.
+
+        Blocking:
+            As `produce_async`.
+        """
+        fields = (topic, None, key, headers, partition, None, timestamp, label)
+        message = self._tombstone(_new_message(Message, fields))
+        return self.produce_async(**message._asdict())
+
+    def tombstone_many_sync(
+        self, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[DeliveryReport]:
+        """Send a batch of tombstones and wait until the broker has all of them.
+
+        Args:
+            messages: As for `produce_many_sync`. A payload is left out.
+
+        Raises:
+            MessageInvalidError: As for `produce_many_sync`; also for each message
+                without key or partition. Nothing was sent.
+            ProduceManyError: And all else that `produce_many_sync` raises.
+
+        Blocking:
+            As `produce_many_sync`.
+        """
+        return self.produce_many_sync(read_all(messages, self._tombstone))
+
+    def tombstone_many_async(
+        self, messages: Iterable[Message | Mapping[str, Any]]
+    ) -> list[DeliveryHandle]:
+        """Send a batch of tombstones without waiting for the broker.
+
+        Args:
+            messages: As for `tombstone_many_sync`.
+
+        Raises:
+            MessageInvalidError: As for `tombstone_many_sync`. Nothing was sent.
+            ProduceManyError: And all else that `produce_many_async` raises.
+
+        Blocking:
+            As `produce_many_async`.
+        """
+        return self.produce_many_async(read_all(messages, self._tombstone))
+
+    def _tombstone(self, item: object) -> Message:
+        core = self._core or self._unconfigured()
+        return as_tombstone(item, core.max_payload_size)
+
+    # --- the buffer --------------------------------------------------------------
+
+    def buffer(
+        self,
+        *,
+        topic: str,
+        payload: bytes | str | None,
+        key: bytes | str | None = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+        partition_key: bytes | str | None = None,
+        timestamp: int | datetime | None = None,
+        label: object = None,
+    ) -> None:
+        """Keep one message until the next flush. Nothing is sent, checked or connected.
+
+        The fields are those of `Message`.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: It was not kept.
+        """
+        core = self._core or self._unconfigured()
+        fields = (
+            topic,
+            payload,
+            key,
+            headers,
+            partition,
+            partition_key,
+            timestamp,
+            label,
+        )
+        message = _new_message(Message, fields)
+        began = _waiting.monotonic()
+        core.hold([Entry(message, self._sender())])
+        if self.monitor.listens("message.buffered"):
+            held = core.buffer.messages()
+            self._tell("message.buffered", began, message=message, buffer=held)
+
+    def buffer_many(self, messages: Iterable[Message | Mapping[str, Any]]) -> None:
+        """Keep several messages until the next flush, next to each other.
+
+        Args:
+            messages: As for `produce_many_sync`.
+
+        Raises:
+            MessageInvalidError: Some have unknown or missing fields. None was kept.
+            ProducerClosedError, ProducerUsedInParentProcessError: None was kept.
+
+        Blocking:
+            A long batch lets other greenlets run in between.
+        """
+        core = self._core or self._unconfigured()
+        began = _waiting.monotonic()
+        batch = read_all(messages, as_message)
+        sender = self._sender()
+        core.hold([Entry(message, sender) for message in batch])
+        if self.monitor.listens("messages.buffered"):
+            held = core.buffer.messages()
+            self._tell("messages.buffered", began, messages=batch, buffer=held)
+
+    @property
+    def buffered(self) -> tuple[Message, ...]:
+        """The messages that wait for a flush, as they were buffered. Never blocks.
+
+        Those that are being flushed are not among them.
+        """
+        return () if self._core is None else self._core.buffer.messages()
+
+    def flush_sync(self) -> list[DeliveryReport]:
+        """Send all that is buffered, in order, and wait until the broker has it.
+
+        However it fails, messages that were not queued are in the buffer again, at the
+        front and in order; the error's text says how many. Those that were queued are
+        not, whatever becomes of them: their handles tell.
+
+        Returns:
+            The reports, in the order of the messages.
+
+        Raises:
+            MessageInvalidError: As for `produce_many_sync`; the index is that in the
+                buffer. Nothing was sent.
+            MiddlewareError: Nothing was sent.
+            ProduceManyError: As for `produce_many_sync`.
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+
+        Blocking:
+            As `produce_many_sync`.
+        """
+        core = self._core or self._unconfigured()
+        began = _waiting.monotonic()
         reports: list[DeliveryReport] = []
-        turns = _waiting.Turns()
-        for index, handle in enumerate(handles):
-            if not index % turns.ROUNDS:
-                turns.end_one()
-            report = handle.report
-            try:
-                if report is None:
-                    report = handle.wait(max(deadline - _waiting.monotonic(), 0.0))
-                reports.append(report)
-            except ProduceError as error:
-                if failure is None:
-                    text = f"message {index} of {len(batch)}: {error}"
-                    failure = ProduceManyError(
-                        text, dispatched=handles, failed_index=index
-                    )
-                    failure.__cause__ = error
-        if failure is not None:
-            raise failure
+        with Flush(core.buffer) as flush:
+            if batch := flush.prepare():
+                reports = self._many_sync(batch, flush.dispatch)
+        self._tell("buffer.flushed_sync", began, messages=batch)
         return reports
+
+    def flush_async(self) -> list[DeliveryHandle]:
+        """Send all that is buffered, in order, without waiting for the broker.
+
+        Returns:
+            The handles, in the order of the messages.
+
+        Raises:
+            ProduceManyError: A message was not queued, nor were those after it: these
+                are in the buffer again. See `flush_sync` for this and the others.
+
+        Blocking:
+            As `produce_many_async`.
+        """
+        core = self._core or self._unconfigured()
+        began = _waiting.monotonic()
+        handles: list[DeliveryHandle] = []
+        with Flush(core.buffer) as flush:
+            if batch := flush.prepare():
+                handles = self._many_async(batch, flush.dispatch)
+        self._tell("buffer.flushed_async", began, messages=batch)
+        return handles
+
+    def _sender(self) -> Sender:
+        # Of bound methods, since these are equal whenever their producer is the same.
+        return Sender(self._prepare, self._dispatch_many)
+
+    def _dispatch_many(
+        self,
+        messages: Sequence[Message],
+        verb: str,
+        handles: list[DeliveryHandle] | None = None,
+        end: int | None = None,
+    ) -> list[DeliveryHandle]:
+        core = self._core or self._unconfigured()
+        return core.dispatch_many(self._lane, messages, verb, handles, end)
 
     # --- looking -----------------------------------------------------------------
 
@@ -402,6 +621,15 @@ class Producer:
         One of them.
         """
         return "initial" if self._core is None else self._core.status
+
+    @property
+    def current_variant(self) -> Producer:
+        """In a step of the middleware: the producer, or variant, that is sending.
+
+        Elsewhere the producer itself.
+        """
+        sender: Producer | None = self.middleware.sender_now()
+        return self if sender is None else sender
 
     @property
     def polling(self) -> str | None:
@@ -555,6 +783,11 @@ class Producer:
     def _tell(self, name: str, began: float, **facts: object) -> None:
         time = _waiting.monotonic() - began
         self.monitor.emit(name, {"producer_id": self.id, **facts, "time": time})
+
+    def _tell_batch_error(
+        self, kind: str, error: ProduceManyError, batch: list[Message]
+    ) -> None:
+        self._tell_error(kind, error, messages=batch, dispatched=error.dispatched)
 
     def _tell_error(self, kind: str, error: ProduceError, **facts: object) -> None:
         if self.monitor.listens("error.occurred"):

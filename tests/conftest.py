@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from greendrop import Producer, _core
+from greendrop import Message, Producer, _core
 from greendrop.testing import MockCluster
 from tests import interpreter
 from tests.tasks import LongestGap
@@ -103,6 +103,22 @@ def stored(mock_cluster) -> Callable[[str], int]:
         return sum(ends)
 
     return count
+
+
+@pytest.fixture
+def sent(make_producer) -> tuple[Producer, list[Message]]:
+    """Make a producer, and the list of the messages that it sent, as events tell."""
+    producer = make_producer()
+    messages: list[Message] = []
+    for name in ("message.produced_sync", "message.produced_async"):
+        producer.monitor.subscribe(
+            name, lambda event: messages.append(event["message"])
+        )
+    for name in ("messages.produced_sync", "messages.produced_async"):
+        producer.monitor.subscribe(
+            name, lambda event: messages.extend(event["messages"])
+        )
+    return producer, messages
 
 
 # --- time and other interpreters ------------------------------------------------------

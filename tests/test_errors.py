@@ -16,6 +16,7 @@ from greendrop.errors import (
     IllegalWaitError,
     MessageInvalidError,
     MessagesAbandonedError,
+    MiddlewareError,
     ProduceError,
     ProduceManyError,
     VariantInvalidError,
@@ -50,6 +51,8 @@ def example_of(kind):
         error = copy.copy(BROKER_ERROR)
     elif kind is MessagesAbandonedError:
         error = kind("3 messages were dropped", count=3)
+    elif kind is MiddlewareError:
+        error = kind("step 'f' failed", step="f")
     elif kind is ProduceManyError:
         error = kind("message 1 of 2", dispatched=["handle"], failed_index=1)
     else:

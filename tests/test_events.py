@@ -454,6 +454,10 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     producer.produce_many_sync(batch)
     for handle in producer.produce_many_async(batch):
         handle.wait(LONG)
+    for flush in (producer.flush_sync, producer.flush_async):
+        producer.buffer(topic="t", payload=b"x")
+        producer.buffer_many(batch)
+        flush()
     with pytest.raises(DeliveryError):
         producer.produce_sync(topic="t", payload=b"x", partition=99)
     deadline = time.monotonic() + LONG

@@ -103,6 +103,16 @@ def test_threads_stand_in_when_there_is_no_gevent():
     assert changes(speakers(output)) > 10
 
 
+def test_flush_that_fails_loses_nothing():
+    """What a flush did not send is sent by close."""
+    output = run(EXAMPLES / "buffer.py")
+
+    assert "committed, and 5 messages stored" in output
+    assert "flush failed: middleware step 'out_of_order'" in output
+    assert "3 messages are back in the buffer" in output
+    assert output.endswith("closed, 0 messages left\n")
+
+
 def test_failed_messages_are_told_of_and_the_work_goes_on():
     """Both senders handle a broker's refusal, and the third one is not touched."""
     with MockCluster() as cluster:

@@ -18,8 +18,11 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 ROOMS = (
     {"errors"},
     {"_waiting", "_librdkafka", "_process", "_verdicts"},
-    {"config", "message", "events", "_buffer"},
+    {"config", "message", "events"},
+    {"middleware"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
+    {"_batches"},
+    {"_buffer"},
     {"_partitioners"},
     {"_settling", "_routing"},
     {"_client"},

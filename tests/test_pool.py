@@ -759,6 +759,7 @@ def test_producer_that_was_closed_is_replaced(world, make_connected):
 # -- reloading ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reload_closes_gracefully_and_keeps_the_slots(
     world, make_connected, hold, mock_cluster
 ):
@@ -802,6 +803,7 @@ def test_reload_leaves_those_in_use_alone(world, make_connected, hold, until):
     assert fresh.producer.produce_sync(topic="t", payload=b"x")
 
 
+@pytest.mark.slow
 def test_reload_takes_no_producer_from_under_anybody(world, hold, spawn, until):
     """Who asks while it still closes old ones gets a fresh one, which stays open."""
     pool = ProducerPool(make, size=2)
@@ -852,6 +854,7 @@ def test_reload_is_about_those_that_are_being_made(world, spawn, until, pause):
     until(lambda: made[0].status == "closed")
 
 
+@pytest.mark.slow
 def test_giving_back_an_old_producer_does_not_wait(world, until):
     """The one who has it goes on, though its messages can't be delivered."""
     pool = ProducerPool(lambda: Producer(NOWHERE, max_wait_timeout=0.3), size=1)
@@ -897,6 +900,7 @@ def test_closed_pool_is_not_reloaded(world):
 # -- closing --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_close_delivers_first(world, make_connected, hold, mock_cluster):
     """Closing is graceful. Acceptance check 51."""
     pool = ProducerPool(make_connected, size=3)
@@ -986,6 +990,7 @@ def test_what_came_back_too_late_is_logged(world, caplog, until):
     assert producer.status == "closed"
 
 
+@pytest.mark.slow
 def test_one_time_is_for_all_together(world, hold):
     """Closing four takes as long as closing one; what was dropped is summed up."""
     pool = ProducerPool(make, size=4)
@@ -1005,6 +1010,7 @@ def test_one_time_is_for_all_together(world, hold):
     assert {holder.producer.status for holder in holders} == {"closed"}
 
 
+@pytest.mark.slow
 def test_without_a_time_the_longest_of_the_producers_counts(world, hold):
     """As `Producer.close`, and also for all together."""
     pool = ProducerPool(

@@ -32,6 +32,8 @@ from greendrop import (
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
+    Middleware,
+    MiddlewareError,
     Monitor,
     ProduceError,
     ProduceManyError,
@@ -154,6 +156,59 @@ def send_batches(producer: Producer, rows: Iterator[Mapping[str, Any]]) -> None:
     producer.produce_many_sync(rows)
     producer.produce_many_async(Message("t", b"x", label=n) for n in range(3))
     producer.produce_many_sync([("t", b"x")])  # type: ignore[list-item]
+
+
+def send_tombstones(producer: Producer, message: Message) -> None:
+    """Delete keys."""
+    assert_type(
+        producer.tombstone_sync(topic="t", key="k", partition=0), DeliveryReport
+    )
+    assert_type(
+        producer.tombstone_async(
+            topic="t",
+            key=b"k",
+            partition=1,
+            headers={"a": "1"},
+            timestamp=1_700_000_000_000,
+            label=object(),
+        ),
+        DeliveryHandle,
+    )
+    assert_type(producer.tombstone_many_sync([message]), list[DeliveryReport])
+    assert_type(producer.tombstone_many_async([message]), list[DeliveryHandle])
+    producer.tombstone_many_sync([{"topic": "t", "key": "k", "partition": 0}])
+    producer.tombstone_sync(topic="t", key=None, partition=0)  # type: ignore[arg-type]
+    producer.tombstone_sync(topic="t", key="k")  # type: ignore[call-arg]
+
+
+def use_buffer(producer: Producer, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Buffer and flush."""
+    producer.buffer(topic="t", payload=b"x")
+    producer.buffer(topic="t", payload="x", key="k", partition=0, label=1)
+    producer.buffer_many([Message("t", b"x")])
+    producer.buffer_many(rows)
+    assert_type(producer.buffered, tuple[Message, ...])
+    assert_type(producer.flush_sync(), list[DeliveryReport])
+    assert_type(producer.flush_async(), list[DeliveryHandle])
+    producer.buffer(topic="t")  # type: ignore[call-arg]
+
+
+def use_middleware(producer: Producer) -> None:
+    """Add steps in each way."""
+    assert_type(producer.middleware, Middleware)
+    assert_type(producer.current_variant, Producer)
+
+    @producer.middleware.append
+    def step(message: Message) -> Message:
+        return message._replace(key="k")
+
+    producer.middleware.prepend(lambda message: message)
+    producer.middleware.remove(step)
+    producer.middleware.append(print)  # type: ignore[type-var]
+    try:
+        producer.flush_async()
+    except MiddlewareError as broken:
+        assert_type(broken.step, str)
 
 
 def use_messages(message: Message) -> None:

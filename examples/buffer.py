@@ -1,0 +1,82 @@
+"""Orders that are buffered, and sent when their transaction in a database is committed.
+
+Nothing leaves before the commit. A step of the middleware adds a header to each
+message; another one has a bug, which makes a flush fail. Then all is in the buffer
+again, and the last flush, that of `close`, sends it.
+
+    python examples/buffer.py
+
+It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+# Python looks for modules beside a script first. There is one that would hide
+# `concurrent` of the standard library from those who need that.
+if (here := str(Path(__file__).resolve().parent)) in sys.path:
+    sys.path.remove(here)
+
+from greendrop import Message, MiddlewareError, Producer
+from greendrop.testing import MockCluster
+
+TOPIC = "greendrop-buffer"
+
+
+def take_orders(database: sqlite3.Connection, producer: Producer, count: int) -> None:
+    """Write orders, and buffer a message for each."""
+    for number in range(1, count + 1):
+        database.execute("INSERT INTO orders VALUES (?)", (number,))
+        producer.buffer(topic=TOPIC, key=f"order-{number}", payload="taken")
+    print(f"{count} orders taken, {len(producer.buffered)} messages buffered")
+
+
+def add_source(message: Message) -> Message:
+    """Tell consumers where a message comes from."""
+    return message._replace(headers={"source": "shop"})
+
+
+def out_of_order(message: Message) -> Message:
+    """Fail as a step with a bug does."""
+    raise RuntimeError(f"no idea what to do with {message.topic}")
+
+
+def main() -> int:
+    """Take orders, commit, and flush; the exit status."""
+    servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
+    with ExitStack() as stack:
+        if not servers:
+            servers = stack.enter_context(MockCluster()).bootstrap_servers
+        database = stack.enter_context(closing(sqlite3.connect(":memory:")))
+        producer = stack.enter_context(
+            Producer(kafka={"bootstrap.servers": servers, "message.timeout.ms": 10_000})
+        )
+        producer.middleware.append(add_source)
+        database.execute("CREATE TABLE orders (number INTEGER)")
+
+        take_orders(database, producer, 5)
+        database.commit()
+        reports = producer.flush_sync()
+        print(f"committed, and {len(reports)} messages stored")
+
+        take_orders(database, producer, 3)
+        database.commit()
+        producer.middleware.append(out_of_order)
+        try:
+            producer.flush_sync()
+        except MiddlewareError as error:
+            print(f"flush failed: {error}")
+
+        producer.middleware.remove(out_of_order)
+        print(f"{len(producer.buffered)} messages wait; close sends them")
+    print(f"closed, {len(producer.buffered)} messages left")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

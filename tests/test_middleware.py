@@ -1,0 +1,323 @@
+import copy
+import threading
+
+import gevent
+import pytest
+
+from greendrop import Message, MessageInvalidError, MiddlewareError, Producer
+from greendrop.middleware import Middleware
+
+NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
+
+#: Each verb that sends, given the producer and the fields of one message.
+VERBS = {
+    "produce_sync": lambda producer, **fields: producer.produce_sync(**fields),
+    "produce_async": lambda producer, **fields: producer.produce_async(**fields),
+    "produce_many_sync": lambda producer, **fields: producer.produce_many_sync(
+        [fields]
+    ),
+    "produce_many_async": lambda producer, **fields: producer.produce_many_async(
+        [Message(**fields)]
+    ),
+}
+every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+
+
+class Stop(BaseException):
+    """What no step may be blamed for."""
+
+
+def tagged(tag):
+    """Make a step that adds to the payload."""
+    return lambda message: message._replace(payload=f"{message.payload}{tag}")
+
+
+# -- the steps ------------------------------------------------------------------------
+
+
+def test_steps_run_in_their_order():
+    """`append` adds at the end, `prepend` at the front."""
+    middleware = Middleware()
+    middleware.append(tagged("b"))
+    middleware.append(tagged("c"))
+    middleware.prepend(tagged("a"))
+
+    assert middleware.run(Message("t", "x"), None).payload == "xabc"
+
+
+def test_append_gives_the_step_back():
+    """So it is a decorator."""
+    middleware = Middleware()
+
+    @middleware.append
+    def step(message):
+        return message
+
+    assert middleware.steps == (step,)
+
+
+def test_removed_step_runs_no_more():
+    """`remove` takes out every place of a step; an unknown one is ignored."""
+    middleware = Middleware()
+    step = middleware.append(tagged("a"))
+    middleware.prepend(step)
+    middleware.append(tagged("b"))
+
+    middleware.remove(step)
+    middleware.remove(step)
+
+    assert middleware.run(Message("t", "x"), None).payload == "xb"
+
+
+@pytest.mark.parametrize("add", ["append", "prepend"])
+def test_step_that_cannot_be_called_is_refused(add):
+    """A mistake is told when the step is added, not when a message is sent."""
+    with pytest.raises(TypeError, match="callable, not str"):
+        getattr(Middleware(), add)("step")
+
+
+def test_steps_are_changed_while_messages_go_through():
+    """A step may take itself out; the message at hand goes through the old steps."""
+    middleware = Middleware()
+
+    def once(message):
+        middleware.remove(once)
+        return message._replace(payload="once")
+
+    middleware.append(once)
+    middleware.append(tagged("!"))
+
+    assert middleware.run(Message("t", "x"), None).payload == "once!"
+    assert middleware.run(Message("t", "x"), None).payload == "x!"
+
+
+def test_threads_add_steps_at_once():
+    """No step is lost when several threads add some."""
+    middleware = Middleware()
+
+    def add():
+        for _ in range(200):
+            middleware.append(lambda message: message)
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(middleware.steps) == 8 * 200
+
+
+# -- sending --------------------------------------------------------------------------
+
+
+@every_verb
+def test_message_goes_through_once_before_it_is_checked(sent, verb):
+    """Each verb sends what the steps made of the message, each step called once."""
+    producer, messages = sent
+    calls = []
+
+    @producer.middleware.append
+    def mend(message):
+        calls.append(message.payload)
+        return message._replace(topic="events", payload="mended")
+
+    verb(producer, topic="no topic!", payload="x", label=7)
+
+    assert calls == ["x"]
+    (message,) = messages
+    assert (message.topic, message.payload, message.label) == ("events", b"mended", 7)
+
+
+@every_verb
+def test_what_the_steps_make_is_checked(verb):
+    """A step can't send what breaks the rules."""
+    producer = Producer(kafka=NOWHERE)
+    producer.middleware.append(lambda message: message._replace(topic="no topic!"))
+
+    with pytest.raises(MessageInvalidError):
+        verb(producer, topic="t", payload=b"x")
+
+    assert producer.status == "configured"
+
+
+@every_verb
+@pytest.mark.parametrize(
+    "headers",
+    [{"a": ["1", "2"]}, [["a", "1"]], {"a": bytearray(b"1")}],
+    ids=["lists", "pairs", "bytes"],
+)
+def test_callers_objects_are_not_changed(sent, verb, headers):
+    """A step that changes headers changes its own copy of them."""
+    producer, _ = sent
+    payload = bytearray(b"x")
+    before = copy.deepcopy((headers, payload))
+
+    @producer.middleware.append
+    def change(message):
+        if isinstance(message.headers, dict):
+            for value in message.headers.values():
+                if isinstance(value, list):
+                    value.append("3")
+            message.headers["b"] = "4"
+        else:
+            message.headers.append(("b", "4"))
+        assert type(message.payload) is bytes
+        return message
+
+    verb(producer, topic="events", payload=payload, headers=headers)
+
+    assert (headers, payload) == before
+
+
+# -- steps that fail ------------------------------------------------------------------
+
+
+def broken(message):
+    """Raise, with a secret in the text."""
+    raise ValueError(f"secret {message.payload}")
+
+
+@every_verb
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [(broken, "'broken' raised ValueError"), (lambda _: None, "gave NoneType")],
+    ids=["raises", "no message"],
+)
+def test_step_that_fails_is_named_and_nothing_is_sent(verb, step, text):
+    """The error says which step it was and what became of the message, not more."""
+    producer = Producer(kafka=NOWHERE)
+    producer.middleware.append(step)
+
+    with pytest.raises(MiddlewareError, match=text) as raised:
+        verb(producer, topic="t", payload="hush")
+
+    assert "hush" not in str(raised.value)
+    assert "nothing was sent" in str(raised.value)
+    assert raised.value.step == step.__qualname__
+    assert isinstance(
+        raised.value.__cause__, ValueError if step is broken else type(None)
+    )
+    assert producer.status == "configured"
+
+
+def test_step_that_fails_keeps_back_the_whole_batch():
+    """Nothing of a batch is sent, also not what came before."""
+    producer = Producer(kafka=NOWHERE)
+    seen = []
+
+    @producer.middleware.append
+    def third_fails(message):
+        seen.append(message)
+        return message if len(seen) < 3 else None
+
+    with pytest.raises(MiddlewareError):
+        producer.produce_many_async([Message("t", b"x")] * 5)
+
+    assert (producer.status, producer.queue_size) == ("configured", 0)
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt, gevent.GreenletExit])
+def test_interruptions_pass_unchanged(kind):
+    """A kill or Ctrl-C in a step is nobody's mistake."""
+    producer = Producer(kafka=NOWHERE)
+
+    @producer.middleware.append
+    def interrupted(message):
+        raise kind
+
+    with pytest.raises(kind):
+        producer.produce_sync(topic="t", payload=b"x")
+
+
+def test_timeout_in_a_step_is_the_callers(hub):
+    """gevent.Timeout around a verb ends a step that waits, and is not wrapped."""
+    producer = Producer(kafka=NOWHERE)
+
+    @producer.middleware.append
+    def slow(message):
+        gevent.sleep(10)
+        return message
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+        producer.produce_sync(topic="t", payload=b"x")
+    assert producer.current_variant is producer
+
+
+# -- who sends ------------------------------------------------------------------------
+
+
+@every_verb
+def test_steps_know_who_sends(sent, verb):
+    """In a step `current_variant` is the copy that the verb was called on.
+
+    Outside it is the producer itself, during the call of another greenlet too.
+    Acceptance check 102.
+    """
+    producer, _ = sent
+    variant = copy.copy(producer)
+    seen = []
+
+    @producer.middleware.append
+    def look(message):
+        seen.append((producer.current_variant, variant.current_variant))
+        return message
+
+    assert producer.current_variant is producer
+    verb(variant, topic="events", payload=b"x")
+    verb(producer, topic="events", payload=b"x")
+
+    assert seen == [(variant, variant), (producer, producer)]
+    assert producer.current_variant is producer
+    assert variant.current_variant is variant
+
+
+def test_nothing_is_left_behind(make_producer):
+    """After a call that sent, or failed, nobody is said to be sending."""
+    producer, other = make_producer(), make_producer()
+    variant = copy.copy(producer)
+    seen = []
+
+    @producer.middleware.append
+    def forward(message):
+        other.produce_async(topic="copies", payload=message.payload)
+        seen.append(producer.current_variant)
+        return message
+
+    @other.middleware.append
+    def look(message):
+        seen.append((producer.current_variant, other.current_variant))
+        return None if message.payload == b"bad" else message
+
+    variant.produce_async(topic="events", payload=b"x")
+    with pytest.raises(MiddlewareError):
+        variant.produce_async(topic="events", payload=b"bad")
+
+    assert seen == [(variant, other), variant, (variant, other)]
+    assert producer.current_variant is producer
+    assert other.current_variant is other
+
+
+def test_greenlets_do_not_see_each_others_senders(hub):
+    """While one greenlet waits in a step, another one is told of itself."""
+    producer = Producer(kafka=NOWHERE)
+    variant = copy.copy(producer)
+    inside = gevent.event.Event()
+    go_on = gevent.event.Event()
+
+    @producer.middleware.append
+    def wait(message):
+        inside.set()
+        go_on.wait(10)
+
+    def send():
+        with pytest.raises(MiddlewareError):
+            variant.produce_async(topic="t", payload=b"x")
+
+    sending = gevent.spawn(send)
+    inside.wait(10)
+
+    assert producer.current_variant is producer
+
+    go_on.set()
+    sending.get(timeout=10)
