@@ -686,9 +686,10 @@ class Producer:
     def purge(self) -> None:
         """Drop all that is on its way; the producer goes on taking messages.
 
-        Each handle says `MessagePurgedError`; its text tells whether the message was
-        still queued (no broker has it) or in flight (a broker may have stored it). A
-        producer that is not connected has nothing to drop.
+        What is buffered, too. Each handle says `MessagePurgedError`; its text tells
+        whether the message was still queued (no broker has it) or in flight (a broker
+        may have stored it). A producer that is not connected has only its buffer to
+        drop.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.
@@ -708,10 +709,10 @@ class Producer:
         sent while this waits for deliveries calls it off.
 
         Returns:
-            Whether it has disconnected. Not when it is not connected, when somebody
-            waits to send (for room, or for the number of partitions), when a message
-            is sent meanwhile, or when not all were delivered within
-            `max_wait_timeout`. It stays connected then.
+            Whether it has disconnected. Not when it is not connected, when messages are
+            buffered, when somebody waits to send (for room, or for the number of
+            partitions), when a message is sent meanwhile, or when not all were
+            delivered within `max_wait_timeout`. It stays connected then.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.

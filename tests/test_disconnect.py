@@ -129,6 +129,17 @@ def test_disconnect_is_refused_while_somebody_waits_for_room(
     assert sent[0].wait(LONG).topic == "t"
 
 
+def test_disconnect_is_refused_while_messages_are_buffered(world, make_producer):
+    """Who has buffered is going to send. Acceptance check 97."""
+    producer = make_producer()
+    send(producer)[0].wait(LONG)
+    producer.buffer(topic="t", payload=b"x")
+
+    assert producer.disconnect() is False
+    assert producer.flush_sync()
+    assert producer.disconnect() is True
+
+
 def test_message_calls_off_a_disconnect(
     world, mock_cluster, make_producer, spawn, until
 ):

@@ -59,6 +59,20 @@ def test_handles_of_purged_messages_say_so(world, stuck, count):
     assert 0 <= heard[-1]["time"] < LONG
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_buffered_messages_are_purged_too(world, make_producer, connected):
+    """The buffer is empty afterwards. Acceptance check 69."""
+    producer = make_producer()
+    if connected:
+        producer.produce_sync(topic="t", payload=b"x")
+    producer.buffer(topic="t", payload=b"x")
+
+    producer.purge()
+
+    assert producer.buffered == ()
+    assert producer.flush_sync() == []
+
+
 def test_messages_in_flight_are_purged_too(world, mock_cluster, make_producer, until):
     """What a broker has been sent but did not acknowledge is dropped as well."""
     producer = make_producer()

@@ -414,6 +414,34 @@ def test_closing_during_a_recovery_ends_it(world, reloading, pause):
     assert {type(each.error) for each in handles} == {MessagePurgedError}
 
 
+def test_buffered_messages_survive_a_recovery(world, reloading):
+    """Only what librdkafka had is dropped (section 10, 4)."""
+    producer = reloading()
+    producer.buffer(topic="t", payload=b"x", label="kept")
+    trigger_fatal_error(producer, 47)
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert [each.label for each in producer.buffered] == ["kept"]
+    assert producer.flush_sync()[0].label == "kept"
+
+
+@pytest.mark.parametrize("backoff", [0.0, 60.0])
+def test_closing_with_a_buffer_meets_a_fatal_error(world, reloading, backoff):
+    """The last flush fails, and close ends all the same. Acceptance checks 9 and 45."""
+    producer = reloading(wait_backoff_on_idempotent_fatal_error=backoff)
+    heard = events_of(producer, "producer.reload")
+    producer.buffer(topic="t", payload=b"x")
+    trigger_fatal_error(producer, 47)
+    began = time.monotonic()
+
+    producer.close(timeout=5.0)
+
+    assert time.monotonic() - began < 10.0
+    assert (producer.status, heard) == ("closed", [])
+    with pytest.raises(ProducerClosedError):
+        send(producer)
+
+
 def test_purge_during_a_recovery_drops_what_waits(world, reloading, pause):
     """Messages that wait for the new client are dropped as well."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.2)

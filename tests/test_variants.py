@@ -137,6 +137,18 @@ def test_nested_use_mixes_nothing_up(world, make_producer):
     assert [offset is None for offset in offsets] == [True, False, True]
 
 
+def test_buffered_messages_remember_their_variant(world, make_producer):
+    """Each is sent as who buffered it would have sent it, in order (section 10, 10)."""
+    producer = make_producer()
+    careless = producer.variant(topic_config={"acks": 0})
+    for sender in (producer, careless, careless, producer):
+        sender.buffer(topic="t", payload=b"x")
+
+    reports = producer.flush_sync()
+
+    assert [each.offset is None for each in reports] == [False, True, True, False]
+
+
 # -- what is refused ----------------------------------------------------------------
 
 
