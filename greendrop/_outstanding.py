@@ -33,6 +33,7 @@ class Outstanding:
         "_room",
         "pending",
         "places",
+        "settled",
     )
 
     def __init__(self, limit: int) -> None:
@@ -43,6 +44,8 @@ class Outstanding:
         #: One who has not waited for room may send while fewer are on their way. Who
         #: sends reads this and `pending` directly: it is asked for each message.
         self.places: float = limit
+        #: How many verdicts were told.
+        self.settled = 0
         # librdkafka refused a message that the count had room for: it limits bytes.
         self._refused = False
         self._room: deque[_waiting.Waiter] = deque()
@@ -80,6 +83,7 @@ class Outstanding:
 
     def settle(self, count: int) -> None:
         """Wake who waited for this many verdicts, which were told."""
+        self.settled += count
         left = self.count
         if self._room:
             room = self._limit - left - self._promised

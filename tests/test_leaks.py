@@ -261,6 +261,14 @@ def wakeups():
     return int(line.split()[1])
 
 
+def test_a_client_has_room_for_its_attributes(make_producer):
+    """CPython keeps up to 30 attributes in the object itself; more cost each message."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"x")
+
+    assert len(vars(producer._lane.client)) <= 30
+
+
 @pytest.mark.slow
 def test_an_idle_producer_sleeps(make_producer, hub):
     """A connected producer that nobody uses wakes its hub for nothing."""
