@@ -262,7 +262,7 @@ def wakeups():
 
 
 def test_a_client_has_room_for_its_attributes(make_producer):
-    """CPython keeps up to 30 attributes in the object itself; more cost each message."""
+    """CPython keeps up to 30 of them in the object itself; more cost each message."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x")
 
