@@ -12,7 +12,7 @@ import os
 import weakref
 from itertools import repeat
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from confluent_kafka import cimpl
 
@@ -79,6 +79,13 @@ _never_closed: list[object] = []
 _Wire: TypeAlias = "tuple[Any, ...]"
 
 
+class _Owner(NamedTuple):
+    """What a client calls of whoever built it."""
+
+    on_fatal: Callable[[Client, BrokerError], bool]
+    pulse: Pulse
+
+
 class Client:
     """A connected librdkafka producer. Used from any number of greenlets and threads.
 
@@ -94,7 +101,7 @@ class Client:
         ConfigurationInvalidError: librdkafka refused its configuration.
     """
 
-    # Not more than 30 attributes: with more of them CPython looks each up in a
+    # Not more than 29 attributes: with more of them CPython looks each up in a
     # dictionary, which makes sending 4 % slower.
 
     def __init__(
@@ -115,11 +122,12 @@ class Client:
         self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
-        self._on_fatal = on_fatal
+        self._owner = _Owner(
+            on_fatal, Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
+        )
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
-        self._pulse = Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
         self._verdicts = Verdicts(
             fatal_error=lambda: _librdkafka.fatal_error(self._producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
@@ -422,14 +430,16 @@ class Client:
             if task is not None:
                 task.stop()
             if hub is None:
-                self._task = ThreadTask(self._turn, self._interrupt_poll, self._pulse)
+                self._task = ThreadTask(
+                    self._turn, self._interrupt_poll, self._owner.pulse
+                )
             else:
                 self._task = HubTask(
                     hub,
                     self._signal,
                     self._turn,
                     lambda: self._outstanding.count,
-                    self._pulse,
+                    self._owner.pulse,
                 )
                 if not self._settings.linger_is_users:
                     self._gather = Gatherer(hub, self._hand_over)
@@ -745,7 +755,7 @@ class Client:
         if not isinstance(error, cimpl.KafkaException):
             return False
         reason = self._verdicts.translate(error.args[0])
-        return reason.fatal and self._on_fatal(self, reason)
+        return reason.fatal and self._owner.on_fatal(self, reason)
 
     def _keep(self, wires: Iterable[_Wire]) -> None:
         self._strays += wires
