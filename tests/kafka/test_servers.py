@@ -423,13 +423,14 @@ def exchange(connection, data=b"x"):
 
 def test_a_proxy_adds_latency(echo):
     """A round trip takes as long as asked for, and that can change."""
-    with TcpProxy(*echo, round_trip=0.1) as proxy, connect(proxy) as connection:
+    with TcpProxy(*echo, round_trip=0.4) as proxy, connect(proxy) as connection:
         slow = exchange(connection)
         proxy.round_trip = 0.0
         fast = exchange(connection)
 
-    assert 0.1 <= slow < 0.2
-    assert fast < 0.05
+    # The machine may stand still for a tenth of a second.
+    assert 0.4 <= slow < 0.8
+    assert fast < 0.4
 
 
 def test_a_proxy_adds_latency_and_not_a_limit(echo):
