@@ -37,6 +37,7 @@ from greendrop.pool import (
     set_default_pool,
 )
 from greendrop.producer import Producer
+from greendrop.scope import DeliveryScope
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "DeliveryError",
     "DeliveryHandle",
     "DeliveryReport",
+    "DeliveryScope",
     "DeliveryTimeoutError",
     "Event",
     "EventNotRegisteredError",

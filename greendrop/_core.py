@@ -34,6 +34,7 @@ from greendrop.errors import (
     QueueFullError,
     VariantInvalidError,
 )
+from greendrop.scope import collect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.message import Message
+    from greendrop.scope import OpenScopes
 
 Status = Literal[
     "initial",
@@ -105,6 +107,8 @@ class Core:
         # Nobody waits for room any longer than until then, by the monotonic clock.
         self._send_until = math.inf
         self._close_waiters: deque[_waiting.Waiter] = deque()
+        #: Who wants to know of what is sent. Mostly nobody: one look tells.
+        self.scopes: OpenScopes = {}
 
     # --- sending -----------------------------------------------------------------
 
@@ -136,16 +140,19 @@ class Core:
         if message[5] is not None:
             client, routed = self._routed(lane, client, message, counts)
         try:
-            return client.send(routed)
+            handle = client.send(routed)
         except QueueFullError as error:
             if not self.settings.wait_on_queue_full:
                 raise
-            return self._send_when_room(lane, message, routed, verb, error)
+            handle = self._send_when_room(lane, message, routed, verb, error)
         except ProducerClosedError:
             # Another thread has disconnected since we looked, or replaced the client.
             if self._connect(lane) is client:
                 raise
             return self.dispatch(lane, message, verb, counts)
+        if self.scopes:
+            collect(self.scopes, (handle,))
+        return handle
 
     def _routed(
         self,
@@ -200,6 +207,8 @@ class Core:
                     part = self._connect(lane).router.routed_many(part, counts)
                 sent = self._connect(lane).send_many(part)
                 handles += sent
+                if self.scopes:
+                    collect(self.scopes, sent)
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
                     one = messages[len(handles)]
@@ -348,6 +357,18 @@ class Core:
             raise ProducerUsedInParentProcessError(text)
 
     # --- looking -----------------------------------------------------------------
+
+    def check_wait(self) -> None:
+        """Refuse a caller who could not wait for what it sends.
+
+        Raises:
+            IllegalWaitError: It is the hub itself, or a listener of this producer.
+            ProducerUsedInParentProcessError: See there.
+        """
+        self._refuse_after_fork()
+        _waiting.new_waiter()
+        for client in self.clients:
+            client.waiter()
 
     @property
     def inherited(self) -> bool:

@@ -35,6 +35,7 @@ from greendrop.message import (
     checked,
 )
 from greendrop.middleware import Middleware
+from greendrop.scope import DeliveryScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -606,6 +607,29 @@ class Producer:
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
         return core.dispatch_many(self._lane, messages, verb, handles, end)
+
+    # --- scopes ------------------------------------------------------------------
+
+    def scope(self, timeout: float | None = None) -> DeliveryScope:
+        """Make a block that ends when the messages sent in it are delivered.
+
+        `with producer.scope():` collects what this greenlet or thread sends through
+        this producer in the block, by any verb, and waits for it at the end: for these
+        messages only, not for those of others. See docs/scope.md.
+
+        Args:
+            timeout: Seconds to wait at the end of the block, for all messages
+                together. None means `max_wait_timeout`.
+
+        Raises:
+            ValueError: The timeout is no finite number of seconds.
+            ProducerNotConfiguredError: See `setup`.
+        """
+        core = self._core or self._unconfigured()
+        if timeout is None:
+            timeout = core.settings.max_wait_timeout
+        _waiting.check_timeout(timeout)
+        return DeliveryScope(core.scopes, timeout, core.check_wait)
 
     # --- looking -----------------------------------------------------------------
 

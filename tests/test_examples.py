@@ -133,3 +133,15 @@ def test_ten_tasks_share_the_producers_of_a_pool():
     assert output.count("sent 5 messages") == 10
     assert {f"slot-{slot}" for slot in (1, 2, 3)} == set(re.findall(r"slot-\d", output))
     assert "available=3, waiting=0" in output
+
+
+def test_requests_do_not_wait_for_the_telemetry():
+    """Each request ends with its own messages; one tells that its message failed."""
+    output = run(EXAMPLES / "scope.py")
+
+    answers = re.findall(r"answers 200 after (\d+) ms; (\d+) others are", output)
+    assert len(answers) == 2, output
+    for milliseconds, others in answers:
+        assert int(milliseconds) < 900
+        assert int(others) > 10
+    assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output

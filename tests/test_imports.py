@@ -24,7 +24,7 @@ ROOMS = (
     {"_batches"},
     {"_buffer"},
     {"_partitioners"},
-    {"_settling", "_routing"},
+    {"_settling", "scope", "_routing"},
     {"_client"},
     {"_lane", "_idle"},
     {"_transaction", "_recovery"},

@@ -23,6 +23,7 @@ from greendrop import (
     DeliveryError,
     DeliveryHandle,
     DeliveryReport,
+    DeliveryScope,
     DeliveryTimeoutError,
     Event,
     EventNotRegisteredError,
@@ -140,6 +141,18 @@ def send(producer: Producer) -> None:
     producer.produce_sync(topic="t", payload=5)  # type: ignore[arg-type]
     producer.produce_sync(topic=b"t", payload=b"x")  # type: ignore[arg-type]
     producer.produce_async(topic="t", payload=b"", key=5)  # type: ignore[arg-type]
+
+
+def send_in_a_scope(producer: Producer) -> None:
+    """Wait for what is sent in a block."""
+    with producer.scope() as scope:
+        assert_type(scope, DeliveryScope)
+        producer.produce_async(topic="t", payload=b"x")
+        scope.wait()
+        scope.wait(timeout=5)
+    with producer.scope(timeout=5.0):
+        pass
+    producer.scope(5, 6)  # type: ignore[call-arg]
 
 
 def send_batches(producer: Producer, rows: Iterator[Mapping[str, Any]]) -> None:
