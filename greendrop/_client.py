@@ -1,8 +1,8 @@
-"""One librdkafka producer, and what its serving task does.
+"""One connected client: who sends by it, who serves it, and its end.
 
-The only module that imports confluent_kafka: its errors, callbacks and messages are
-turned into ours here and travel no further. Knows no rules of dispatch (who may send,
-how long to wait for room): those are in `_core`.
+Messages go to librdkafka gathered, where there is a hub, or one by one; a serving task
+brings their reports. Knows no rules of dispatch (who may send, how long to wait for
+room): those are in `_core`. Knows nothing of confluent-kafka: that is in `_native`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ from itertools import repeat
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from confluent_kafka import cimpl
-
-from greendrop import _librdkafka, _process, _waiting
+from greendrop import _process, _waiting
 from greendrop._gather import Gatherer, give
+from greendrop._native import KafkaException, Native
 from greendrop._outstanding import Outstanding
 from greendrop._partitioners import partitioner
 from greendrop._routing import Router
 from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
 from greendrop._settling import Settler
-from greendrop._verdicts import Verdicts
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
-    ConfigurationInvalidError,
     IllegalWaitError,
     ProduceError,
     ProducerClosedError,
     ProducerUsedInParentProcessError,
-    QueueFullError,
 )
 from greendrop.message import UNASSIGNED
 
@@ -39,13 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from greendrop.config import Settings
-    from greendrop.errors import BrokerError, DeliveryError
+    from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
     from greendrop.message import Message
 
-#: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
-#: 1 to 2 ms with what their waiters cost.
-_REPORTS_PER_POLL = 500
 #: One in so many messages that a thread task serves has a look whether there is a hub
 #: by now that could.
 _ATTEND_EVERY = 16
@@ -57,23 +50,11 @@ _PULSES = 4
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
-#: Seconds that a call inside librdkafka may take to return when the client closes.
-#: Requests for metadata take 2 s at most.
-_LONGEST_CALL = 3.0
-
 #: librdkafka's own default.
 _PARTITIONER = "consistent_random"
 
-_QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
-
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-# What a child inherited. Kept for ever: freeing it would wait for threads that the
-# child doesn't have (1 s each), or hang.
-_inherited: list[object] = []
-# What could not be closed, because a call was still inside. Kept for the same reason.
-_never_closed: list[object] = []
-
 # What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
 # delivery callback, nothing, timestamp, headers.
 _Wire: TypeAlias = "tuple[Any, ...]"
@@ -114,9 +95,7 @@ class Client:
         #: `mark[0]` is false in a process forked from the one that built it.
         self.mark = _process.mark()
         self._settings = settings
-        self._monitor = monitor
         self._outstanding = Outstanding(settings.queue_limit)
-        self._closed = False
         # No new serving task: one that starts after the last was stopped would go on
         # for ever.
         self._ending = False
@@ -128,78 +107,40 @@ class Client:
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
-        self._verdicts = Verdicts(
-            fatal_error=lambda: _librdkafka.fatal_error(self._producer),
-            name_of=lambda code: cimpl.KafkaError(code).name(),
-        )
         self._reports = ReportQueue(self, self._on_limit)
+        statistics = (
+            monitor.listens("statistics.emitted")
+            and int(settings.kafka["statistics.interval.ms"]) > 0
+        )
+        monitor.freeze_statistics(not statistics)
+        self._native = Native(settings, self._reports, statistics=statistics)
         self._settler = Settler(
             reports=self._reports,
+            notices=self._native.notices,
             pending=self._outstanding.pending,
             settings=settings,
             monitor=monitor,
-            verdicts=self._verdicts,
+            verdicts=self._native.verdicts,
             on_settled=self._on_settled,
             pause=self._pause,
         )
         self._settled_elsewhere = 0
-        self._poll_ident = 0
-        # A signal handler raised in a poll, and with that maybe a report was lost.
-        self._interrupted = False
-        # Lock order: _attaching, _poll_gate, _gate. `_gate` is held around each call
-        # that queues messages, `_poll_gate` around each poll, so that closing can keep
-        # everybody out: librdkafka's close while another thread is inside is a crash.
+        # Lock order: _attaching, the native poll_gate, its gate.
         self._attaching = _waiting.RLock()
-        self._poll_gate = _waiting.RLock()
-        self._gate = _waiting.RLock()
+        self._gate = self._native.gate
+        self._produce: Any = self._native.producer.produce
         # Threads without a hub that are serving: the task's, or those that wait.
         self._serving_threads: set[int] = set()
         self._task: HubTask | ThreadTask | None = None
         self._gather: Gatherer[_Wire] | None = None
-        # Long calls that are inside librdkafka, counted under `_gate`.
-        self._calls = 0
-        self._call_ended = _waiting.ThreadWaiter()
-        self._signal = _waiting.Signal()
-        try:
-            self._producer = self._build()
-        except BaseException:
-            self._signal.close()
-            raise
-        self._produce: Any = self._producer.produce
         #: Knows where messages with a `partition_key` go. Made once librdkafka has
         #: taken the partitioner's name.
         self.router = Router(
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
-            self._ask_partition_count,
+            self._native.ask_partition_count,
             self.waiter,
         )
-        self._queue = _librdkafka.MainQueue.of(self._producer)
-        if self._queue and not self._queue.signal_on(self._signal.write_fd):
-            self._queue.release()
-            self._queue = None
         _clients.add(self)
-
-    def _build(self) -> cimpl.Producer:
-        settings = self._settings
-        kafka: dict[str, Any] = dict(settings.kafka)
-        kafka["error_cb"] = lambda error: self._note("error", error)
-        statistics = (
-            self._monitor.listens("statistics.emitted")
-            and int(kafka["statistics.interval.ms"]) > 0
-        )
-        if statistics:
-            kafka["stats_cb"] = lambda text: self._note("statistics", text)
-        else:
-            kafka["statistics.interval.ms"] = "0"
-        self._monitor.freeze_statistics(not statistics)
-        try:
-            with _waiting.polite_threads():
-                return cimpl.Producer(kafka, logger=_LogLines(self._note))
-        except cimpl.KafkaException as error:
-            reason = self._verdicts.translate(error.args[0])
-            raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
-        except (TypeError, ValueError) as error:
-            raise ConfigurationInvalidError({"kafka": str(error)}) from error
 
     # --- sending -----------------------------------------------------------------
 
@@ -334,8 +275,8 @@ class Client:
                 if isinstance(error, BufferError):
                     self._outstanding.refuse()
                     error = self._queue_full()
-                elif isinstance(error, cimpl.KafkaException):
-                    error = self._refusal(wire[0], error)
+                elif isinstance(error, KafkaException):
+                    error = self._native.refusal(wire[0], error)
                 raise error from error.__cause__
         if self._task is not None:
             self._task.guard()
@@ -377,27 +318,21 @@ class Client:
         return stuck
 
     def _refuse(self, wire: _Wire, error: Exception) -> None:
-        wire[4]._fail(self._refusal(wire[0], error))
-        self._signal.set()
+        wire[4]._fail(self._native.refusal(wire[0], error))
+        self._native.signal.set()
 
     def _drop(self, wires: Iterable[_Wire], why: Exception | None = None) -> None:
         for wire in wires:
             if why is None:
-                wire[4]._fail(self._verdicts.purged(wire[0]))
+                wire[4]._fail(self._native.verdicts.purged(wire[0]))
             else:
-                wire[4]._fail(self._refusal(wire[0], why))
-        self._signal.set()
-        if self._closed:  # the serving task has ended
+                wire[4]._fail(self._native.refusal(wire[0], why))
+        self._native.signal.set()
+        if self._native.closed:  # the serving task has ended
             _waiting.start(self._settler.settle)
 
     def _queue_full(self) -> QueueFullError:
-        text = (
-            f"the queue is full ({self.outstanding} messages outstanding;"
-            " queue.buffering.max.messages or .kbytes); this message was not queued"
-        )
-        full = QueueFullError(text)
-        full.__cause__ = self._verdicts.translate(cimpl.KafkaError(_QUEUE_FULL))
-        return full
+        return self._native.queue_full(self.outstanding)
 
     def wait_for_room(self, seconds: float, *, again: bool) -> None:
         """Wait until a report made room in the queue, or the time is over.
@@ -419,7 +354,7 @@ class Client:
             text = "this producer was used before the fork; call reset() in the child"
             raise ProducerUsedInParentProcessError(text)
         task = self._task
-        hub = _waiting.current_hub() if self._queue else None
+        hub = _waiting.current_hub() if self._native.signals else None
         if task is not None and task.alive and (task.polling == "fd" or hub is None):
             return
         with self._attaching:
@@ -431,12 +366,12 @@ class Client:
                 task.stop()
             if hub is None:
                 self._task = ThreadTask(
-                    self._turn, self._interrupt_poll, self._owner.pulse
+                    self._turn, self._native.interrupt_poll, self._owner.pulse
                 )
             else:
                 self._task = HubTask(
                     hub,
-                    self._signal,
+                    self._native.signal,
                     self._turn,
                     lambda: self._outstanding.count,
                     self._owner.pulse,
@@ -504,26 +439,10 @@ class Client:
 
     def last_broker_error(self) -> str | None:
         """Tell what librdkafka last complained of, since the last good report."""
-        return self._verdicts.last_error
-
-    def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
-        # Called inside poll, like a delivery report: append, and that is all.
-        self._settler.notices.append((kind, content))
-        if not self._reports.limit:
-            self._signal.set()
+        return self._native.verdicts.last_error
 
     def _on_limit(self) -> None:
-        # Also inside poll, or inside a flush or close that another thread makes.
-        if _waiting.get_ident() != self._poll_ident:
-            self._signal.set()
-        elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
-            # librdkafka keeps the rest, in order, and signals again.
-            self._queue.yield_poll()
-
-    def _interrupt_poll(self) -> None:
-        with self._gate:
-            if self._queue is not None and not self._closed:
-                self._queue.wake()
+        self._native.on_limit()
 
     def _turn(self, seconds: float) -> BaseException | None:
         if not self.mark[0]:
@@ -536,13 +455,13 @@ class Client:
         me = _waiting.get_ident() if _waiting.current_hub() is None else 0
         self._serving_threads.add(me)
         try:
-            interrupt = self._poll(seconds)
+            interrupt = self._native.poll(seconds)
             try:
                 self._settler.settle()
-                if self._interrupted:
+                if self._native.interrupted:
                     self._tell_lost_reports()
             except BaseException as error:  # noqa: BLE001
-                self._interrupted = True
+                self._native.interrupted = True
                 interrupt = error
         finally:
             self._serving_threads.discard(me)
@@ -556,51 +475,20 @@ class Client:
         if gather is not None and (gather.items or not gather.is_here()):
             return
         with self._gate:
-            if self._closed or len(self._producer) or self._reports or self._strays:
+            if self._native.closed or not self._native.empty or self._strays:
                 return
-            self._interrupted = False
+            self._native.interrupted = False
             pending = self._outstanding.pending
             for handle in list(pending):
                 if handle.done:
                     pending.discard(handle)
                 else:
-                    handle._fail(self._verdicts.report_lost(handle.topic))
+                    handle._fail(self._native.verdicts.report_lost(handle.topic))
         self._settler.settle()
-
-    def _poll(self, seconds: float) -> BaseException | None:
-        me = _waiting.get_ident()
-        if not seconds and self._poll_ident not in (0, me):
-            # Another thread polls, and tells. A hub must not wait for it; it comes
-            # back at once, after a turn for the others.
-            self._signal.set()
-            return None
-        reports = self._reports
-        try:
-            with self._poll_gate:
-                if not self._closed:
-                    self._poll_ident = me
-                    reports.limit = _REPORTS_PER_POLL
-                    self._producer.poll(seconds)
-        except cimpl.KafkaException as error:
-            # How a fatal error is told: no error_cb, but an exception.
-            self._settler.notices.append(("error", error.args[0]))
-        except BaseException as error:  # noqa: BLE001
-            # A signal handler raised in here, or ours did, which is a bug; neither
-            # may end the serving.
-            self._interrupted = True
-            if isinstance(error, SystemError):
-                # All that confluent-kafka has to say of it up to Python 3.11: it drops
-                # an exception that has no value. Ctrl-C's has none.
-                return KeyboardInterrupt()
-            return error
-        finally:
-            reports.limit = 0
-            self._poll_ident = 0
-        return None
 
     def _on_settled(self, count: int, latency: float) -> None:
         if latency >= 0:
-            self._verdicts.all_is_well()
+            self._native.verdicts.all_is_well()
         gather = self._gather
         if gather is not None and not gather.is_here():
             self._settled_elsewhere += count  # told when its own thread is at it
@@ -613,63 +501,12 @@ class Client:
         if self._task is not None and self._task.is_current():
             self._task.pause()
 
-    def _refusal(self, topic: str, error: Exception) -> DeliveryError:
-        if isinstance(error, cimpl.KafkaException):
-            error = self._verdicts.translate(error.args[0])
-        return self._verdicts.refusal(topic, error)
-
-    # --- long calls --------------------------------------------------------------
-
-    def _ask_partition_count(self, topic: str, seconds: float) -> int:
-        """Ask a broker how many partitions a topic has; a broker may create it then.
-
-        Raises:
-            BrokerError: What librdkafka or the broker said instead.
-            ProducerClosedError: The client is closed.
-
-        Blocking:
-            Blocks the thread and its hub, so call it on a native thread.
-        """
-        with self._long_call():
-            try:
-                metadata = self._producer.list_topics(topic, seconds)
-            except cimpl.KafkaException as error:
-                raise self._verdicts.translate(error.args[0]) from error
-        told = metadata.topics[topic]
-        if told.error is not None:
-            raise self._verdicts.translate(told.error)
-        return len(told.partitions)
-
-    @contextlib.contextmanager
-    def _long_call(self) -> Iterator[None]:
-        """Keep librdkafka from being closed while a call is in it, without a lock.
-
-        A lock that is held for so long would stop who sends, and the hub with it.
-        """
-        with self._gate:
-            if self._closed:
-                raise ProducerClosedError(self._settings.id)
-            self._calls += 1
-        try:
-            yield
-        finally:
-            with self._gate:
-                self._calls -= 1
-            self._call_ended.wake()
-
-    def _calls_end(self, seconds: float) -> bool:
-        """Wait until no long call is inside; False if one stays for longer."""
-        deadline = _waiting.monotonic() + seconds
-        while self._calls and (left := deadline - _waiting.monotonic()) > 0:
-            self._call_ended.wait(left)
-        return not self._calls
-
     # --- handing on to another client --------------------------------------------
 
     @property
     def has_delivered(self) -> bool:
         """Whether any message of this client was delivered."""
-        return self._verdicts.has_delivered
+        return self._native.verdicts.has_delivered
 
     @property
     def awaited(self) -> bool:
@@ -729,7 +566,7 @@ class Client:
         with self._gate:
             strays, self._strays = self._strays, []
             self._on_strays = None
-            self._shut = self._closed
+            self._shut = self._native.closed
             if strays:
                 self._drop(strays, why)
         return len(strays)
@@ -752,10 +589,10 @@ class Client:
             _waiting.start_in(gather.hub, function)
 
     def _is_replaced_for(self, error: BaseException) -> bool:
-        if not isinstance(error, cimpl.KafkaException):
-            return False
-        reason = self._verdicts.translate(error.args[0])
-        return reason.fatal and self._owner.on_fatal(self, reason)
+        reason = self._native.reason(error)
+        return (
+            reason is not None and reason.fatal and self._owner.on_fatal(self, reason)
+        )
 
     def _keep(self, wires: Iterable[_Wire]) -> None:
         self._strays += wires
@@ -763,7 +600,7 @@ class Client:
             self._on_strays()
 
     def _send_late(self, wire: _Wire) -> None:
-        if self._closed or self._on_strays is None:
+        if self._native.closed or self._on_strays is None:
             raise ProducerClosedError(self._settings.id)
         self._outstanding.pending.add(wire[4])
         self._keep((wire,))
@@ -788,25 +625,11 @@ class Client:
             if left <= 0:
                 return False
             if self._settings.linger_is_users:
-                self._nudge()
+                self._native.nudge()
             self._outstanding.wait_for_none(self.waiter(), min(left, _NUDGE_EVERY))
             if self._outstanding.count > 0:
                 self.look_after()
         return True
-
-    def _nudge(self) -> None:
-        # Pushes out what the user's linger.ms holds back; polling alone does not.
-        # Holds the hub for at most 1 ms.
-        with self._poll_gate:
-            if not self._closed:
-                try:
-                    self._producer.flush(0.001)
-                except cimpl.KafkaException as error:
-                    self._settler.notices.append(("error", error.args[0]))
-                    self._signal.set()
-                except BaseException:
-                    self._interrupted = True
-                    raise
 
     def purge(self) -> list[DeliveryHandle]:
         """Drop all that is not acknowledged; each handle will say so.
@@ -838,18 +661,11 @@ class Client:
             Lets other greenlets run.
         """
         with contextlib.suppress(TimeoutError, ProducerClosedError):
-            _waiting.run_natively(self._await_purge, seconds)
-
-    def _await_purge(self) -> None:
-        with self._long_call():
-            _librdkafka.purge(self._producer)
+            _waiting.run_natively(self._native.await_purge, seconds)
 
     def purge_queue(self) -> None:
         """Drop what librdkafka has; what is gathered, or kept, stays."""
-        with self._gate:
-            if not self._closed:
-                self._producer.purge()
-        self._signal.set()
+        self._native.purge()
 
     def purge_for_good(self) -> None:
         """Drop all that is not acknowledged, and whatever is still to come."""
@@ -898,45 +714,15 @@ class Client:
             _clients.discard(self)
 
     def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
-        with self._poll_gate, self._gate:
-            if self._closed:
-                return
-            self._closed = self._shut = True
-        if self._queue is not None:
-            self._queue.release()
-        try:
-            if self._calls_end(_LONGEST_CALL):
-                self._producer.close()
-            else:
-                _never_closed.append(self._producer)
-        except cimpl.KafkaException as error:
-            # A fatal error that nobody had polled yet; closed it is all the same.
-            self._settler.notices.append(("error", error.args[0]))
-        finally:
-            # Last: what comes in while the producer closes still signals. If the
-            # task has not ended, its hub is blocked and still watches the descriptor:
-            # one that leaks is better than one whose number becomes a stranger's.
-            if ended:
-                self._signal.close()
+        with self._gate:
+            self._shut = True
+        self._native.tear_down(unwatched=ended)
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
         if self._gather is not None:
             self._gather.take()  # what was gathered is the parent's to send
-        if self._producer not in _inherited:
-            _inherited.append(self._producer)
-            if not self._closed:
-                self._signal.renew()
-
-
-class _LogLines:
-    """What confluent-kafka takes for a logger: notes lines, since it is in poll."""
-
-    def __init__(self, note: Any) -> None:  # noqa: ANN401
-        self._note = note
-
-    def log(self, level: int, form: str, *args: object) -> None:
-        self._note("log", (level, form % args if args else form))
+        self._native.forget_in_child()
 
 
 def _after_fork_in_child() -> None:

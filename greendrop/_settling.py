@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
 from greendrop.errors import ProduceError
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from greendrop._verdicts import Verdicts
@@ -34,6 +34,7 @@ class Settler:
 
     Args:
         reports: Handles that were filled.
+        notices: What librdkafka said beside reports: kind and content.
         pending: Handles without a verdict; each is discarded when its verdict is told.
         settings: For the producer's id and `max_serve_time`.
         monitor: Who listens.
@@ -48,6 +49,7 @@ class Settler:
         self,
         *,
         reports: ReportQueue,
+        notices: deque[tuple[str, Any]],
         pending: set[DeliveryHandle],
         settings: Settings,
         monitor: Monitor,
@@ -56,14 +58,13 @@ class Settler:
         pause: Callable[[], None],
     ) -> None:
         self._reports = reports
+        self._notices = notices
         self._pending = pending
         self._settings = settings
         self._monitor = monitor
         self._verdicts = verdicts
         self._on_settled = on_settled
         self._pause = pause
-        #: What librdkafka said beside reports: kind and content.
-        self.notices: deque[tuple[str, Any]] = deque()
 
     def settle(self) -> None:
         """Tell all that came in so far.
@@ -72,9 +73,9 @@ class Settler:
             As long as listeners wait. Never for another task that is settling too, as
             happens while one driver replaces the other.
         """
-        while self._reports or self.notices:
-            if self.notices:
-                self._tell_notice(*self.notices.popleft())
+        while self._reports or self._notices:
+            if self._notices:
+                self._tell_notice(*self._notices.popleft())
             self._settle_reports()
 
     def _settle_reports(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from greendrop import _waiting
 from greendrop._batches import read_all, send_and_wait
 from greendrop._buffer import Entry, Flush, Sender
-from greendrop._core import Core, Status
+from greendrop._core import Core
 from greendrop._lane import Lane, checked_wait, merged_topic_config
 from greendrop.config import build_settings
 from greendrop.errors import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from greendrop._connections import Status
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.message import Headers
 
@@ -101,7 +102,8 @@ class Producer:
             text = f"producer {self.id!r} is configured already"
             raise ProducerAlreadyConfiguredError(text)
         core = Core(build_settings(kafka, settings), self.monitor)
-        weakref.finalize(self, core.release).atexit = False
+        # Weakly: the core leads to the listeners, and these often to the producer.
+        weakref.finalize(self, _release, weakref.ref(core)).atexit = False
         self._lane = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
@@ -779,6 +781,11 @@ class Producer:
 
         The parent's client and its messages stay the parent's. Does nothing in a
         process that may use the producer anyway; a closed producer stays closed.
+
+        Raises:
+            ConfigurationInvalidError: Another producer was made in the child with the
+                same `id` or `transactional.id`, and is not closed. This one stays as
+                it was.
         """
         if self._core is not None:
             self._core.reset()
@@ -818,3 +825,9 @@ class Producer:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)
+
+
+def _release(reference: weakref.ref[Core]) -> None:
+    core = reference()
+    if core is not None:
+        core.release()

@@ -341,7 +341,7 @@ def _native(producer: Producer) -> object:
     client = None if core is None else producer._lane.client  # noqa: SLF001
     if client is None:
         raise GreendropError(f"producer {producer.id!r} has no client yet")
-    return client._producer  # noqa: SLF001
+    return client._native.producer  # noqa: SLF001
 
 
 if __name__ == "__main__":

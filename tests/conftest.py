@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from greendrop import Message, Producer, _core
+from greendrop import Message, Producer, _closing
 from greendrop.testing import MockCluster
 from tests import interpreter
 from tests.tasks import LongestGap
@@ -230,10 +230,10 @@ def _note_hub_error(hub: object, context: object, *error: Any) -> None:
 
 
 def _close_producers() -> list[str]:
-    left = list(_core._connected)
-    for core in left:
-        core.close(0.0, force=True)
-    return [f"producer {core.settings.id!r}, {core.status}" for core in left]
+    left = list(_closing._in_use)
+    for each in left:
+        each.close(0.0, force=True)
+    return [f"producer {each.name!r} was left open" for each in left]
 
 
 def _end_hub() -> list[str]:

@@ -121,7 +121,7 @@ def test_disconnect_is_refused_while_somebody_waits_for_room(
     send(producer, 2)
     sent = []
     sender = spawn(lambda: sent.extend(send(producer)))
-    until(lambda: producer._core.clients[0].awaited)
+    until(lambda: producer._core._connections.clients[0].awaited)
 
     assert producer.disconnect() is False
     mock_cluster.round_trip(0)

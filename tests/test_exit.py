@@ -179,14 +179,14 @@ def test_warnings_that_are_errors_change_nothing(
     import warnings
 
     handle = producer.produce_async(topic="events", payload=b"x")
-    from greendrop import _core
+    from greendrop import _closing
     sys.unraisablehook = lambda _: None
     warnings.simplefilter("error")
     del producer
     gc.collect()
     handle.wait(10)
     deadline = time.monotonic() + 5
-    while _core._connected:
+    while _closing._in_use:
         assert time.monotonic() < deadline
         sleep(0.01)
     """

@@ -19,15 +19,16 @@ ROOMS = (
     {"errors"},
     {"_waiting", "_librdkafka", "_process", "_verdicts"},
     {"config", "message", "events"},
-    {"middleware"},
+    {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_batches"},
     {"_buffer"},
     {"_partitioners"},
-    {"_settling", "scope", "_routing"},
+    {"_settling", "_native", "scope", "_routing"},
     {"_client"},
     {"_lane", "_idle"},
-    {"_transaction", "_recovery"},
+    {"_recovery", "_connections"},
+    {"_disconnecting", "_closing"},
     {"_core"},
     {"producer"},
     {"pool", "testing"},
@@ -43,7 +44,7 @@ OWNERS = {
     "concurrent": set(),
     "asyncio": set(),
     "ctypes": {"_librdkafka", "_mock_cluster"},
-    "confluent_kafka": {"_client"},
+    "confluent_kafka": {"_native"},
 }
 
 

@@ -185,7 +185,7 @@ def test_purge_lets_who_waits_for_room_go_on(world, spawn, until):
     send(producer, 5)
     handles = []
     sender = spawn(lambda: handles.extend(send(producer)))
-    until(lambda: producer._core.clients[0].awaited)
+    until(lambda: producer._core._connections.clients[0].awaited)
 
     producer.purge()
     sender.join()

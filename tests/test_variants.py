@@ -274,7 +274,7 @@ def test_purge_and_disconnect_reach_all_connections(world, mock_cluster, make_pr
 
     assert all(each.error for each in handles)
     assert producer.disconnect() is True
-    assert producer._core.clients == []
+    assert producer._core._connections.clients == []
     assert variant.produce_sync(topic="t", payload=b"x")
     assert producer.status == "connected"
 

@@ -1,0 +1,251 @@
+"""The end of a producer: what is buffered is sent, what is sent is awaited.
+
+It always ends closed. Also when the interpreter exits, and when nobody refers to the
+producer any more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from greendrop import _waiting
+from greendrop._buffer import Flush
+from greendrop.errors import GreendropError, MessagesAbandonedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greendrop._buffer import Buffer
+    from greendrop._client import Client
+    from greendrop._connections import Connections
+    from greendrop._recovery import Recovery
+    from greendrop.message import Message
+
+#: Seconds that the reports of dropped messages may take. They come at once; the time
+#: is for a hub that is busy with something else.
+PURGE_TIMEOUT = 5.0
+
+_log = logging.getLogger("greendrop")
+
+# Producers that are connected, or have messages buffered. Held so that nobody collects
+# one whose messages are on their way, and closed when the interpreter exits.
+_in_use: set[Closing] = set()
+
+
+class Closing:
+    """How one producer closes.
+
+    Args:
+        connections: What it has open.
+        buffer: What it has not sent yet.
+        recovery: Ends with it.
+    """
+
+    def __init__(
+        self, connections: Connections, buffer: Buffer, recovery: Recovery
+    ) -> None:
+        self._connections = connections
+        self._buffer = buffer
+        self._recovery = recovery
+        self._closer: object = None
+        #: Nobody waits for room any longer than until then, by the monotonic clock.
+        self.send_until = math.inf
+
+    def keep(self) -> None:
+        """See to it that this is not collected, and is closed at exit."""
+        _in_use.add(self)
+
+    def let_go(self) -> None:
+        """There is nothing to lose any more."""
+        _in_use.discard(self)
+
+    def close(self, timeout: float | None, *, force: bool) -> None:
+        """See `Producer.close`."""
+        now = self._connections
+        if now.inherited:
+            # Nothing of the parent's is touched, not even told about.
+            now.status = "closing"
+            now.reset()
+            self._buffer.shut()
+            return
+        in_hub = _waiting.in_hub() and bool(now.anything_open or self._buffer)
+        if in_hub or now.in_serving_task():
+            _waiting.start(lambda: self._close_quietly(timeout, force=force))
+            return
+        if timeout is None:
+            timeout = 0.0 if force else now.settings.max_wait_timeout
+        with now.changing:
+            first = not now.over
+            if first:
+                now.status = "closing"
+                self._closer = _waiting.current_task()
+                self._buffer.shut()
+            now.disconnecting = None
+            for lane in now.lanes:
+                lane.open = None
+            clients = now.clients
+        if not first:
+            if self._closer != _waiting.current_task():  # a listener of closing
+                now.wait_closed(timeout + PURGE_TIMEOUT)
+            return
+        began = _waiting.monotonic()
+        abandoned = 0
+        try:
+            now.tell("producer.closing")
+        finally:
+            # Also when a listener was interrupted: it always ends closed.
+            abandoned = self._close_clients(clients, timeout, began, force=force)
+        if abandoned and not force:
+            text = (
+                f"producer {self.name!r} is closed; {abandoned} messages were"
+                f" not delivered within {timeout:g} s and dropped"
+            )
+            raise MessagesAbandonedError(text, count=abandoned)
+
+    def release(self) -> None:
+        """Close in the background: the last `Producer` is gone."""
+        now = self._connections
+        if now.status not in ("connected", "disconnecting") or now.inherited:
+            self.let_go()
+            return
+        # Closed first: a warning may have been made an error.
+        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
+        warnings.warn(
+            f"producer {self.name!r} was never closed; closing it now",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+    def _close_clients(
+        self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
+    ) -> int:
+        deadline = _waiting.monotonic() + timeout
+        abandoned = 0
+        try:
+            # Nobody takes over any more: what waits for that would wait for ever.
+            self._recovery.stop()
+            abandoned = sum(client.give_up(None) for client in clients)
+            # One who gives nothing the time to be delivered keeps it readable instead.
+            if self._buffer and (timeout or not force):
+                self._flush_last(deadline)
+        except BaseException:
+            deadline = began  # cut short: whoever did that doesn't wait any longer
+            raise
+        finally:
+            abandoned += self._end_all(deadline, began)
+        return abandoned
+
+    def _flush_last(self, deadline: float) -> None:
+        """Send what is buffered; `close` itself waits for the deliveries."""
+        now = self._connections
+        self.send_until = deadline
+        now.last_flusher = _waiting.current_task()
+        began = _waiting.monotonic()
+        batch: list[Message] = []
+        try:
+            with Flush(self._buffer) as flush:
+                batch = flush.prepare()
+                flush.dispatch("produce_many_async")
+        except Exception as error:  # noqa: BLE001 - nothing stops the teardown
+            _log.error(
+                "producer %r closes without sending all that was buffered: %s: %s",
+                self.name,
+                type(error).__name__,
+                error if isinstance(error, GreendropError) else "",
+            )
+            now.tell_error("buffer.flush", error)
+        else:
+            time = _waiting.monotonic() - began
+            facts = {"producer_id": self.name, "messages": batch, "time": time}
+            now.monitor.emit("messages.produced_async", facts)
+            now.monitor.emit("buffer.flushed_async", facts)
+        finally:
+            now.last_flusher = None
+
+    def _end_all(self, deadline: float, began: float) -> int:
+        now = self._connections
+        abandoned = 0
+        try:
+            for client in now.clients:
+                abandoned += self._end(client, deadline)
+        finally:
+            # Also when a wait was cut short: it always ends closed.
+            try:
+                for client in now.clients:
+                    abandoned += self._end(client, began)
+                now.wait_parted(PURGE_TIMEOUT)
+            finally:
+                now.status = "closed"
+                self.let_go()
+                now.wake_end_waiters()
+                now.tell("producer.closed", began)
+        return abandoned
+
+    def _end(self, client: Client, deadline: float) -> int:
+        """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
+        abandoned = 0
+        client.stop_taking()
+        try:
+            client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
+        finally:
+            try:
+                abandoned = max(client.outstanding, 0)
+                if abandoned:
+                    client.purge_for_good()
+                    client.wait_delivered(PURGE_TIMEOUT)
+            finally:
+                self._connections.part_with([client])
+        return abandoned
+
+    def _close_quietly(self, timeout: float | None, *, force: bool) -> None:
+        # Nobody is there to catch it: the handles and the log have to tell.
+        try:
+            self.close(timeout, force=force)
+        except MessagesAbandonedError as error:
+            _log.error("%s", error)
+
+    # --- at exit -----------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The producer's `id`."""
+        return self._connections.settings.id
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process may close it."""
+        return not self._connections.inherited
+
+    @property
+    def exit_timeout(self) -> float:
+        """Seconds that closing may take when the interpreter exits."""
+        return self._connections.settings.exit_timeout
+
+    def close_at_exit(self, deadline: float) -> None:
+        """Close, and say on stderr what was not sent."""
+        try:
+            self.close(max(deadline - _waiting.monotonic(), 0.0), force=False)
+        except MessagesAbandonedError as error:
+            # Logging may be shut down, and is silent by default. This must be seen.
+            sys.stderr.write(f"greendrop: {error}\n")
+        if unsent := len(self._buffer):
+            text = f"{unsent} buffered messages of producer {self.name!r}"
+            sys.stderr.write(f"greendrop: {text} were not sent\n")
+
+
+def _close_at_exit() -> None:
+    """Close what this process left open, within a bounded time in all."""
+    ours = [each for each in _in_use if each.is_ours]
+    if not ours:
+        return
+    deadline = _waiting.monotonic() + max(each.exit_timeout for each in ours)
+    for each in ours:
+        each.close_at_exit(deadline)
+
+
+atexit.register(_close_at_exit)

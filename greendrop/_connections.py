@@ -1,0 +1,362 @@
+"""The clients of one producer: built at first use, let go of, replaced.
+
+One for each topic configuration, and the state that they are in together. Whoever has
+got hold of a client just before it went out of use loses nothing: what it sends is
+handed on. Knows no rules of sending (`_core`), disconnecting (`_disconnecting`) or
+closing (`_closing`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+from greendrop import _librdkafka, _waiting
+from greendrop._client import Client
+from greendrop._lane import Lane, topic_settings
+from greendrop.errors import (
+    ConfigurationInvalidError,
+    GreendropError,
+    ProducerClosedError,
+    ProducerUsedInParentProcessError,
+    VariantInvalidError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from greendrop.config import Settings
+    from greendrop.errors import BrokerError
+    from greendrop.events import Monitor
+
+Status = Literal[
+    "initial",
+    "configured",
+    "connected",
+    "disconnecting",
+    "disconnected",
+    "closing",
+    "closed",
+]
+
+#: Topic configurations of one producer, each with a client: connections, threads and
+#: memory. More are most likely made by mistake, one for each message.
+_MOST_LANES = 16
+
+
+class Connections:
+    """What a producer has open, and whether it may be used. Construction opens nothing.
+
+    Args:
+        settings: The producer's.
+        monitor: Who is told what happens.
+        on_fatal: Told of a fatal error by which librdkafka refuses a message, under the
+            client's lock; see `Client`. True means that the client will be replaced.
+        on_pulse: Called every so often by a serving task, in which nobody may wait.
+        keep: Told that this must not be collected, and has to be closed at exit.
+        let_go: Told that it need not any more.
+
+    Raises:
+        ConfigurationInvalidError: librdkafka would refuse the configuration.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        monitor: Monitor,
+        *,
+        on_fatal: Callable[[Lane, Client, BrokerError], bool],
+        on_pulse: Callable[[], None],
+        keep: Callable[[], None],
+        let_go: Callable[[], None],
+    ) -> None:
+        problems = _librdkafka.check_configuration(settings.kafka, settings.secret_keys)
+        if problems:
+            raise ConfigurationInvalidError(
+                {
+                    key if key == "kafka" else f"kafka.{key}": text
+                    for key, text in problems.items()
+                }
+            )
+        self.settings = settings
+        self.monitor = monitor
+        self.keep = keep
+        self.let_go = let_go
+        self._on_fatal = on_fatal
+        self._on_pulse = on_pulse
+        self.status: Status = "configured"
+        #: The way of messages that are sent by the producer itself.
+        self.main = Lane(settings, {})
+        #: One for each topic configuration.
+        self.lanes = [self.main]
+        #: There while a disconnect waits for deliveries, until it is called off.
+        self.disconnecting: object | None = None
+        #: Who sends what is buffered while all others are refused: close does.
+        self.last_flusher: object = None
+        #: Held over each change of the above.
+        self.changing = _waiting.RLock()
+        # Clients that are being closed while others take their place, or could.
+        self._parting: list[Client] = []
+        self._end_waiters: deque[_waiting.Waiter] = deque()
+
+    # --- looking -----------------------------------------------------------------
+
+    @property
+    def clients(self) -> list[Client]:
+        """All clients that were built and not closed."""
+        return [lane.client for lane in self.lanes if lane.client is not None]
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the clients belong to the process that this one was forked from."""
+        return any(not client.mark[0] for client in self.clients)
+
+    @property
+    def outstanding(self) -> int:
+        """Messages that were taken and have no verdict yet."""
+        return sum(client.outstanding for client in self.clients)
+
+    @property
+    def anything_open(self) -> bool:
+        """Whether any client is not closed yet."""
+        return bool(self.clients or self._parting)
+
+    @property
+    def over(self) -> bool:
+        """Whether it closes, or is closed."""
+        return self.status in ("closing", "closed")
+
+    def may_wait(self) -> bool:
+        """Tell whether waiting for the clients can end, in the caller's place."""
+        return not (_waiting.in_hub() or self.in_serving_task())
+
+    def in_serving_task(self) -> bool:
+        """Tell whether the caller is a listener that a client's serving task runs."""
+        return any(
+            client.in_serving_task() for client in (*self.clients, *self._parting)
+        )
+
+    def refuse_after_fork(self) -> None:
+        """Raise `ProducerUsedInParentProcessError` in a child of who connected."""
+        if self.inherited:
+            text = (
+                f"producer {self.settings.id!r} was used before this process was"
+                " forked; call reset() here, or use it only after the fork"
+            )
+            raise ProducerUsedInParentProcessError(text)
+
+    def closed_error(self) -> ProducerClosedError:
+        """Make the error of whoever comes too late."""
+        return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")
+
+    # --- opening -----------------------------------------------------------------
+
+    def lane(self, topic_config: Mapping[str, str]) -> Lane:
+        """Give the way of messages with a topic configuration; see `Producer.variant`.
+
+        Raises:
+            VariantInvalidError: librdkafka would refuse it, or there are too many.
+            ProducerClosedError: The producer is.
+        """
+        with self.changing:
+            if self.over:
+                raise self.closed_error()
+            for lane in self.lanes:
+                if lane.topic_config == topic_config:
+                    return lane
+            if len(self.lanes) > _MOST_LANES:
+                text = (
+                    f"this producer has {_MOST_LANES} of them already, each with a"
+                    " connection; use those again, or another producer"
+                )
+                raise VariantInvalidError({"topic_config": text})
+            lane = Lane(topic_settings(self.settings, topic_config), topic_config)
+            self.lanes.append(lane)
+        return lane
+
+    def connect(self, lane: Lane) -> Client:
+        """Give the client, built if there is none. Calls off a disconnect.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: See there.
+            ConfigurationInvalidError: librdkafka refused the configuration.
+        """
+        self.refuse_after_fork()
+        with self.changing:
+            if self.over and self.last_flusher != _waiting.current_task():
+                raise self.closed_error()
+            if self.disconnecting is not None:
+                self.stay_connected()
+            client = lane.client if self.over else lane.open
+            if client is not None:
+                return client
+            client = lane.client = self._build(lane)
+            if not self.over:
+                lane.open = client
+                self.status = "connected"
+            self.keep()
+        self.tell("producer.connected")
+        return client
+
+    def stay_connected(self) -> None:
+        """Call off a disconnect; under `changing`."""
+        self.disconnecting = None
+        self.status = "connected"
+        for lane in self.lanes:
+            lane.open = lane.client
+
+    def _build(self, lane: Lane) -> Client:
+        return Client(
+            lane.settings,
+            self.monitor,
+            on_fatal=lambda client, error: self._on_fatal(lane, client, error),
+            on_pulse=self._on_pulse,
+        )
+
+    # --- letting go --------------------------------------------------------------
+
+    def detach(self) -> list[Client]:
+        """Let go of all clients, so that the next message has a new one built.
+
+        Under `changing`. Close them then, by `part_with`.
+        """
+        clients = self.clients
+        for lane in self.lanes:
+            client, lane.client = lane.client, None
+            if client is not None:
+                # A thread may have got hold of it just before.
+                self._hand_on_late_messages(lane, client)
+        self._parting += clients
+        return clients
+
+    def part_with(self, clients: Sequence[Client]) -> None:
+        """Close clients that no message goes to any more.
+
+        Blocking:
+            As `Client.close`.
+        """
+        with contextlib.ExitStack() as stack:
+            for client in clients:
+                stack.callback(self._forget, client)
+                stack.callback(client.close)
+
+    def replace(self, lane: Lane, old: Client, settings: Settings) -> bool:
+        """Build the successor of a client, and let it take over; False when closing.
+
+        Raises:
+            ConfigurationInvalidError: librdkafka refused the configuration.
+        """
+        with self.changing:
+            if self.disconnecting is not None:
+                self.stay_connected()
+            if lane.client is not old or self.status != "connected":
+                return False
+            lane.settings = settings
+            new = lane.client = self._build(lane)
+        self.tell("producer.connected")
+
+        while strays := self._take_over(lane, old, new):
+            new.adopt(strays)
+        self._hand_on_late_messages(lane, old)
+        old.stop_taking()  # who waits for room there finds it here
+        self._parting.append(old)
+        self.part_with([old])
+        return True
+
+    def _take_over(self, lane: Lane, old: Client, new: Client) -> list[Any]:
+        """Give what the old client has kept; once that is nothing, open the new one."""
+
+        def take_over() -> None:
+            if lane.client is new and self.status == "connected":
+                lane.open = new
+
+        with self.changing:
+            return old.take_strays(take_over)
+
+    def _hand_on_late_messages(self, lane: Lane, client: Client) -> None:
+        def hand_on() -> None:
+            strays = client.take_strays(lambda: None)
+            try:
+                if strays:
+                    self.connect(lane).adopt(strays)
+            except GreendropError as error:
+                client.fail(strays, error)
+
+        client.retire(lambda: _waiting.start(hand_on))
+
+    def _forget(self, client: Client) -> None:
+        for lane in self.lanes:
+            if lane.client is client:
+                lane.client = None
+        if client in self._parting:
+            self._parting.remove(client)
+        self.wake_end_waiters()
+
+    def reset(self) -> None:
+        """Forget the parent's clients, in a forked child."""
+        for lane in self.lanes:
+            if lane.client is not None:
+                lane.client.forget_in_child()
+            lane.client = lane.open = lane.failed = None
+            lane.attempts = 0
+        self.disconnecting = None
+        self._parting = []
+        # A thread of the parent may have held them at the moment of the fork.
+        self.changing = _waiting.RLock()
+        self._end_waiters = deque()
+        self.status = "closed" if self.status == "closing" else "configured"
+        self.let_go()
+
+    # --- waiting for the end -----------------------------------------------------
+
+    def wait_parted(self, seconds: float) -> None:
+        """Wait until no client is being closed, or the time is over.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        self._wait_while(lambda: bool(self._parting), seconds)
+
+    def wait_closed(self, seconds: float) -> None:
+        """Wait until whoever closes has done so, or the time is over.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        self._wait_while(lambda: self.status == "closing", seconds)
+
+    def wake_end_waiters(self) -> None:
+        """Have those two look again."""
+        for waiter in list(self._end_waiters):
+            waiter.wake()
+
+    def _wait_while(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = _waiting.monotonic() + seconds
+        while condition():
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return
+            waiter = _waiting.new_waiter()
+            self._end_waiters.append(waiter)
+            try:
+                if condition():
+                    waiter.wait(left)
+            finally:
+                self._end_waiters.remove(waiter)
+
+    # --- telling -----------------------------------------------------------------
+
+    def tell(self, name: str, began: float | None = None) -> None:
+        """Tell an event of the producer's life."""
+        facts: dict[str, object] = {"producer_id": self.settings.id}
+        if began is not None:
+            facts["time"] = _waiting.monotonic() - began
+        self.monitor.emit(name, facts)
+
+    def tell_error(
+        self, kind: str, error: BaseException, facts: Mapping[str, object] | None = None
+    ) -> None:
+        """Tell that something failed, of a type of `ERROR_TYPES`."""
+        own = {"producer_id": self.settings.id, "error": error, "type": kind}
+        self.monitor.emit("error.occurred", {**own, **(facts or {})})

@@ -1,0 +1,339 @@
+"""One producer of confluent-kafka, and how it is called without harm.
+
+The only module that imports confluent_kafka: its errors, callbacks and messages are
+turned into ours here and travel no further. What comes in ends in two queues, reports
+and notices, and signals a descriptor. Knows nothing of greenlets, of who serves and of
+who sends (`_client`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import cimpl
+
+from greendrop import _librdkafka, _waiting
+from greendrop._verdicts import Verdicts
+from greendrop.errors import (
+    ConfigurationInvalidError,
+    ProducerClosedError,
+    QueueFullError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from greendrop.config import Settings
+    from greendrop.delivery import ReportQueue
+    from greendrop.errors import BrokerError, DeliveryError
+
+#: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
+#: 1 to 2 ms with what their waiters cost.
+_REPORTS_PER_POLL = 500
+#: Seconds that a call inside librdkafka may take to return when the client closes.
+#: Requests for metadata take 2 s at most.
+_LONGEST_CALL = 3.0
+
+_QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
+
+#: What confluent-kafka raises; who catches it has it translated here.
+KafkaException: type[Exception] = cimpl.KafkaException
+
+# What a child inherited. Kept for ever: freeing it would wait for threads that the
+# child doesn't have (1 s each), or hang.
+_inherited: list[object] = []
+# What could not be closed, because a call was still inside. Kept for the same reason.
+_never_closed: list[object] = []
+
+
+class Native:
+    """A librdkafka producer. Each call into it that could meet its end has a gate.
+
+    Args:
+        settings: What it is built from.
+        statistics: Whether anybody wants them.
+        reports: Where delivery reports go.
+
+    Raises:
+        ConfigurationInvalidError: librdkafka refused its configuration.
+    """
+
+    def __init__(
+        self, settings: Settings, reports: ReportQueue, *, statistics: bool
+    ) -> None:
+        self._settings = settings
+        self._reports = reports
+        #: What librdkafka said beside reports: kind and content.
+        self.notices: deque[tuple[str, Any]] = deque()
+        #: What its errors mean.
+        self.verdicts = Verdicts(
+            fatal_error=lambda: _librdkafka.fatal_error(self.producer),
+            name_of=lambda code: cimpl.KafkaError(code).name(),
+        )
+        self.closed = False
+        # Lock order: poll_gate, gate.
+        #: Held around each poll, so that closing can keep everybody out: librdkafka's
+        #: close while another thread is inside is a crash.
+        self.poll_gate = _waiting.RLock()
+        #: Held around each call that queues messages, for the same reason.
+        self.gate = _waiting.RLock()
+        #: A signal handler raised in a poll, and with that maybe a report was lost.
+        self.interrupted = False
+        self._poll_ident = 0
+        # Long calls that are inside librdkafka, counted under `gate`.
+        self._calls = 0
+        self._call_ended = _waiting.ThreadWaiter()
+        #: Set when anything has come in.
+        self.signal = _waiting.Signal()
+        try:
+            self.producer = self._build(statistics=statistics)
+        except BaseException:
+            self.signal.close()
+            raise
+        self._queue = _librdkafka.MainQueue.of(self.producer)
+        if self._queue and not self._queue.signal_on(self.signal.write_fd):
+            self._queue.release()
+            self._queue = None
+
+    def _build(self, *, statistics: bool) -> cimpl.Producer:
+        kafka: dict[str, Any] = dict(self._settings.kafka)
+        kafka["error_cb"] = lambda error: self._note("error", error)
+        if statistics:
+            kafka["stats_cb"] = lambda text: self._note("statistics", text)
+        else:
+            kafka["statistics.interval.ms"] = "0"
+        try:
+            with _waiting.polite_threads():
+                return cimpl.Producer(kafka, logger=_LogLines(self._note))
+        except cimpl.KafkaException as error:
+            reason = self.verdicts.translate(error.args[0])
+            raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
+        except (TypeError, ValueError) as error:
+            raise ConfigurationInvalidError({"kafka": str(error)}) from error
+
+    @property
+    def signals(self) -> bool:
+        """Whether what comes in signals the descriptor."""
+        return self._queue is not None
+
+    @property
+    def empty(self) -> bool:
+        """Whether librdkafka has no message, and nothing came in."""
+        return not (len(self.producer) or self._reports)
+
+    # --- what comes in -----------------------------------------------------------
+
+    def poll(self, seconds: float) -> BaseException | None:
+        """Have the queues filled, for up to some seconds.
+
+        Returns:
+            An exception of the program's own signal handler, if that raised in here.
+        """
+        me = _waiting.get_ident()
+        if not seconds and self._poll_ident not in (0, me):
+            # Another thread polls, and tells. A hub must not wait for it; it comes
+            # back at once, after a turn for the others.
+            self.signal.set()
+            return None
+        reports = self._reports
+        try:
+            with self.poll_gate:
+                if not self.closed:
+                    self._poll_ident = me
+                    reports.limit = _REPORTS_PER_POLL
+                    self.producer.poll(seconds)
+        except cimpl.KafkaException as error:
+            # How a fatal error is told: no error_cb, but an exception.
+            self.notices.append(("error", error.args[0]))
+        except BaseException as error:  # noqa: BLE001
+            # A signal handler raised in here, or ours did, which is a bug; neither
+            # may end the serving.
+            self.interrupted = True
+            if isinstance(error, SystemError):
+                # All that confluent-kafka has to say of it up to Python 3.11: it drops
+                # an exception that has no value. Ctrl-C's has none.
+                return KeyboardInterrupt()
+            return error
+        finally:
+            reports.limit = 0
+            self._poll_ident = 0
+        return None
+
+    def interrupt_poll(self) -> None:
+        """Have a poll that is going on return."""
+        with self.gate:
+            if self._queue is not None and not self.closed:
+                self._queue.wake()
+
+    def nudge(self) -> None:
+        """Push out what the user's `linger.ms` holds back; polling alone does not.
+
+        Blocking:
+            Holds the hub for at most 1 ms.
+        """
+        with self.poll_gate:
+            if not self.closed:
+                try:
+                    self.producer.flush(0.001)
+                except cimpl.KafkaException as error:
+                    self.notices.append(("error", error.args[0]))
+                    self.signal.set()
+                except BaseException:
+                    self.interrupted = True
+                    raise
+
+    def on_limit(self) -> None:
+        """Take note that there are as many reports as should be, or one more than that.
+
+        Inside poll, or inside a flush or close that another thread makes.
+        """
+        if _waiting.get_ident() != self._poll_ident:
+            self.signal.set()
+        elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
+            # librdkafka keeps the rest, in order, and signals again.
+            self._queue.yield_poll()
+
+    def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
+        # Called inside poll, like a delivery report: append, and that is all.
+        self.notices.append((kind, content))
+        if not self._reports.limit:
+            self.signal.set()
+
+    # --- what its errors mean ----------------------------------------------------
+
+    def reason(self, error: BaseException) -> BrokerError | None:
+        """Tell what librdkafka means by an exception, if it is one of it."""
+        if isinstance(error, cimpl.KafkaException):
+            return self.verdicts.translate(error.args[0])
+        return None
+
+    def refusal(self, topic: str, error: Exception) -> DeliveryError:
+        """Make the error of a message that librdkafka did not take."""
+        return self.verdicts.refusal(topic, self.reason(error) or error)
+
+    def queue_full(self, outstanding: int) -> QueueFullError:
+        """Make the error of a message that there is no room for."""
+        text = (
+            f"the queue is full ({outstanding} messages outstanding;"
+            " queue.buffering.max.messages or .kbytes); this message was not queued"
+        )
+        full = QueueFullError(text)
+        full.__cause__ = self.verdicts.translate(cimpl.KafkaError(_QUEUE_FULL))
+        return full
+
+    # --- long calls --------------------------------------------------------------
+
+    def ask_partition_count(self, topic: str, seconds: float) -> int:
+        """Ask a broker how many partitions a topic has; a broker may create it then.
+
+        Raises:
+            BrokerError: What librdkafka or the broker said instead.
+            ProducerClosedError: The client is closed.
+
+        Blocking:
+            Blocks the thread and its hub, so call it on a native thread.
+        """
+        with self._long_call():
+            try:
+                metadata = self.producer.list_topics(topic, seconds)
+            except cimpl.KafkaException as error:
+                raise self.verdicts.translate(error.args[0]) from error
+        told = metadata.topics[topic]
+        if told.error is not None:
+            raise self.verdicts.translate(told.error)
+        return len(told.partitions)
+
+    def await_purge(self) -> None:
+        """Wait until its threads have dropped what `purge` told them to.
+
+        Raises:
+            ProducerClosedError: The client is closed.
+
+        Blocking:
+            Blocks the thread and its hub, so call it on a native thread.
+        """
+        with self._long_call():
+            _librdkafka.purge(self.producer)
+
+    @contextlib.contextmanager
+    def _long_call(self) -> Iterator[None]:
+        """Keep librdkafka from being closed while a call is in it, without a lock.
+
+        A lock that is held for so long would stop who sends, and the hub with it.
+        """
+        with self.gate:
+            if self.closed:
+                raise ProducerClosedError(self._settings.id)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self.gate:
+                self._calls -= 1
+            self._call_ended.wake()
+
+    def _calls_end(self, seconds: float) -> bool:
+        """Wait until no long call is inside; False if one stays for longer."""
+        deadline = _waiting.monotonic() + seconds
+        while self._calls and (left := deadline - _waiting.monotonic()) > 0:
+            self._call_ended.wait(left)
+        return not self._calls
+
+    # --- ending ------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Drop all messages; each is reported as purged."""
+        with self.gate:
+            if not self.closed:
+                self.producer.purge()
+        self.signal.set()
+
+    def tear_down(self, *, unwatched: bool) -> None:
+        """End librdkafka's threads. Only the first call does anything.
+
+        Args:
+            unwatched: Nobody watches the descriptor any more.
+
+        Blocking:
+            Blocks the thread for a millisecond or two, and for 3 s more if a long call
+            is inside.
+        """
+        with self.poll_gate, self.gate:
+            if self.closed:
+                return
+            self.closed = True
+        if self._queue is not None:
+            self._queue.release()
+        try:
+            if self._calls_end(_LONGEST_CALL):
+                self.producer.close()
+            else:
+                _never_closed.append(self.producer)
+        except cimpl.KafkaException as error:
+            # A fatal error that nobody had polled yet; closed it is all the same.
+            self.notices.append(("error", error.args[0]))
+        finally:
+            # Last: what comes in while the producer closes still signals. If the
+            # task has not ended, its hub is blocked and still watches the descriptor:
+            # one that leaks is better than one whose number becomes a stranger's.
+            if unwatched:
+                self.signal.close()
+
+    def forget_in_child(self) -> None:
+        """Let go of the parent's producer in a forked child; call nothing native."""
+        if self.producer not in _inherited:
+            _inherited.append(self.producer)
+            if not self.closed:
+                self.signal.renew()
+
+
+class _LogLines:
+    """What confluent-kafka takes for a logger: notes lines, since it is in poll."""
+
+    def __init__(self, note: Any) -> None:  # noqa: ANN401
+        self._note = note
+
+    def log(self, level: int, form: str, *args: object) -> None:
+        self._note("log", (level, form % args if args else form))

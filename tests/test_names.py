@@ -1,0 +1,180 @@
+import threading
+
+import pytest
+
+from greendrop import ConfigurationInvalidError, Producer
+
+NOWHERE = {"bootstrap.servers": "127.0.0.1:9"}
+
+
+def producer(transactional_id=None, **settings):
+    """Construct a producer, which opens nothing."""
+    ours = {"transactional.id": transactional_id} if transactional_id else {}
+    return Producer(kafka=NOWHERE | ours, **settings)
+
+
+def connect(one):
+    """Have a producer make its client; nothing is sent."""
+    one._core._connect(one._core.main)
+
+
+def test_second_producer_with_a_transactional_id_is_refused():
+    """Two with one transactional.id would fence each other; the error names both."""
+    first = producer("t", id="first")
+    second = Producer()
+
+    with pytest.raises(ConfigurationInvalidError) as caught:
+        second.setup(NOWHERE | {"transactional.id": "t"}, id="second")
+
+    (text,) = caught.value.errors.values()
+    assert list(caught.value.errors) == ["kafka.transactional.id"]
+    assert "'t'" in text
+    assert "'first'" in text
+    assert "'second'" in text
+    assert (first.status, second.status) == ("configured", "initial")
+
+
+def test_second_producer_with_an_id_is_refused():
+    """Events, logs and errors could not tell two of one id apart."""
+    first = producer(id="same")
+
+    with pytest.raises(ConfigurationInvalidError) as caught:
+        producer(id="same")
+
+    assert list(caught.value.errors) == ["id"]
+    assert "'same'" in caught.value.errors["id"]
+    assert first.status == "configured"
+
+
+def test_both_names_are_told_and_none_is_taken():
+    """One that is refused for one name keeps no other one away from the next."""
+    first = producer("t", id="first")
+
+    with pytest.raises(ConfigurationInvalidError) as caught:
+        producer("t", id="first")
+    with pytest.raises(ConfigurationInvalidError):
+        producer("t", id="second")
+
+    assert sorted(caught.value.errors) == ["id", "kafka.transactional.id"]
+    assert producer("u", id="second").id == "second"
+    assert first.id == "first"
+
+
+def test_producers_without_names_never_meet():
+    """An id that nobody chose is unique; no or an empty transactional.id is none."""
+    made = [producer(each) for each in (None, "", None, "")]
+
+    assert len({each.id for each in made}) == 4
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_closed_producer_frees_its_names(used):
+    """After close another may have the names, whether the first was used or not."""
+    first = producer("t")
+    if used:
+        connect(first)
+    first.close()
+
+    assert producer("t").status == "configured"
+
+
+def test_used_producer_keeps_its_names():
+    """A connected producer is as live as one that is only configured."""
+    first = producer("t")
+    connect(first)
+
+    with pytest.raises(ConfigurationInvalidError):
+        producer("t")
+
+    first.close()
+
+
+def test_collected_producer_frees_its_names():
+    """A producer that nobody refers to any more is no hindrance."""
+    producer("t")
+
+    assert producer("t").status == "configured"
+
+
+def test_garbage_frees_its_names():
+    """Nor is one that only the garbage collector gets at, as with listeners it is."""
+
+    def forget():
+        first = producer("t")
+        first.monitor.subscribe("producer.closed", lambda _: first.id)
+
+    forget()
+
+    assert producer("t").status == "configured"
+
+
+def test_of_many_threads_one_gets_the_name():
+    """Threads that configure at the same time: one wins, the others are told."""
+    made, refused = [], []
+    start = threading.Barrier(8)
+
+    def configure():
+        start.wait()
+        try:
+            made.append(producer("t"))
+        except ConfigurationInvalidError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=configure) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(made), len(refused)) == (1, 7)
+
+
+@pytest.mark.parametrize("mode", ["none", "patched"])
+@pytest.mark.patched
+@pytest.mark.slow
+def test_names_of_a_forked_child(run_script, mode):
+    """In a child the parent's used producer has no name, until it is reset there.
+
+    One that was only configured is the child's own, and has its name.
+    """
+    run_script(
+        """
+        from greendrop import ConfigurationInvalidError, Producer
+        from tests.forking import Fork, forks
+
+        def make(name):
+            kafka = {"bootstrap.servers": "127.0.0.1:9", "transactional.id": name}
+            return Producer(kafka)
+
+        used, unused = make("used"), make("unused")
+        used._core._connect(used._core.main)
+
+        def refused(function):
+            try:
+                function()
+            except ConfigurationInvalidError as error:
+                assert list(error.errors) == ["kafka.transactional.id"]
+                return True
+            return False
+
+        def child():
+            own = make("used")
+            found = [refused(used.reset), refused(lambda: make("unused"))]
+            found.append(used.status)
+            own.close()
+            used.reset()
+            return [*found, refused(lambda: make("used"))]
+
+        def child_that_closes():
+            own = make("used")
+            used.close()
+            return [used.status, own.status]
+
+        for fork in forks().values():
+            assert Fork(child, fork).result() == [True, True, "connected", True]
+            told = Fork(child_that_closes, fork).result()
+            assert told == ["closed", "configured"]
+        used.close()
+        """,
+        mode,
+    )
