@@ -2,6 +2,7 @@
 
 from greendrop.delivery import DeliveryHandle, DeliveryReport
 from greendrop.errors import (
+    AbortTransaction,
     BrokerError,
     ConfigurationInvalidError,
     DeliveryError,
@@ -21,10 +22,18 @@ from greendrop.errors import (
     ProducerAlreadyConfiguredError,
     ProducerClosedError,
     ProducerNotConfiguredError,
+    ProducerNotTransactionalError,
+    ProducerTransactionalCloseAttemptError,
     ProducerUsedInParentProcessError,
     QueueFullError,
     ReportLostError,
     StatisticsNotEnabledError,
+    TransactionAbortedError,
+    TransactionalOffsetInvalidError,
+    TransactionBusyError,
+    TransactionError,
+    TransactionRequiredError,
+    TransactionUnknownError,
     VariantInvalidError,
 )
 from greendrop.events import Event, Monitor
@@ -38,10 +47,12 @@ from greendrop.pool import (
 )
 from greendrop.producer import Producer
 from greendrop.scope import DeliveryScope
+from greendrop.transaction import Transaction
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbortTransaction",
     "BrokerError",
     "ConfigurationInvalidError",
     "DeliveryError",
@@ -70,11 +81,20 @@ __all__ = [
     "ProducerAlreadyConfiguredError",
     "ProducerClosedError",
     "ProducerNotConfiguredError",
+    "ProducerNotTransactionalError",
     "ProducerPool",
+    "ProducerTransactionalCloseAttemptError",
     "ProducerUsedInParentProcessError",
     "QueueFullError",
     "ReportLostError",
     "StatisticsNotEnabledError",
+    "Transaction",
+    "TransactionAbortedError",
+    "TransactionBusyError",
+    "TransactionError",
+    "TransactionRequiredError",
+    "TransactionUnknownError",
+    "TransactionalOffsetInvalidError",
     "VariantInvalidError",
     "default_pool",
     "set_default_pool",

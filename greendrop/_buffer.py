@@ -187,6 +187,11 @@ class Flush:
             raise
         return self.handles
 
+    def undo(self) -> None:
+        """Put all back: what was queued was rolled back."""
+        self.handles.clear()
+        self._put_back(None)
+
     def _put_back(self, error: BaseException | None) -> None:
         queued = len(self.handles)
         left = self.entries[queued:]

@@ -145,6 +145,11 @@ class Client:
     # --- sending -----------------------------------------------------------------
 
     @property
+    def native(self) -> Native:
+        """What its transactions are made by."""
+        return self._native
+
+    @property
     def polling(self) -> str | None:
         """Which driver serves: "fd", "thread", or None before the first use."""
         return None if self._task is None else self._task.polling
@@ -643,13 +648,17 @@ class Client:
             dropped = list(self._outstanding.pending)
             strays, self._strays = self._strays, []
             self._drop(strays)
+        self.drop_gathered()
+        self.purge_queue()
+        return dropped
+
+    def drop_gathered(self) -> None:
+        """Drop what librdkafka was not given yet."""
         gather = self._gather
         if gather is not None and gather.is_here():
             self._drop(gather.take())
         elif gather is not None:
             _waiting.call_in_hub(gather.hub, lambda: self._drop(gather.take()))
-        self.purge_queue()
-        return dropped
 
     def finish_purge(self, seconds: float) -> None:
         """Wait until librdkafka drops no more.

@@ -11,19 +11,26 @@ import logging
 import math
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _waiting
 from greendrop._buffer import Flush
-from greendrop.errors import GreendropError, MessagesAbandonedError
+from greendrop._task_lock import Turn
+from greendrop.errors import (
+    GreendropError,
+    MessagesAbandonedError,
+    ProducerTransactionalCloseAttemptError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from greendrop._buffer import Buffer
     from greendrop._client import Client
     from greendrop._connections import Connections
     from greendrop._recovery import Recovery
+    from greendrop._transactions import Transactions
+    from greendrop.delivery import DeliveryHandle
     from greendrop.message import Message
 
 #: Seconds that the reports of dropped messages may take. They come at once; the time
@@ -37,6 +44,18 @@ _log = logging.getLogger("greendrop")
 _in_use: set[Closing] = set()
 
 
+class SendBatch(Protocol):
+    """Queues a batch, in a transaction if need be; see `Core.send_batch`."""
+
+    def __call__(
+        self,
+        send: Callable[[], list[DeliveryHandle]],
+        seconds: float,
+        undo: Callable[[], object],
+        /,
+    ) -> list[DeliveryHandle]: ...
+
+
 class Closing:
     """How one producer closes.
 
@@ -44,14 +63,23 @@ class Closing:
         connections: What it has open.
         buffer: What it has not sent yet.
         recovery: Ends with it.
+        transactions: Close waits for one that is open.
+        send_batch: Sends what is buffered; see `Core.send_batch`.
     """
 
     def __init__(
-        self, connections: Connections, buffer: Buffer, recovery: Recovery
+        self,
+        connections: Connections,
+        buffer: Buffer,
+        recovery: Recovery,
+        transactions: Transactions | None,
+        send_batch: SendBatch,
     ) -> None:
         self._connections = connections
         self._buffer = buffer
         self._recovery = recovery
+        self._transactions = transactions
+        self._send_batch = send_batch
         self._closer: object = None
         #: Nobody waits for room any longer than until then, by the monotonic clock.
         self.send_until = math.inf
@@ -64,7 +92,9 @@ class Closing:
         """There is nothing to lose any more."""
         _in_use.discard(self)
 
-    def close(self, timeout: float | None, *, force: bool) -> None:
+    def close(
+        self, timeout: float | None, *, force: bool, at_exit: bool = False
+    ) -> None:
         """See `Producer.close`."""
         now = self._connections
         if now.inherited:
@@ -79,6 +109,23 @@ class Closing:
             return
         if timeout is None:
             timeout = 0.0 if force else now.settings.max_wait_timeout
+        if self._transactions is None:
+            self._close(timeout, _waiting.monotonic(), force=force)
+            return
+        if self._transactions.mine and not at_exit:
+            text = f"producer {self.name!r} can't be closed inside its own transaction"
+            raise ProducerTransactionalCloseAttemptError(text)
+        began = _waiting.monotonic()
+        turn = Turn(_waiting.current_task())
+        try:
+            # One that is open ends first. If it takes too long it ends with this.
+            self._transactions.exclude(turn, timeout)
+            self._close(timeout, began, force=force)
+        finally:
+            self._transactions.admit(turn)
+
+    def _close(self, timeout: float, began: float, *, force: bool) -> None:
+        now = self._connections
         with now.changing:
             first = not now.over
             if first:
@@ -93,7 +140,6 @@ class Closing:
             if self._closer != _waiting.current_task():  # a listener of closing
                 now.wait_closed(timeout + PURGE_TIMEOUT)
             return
-        began = _waiting.monotonic()
         abandoned = 0
         try:
             now.tell("producer.closing")
@@ -124,7 +170,7 @@ class Closing:
     def _close_clients(
         self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
     ) -> int:
-        deadline = _waiting.monotonic() + timeout
+        deadline = began + timeout
         abandoned = 0
         try:
             # Nobody takes over any more: what waits for that would wait for ever.
@@ -150,7 +196,11 @@ class Closing:
         try:
             with Flush(self._buffer) as flush:
                 batch = flush.prepare()
-                flush.dispatch("produce_many_async")
+                self._send_batch(
+                    lambda: flush.dispatch("produce_many_async"),
+                    max(deadline - _waiting.monotonic(), 0.0),
+                    flush.undo,
+                )
         except Exception as error:  # noqa: BLE001 - nothing stops the teardown
             _log.error(
                 "producer %r closes without sending all that was buffered: %s: %s",
@@ -229,7 +279,8 @@ class Closing:
     def close_at_exit(self, deadline: float) -> None:
         """Close, and say on stderr what was not sent."""
         try:
-            self.close(max(deadline - _waiting.monotonic(), 0.0), force=False)
+            left = max(deadline - _waiting.monotonic(), 0.0)
+            self.close(left, force=False, at_exit=True)
         except MessagesAbandonedError as error:
             # Logging may be shut down, and is silent by default. This must be seen.
             sys.stderr.write(f"greendrop: {error}\n")

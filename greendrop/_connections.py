@@ -127,6 +127,11 @@ class Connections:
         """Whether it closes, or is closed."""
         return self.status in ("closing", "closed")
 
+    @property
+    def is_last_flusher(self) -> bool:
+        """Whether the caller sends what is buffered while all others are refused."""
+        return self.last_flusher == _waiting.current_task()
+
     def may_wait(self) -> bool:
         """Tell whether waiting for the clients can end, in the caller's place."""
         return not (_waiting.in_hub() or self.in_serving_task())
@@ -184,16 +189,18 @@ class Connections:
         """
         self.refuse_after_fork()
         with self.changing:
-            if self.over and self.last_flusher != _waiting.current_task():
+            if self.over and not self.is_last_flusher:
                 raise self.closed_error()
             if self.disconnecting is not None:
                 self.stay_connected()
-            client = lane.client if self.over else lane.open
+            # A transactional one is never open to all: see `_transactions`.
+            transactional = lane.settings.transactional
+            client = lane.client if self.over or transactional else lane.open
             if client is not None:
                 return client
             client = lane.client = self._build(lane)
             if not self.over:
-                lane.open = client
+                lane.open = None if transactional else client
                 self.status = "connected"
             self.keep()
         self.tell("producer.connected")
@@ -204,7 +211,7 @@ class Connections:
         self.disconnecting = None
         self.status = "connected"
         for lane in self.lanes:
-            lane.open = lane.client
+            lane.open = None if lane.settings.transactional else lane.client
 
     def _build(self, lane: Lane) -> Client:
         return Client(
@@ -229,6 +236,22 @@ class Connections:
                 self._hand_on_late_messages(lane, client)
         self._parting += clients
         return clients
+
+    def let_go_of(self, client: Client) -> bool:
+        """Let go of a client that must send nothing more; False if others close it.
+
+        Close it then, by `part_with`.
+        """
+        with self.changing:
+            lane = next((each for each in self.lanes if each.client is client), None)
+            if lane is None or self.over:
+                return False
+            self.disconnecting = None
+            lane.client = lane.open = None
+            self._parting.append(client)
+            self.status = "configured"
+            self.monitor.freeze_statistics(frozen=False)
+        return True
 
     def part_with(self, clients: Sequence[Client]) -> None:
         """Close clients that no message goes to any more.

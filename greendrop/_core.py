@@ -9,7 +9,7 @@ does).
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _names, _waiting
 from greendrop._buffer import Buffer
@@ -17,17 +17,24 @@ from greendrop._closing import PURGE_TIMEOUT, Closing
 from greendrop._connections import Connections
 from greendrop._disconnecting import Disconnecting
 from greendrop._recovery import Recovery
+from greendrop._transactions import Transactions
 from greendrop.errors import (
+    ConfigurationInvalidError,
     IllegalWaitError,
+    MessagePurgedError,
     ProduceError,
     ProduceManyError,
     ProducerClosedError,
+    ProducerNotTransactionalError,
     QueueFullError,
+    TransactionAbortedError,
+    TransactionError,
+    TransactionUnknownError,
 )
 from greendrop.scope import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from greendrop._buffer import Entry
     from greendrop._client import Client
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
     from greendrop.events import Monitor
     from greendrop.message import Message
     from greendrop.scope import OpenScopes
+
+_T = TypeVar("_T")
 
 
 class Core:
@@ -59,10 +68,26 @@ class Core:
         )
         self._connect = self._connections.connect
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
-        self._disconnecting = Disconnecting(self._connections, self.buffer)
-        self._closing = Closing(self._connections, self.buffer, self._recovery)
         #: Who wants to know of what is sent. Mostly nobody: one look tells.
         self.scopes: OpenScopes = {}
+        #: None without a `transactional.id`.
+        self.transactions = (
+            Transactions(
+                self._connections, self.scopes, self.check_wait, self._change_settings
+            )
+            if settings.transactional
+            else None
+        )
+        self._disconnecting = Disconnecting(
+            self._connections, self.buffer, self.transactions
+        )
+        self._closing = Closing(
+            self._connections,
+            self.buffer,
+            self._recovery,
+            self.transactions,
+            self.send_batch,
+        )
         _names.claim(self)
 
     # --- sending -----------------------------------------------------------------
@@ -72,24 +97,31 @@ class Core:
         lane: Lane,
         message: Message,
         verb: str,
+        seconds: float,
         counts: dict[str, int] | None = None,
     ) -> DeliveryHandle:
         """Queue one message in wire form, waiting for room if need be.
+
+        Outside of a transaction a transactional producer makes one of it.
 
         Args:
             lane: Its way.
             message: Checked.
             verb: The public method's name, for `error.occurred`.
+            seconds: How long each step of its own transaction may take.
             counts: Numbers of partitions that hold for its batch; see `Router.routed`.
 
         Raises:
             QueueFullError: No room within `wait_timeout_on_queue_full`.
             ProduceError: librdkafka refused it.
             IllegalWaitError: Where its `partition_key` leads to is not known.
+            TransactionError: Its own transaction failed; see there.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
         """
         client = lane.open
         if client is None or not client.mark[0]:
+            if self.transactions is not None and not self.transactions.joined():
+                return self._dispatch_alone(lane, message, verb, seconds)
             client = self._connect(lane)
         routed = message
         if message[5] is not None:
@@ -104,7 +136,7 @@ class Core:
             # Another thread has disconnected since we looked, or replaced the client.
             if self._connect(lane) is client:
                 raise
-            return self.dispatch(lane, message, verb, counts)
+            return self.dispatch(lane, message, verb, seconds, counts)
         if self.scopes:
             collect(self.scopes, (handle,))
         return handle
@@ -167,7 +199,7 @@ class Core:
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
                     one = messages[len(handles)]
-                    handles.append(self.dispatch(lane, one, verb, counts))
+                    handles.append(self.dispatch(lane, one, verb, 0.0, counts))
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
@@ -182,6 +214,77 @@ class Core:
             if lane.client is not None:
                 lane.client.flush_gathered()
         return handles
+
+    def _dispatch_alone(
+        self, lane: Lane, message: Message, verb: str, seconds: float
+    ) -> DeliveryHandle:
+        sent: list[DeliveryHandle] = []
+
+        def send() -> None:
+            sent.append(self.dispatch(lane, message, verb, seconds))
+
+        try:
+            self.in_transaction(send, seconds)
+        except TransactionAbortedError:
+            if sent and sent[0].error is not None:
+                sent[0].wait(0.0)  # raises what came first
+            raise
+        return sent[0]
+
+    def in_transaction(self, send: Callable[[], _T], seconds: float) -> _T:
+        """Send in a transaction, if the producer makes them: the caller's, or an own.
+
+        Args:
+            send: Does it.
+            seconds: How long each step of an own one may take.
+
+        Raises:
+            TransactionError: The own one failed; see there.
+        """
+        if self.transactions is None or self.transactions.joined():
+            return send()
+        return self.transactions.alone(send, seconds)
+
+    def send_batch(
+        self,
+        send: Callable[[], list[DeliveryHandle]],
+        seconds: float,
+        undo: Callable[[], object] = lambda: None,
+    ) -> list[DeliveryHandle]:
+        """Queue a batch, in a transaction of its own if need be.
+
+        Args:
+            send: Queues it, as `dispatch_many`.
+            seconds: How long each step of an own transaction may take.
+            undo: Called if that was rolled back, or never begun.
+
+        Raises:
+            ProduceManyError: A message was not queued, or the transaction failed.
+        """
+        if self.transactions is None or self.transactions.joined():
+            return send()
+        sent: list[DeliveryHandle] = []
+
+        def send_all() -> None:
+            try:
+                sent.extend(send())
+            except ProduceManyError as error:
+                sent.extend(error.dispatched)
+                raise
+
+        try:
+            self.transactions.alone(send_all, seconds)
+        except TransactionUnknownError as error:
+            text = f"a batch of {len(sent)} messages: {error}"
+            raise ProduceManyError(text, dispatched=sent, failed_index=0) from error
+        except (ProduceManyError, TransactionError) as error:
+            undo()
+            failure = _rolled_back(sent, error)
+            raise failure from failure.__cause__
+        except BaseException:
+            undo()
+            raise
+        return sent
 
     def partition_count(self, lane: Lane, topic: str) -> int:
         """See `Producer.partition_count`."""
@@ -261,6 +364,17 @@ class Core:
         """Messages that were taken and have no verdict yet."""
         return self._connections.outstanding
 
+    def own_transactions(self) -> Transactions:
+        """Give what begins and ends transactions.
+
+        Raises:
+            ProducerNotTransactionalError: It makes none.
+        """
+        if self.transactions is None:
+            text = f"producer {self.settings.id!r} has no transactional.id"
+            raise ProducerNotTransactionalError(text)
+        return self.transactions
+
     def lane(self, topic_config: Mapping[str, str]) -> Lane:
         """Give the way of messages with a topic configuration; see `Producer.variant`.
 
@@ -328,6 +442,25 @@ class Core:
         if self.status != "closing":
             _names.claim(self)
         self._connections.reset()
+        if self.transactions is not None:
+            self.transactions.reset()
+
+    def _change_settings(self, settings: Settings) -> None:
+        """Take what a listener of `producer.reload` made of the settings.
+
+        Raises:
+            ConfigurationInvalidError: Another producer has the name, or it has none.
+        """
+        if not settings.transactional:
+            text = "a transactional producer can't go on without"
+            raise ConfigurationInvalidError({"kafka.transactional.id": text})
+        before, self.settings = self.settings, settings
+        try:
+            _names.claim(self)
+        except ConfigurationInvalidError:
+            self.settings = before
+            raise
+        self._connections.settings = self.main.settings = settings
 
     def _on_fatal(self, lane: Lane, client: Client, error: BrokerError) -> bool:
         # Under the client's `_gate`: no lock of ours may be taken here.
@@ -347,3 +480,25 @@ class Core:
 
     def _let_go(self) -> None:
         self._closing.let_go()
+
+
+def _rolled_back(
+    handles: list[DeliveryHandle], error: ProduceManyError | TransactionError
+) -> ProduceManyError:
+    """Make the error of a batch whose transaction was rolled back."""
+    index, cause = 0, error.__cause__
+    if isinstance(error, ProduceManyError):
+        index = error.failed_index
+    else:
+        cause = error
+        for at, handle in enumerate(handles):
+            why = handle.error
+            if why is not None and not isinstance(why, MessagePurgedError):
+                index, cause = at, why
+                break
+    text = f"nothing of the batch is visible, since {error}"
+    failure = ProduceManyError(
+        text, dispatched=(), rolled_back=handles, failed_index=index
+    )
+    failure.__cause__ = cause
+    return failure

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from greendrop import _waiting
 from greendrop._idle import IdleWatch
+from greendrop._task_lock import Turn
 
 if TYPE_CHECKING:
     from greendrop._buffer import Buffer
     from greendrop._client import Client
     from greendrop._connections import Connections
+    from greendrop._transactions import Transactions
 
 #: Seconds between two looks whether a message has called off a disconnect.
 _LOOK_EVERY = 0.05
@@ -26,22 +28,42 @@ class Disconnecting:
     Args:
         connections: What it has open.
         buffer: Messages in it keep it connected.
+        transactions: One that is open, or about to be, does too.
     """
 
-    def __init__(self, connections: Connections, buffer: Buffer) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        buffer: Buffer,
+        transactions: Transactions | None,
+    ) -> None:
         self._connections = connections
         self._buffer = buffer
+        self._transactions = transactions
         self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
 
     def disconnect(self) -> bool:
         """See `Producer.disconnect`."""
         now = self._connections
         now.refuse_after_fork()
+        if self._transactions is not None and self._transactions.busy:
+            return False
         if not now.may_wait():
             if self._is_possible():
                 _waiting.start(self._disconnect_quietly)
                 return True
             return False
+        if self._transactions is None:
+            return self._disconnect()
+        # It begins with none open, so none is held up for longer than a moment.
+        turn = Turn(_waiting.current_task())
+        try:
+            return self._transactions.exclude(turn, 0.0) and self._disconnect()
+        finally:
+            self._transactions.admit(turn)
+
+    def _disconnect(self) -> bool:
+        now = self._connections
         began = _waiting.monotonic()
         with now.changing:
             if not self._is_possible():
@@ -72,6 +94,8 @@ class Disconnecting:
         clients = self._connections.clients
         settled = sum(client.settled for client in clients)
         busy = any(client.outstanding for client in clients)
+        if self._transactions is not None and self._transactions.busy:
+            busy = True
         if self._idle.is_over(settled, busy=busy) and self._is_possible():
             _waiting.start(self._disconnect_quietly)
 

@@ -50,14 +50,13 @@ def claim(owner: Named) -> None:
 def _try(owner: Named) -> dict[str, str]:
     """Take the names if all are free; else say of each that is not whose it is."""
     settings = owner.settings
-    names = {"id": settings.id}
-    if transactional_id := settings.kafka.get("transactional.id"):
-        names["kafka.transactional.id"] = transactional_id
+    names = _names_of(settings)
     taken: dict[str, str] = {}
     with _changing:
         for pair in names.items():
             other = _owners.get(pair, owner)
-            if other is not owner and other.live:
+            still = pair in _names_of(other.settings).items()
+            if other is not owner and other.live and still:
                 key, name = pair
                 taken[key] = (
                     f"{name!r} is that of producer {other.settings.id!r}, which is not"
@@ -66,3 +65,10 @@ def _try(owner: Named) -> dict[str, str]:
         if not taken:
             _owners.update(dict.fromkeys(names.items(), owner))
     return taken
+
+
+def _names_of(settings: Settings) -> dict[str, str]:
+    names = {"id": settings.id}
+    if transactional_id := settings.transactional_id:
+        names["kafka.transactional.id"] = transactional_id
+    return names

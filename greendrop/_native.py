@@ -23,7 +23,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from greendrop.config import Settings
     from greendrop.delivery import ReportQueue
@@ -99,6 +99,8 @@ class Native:
 
     def _build(self, *, statistics: bool) -> cimpl.Producer:
         kafka: dict[str, Any] = dict(self._settings.kafka)
+        if self._settings.transactional:
+            kafka["transactional.id"] = self._settings.transactional_id
         kafka["error_cb"] = lambda error: self._note("error", error)
         if statistics:
             kafka["stats_cb"] = lambda text: self._note("statistics", text)
@@ -256,6 +258,96 @@ class Native:
         """
         with self._long_call():
             _librdkafka.purge(self.producer)
+
+    def init_transactions(self, seconds: float) -> None:
+        """Have the brokers end what a producer of the same name has left open.
+
+        This and the other commands are called one at a time, and on a native thread.
+        One that has run into its time goes on by itself: calling it again, and nothing
+        else, gives its result.
+
+        Args:
+            seconds: How long it may take.
+
+        Raises:
+            BrokerError: What librdkafka or a broker said. `_TIMED_OUT` if the time is
+                over.
+            ProducerClosedError: The client is closed.
+
+        Blocking:
+            Blocks the thread and its hub.
+        """
+        self._command(lambda: self.producer.init_transactions(seconds))
+
+    def begin_transaction(self) -> None:
+        """Begin one; no broker is asked.
+
+        Raises:
+            BrokerError, ProducerClosedError: As `init_transactions`.
+
+        Blocking:
+            Holds the hub for 0.1 ms.
+        """
+        self._command(self.producer.begin_transaction)
+
+    def send_offsets(
+        self, offsets: Iterable[tuple[Any, ...]], group: object, seconds: float
+    ) -> None:
+        """Make what a consumer has read part of the transaction.
+
+        May be called again after it has run into its time, or not.
+
+        Args:
+            offsets: Topic, partition, offset of the next message, metadata.
+            group: What `consumer_group_metadata` of a consumer gives.
+            seconds: As for `init_transactions`.
+
+        Raises, Blocking:
+            As `init_transactions`.
+        """
+        marks = [
+            cimpl.TopicPartition(topic, partition, offset, metadata)
+            if metadata is not None
+            else cimpl.TopicPartition(topic, partition, offset)
+            for topic, partition, offset, metadata in offsets
+        ]
+        self._command(
+            lambda: self.producer.send_offsets_to_transaction(marks, group, seconds)
+        )
+
+    def commit_transaction(self, seconds: float) -> None:
+        """Commit. Await the messages' reports before.
+
+        Raises, Blocking:
+            As `init_transactions`.
+        """
+        self._command(lambda: self.producer.commit_transaction(seconds))
+
+    def abort_transaction(self, seconds: float) -> None:
+        """Drop all messages, and roll back.
+
+        Raises, Blocking:
+            As `init_transactions`.
+        """
+        self._command(lambda: self.producer.abort_transaction(seconds))
+
+    def _command(self, call: Callable[[], object]) -> None:
+        with self._long_call():
+            try:
+                call()
+            except cimpl.KafkaException as error:
+                raise self.verdicts.translate(error.args[0]) from error
+        if self._reports:
+            # It has served them here. A thread that polls would not know for a while.
+            self.interrupt_poll()
+
+    @property
+    def fatal_error(self) -> BrokerError | None:
+        """What has ended the client for good, if anything has."""
+        with self.gate:
+            if self.closed:
+                return None
+            return self.verdicts.fatal()
 
     @contextlib.contextmanager
     def _long_call(self) -> Iterator[None]:

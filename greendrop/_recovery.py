@@ -57,7 +57,7 @@ class Recovery:
             not settings.reload_on_idempotent_fatal_error
             or not settings.idempotent
             or settings.transactional
-            or _plain(error.name) in map(_plain, settings.non_reloadable_errors)
+            or not is_reloadable(settings, error)
         ):
             return False
         if client is not lane.failed and client.has_delivered:
@@ -78,7 +78,13 @@ class Recovery:
         attempt = lane.attempts
         try:
             self._tell_error(error, attempt)
-            settings = self._settings_for_new(lane, error, attempt)
+            settings = settings_for_new(
+                lane.settings,
+                lambda kafka: self._emit(
+                    "producer.reload",
+                    {"error": error, "attempt": attempt, "kafka": kafka},
+                ),
+            )
             client.purge_queue()
             client.wait_settled(_PURGE_TIMEOUT)
             self._sleep(settings.wait_backoff_on_idempotent_fatal_error)
@@ -106,30 +112,6 @@ class Recovery:
         if not self._stopped:
             waiter.wait(seconds)
 
-    def _settings_for_new(
-        self, lane: Lane, error: BrokerError, attempt: int
-    ) -> Settings:
-        """Let listeners change the configuration; check what they made of it.
-
-        Raises:
-            ConfigurationInvalidError: They made a bad one.
-        """
-        settings = lane.settings
-        kafka = dict(settings.kafka)
-        self._emit(
-            "producer.reload", {"error": error, "attempt": attempt, "kafka": kafka}
-        )
-        if kafka == settings.kafka:
-            return settings
-        own = {each.name: getattr(settings, each.name) for each in SETTINGS}
-        changed = build_settings(MappingProxyType(kafka), own)
-        problems = _librdkafka.check_configuration(changed.kafka, changed.secret_keys)
-        if problems:
-            raise ConfigurationInvalidError(
-                {f"kafka.{key}": text for key, text in problems.items()}
-            )
-        return changed
-
     def _tell_error(self, error: GreendropError, attempt: int) -> None:
         kind = "librdkafka.idempotent_fatal_error"
         self._emit("error.occurred", {"error": error, "type": kind, "attempt": attempt})
@@ -140,6 +122,37 @@ class Recovery:
             {"producer_id": self._producer_id, **facts},
             contained=BaseException,
         )
+
+
+def settings_for_new(
+    settings: Settings, tell: Callable[[dict[str, str]], None]
+) -> Settings:
+    """Let listeners change the configuration of a new client; check what they made.
+
+    Args:
+        settings: Those of the old one.
+        tell: Gives listeners the configuration, to be changed in place.
+
+    Raises:
+        ConfigurationInvalidError: They made a bad one.
+    """
+    kafka = dict(settings.kafka)
+    tell(kafka)
+    if kafka == settings.kafka:
+        return settings
+    own = {each.name: getattr(settings, each.name) for each in SETTINGS}
+    changed = build_settings(MappingProxyType(kafka), own, settings.slot)
+    problems = _librdkafka.check_configuration(changed.kafka, changed.secret_keys)
+    if problems:
+        raise ConfigurationInvalidError(
+            {f"kafka.{key}": text for key, text in problems.items()}
+        )
+    return changed
+
+
+def is_reloadable(settings: Settings, error: BrokerError) -> bool:
+    """Tell whether a new client may follow one that an error has ended."""
+    return _plain(error.name) not in map(_plain, settings.non_reloadable_errors)
 
 
 def _plain(name: str) -> str:

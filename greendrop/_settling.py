@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
-from greendrop.errors import ProduceError
+from greendrop.errors import MessagePurgedError, ProduceError
 
 if TYPE_CHECKING:
     from collections import deque
@@ -133,8 +133,13 @@ class Settler:
         if not isinstance(error, ProduceError):
             error = self._verdicts.verdict(handle.topic, error, handle._partition)
             handle._error = error
-        payload = {"topic": handle.topic, "label": handle.label}
-        self._tell_error("librdkafka.dispatch_error", error, **payload)
+        facts = {"topic": handle.topic, "label": handle.label}
+        if self._settings.transactional and isinstance(error, MessagePurgedError):
+            # Of an aborted transaction: as it was meant to be.
+            identity = {"producer_id": self._settings.id}
+            self._emit("message.purged", {**identity, **facts, "error": error})
+        else:
+            self._tell_error("librdkafka.dispatch_error", error, **facts)
 
     def _tell_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
         if kind == "log":

@@ -105,6 +105,17 @@ class Verdicts:
             abortable=error.txn_requires_abort(),
         )
 
+    def fatal(self) -> BrokerError | None:
+        """Give the error that ended the client, if one has."""
+        real = self._fatal_error()
+        if real is None:
+            return None
+        code, text = real
+        name = self._name_of(code)
+        return BrokerError(
+            f"{text} ({name}, {code})", code=code, name=name, fatal=True
+        )
+
     def complaint(self, error: NativeError) -> BrokerError:
         """Turn an error of the client as a whole into ours, and remember it."""
         told = self.translate(error)

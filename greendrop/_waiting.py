@@ -376,6 +376,59 @@ def start_in(hub: Hub, function: Callable[[], object]) -> None:
     call_in_hub(hub, sys.modules["gevent"].spawn, function)
 
 
+class NativeCall:
+    """A call that blocks natively, on a native thread of its own.
+
+    Who waits for it may be cut short and come back: its result is kept.
+    """
+
+    __slots__ = ("_outcome", "_waiter")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        """Start it.
+
+        Args:
+            function: Ends by itself.
+
+        Raises:
+            RuntimeError: The system has no more threads.
+        """
+        self._outcome: list[tuple[Any, BaseException | None]] = []
+        self._waiter: Waiter | None = None
+
+        def work() -> None:
+            try:
+                self._outcome.append((function(), None))
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller
+                self._outcome.append((None, error))
+            waiter = self._waiter
+            if waiter is not None:
+                waiter.wake()
+
+        start_new_thread(work, ())
+
+    @property
+    def ended(self) -> bool:
+        """Whether its result is there."""
+        return bool(self._outcome)
+
+    def wait(self, seconds: float) -> Any:  # noqa: ANN401
+        """Give its result, or raise what it raised; one task at a time.
+
+        Raises:
+            TimeoutError: It did not end in time; it goes on by itself.
+        """
+        # Set first, then asked: the thread does it in the opposite order.
+        self._waiter = waiter = new_waiter()
+        if not self._outcome and not waiter.wait(seconds) and not self._outcome:
+            text = f"a native call did not end within {seconds:g} s"
+            raise TimeoutError(text)
+        value, error = self._outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+
 def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
     """Run a call that blocks natively, off the hub, and wait for its result.
 
@@ -391,27 +444,75 @@ def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: A
     """
     if current_hub() is None:
         return function()
-    outcome: list[Any] = []
-    waiter = None if in_hub() else new_waiter()
+    call = NativeCall(function)
+    return None if in_hub() else call.wait(seconds)
 
-    def work() -> None:
-        try:
-            outcome.append((function(), None))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller
-            outcome.append((None, error))
-        if waiter is not None:
-            waiter.wake()
 
-    start_new_thread(work, ())
-    if waiter is None:
-        return None
-    if not waiter.wait(seconds):
-        text = f"a native call did not end within {seconds:g} s"
-        raise TimeoutError(text)
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
+def waits_for(task: object, other: object) -> bool:
+    """Tell whether a task waits for another one to end, as far as that can be seen.
+
+    Between greenlets: by `join`, `get`, `joinall`, `wait`, a group's `join` and the
+    like, also by way of third ones. Between threads: by `join`. Who waits for an event
+    or a queue that the other one is to fill can't be seen.
+
+    Args:
+        task: As `current_task` gives it, and not the caller.
+        other: The caller, or one that waits in this thread.
+    """
+    if isinstance(other, int):
+        return isinstance(task, int) and _thread_joins(task, other)
+    seen = [other]
+    for each in seen:
+        for waiting in _behind(each):
+            is_main = getattr(waiting, "parent", waiting) is None
+            if waiting is task or (is_main and task == get_ident()):
+                return True
+            if not any(waiting is one for one in seen):
+                seen.append(waiting)
+    return False
+
+
+class _Spy:
+    """Equal to nothing; remembers what it was compared with."""
+
+    __slots__ = ("seen",)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __eq__(self, other: object) -> bool:
+        self.seen.append(other)
+        return False
+
+
+def _behind(source: Any) -> list[Any]:  # noqa: ANN401
+    """Give the greenlets, and groups, that wait for something of gevent's."""
+    unlink = getattr(source, "unlink", None)
+    if unlink is None:
+        return []
+    # Where gevent is compiled nobody can look at the links; but they are compared.
+    spy = _Spy()
+    unlink(spy)
+    behind = []
+    for link in spy.seen:
+        # The `switch` of a greenlet, or of a `Waiter` that has one; or a group's.
+        owner = getattr(link, "__self__", None)
+        owner = getattr(owner, "greenlet", None) or owner
+        behind.append(getattr(owner, "_empty_event", owner))
+    return behind
+
+
+def _thread_joins(thread: int, other: int) -> bool:
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - the only way to know
+    while frame is not None:
+        if frame.f_code.co_name == "join":
+            joined = frame.f_locals.get("self")
+            if getattr(joined, "ident", None) == other:
+                return True
+        frame = frame.f_back
+    return False
 
 
 class Signal:

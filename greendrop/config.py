@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from greendrop import _placeholders
 from greendrop.errors import ConfigurationInvalidError
 
 _T = TypeVar("_T")
@@ -157,6 +158,7 @@ class Settings:
         linger_is_users: The user set `linger.ms` above 0 and gets exactly that.
         queue_limit: Messages that fit into librdkafka's queue.
         transactional: There is a `transactional.id`.
+        slot: Number of the pool's slot that the producer was made for, if any was.
         idempotent: librdkafka writes each message once; so with transactions.
         secret_keys: Keys of `kafka` whose values must not be shown.
     """
@@ -167,6 +169,7 @@ class Settings:
     transactional: bool
     idempotent: bool
     secret_keys: frozenset[str]
+    slot: int | None
 
     id: str = _setting(
         "greendrop-...",
@@ -261,6 +264,58 @@ class Settings:
         " After that each message tells the fatal error.",
         "max_attempts_on_idempotent_fatal_error, 5",
     )
+    wait_backoff_on_transaction_command: float = _setting(
+        0.5,
+        _SECONDS,
+        "seconds",
+        "How long to wait before a begin, commit, abort or the sending of offsets is"
+        " tried again, after an error that may pass: once as long for the second try,"
+        " twice as long for the third.",
+        "wait_backoff_on_transaction_command, 500 ms",
+    )
+    max_attempts_on_transaction_command: int = _setting(
+        5,
+        _COUNT,
+        "count",
+        "How often each of these is tried in all. That a broker takes long to answer"
+        " is no failed try: that is limited by `max_wait_timeout`.",
+        "max_attempts_on_transaction_command, 5",
+    )
+    reload_on_transaction_fatal_error: bool = _setting(
+        default=True,
+        rule=_BOOLEAN,
+        unit="yes or no",
+        why="Replace the client of a transactional producer that a fatal error, a"
+        " failed abort or an unanswered commit has ended. The error is raised all the"
+        " same; the next transaction begins with a new client. See"
+        " docs/transactions.md.",
+        waterdrop="reload_on_transaction_fatal_error, true",
+    )
+    wait_backoff_on_transaction_fatal_error: float = _setting(
+        1.0,
+        _SECONDS,
+        "seconds",
+        "How long after such an error the new client is built. A transaction that is"
+        " begun earlier waits for it.",
+        "wait_backoff_on_transaction_fatal_error, 1_000 ms",
+    )
+    max_attempts_on_transaction_fatal_error: int = _setting(
+        10,
+        _COUNT,
+        "count",
+        "How many clients in a row may be replaced with nothing committed in between."
+        " After that each transaction tells the fatal error.",
+        "max_attempts_on_transaction_fatal_error, 10",
+    )
+    wait_timeout_on_transaction_abort: float = _setting(
+        0.0,
+        _SECONDS,
+        "seconds",
+        "Before a transaction is aborted, wait so long for the report of its first"
+        " message; 0 turns it off. Aborting while that message is on its way is a fatal"
+        " error with some brokers (librdkafka issue 4849).",
+        "wait_timeout_on_transaction_abort, 0 ms",
+    )
     non_reloadable_errors: tuple[str, ...] = _setting(
         ("fenced",),
         _NAMES,
@@ -278,6 +333,13 @@ class Settings:
         " Messages that are not delivered by then are dropped and told of. Process"
         " managers kill what takes longer (gunicorn after 30 s).",
     )
+
+    @property
+    def transactional_id(self) -> str | None:
+        """The `transactional.id` as it is in this process; None if there is none."""
+        if not self.transactional:
+            return None
+        return _placeholders.filled(self.kafka["transactional.id"], self.slot)
 
     def redacted(self) -> dict[str, object]:
         """Give all settings by name, secrets of `kafka` replaced by `[hidden]`."""
@@ -339,7 +401,9 @@ _ABSENT = {
 
 
 def build_settings(
-    kafka: Mapping[str, object] | None, options: Mapping[str, object]
+    kafka: Mapping[str, object] | None,
+    options: Mapping[str, object],
+    slot: int | None = None,
 ) -> Settings:
     """Check all settings, merge the defaults and give the result.
 
@@ -347,6 +411,8 @@ def build_settings(
         kafka: librdkafka's keys; values may be text, numbers or booleans. Any mapping;
             it is copied, never changed.
         options: greendrop's own settings by name.
+        slot: Number of the pool's slot that the producer is for; None means the one
+            that a pool is just filling, if one is.
 
     Raises:
         ConfigurationInvalidError: Names every bad key at once, kafka's as `kafka.KEY`.
@@ -354,9 +420,13 @@ def build_settings(
     errors: dict[str, str] = {}
     own = own_settings(options, errors)
     users = _whole_configuration(kafka, errors)
+    slot = _placeholders.current_slot.get() if slot is None else slot
+    transactional_id = users.get("transactional.id", "")
+    if wrong := _placeholders.complaint(transactional_id, slot):
+        errors["kafka.transactional.id"] = wrong
     if errors:
         raise ConfigurationInvalidError(errors)
-    transactional = bool(users.get("transactional.id"))
+    transactional = bool(transactional_id)
     merged = _with_defaults(users, transactional=transactional)
     own.setdefault("id", f"greendrop-{uuid.uuid4().hex[:12]}")
     return Settings(
@@ -366,6 +436,7 @@ def build_settings(
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
         secret_keys=frozenset(key for key in merged if _is_secret(key)),
+        slot=slot,
         **own,
     )
 

@@ -16,6 +16,11 @@
     ├── PoolTimeoutError                no producer of a pool became free in time
     ├── PoolClosedError                 the pool was closed
     ├── PoolNotConfiguredError          there is no default pool
+    ├── AbortTransaction                raised by the program, to roll back silently
+    ├── ProducerNotTransactionalError   a transaction without a transactional.id
+    ├── TransactionRequiredError        consumed messages marked outside of one
+    ├── TransactionalOffsetInvalidError what was to be marked is no consumed message
+    ├── ProducerTransactionalCloseAttemptError  closed in its own transaction
     ├── BrokerError                     what librdkafka or a broker said, as a cause
     └── ProduceError                    a message was not sent, or not delivered
         ├── QueueFullError              not queued; try again
@@ -23,6 +28,10 @@
         │   └── MessagePurgedError      final: dropped before it was acknowledged
         ├── DeliveryTimeoutError        not known yet; may still be delivered
         ├── ReportLostError             never to be known; may have been delivered
+        ├── TransactionError            a transaction was not, or maybe not, committed
+        │   ├── TransactionAbortedError final: nothing of it will be visible
+        │   │   └── TransactionBusyError  it did not begin: another one did not end
+        │   └── TransactionUnknownError a commit without an answer: may be committed
         └── ProduceManyError            a batch failed; carries what was dispatched
 
 All of them pickle, with their cause. No text holds a payload or a secret.
@@ -160,6 +169,32 @@ class PoolNotConfiguredError(GreendropError):
     """There is no default pool. Nothing was sent; call `set_default_pool` first."""
 
 
+class AbortTransaction(GreendropError):  # noqa: N818 - a word of the program, no error
+    """Raised in the block of a transaction, to roll it back and leave the block.
+
+    It ends there: the block is left as if nothing had been raised.
+    """
+
+
+class ProducerNotTransactionalError(GreendropError):
+    """A transaction on a producer without a `transactional.id`. Nothing was begun."""
+
+
+class TransactionRequiredError(GreendropError):
+    """A message was marked as consumed outside of a transaction. Nothing was sent."""
+
+
+class TransactionalOffsetInvalidError(_FieldsError):
+    """What was to be marked as consumed can't be. Nothing was sent.
+
+    The transaction goes on; `errors` names each bad argument.
+    """
+
+
+class ProducerTransactionalCloseAttemptError(GreendropError):
+    """The producer was to be closed inside its own transaction. It stays open."""
+
+
 class BrokerError(GreendropError):
     """What librdkafka or a broker said. Found as the cause of other errors.
 
@@ -272,21 +307,60 @@ class ReportLostError(ProduceError):
     """
 
 
+class TransactionError(ProduceError):
+    """A transaction, with all of its messages, was not committed; or maybe it was.
+
+    The subclass says which. The cause is what librdkafka or a broker said.
+    """
+
+
+class TransactionAbortedError(TransactionError):
+    """Nothing of the transaction is visible to `read_committed` consumers, for good.
+
+    It was rolled back, or never begun. If rolling back failed, the brokers do it when
+    the next transaction begins, or after `transaction.timeout.ms`.
+    """
+
+
+class TransactionBusyError(TransactionAbortedError, TimeoutError):
+    """The transaction did not begin: that of another task did not end in time.
+
+    Raised at once when that other task is waiting for this one.
+    """
+
+
+class TransactionUnknownError(TransactionError):
+    """The commit was under way when it failed: nobody knows whether it happened.
+
+    All of the transaction is visible, or nothing. Doing the same again may do it twice.
+    """
+
+
 class ProduceManyError(ProduceError):
     """A batch failed, in part or as a whole. The cause is the first error met.
 
     Attributes:
         dispatched: The handles of the messages that were queued, in order. Each
-            tells its own verdict.
-        failed_index: Index in the batch of the message that the cause is about.
+            tells its own verdict. Empty if the batch was rolled back.
+        rolled_back: The handles of messages that were queued in a transaction of the
+            batch's own, which was rolled back: whatever they say, nothing is visible.
+        failed_index: Index in the batch of the message that the cause is about; 0 if
+            it is about all of them.
     """
 
     dispatched: tuple[Any, ...]
+    rolled_back: tuple[Any, ...]
     failed_index: int
 
     def __init__(
-        self, text: str, *, dispatched: Sequence[Any], failed_index: int
+        self,
+        text: str,
+        *,
+        dispatched: Sequence[Any],
+        failed_index: int,
+        rolled_back: Sequence[Any] = (),
     ) -> None:
         self.dispatched = tuple(dispatched)
+        self.rolled_back = tuple(rolled_back)
         self.failed_index = failed_index
         super().__init__(text)

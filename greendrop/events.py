@@ -55,7 +55,8 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
             payload=("producer_id", "error", "attempt", "kafka"),
         ),
         "producer.reloaded": EventSpec(
-            when="a new client has taken over from one that a fatal error has ended",
+            when="a new client has taken over from one that a fatal error has ended;"
+            " of a transactional producer: the next transaction will build one",
             payload=("producer_id", "attempt", "time"),
         ),
         "buffer.purged": EventSpec(
@@ -116,6 +117,33 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
                 "delivery_report",
             ),
         ),
+        "message.purged": EventSpec(
+            when="a message of a transactional producer was dropped: its transaction"
+            " was aborted, or the producer purged or closed; before its handle wakes",
+            payload=("producer_id", "topic", "label", "error"),
+        ),
+        "transaction.started": EventSpec(
+            when="a transaction has begun",
+            payload=("producer_id", "time"),
+        ),
+        "transaction.marked_as_consumed": EventSpec(
+            when="what was read of a partition up to `message` is part of the"
+            " transaction; told in the caller",
+            payload=("producer_id", "message", "offset_metadata", "time"),
+        ),
+        "transaction.committed": EventSpec(
+            when="a transaction was committed",
+            payload=("producer_id", "time"),
+        ),
+        "transaction.aborted": EventSpec(
+            when="a transaction was rolled back",
+            payload=("producer_id", "time"),
+        ),
+        "transaction.finished": EventSpec(
+            when="a transaction that had begun has ended, however that was: `outcome`"
+            ' is "committed", "aborted" or "unknown"; `time` is all of it',
+            payload=("producer_id", "outcome", "time"),
+        ),
         "statistics.emitted": EventSpec(
             when="librdkafka emitted statistics (statistics.interval.ms)",
             payload=("producer_id", "statistics"),
@@ -148,6 +176,14 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "librdkafka.idempotent_fatal_error": "a fatal error has ended the client of an"
         " idempotent producer, which is going to be replaced; also `attempt`. Or that"
         " failed: `error` says why",
+        "transaction.init": "the brokers did not let a transactional producer begin;"
+        " also `retry` (whether it is tried again) and `attempt`",
+        "transaction.begin": "a transaction could not be begun; the same",
+        "transaction.store_offset": "marking messages as consumed failed; the same",
+        "transaction.commit": "a commit failed; the same",
+        "transaction.abort": "an abort failed; the same",
+        "transaction.reload": "a new client could not be configured as listeners of"
+        " `producer.reload` wanted it",
         "producer.disconnect.error": "disconnecting an idle producer failed",
         "listener.error": "a listener raised; also `event`, the name of what it was"
         " told",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greendrop import _waiting
 from greendrop._batches import read_all, send_and_wait
@@ -36,6 +36,7 @@ from greendrop.message import (
 )
 from greendrop.middleware import Middleware
 from greendrop.scope import DeliveryScope
+from greendrop.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     # Queues a batch, given the verb's name.
     _Send = Callable[[str], list[DeliveryHandle]]
+
+_T = TypeVar("_T")
 
 # Making a NamedTuple by its own constructor costs twice as much.
 _new_message = tuple.__new__
@@ -202,7 +205,9 @@ class Producer:
         told = "message.produced_sync" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(self._lane, message, "produce_sync")
+            handle = core.dispatch(
+                self._lane, message, "produce_sync", self._max_wait_timeout
+            )
             report = handle.wait(self._max_wait_timeout)
         except ProduceError as error:
             self._tell_error("message.produce_sync", error, message=message)
@@ -262,7 +267,9 @@ class Producer:
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(self._lane, message, "produce_async")
+            handle = core.dispatch(
+                self._lane, message, "produce_async", self._max_wait_timeout
+            )
         except ProduceError as error:
             self._tell_error("message.produce_async", error, message=message)
             raise
@@ -350,13 +357,22 @@ class Producer:
             message = self.middleware.run(message, self)
         return checked(message, core.max_payload_size)
 
-    def _many_sync(self, batch: list[Message], send: _Send) -> list[DeliveryReport]:
+    def _many_sync(
+        self,
+        batch: list[Message],
+        send: _Send,
+        undo: Callable[[], object] = lambda: None,
+    ) -> list[DeliveryReport]:
+        core = self._core or self._unconfigured()
+        wait = self._max_wait_timeout
         began = _waiting.monotonic()
         try:
             reports = send_and_wait(
-                lambda: send("produce_many_sync"),
+                lambda: core.send_batch(
+                    lambda: send("produce_many_sync"), wait, undo
+                ),
                 len(batch),
-                self._max_wait_timeout,
+                wait,
             )
         except ProduceManyError as error:
             self._tell_batch_error("messages.produce_many_sync", error, batch)
@@ -365,10 +381,18 @@ class Producer:
             self._tell("messages.produced_sync", began, messages=batch)
         return reports
 
-    def _many_async(self, batch: list[Message], send: _Send) -> list[DeliveryHandle]:
+    def _many_async(
+        self,
+        batch: list[Message],
+        send: _Send,
+        undo: Callable[[], object] = lambda: None,
+    ) -> list[DeliveryHandle]:
+        core = self._core or self._unconfigured()
         began = _waiting.monotonic()
         try:
-            handles = send("produce_many_async")
+            handles = core.send_batch(
+                lambda: send("produce_many_async"), self._max_wait_timeout, undo
+            )
         except ProduceManyError as error:
             self._tell_batch_error("messages.produce_many_async", error, batch)
             raise
@@ -570,7 +594,7 @@ class Producer:
         reports: list[DeliveryReport] = []
         with Flush(core.buffer) as flush:
             if batch := flush.prepare():
-                reports = self._many_sync(batch, flush.dispatch)
+                reports = self._many_sync(batch, flush.dispatch, flush.undo)
         self._tell("buffer.flushed_sync", began, messages=batch)
         return reports
 
@@ -592,7 +616,7 @@ class Producer:
         handles: list[DeliveryHandle] = []
         with Flush(core.buffer) as flush:
             if batch := flush.prepare():
-                handles = self._many_async(batch, flush.dispatch)
+                handles = self._many_async(batch, flush.dispatch, flush.undo)
         self._tell("buffer.flushed_async", began, messages=batch)
         return handles
 
@@ -632,6 +656,55 @@ class Producer:
             timeout = core.settings.max_wait_timeout
         _waiting.check_timeout(timeout)
         return DeliveryScope(core.scopes, timeout, core.check_wait)
+
+    # --- transactions ------------------------------------------------------------
+
+    def transaction(self) -> Transaction[Self]:
+        """Make a block whose messages are all visible in the end, or none.
+
+        `with producer.transaction() as tx:` begins a transaction. It is committed at
+        the end of the block, also if that is left by `return`, `break` or `continue`;
+        any exception rolls it back and goes on. `tx.abort()`, or an `AbortTransaction`,
+        rolls it back and ends there. Inside of another block of the same greenlet or
+        thread it joins that one. See docs/transactions.md.
+
+        Raises:
+            ProducerNotTransactionalError: There is no `transactional.id`.
+            ProducerNotConfiguredError: See `setup`.
+        """
+        core = self._core or self._unconfigured()
+        return Transaction(
+            self, core.own_transactions(), self._max_wait_timeout, self._tell
+        )
+
+    def run_in_transaction(
+        self, function: Callable[[Transaction[Self]], _T]
+    ) -> _T | None:
+        """Call a function in a transaction.
+
+        Args:
+            function: Is given the transaction, as `with` gives it.
+
+        Returns:
+            What it returns, or None if it has aborted the transaction.
+
+        Raises:
+            ProducerNotTransactionalError: There is no `transactional.id`.
+            TransactionError: And all else that `Transaction` raises at its begin and
+                end; and what the function raises, after it was rolled back.
+
+        Blocking:
+            As entering and leaving a `Transaction`.
+        """
+        with self.transaction() as transaction:
+            return function(transaction)
+        return None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the calling greenlet or thread has a transaction. Never blocks."""
+        transactions = None if self._core is None else self._core.transactions
+        return transactions is not None and transactions.mine
 
     # --- looking -----------------------------------------------------------------
 

@@ -17,9 +17,9 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_waiting", "_librdkafka", "_process", "_verdicts"},
+    {"_waiting", "_librdkafka", "_process", "_verdicts", "_placeholders"},
     {"config", "message", "events"},
-    {"middleware", "_names"},
+    {"middleware", "_names", "_task_lock", "_commands"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_batches"},
     {"_buffer"},
@@ -28,8 +28,9 @@ ROOMS = (
     {"_client"},
     {"_lane", "_idle"},
     {"_recovery", "_connections"},
+    {"_transactions"},
     {"_disconnecting", "_closing"},
-    {"_core"},
+    {"_core", "transaction"},
     {"producer"},
     {"pool", "testing"},
 )

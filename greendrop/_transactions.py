@@ -1,0 +1,566 @@
+"""The transactions of one producer: one after the other, each with one end.
+
+Who may begin, what an error means for the transaction and for the client, and what is
+told. The first error is the one that is seen, and nothing is rolled back twice. Knows
+nothing of librdkafka's calls (`_native`), of how they are tried (`_commands`), nor of
+the verbs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+from greendrop import _waiting
+from greendrop._commands import Commands
+from greendrop._recovery import is_reloadable, settings_for_new
+from greendrop._task_lock import OwnerWaitsError, TaskLock, Turn
+from greendrop.errors import (
+    AbortTransaction,
+    BrokerError,
+    ConfigurationInvalidError,
+    DeliveryTimeoutError,
+    IllegalWaitError,
+    ProduceError,
+    ProducerClosedError,
+    TransactionAbortedError,
+    TransactionBusyError,
+    TransactionRequiredError,
+    TransactionUnknownError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from greendrop._client import Client
+    from greendrop._connections import Connections
+    from greendrop.config import Settings
+    from greendrop.delivery import DeliveryHandle
+    from greendrop.scope import OpenScopes
+
+_T = TypeVar("_T")
+
+#: How a transaction ended.
+Outcome = Literal["committed", "aborted", "unknown"]
+
+#: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up while
+#: its transaction is rolled back. If that takes longer the brokers have to do it.
+_GRACE = 2.0
+#: Seconds that the reports of dropped messages may take; they come at once.
+_PURGE_TIMEOUT = 5.0
+
+#: What says that a command has failed. Anything else has interrupted it.
+_FAILURES = (BrokerError, ProducerClosedError, TimeoutError)
+
+
+class Offset(NamedTuple):
+    """How far a partition was read."""
+
+    topic: str
+    partition: int
+    #: Of the next message.
+    offset: int
+    metadata: str | None
+
+
+class Current:
+    """A transaction that was begun and has not ended, or how it did.
+
+    Attributes:
+        seconds: How long each of its commands, and the wait for its reports, may take.
+        client: By which its messages go.
+        turn: Its use of the lock; None if that was there before.
+        doomed: Why it is going to be rolled back whatever comes, if it is.
+        ending: Its block was left.
+        is_over: It has ended, and that was told.
+        outcome: None until it has ended.
+    """
+
+    def __init__(
+        self, seconds: float, client: Client, turn: Turn | None, began: float
+    ) -> None:
+        self.seconds = seconds
+        self.client = client
+        self.turn = turn
+        self.began = began
+        self.task = _waiting.current_task()
+        self.first = _First()
+        self.doomed: BaseException | None = None
+        self.ending = False
+        self.is_over = False
+        self.outcome: Outcome | None = None
+
+
+class _First:
+    """Remembers the first message of a transaction; collects as a scope does."""
+
+    handle: DeliveryHandle | None = None
+
+    def add(self, handles: Iterable[DeliveryHandle]) -> None:
+        if self.handle is None:
+            self.handle = next(iter(handles), None)
+
+
+class Transactions:
+    """Begins and ends the transactions of one producer.
+
+    Args:
+        connections: What it has open.
+        scopes: Who wants to know what is sent.
+        check_wait: Raises where nobody may wait.
+        adopt: Makes changed settings the producer's, or raises
+            `ConfigurationInvalidError`.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        scopes: OpenScopes,
+        check_wait: Callable[[], None],
+        adopt: Callable[[Settings], None],
+    ) -> None:
+        self._connections = connections
+        self._scopes = scopes
+        self._check_wait = check_wait
+        self._adopt = adopt
+        self._settings = connections.settings
+        self._lock = TaskLock()
+        self._current: Current | None = None
+        # The client that the brokers have let begin.
+        self._ready: Client | None = None
+        self._commands = self._new_commands()
+        # Clients that were replaced in a row, with nothing committed since.
+        self._attempts = 0
+        self._not_before = 0.0
+
+    def _new_commands(self) -> Commands:
+        return Commands(self._settings, self._connections.tell_error)
+
+    # --- whose turn it is --------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody has a transaction, or is about to have one."""
+        return self._lock.turn is not None
+
+    @property
+    def mine(self) -> bool:
+        """Whether the caller has one, be it about to begin or to end."""
+        return self._lock.is_mine
+
+    def joined(self) -> Current | None:
+        """Give the caller's own transaction, if it has one that is open.
+
+        Raises:
+            IllegalWaitError: It is just being ended: the caller is a listener.
+        """
+        now = self._current
+        if now is None or now.task != _waiting.current_task():
+            return None
+        if now.ending:
+            text = (
+                "can't send in a listener that is told how a transaction ends: it has"
+                " not ended yet; nothing was sent"
+            )
+            raise IllegalWaitError(text)
+        return now
+
+    def exclude(self, turn: Turn, seconds: float) -> bool:
+        """Let no transaction begin until `admit`; False if one didn't end in time.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        try:
+            return self._lock.acquire(turn, seconds)
+        except OwnerWaitsError:
+            return False
+
+    def admit(self, turn: Turn) -> None:
+        """Let transactions begin again; however `exclude` went."""
+        self._lock.give_back(turn)
+
+    def reset(self) -> None:
+        """Forget the parent's transactions, in a forked child."""
+        self._lock = TaskLock()
+        self._current = self._ready = None
+        self._commands = self._new_commands()
+        self._attempts, self._not_before = 0, 0.0
+
+    # --- begin -------------------------------------------------------------------
+
+    def begin(self, seconds: float) -> Current:
+        """Wait for the caller's turn, and begin.
+
+        Args:
+            seconds: How long that may take, and later each other command.
+
+        Raises:
+            TransactionBusyError: Another task's transaction did not end in time.
+            TransactionAbortedError: The brokers or librdkafka did not let it begin.
+            ProducerClosedError, ProducerUsedInParentProcessError: See there.
+            IllegalWaitError: The caller can't wait.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the
+            thread.
+        """
+        now = self._connections
+        now.refuse_after_fork()
+        if now.over and not now.is_last_flusher:
+            raise now.closed_error()
+        try:
+            self._check_wait()
+        except IllegalWaitError as error:
+            raise IllegalWaitError(f"{error}; nothing was sent") from error
+        deadline = _waiting.monotonic() + seconds
+        turn = None if self._lock.is_mine else Turn(_waiting.current_task())
+        current = None
+        try:
+            if turn is not None:
+                self._await_turn(turn, seconds)
+            current = self._begin(seconds, turn, deadline)
+        finally:
+            if current is None and turn is not None:
+                self._lock.give_back(turn)
+        return current
+
+    def _await_turn(self, turn: Turn, seconds: float) -> None:
+        try:
+            if self._lock.acquire(turn, seconds):
+                return
+            text = f"that of another task did not end within {seconds:g} s"
+        except OwnerWaitsError:
+            text = "the task that has a transaction waits for this one to end"
+        raise TransactionBusyError(
+            f"no transaction was begun, and nothing sent: {text} (greendrop runs the"
+            " transactions of one producer one after the other)"
+        )
+
+    def _begin(self, seconds: float, turn: Turn | None, deadline: float) -> Current:
+        began = _waiting.monotonic()
+        client = self._ready_client(deadline)
+        try:
+            self._commands.begin(client.native.begin_transaction)
+        except BrokerError as error:
+            self._replace(client, error)
+            raise _not_begun(error) from error
+        current = self._current = Current(seconds, client, turn, began)
+        try:
+            if self._settings.wait_timeout_on_transaction_abort:
+                self._scopes.setdefault(current.task, []).append(current.first)
+            self._tell("transaction.started", began)
+        except BaseException as error:
+            self.end(current, error)
+            raise
+        return current
+
+    def _ready_client(self, deadline: float) -> Client:
+        """Give a client that the brokers let begin transactions."""
+        pause = min(self._not_before, deadline) - _waiting.monotonic()
+        if pause > 0:
+            _waiting.new_waiter().wait(pause)
+        client = self._connections.connect(self._connections.main)
+        if client is self._ready:
+            return client
+        self._commands = self._new_commands()
+        try:
+            self._commands.run("init", client.native.init_transactions, deadline)
+        except _FAILURES as error:
+            if isinstance(error, BrokerError) and error.fatal:
+                self._replace(client, error)
+            else:
+                self._discard(client)
+            raise _not_begun(error) from error
+        except BaseException:
+            self._drop(client)
+            raise
+        self._ready = client
+        return client
+
+    # --- in between --------------------------------------------------------------
+
+    def send_offsets(
+        self, current: Current, offsets: Sequence[Offset], group: object
+    ) -> None:
+        """Make what was read part of a transaction.
+
+        Raises:
+            TransactionRequiredError: It is not open, or not the caller's.
+            TransactionAbortedError: It failed, and so will the transaction.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        if self.joined() is not current:
+            text = "messages are marked as consumed inside of their own transaction"
+            raise TransactionRequiredError(text)
+        self._connections.refuse_after_fork()
+        native = current.client.native
+        deadline = _waiting.monotonic() + current.seconds
+        try:
+            self._commands.run(
+                "store_offset",
+                lambda seconds: native.send_offsets(offsets, group, seconds),
+                deadline,
+            )
+        except _FAILURES as error:
+            text = f"messages could not be marked as consumed: {error}"
+            failure = TransactionAbortedError(text)
+            failure.__cause__ = error
+            current.doomed = current.doomed or failure
+            raise failure from error
+
+    def alone(self, send: Callable[[], _T], seconds: float) -> _T:
+        """Send in a transaction of its own.
+
+        Raises:
+            What `send`, `begin` and `end` raise.
+        """
+        current = self.begin(seconds)
+        try:
+            result = send()
+        except BaseException as error:
+            self.end(current, error)
+            raise
+        self.end(current, None)
+        return result
+
+    # --- end ---------------------------------------------------------------------
+
+    def end(self, current: Current, error: BaseException | None) -> bool:
+        """Commit, or roll back because of an error; then it is the next one's turn.
+
+        Args:
+            current: What `begin` gave.
+            error: What the transaction's block was left by. The caller raises it
+                again.
+
+        Returns:
+            Whether that was an `AbortTransaction`, and all is done.
+
+        Raises:
+            TransactionAbortedError: It was rolled back, and not because of `error`.
+            TransactionUnknownError: The commit failed, and may have happened.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the
+            thread. When interrupted it ends at once; the outcome says how.
+        """
+        if not current.client.mark[0]:
+            self._connections.refuse_after_fork()
+            return False
+        current.ending = True
+        try:
+            why = current.doomed if error is None else error
+            if why is None:
+                self._commit(current)
+                return False
+            failure = self._abort(current, why)
+            if error is None or isinstance(error, AbortTransaction):
+                self._tell_apart(why, failure)
+            return isinstance(error, AbortTransaction)
+        finally:
+            self._conclude(current)
+
+    @staticmethod
+    def _tell_apart(why: BaseException, failure: Exception | None) -> None:
+        """Raise, unless the program wanted it so and it went well."""
+        if not isinstance(why, AbortTransaction):
+            text = f"not committed: what is part of it has failed: {why}"
+            raise TransactionAbortedError(text) from why
+        if failure is not None:
+            text = (
+                f"rolling back failed: {failure}; nothing was committed, and the brokers"
+                " roll back when the next one begins or transaction.timeout.ms is over"
+            )
+            raise TransactionAbortedError(text) from failure
+
+    def _conclude(self, current: Current) -> None:
+        if current.outcome is None:  # an exception in between two steps
+            current.outcome = "aborted"
+            self._drop(current.client)
+        mine = self._scopes.get(current.task, [])
+        if current.first in mine:
+            mine.remove(current.first)
+            if not mine:
+                del self._scopes[current.task]
+        try:
+            facts = {"outcome": current.outcome}
+            self._tell("transaction.finished", current.began, facts)
+        finally:
+            current.is_over = True
+            self._current = None
+            if current.turn is not None:
+                self._lock.give_back(current.turn)
+
+    def _commit(self, current: Current) -> None:
+        began = _waiting.monotonic()
+        deadline = began + current.seconds
+        native = current.client.native
+        try:
+            self._await_reports(current, deadline)
+        except BaseException as error:
+            self._abort(current, error)
+            raise
+        if native.closed:
+            current.outcome = "aborted"
+            raise TransactionAbortedError(
+                "not committed: the producer was closed before"
+            )
+        # From here on it may be committed, whatever happens to us.
+        current.outcome = "unknown"
+        try:
+            self._commands.run("commit", native.commit_transaction, deadline)
+        except _FAILURES as error:
+            self._fail_commit(current, error)
+        except BaseException:
+            self._drop(current.client)
+            raise
+        current.outcome = "committed"
+        self._attempts = 0
+        self._tell("transaction.committed", began)
+
+    @staticmethod
+    def _await_reports(current: Current, deadline: float) -> None:
+        client = current.client
+        if client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0)):
+            return
+        text = (
+            f"{client.outstanding} messages had no verdict within {current.seconds:g} s"
+        )
+        if reason := client.last_broker_error():
+            text += f"; last broker error: {reason}"
+        late = DeliveryTimeoutError(text)
+        raise TransactionAbortedError(f"not committed: {text}") from late
+
+    def _fail_commit(self, current: Current, error: Exception) -> None:
+        """Find out what a failed commit means, and raise that."""
+        if isinstance(error, BrokerError) and error.abortable:
+            if self._abort(current, error) is None:
+                raise TransactionAbortedError(f"not committed: {error}") from error
+            # It was too late for that: the commit may have come before.
+            current.outcome = "unknown"
+        elif isinstance(error, BrokerError):
+            self._replace(current.client, error)
+        else:
+            self._drop(current.client)
+        text = f"the commit failed, and may have happened all the same: {error}"
+        raise TransactionUnknownError(text) from error
+
+    def _abort(self, current: Current, why: BaseException) -> Exception | None:
+        """Roll back, once; give what went wrong with that.
+
+        Whatever that is, nothing was committed.
+        """
+        current.outcome = "aborted"
+        client, native = current.client, current.client.native
+        if ended := native.fatal_error:
+            self._replace(client, ended)
+            return ended
+        began = _waiting.monotonic()
+        interrupted = not isinstance(why, Exception)
+        seconds = min(current.seconds, _GRACE) if interrupted else current.seconds
+        try:
+            if not interrupted and not _is_from_broker(why):
+                self._await_first(current)
+            client.drop_gathered()
+            self._commands.run("abort", native.abort_transaction, began + seconds)
+            client.wait_settled(_PURGE_TIMEOUT)
+        except _FAILURES as error:
+            if interrupted or not isinstance(error, BrokerError):
+                self._drop(client)
+            else:
+                self._replace(client, error)
+            return error
+        except BaseException:
+            self._drop(client)
+            raise
+        self._tell("transaction.aborted", began)
+        return None
+
+    def _await_first(self, current: Current) -> None:
+        """Work around librdkafka issue 4849, if told to."""
+        seconds = self._settings.wait_timeout_on_transaction_abort
+        if seconds and current.first.handle is not None:
+            current.client.flush_gathered()
+            with contextlib.suppress(ProduceError):
+                current.first.handle.wait(seconds)
+
+    # --- another client ----------------------------------------------------------
+
+    def _replace(self, client: Client, error: BrokerError) -> None:
+        """Let the next transaction have a new client, if that may be."""
+        settings = self._settings
+        most = settings.max_attempts_on_transaction_fatal_error
+        client.purge()
+        client.wait_settled(_PURGE_TIMEOUT)
+        if (
+            self._connections.over
+            or not settings.reload_on_transaction_fatal_error
+            or not is_reloadable(settings, error)
+            or self._attempts >= most
+        ):
+            return
+        began = _waiting.monotonic()
+        self._attempts += 1
+        facts: dict[str, object] = {"error": error, "attempt": self._attempts}
+        try:
+            changed = settings_for_new(
+                settings,
+                lambda kafka: self._tell(
+                    "producer.reload", None, {**facts, "kafka": kafka}
+                ),
+            )
+            if changed is not settings:
+                self._adopt(changed)
+                self._settings = changed
+        except ConfigurationInvalidError as bad:
+            attempt = {"attempt": self._attempts}
+            self._connections.tell_error("transaction.reload", bad, attempt)
+            return
+        self._discard(client)
+        backoff = settings.wait_backoff_on_transaction_fatal_error
+        self._not_before = _waiting.monotonic() + backoff
+        self._tell("producer.reloaded", began, {"attempt": self._attempts})
+
+    def _discard(self, client: Client) -> None:
+        self._ready = None
+        client.purge_for_good()
+        if self._connections.let_go_of(client):
+            client.wait_settled(_PURGE_TIMEOUT)
+            self._part_with(client)
+
+    def _drop(self, client: Client) -> None:
+        """Do so in the background: the caller was interrupted, and is in a hurry."""
+        self._ready = None
+        client.purge_for_good()
+        if self._connections.let_go_of(client):
+            _waiting.start(lambda: self._part_with(client))
+
+    def _part_with(self, client: Client) -> None:
+        # One that does not end in time is left to its thread.
+        with contextlib.suppress(TimeoutError):
+            self._connections.part_with([client])
+
+    # --- telling -----------------------------------------------------------------
+
+    def _tell(
+        self,
+        name: str,
+        began: float | None,
+        facts: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        time = {} if began is None else {"time": _waiting.monotonic() - began}
+        own = {"producer_id": self._settings.id}
+        self._connections.monitor.emit(name, {**own, **facts, **time})
+
+
+def _not_begun(error: Exception) -> TransactionAbortedError:
+    text = f"no transaction was begun, and nothing sent: {error}"
+    return TransactionAbortedError(text)
+
+
+def _is_from_broker(error: BaseException) -> bool:
+    return isinstance(error, BrokerError) or isinstance(error.__cause__, BrokerError)
