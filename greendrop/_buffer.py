@@ -147,6 +147,8 @@ class Flush:
         self.handles: list[DeliveryHandle] = []
         self._buffer = buffer
         self._batch: list[Message] = []
+        # It was undone.
+        self._undone = False
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +161,8 @@ class Flush:
     ) -> None:
         """Put back, if there is anything left."""
         self._put_back(error)
+        if self._undone:
+            _add_text(error, len(self._batch))
 
     def prepare(self) -> list[Message]:
         """Take all messages, and have them pass middleware and checks.
@@ -191,6 +195,7 @@ class Flush:
         """Put all back: what was queued was rolled back."""
         self.handles.clear()
         self._put_back(None)
+        self._undone = True
 
     def _put_back(self, error: BaseException | None) -> None:
         queued = len(self.handles)
@@ -199,6 +204,10 @@ class Flush:
             return
         self._buffer.put_back(left)
         del self.entries[queued:]
-        if isinstance(error, GreendropError) and error.args:
-            text = f"{error.args[0]}; {len(left)} messages are back in the buffer"
-            error.args = (text, *error.args[1:])
+        _add_text(error, len(left))
+
+
+def _add_text(error: BaseException | None, count: int) -> None:
+    if isinstance(error, GreendropError) and error.args:
+        text = f"{error.args[0]}; {count} messages are back in the buffer"
+        error.args = (text, *error.args[1:])

@@ -631,7 +631,8 @@ class Client:
                 return False
             if self._settings.linger_is_users:
                 self._native.nudge()
-            self._outstanding.wait_for_none(self.waiter(), min(left, _NUDGE_EVERY))
+            waiter = self.waiter(lambda: self._outstanding.count <= 0)
+            self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
             if self._outstanding.count > 0:
                 self.look_after()
         return True
@@ -698,7 +699,9 @@ class Client:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
-            waiter = self.waiter()
+            waiter = self.waiter(
+                lambda: self._outstanding.count <= len(self._strays)
+            )
             self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
 
     def close(self) -> None:

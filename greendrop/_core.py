@@ -496,7 +496,7 @@ def _rolled_back(
             if why is not None and not isinstance(why, MessagePurgedError):
                 index, cause = at, why
                 break
-    text = f"nothing of the batch is visible, since {error}"
+    text = f"nothing of the batch is visible, since message {index} failed: {cause}"
     failure = ProduceManyError(
         text, dispatched=(), rolled_back=handles, failed_index=index
     )

@@ -108,10 +108,10 @@ def _refusal(key: str, settings: Settings) -> str | None:
         near = get_close_matches(key, _ALLOWED, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"a variant can't change this{hint}"
-    if settings.transactional:
-        return "a transactional producer has one connection, and this needs another"
     if _ALLOWED[key] == "acks" and settings.idempotent:
         return "an idempotent or transactional producer needs acks=all"
+    if settings.transactional:
+        return "a transactional producer has one connection, and this needs another"
     return None
 
 

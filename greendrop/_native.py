@@ -73,6 +73,8 @@ class Native:
             name_of=lambda code: cimpl.KafkaError(code).name(),
         )
         self.closed = False
+        #: How many messages librdkafka did not take, beside those it had no room for.
+        self.refused = 0
         # Lock order: poll_gate, gate.
         #: Held around each poll, so that closing can keep everybody out: librdkafka's
         #: close while another thread is inside is a crash.
@@ -212,7 +214,8 @@ class Native:
         return None
 
     def refusal(self, topic: str, error: Exception) -> DeliveryError:
-        """Make the error of a message that librdkafka did not take."""
+        """Make, and count, the error of a message that librdkafka did not take."""
+        self.refused += 1
         return self.verdicts.refusal(topic, self.reason(error) or error)
 
     def queue_full(self, outstanding: int) -> QueueFullError:

@@ -86,6 +86,7 @@ class Current:
         self.began = began
         self.task = _waiting.current_task()
         self.first = _First()
+        self.refused_before = client.native.refused
         self.doomed: BaseException | None = None
         self.ending = False
         self.is_over = False
@@ -426,6 +427,12 @@ class Transactions:
     def _await_reports(current: Current, deadline: float) -> None:
         client = current.client
         if client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0)):
+            if refused := client.native.refused - current.refused_before:
+                # The brokers know nothing of these, and would commit the others.
+                raise TransactionAbortedError(
+                    f"not committed: {refused} of its messages were refused; their"
+                    " handles, or what the call raised, say why"
+                )
             return
         text = (
             f"{client.outstanding} messages had no verdict within {current.seconds:g} s"

@@ -771,9 +771,11 @@ class Producer:
         """Tell id and state; never blocks or connects."""
         polling = f" polling={self.polling}" if self.polling else ""
         variants = f" topic_configs={count}" if (count := self._topic_configs) else ""
+        transactions = None if self._core is None else self._core.transactions
+        busy = " in_transaction" if transactions and transactions.busy else ""
         return (
             f"<Producer id={self.id!r} {self.status}{polling}"
-            f" queue_size={self.queue_size}{variants}>"
+            f" queue_size={self.queue_size}{variants}{busy}>"
         )
 
     @property

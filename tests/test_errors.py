@@ -19,6 +19,7 @@ from greendrop.errors import (
     MiddlewareError,
     ProduceError,
     ProduceManyError,
+    TransactionalOffsetInvalidError,
     VariantInvalidError,
 )
 
@@ -44,7 +45,13 @@ BROKER_ERROR = BrokerError(
 def example_of(kind):
     """Make an error with all it can carry, caused by a broker's."""
     if issubclass(
-        kind, (ConfigurationInvalidError, MessageInvalidError, VariantInvalidError)
+        kind,
+        (
+            ConfigurationInvalidError,
+            MessageInvalidError,
+            TransactionalOffsetInvalidError,
+            VariantInvalidError,
+        ),
     ):
         error = kind({"kafka.acks": "is wrong", "id": "must not be empty"})
     elif kind is BrokerError:
