@@ -699,9 +699,7 @@ class Client:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
-            waiter = self.waiter(
-                lambda: self._outstanding.count <= len(self._strays)
-            )
+            waiter = self.waiter(lambda: self._outstanding.count <= len(self._strays))
             self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
 
     def close(self) -> None:
@@ -720,7 +718,9 @@ class Client:
                 task.stop()
         ended = task is None or task.join(_TEARDOWN)
         try:
-            _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
+            # One that doesn't end in time is left to its thread.
+            with contextlib.suppress(TimeoutError):
+                _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
         finally:
             self._settler.settle()
             _clients.discard(self)
@@ -728,6 +728,7 @@ class Client:
     def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
         with self._gate:
             self._shut = True
+            self._produce = None  # it holds what is torn down
         self._native.tear_down(unwatched=ended)
 
     def forget_in_child(self) -> None:

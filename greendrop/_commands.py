@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from greendrop.config import Settings
 
-#: Seconds that a command stays inside librdkafka in one go; then it is called again and
-#: goes on where it was. So whoever is interrupted, or closes, waits no longer than that.
+#: Seconds that a command stays inside librdkafka in one go; then it is called again,
+#: and goes on where it was. Who is interrupted, or closes, waits no longer than that.
 _PIECE = 1.0
 #: Seconds that a native thread may take beyond that to come back.
 _LATE = 10.0
@@ -59,9 +59,7 @@ class Commands:
         """
         self._try("begin", call, _waiting.monotonic() + _LATE)
 
-    def run(
-        self, name: str, call: Callable[[float], object], deadline: float
-    ) -> None:
+    def run(self, name: str, call: Callable[[float], object], deadline: float) -> None:
         """Run a command.
 
         Args:

@@ -341,13 +341,21 @@ class Connections:
         """
         self._wait_while(lambda: bool(self._parting), seconds)
 
-    def wait_closed(self, seconds: float) -> None:
-        """Wait until whoever closes has done so, or the time is over.
+    def wait_closed(self, seconds: float, *, begun: bool = True) -> bool:
+        """Wait until whoever closes has done so; False if the time was over first.
+
+        Args:
+            seconds: How long.
+            begun: Wait for one who has begun with it, and not for one who is going to.
 
         Blocking:
             Lets other greenlets run.
         """
-        self._wait_while(lambda: self.status == "closing", seconds)
+        if begun:
+            self._wait_while(lambda: self.status == "closing", seconds)
+        else:
+            self._wait_while(lambda: self.status != "closed", seconds)
+        return self.status == "closed"
 
     def wake_end_waiters(self) -> None:
         """Have those two look again."""

@@ -431,6 +431,14 @@ class Core:
         """See `Producer.close`."""
         self._closing.close(timeout, force=force)
 
+    def wait_closed(self, seconds: float) -> bool:
+        """Wait for somebody who closes it, or is going to; False if that took longer.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        return self._connections.wait_closed(seconds, begun=False)
+
     def release(self) -> None:
         """Close in the background: the last `Producer` of this core is gone."""
         self._closing.release()

@@ -9,6 +9,7 @@ who sends (`_client`).
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,14 @@ _REPORTS_PER_POLL = 500
 #: Seconds that a call inside librdkafka may take to return when the client closes.
 #: Requests for metadata take 2 s at most.
 _LONGEST_CALL = 3.0
+#: Seconds that ending an open transaction may take when the client closes.
+_LAST_ABORT = 1.0
+
+# From version 2.16 on its `close` aborts an open transaction, and warns if it can't: of
+# a client that is closed because of a fatal error it never can.
+warnings.filterwarnings(
+    "ignore", r"Producer \w+ failed during close", RuntimeWarning, __name__
+)
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
 
@@ -73,6 +82,8 @@ class Native:
             name_of=lambda code: cimpl.KafkaError(code).name(),
         )
         self.closed = False
+        # There is a transaction that has not ended.
+        self._open = False
         #: How many messages librdkafka did not take, beside those it had no room for.
         self.refused = 0
         # Lock order: poll_gate, gate.
@@ -90,7 +101,7 @@ class Native:
         #: Set when anything has come in.
         self.signal = _waiting.Signal()
         try:
-            self.producer = self._build(statistics=statistics)
+            self.producer: Any = self._build(statistics=statistics)
         except BaseException:
             self.signal.close()
             raise
@@ -292,6 +303,7 @@ class Native:
             Holds the hub for 0.1 ms.
         """
         self._command(self.producer.begin_transaction)
+        self._open = True
 
     def send_offsets(
         self, offsets: Iterable[tuple[Any, ...]], group: object, seconds: float
@@ -325,6 +337,7 @@ class Native:
             As `init_transactions`.
         """
         self._command(lambda: self.producer.commit_transaction(seconds))
+        self._open = False
 
     def abort_transaction(self, seconds: float) -> None:
         """Drop all messages, and roll back.
@@ -333,6 +346,7 @@ class Native:
             As `init_transactions`.
         """
         self._command(lambda: self.producer.abort_transaction(seconds))
+        self._open = False
 
     def _command(self, call: Callable[[], object]) -> None:
         with self._long_call():
@@ -392,8 +406,8 @@ class Native:
             unwatched: Nobody watches the descriptor any more.
 
         Blocking:
-            Blocks the thread for a millisecond or two, and for 3 s more if a long call
-            is inside.
+            Blocks the thread for a millisecond or two, for 3 s more if a long call is
+            inside, and for 1 s more if a transaction is open.
         """
         with self.poll_gate, self.gate:
             if self.closed:
@@ -402,13 +416,20 @@ class Native:
         if self._queue is not None:
             self._queue.release()
         try:
-            if self._calls_end(_LONGEST_CALL):
-                self.producer.close()
-            else:
+            if not self._calls_end(_LONGEST_CALL):
                 _never_closed.append(self.producer)
+            elif self._open and not self._ends_transaction():
+                # Closing would wait for that without a limit. Its destructor doesn't:
+                # the brokers end the transaction when its time is over.
+                self.producer = None
+            else:
+                self.producer.close()
         except cimpl.KafkaException as error:
             # A fatal error that nobody had polled yet; closed it is all the same.
             self.notices.append(("error", error.args[0]))
+        except SystemError:
+            # That warning, in a program that makes errors of them. The same.
+            return
         finally:
             # Last: what comes in while the producer closes still signals. If the
             # task has not ended, its hub is blocked and still watches the descriptor:
@@ -416,9 +437,16 @@ class Native:
             if unwatched:
                 self.signal.close()
 
+    def _ends_transaction(self) -> bool:
+        try:
+            self.producer.abort_transaction(_LAST_ABORT)
+        except cimpl.KafkaException:
+            return False
+        return True
+
     def forget_in_child(self) -> None:
         """Let go of the parent's producer in a forked child; call nothing native."""
-        if self.producer not in _inherited:
+        if self.producer is not None and self.producer not in _inherited:
             _inherited.append(self.producer)
             if not self.closed:
                 self.signal.renew()

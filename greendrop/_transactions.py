@@ -1,9 +1,9 @@
 """The transactions of one producer: one after the other, each with one end.
 
-Who may begin, what an error means for the transaction and for the client, and what is
-told. The first error is the one that is seen, and nothing is rolled back twice. Knows
-nothing of librdkafka's calls (`_native`), of how they are tried (`_commands`), nor of
-the verbs.
+Who may begin, what an error means for the transaction, and what is told. The first
+error is the one that is seen, and nothing is rolled back twice. Knows nothing of
+librdkafka's calls (`_native`), of how they are tried (`_commands`), of what becomes of
+a client (`_transactional_clients`), nor of the verbs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from greendrop import _waiting
-from greendrop._commands import Commands
-from greendrop._recovery import is_reloadable, settings_for_new
 from greendrop._task_lock import OwnerWaitsError, TaskLock, Turn
+from greendrop._transactional_clients import (
+    FAILURES,
+    PURGE_TIMEOUT,
+    TransactionalClients,
+    not_begun,
+)
 from greendrop.errors import (
     AbortTransaction,
     BrokerError,
-    ConfigurationInvalidError,
     DeliveryTimeoutError,
     IllegalWaitError,
     ProduceError,
-    ProducerClosedError,
     TransactionAbortedError,
     TransactionBusyError,
     TransactionRequiredError,
@@ -44,14 +46,9 @@ _T = TypeVar("_T")
 #: How a transaction ended.
 Outcome = Literal["committed", "aborted", "unknown"]
 
-#: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up while
-#: its transaction is rolled back. If that takes longer the brokers have to do it.
+#: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up
+#: while its transaction is rolled back. If that takes longer the brokers have to do it.
 _GRACE = 2.0
-#: Seconds that the reports of dropped messages may take; they come at once.
-_PURGE_TIMEOUT = 5.0
-
-#: What says that a command has failed. Anything else has interrupted it.
-_FAILURES = (BrokerError, ProducerClosedError, TimeoutError)
 
 
 class Offset(NamedTuple):
@@ -124,19 +121,9 @@ class Transactions:
         self._connections = connections
         self._scopes = scopes
         self._check_wait = check_wait
-        self._adopt = adopt
-        self._settings = connections.settings
         self._lock = TaskLock()
         self._current: Current | None = None
-        # The client that the brokers have let begin.
-        self._ready: Client | None = None
-        self._commands = self._new_commands()
-        # Clients that were replaced in a row, with nothing committed since.
-        self._attempts = 0
-        self._not_before = 0.0
-
-    def _new_commands(self) -> Commands:
-        return Commands(self._settings, self._connections.tell_error)
+        self._clients = TransactionalClients(connections, adopt)
 
     # --- whose turn it is --------------------------------------------------------
 
@@ -185,9 +172,8 @@ class Transactions:
     def reset(self) -> None:
         """Forget the parent's transactions, in a forked child."""
         self._lock = TaskLock()
-        self._current = self._ready = None
-        self._commands = self._new_commands()
-        self._attempts, self._not_before = 0, 0.0
+        self._current = None
+        self._clients = self._clients.anew()
 
     # --- begin -------------------------------------------------------------------
 
@@ -241,44 +227,24 @@ class Transactions:
 
     def _begin(self, seconds: float, turn: Turn | None, deadline: float) -> Current:
         began = _waiting.monotonic()
-        client = self._ready_client(deadline)
+        client = self._clients.ready(deadline)
+        native = client.native
         try:
-            self._commands.begin(client.native.begin_transaction)
+            if native.fatal_error is not None:
+                raise native.fatal_error
+            self._clients.commands.begin(native.begin_transaction)
         except BrokerError as error:
-            self._replace(client, error)
-            raise _not_begun(error) from error
+            self._clients.replace(client, error)
+            raise not_begun(error) from error
         current = self._current = Current(seconds, client, turn, began)
         try:
-            if self._settings.wait_timeout_on_transaction_abort:
+            if self._connections.settings.wait_timeout_on_transaction_abort:
                 self._scopes.setdefault(current.task, []).append(current.first)
             self._tell("transaction.started", began)
         except BaseException as error:
             self.end(current, error)
             raise
         return current
-
-    def _ready_client(self, deadline: float) -> Client:
-        """Give a client that the brokers let begin transactions."""
-        pause = min(self._not_before, deadline) - _waiting.monotonic()
-        if pause > 0:
-            _waiting.new_waiter().wait(pause)
-        client = self._connections.connect(self._connections.main)
-        if client is self._ready:
-            return client
-        self._commands = self._new_commands()
-        try:
-            self._commands.run("init", client.native.init_transactions, deadline)
-        except _FAILURES as error:
-            if isinstance(error, BrokerError) and error.fatal:
-                self._replace(client, error)
-            else:
-                self._discard(client)
-            raise _not_begun(error) from error
-        except BaseException:
-            self._drop(client)
-            raise
-        self._ready = client
-        return client
 
     # --- in between --------------------------------------------------------------
 
@@ -301,12 +267,12 @@ class Transactions:
         native = current.client.native
         deadline = _waiting.monotonic() + current.seconds
         try:
-            self._commands.run(
+            self._clients.commands.run(
                 "store_offset",
                 lambda seconds: native.send_offsets(offsets, group, seconds),
                 deadline,
             )
-        except _FAILURES as error:
+        except FAILURES as error:
             text = f"messages could not be marked as consumed: {error}"
             failure = TransactionAbortedError(text)
             failure.__cause__ = error
@@ -373,7 +339,7 @@ class Transactions:
             raise TransactionAbortedError(text) from why
         if failure is not None:
             text = (
-                f"rolling back failed: {failure}; nothing was committed, and the brokers"
+                f"rolling back failed: {failure}; nothing was committed, and brokers"
                 " roll back when the next one begins or transaction.timeout.ms is over"
             )
             raise TransactionAbortedError(text) from failure
@@ -381,12 +347,8 @@ class Transactions:
     def _conclude(self, current: Current) -> None:
         if current.outcome is None:  # an exception in between two steps
             current.outcome = "aborted"
-            self._drop(current.client)
-        mine = self._scopes.get(current.task, [])
-        if current.first in mine:
-            mine.remove(current.first)
-            if not mine:
-                del self._scopes[current.task]
+            self._clients.drop(current.client)
+        self._forget_first(current)
         try:
             facts = {"outcome": current.outcome}
             self._tell("transaction.finished", current.began, facts)
@@ -395,6 +357,13 @@ class Transactions:
             self._current = None
             if current.turn is not None:
                 self._lock.give_back(current.turn)
+
+    def _forget_first(self, current: Current) -> None:
+        mine = self._scopes.get(current.task, [])
+        if current.first in mine:
+            mine.remove(current.first)
+            if not mine:
+                del self._scopes[current.task]
 
     def _commit(self, current: Current) -> None:
         began = _waiting.monotonic()
@@ -413,14 +382,14 @@ class Transactions:
         # From here on it may be committed, whatever happens to us.
         current.outcome = "unknown"
         try:
-            self._commands.run("commit", native.commit_transaction, deadline)
-        except _FAILURES as error:
+            self._clients.commands.run("commit", native.commit_transaction, deadline)
+        except FAILURES as error:
             self._fail_commit(current, error)
         except BaseException:
-            self._drop(current.client)
+            self._clients.drop(current.client)
             raise
         current.outcome = "committed"
-        self._attempts = 0
+        self._clients.succeed()
         self._tell("transaction.committed", began)
 
     @staticmethod
@@ -450,9 +419,9 @@ class Transactions:
             # It was too late for that: the commit may have come before.
             current.outcome = "unknown"
         elif isinstance(error, BrokerError):
-            self._replace(current.client, error)
+            self._clients.replace(current.client, error)
         else:
-            self._drop(current.client)
+            self._clients.drop(current.client)
         text = f"the commit failed, and may have happened all the same: {error}"
         raise TransactionUnknownError(text) from error
 
@@ -464,7 +433,7 @@ class Transactions:
         current.outcome = "aborted"
         client, native = current.client, current.client.native
         if ended := native.fatal_error:
-            self._replace(client, ended)
+            self._clients.replace(client, ended)
             return ended
         began = _waiting.monotonic()
         interrupted = not isinstance(why, Exception)
@@ -473,83 +442,29 @@ class Transactions:
             if not interrupted and not _is_from_broker(why):
                 self._await_first(current)
             client.drop_gathered()
-            self._commands.run("abort", native.abort_transaction, began + seconds)
-            client.wait_settled(_PURGE_TIMEOUT)
-        except _FAILURES as error:
+            self._clients.commands.run(
+                "abort", native.abort_transaction, began + seconds
+            )
+            client.wait_settled(PURGE_TIMEOUT)
+        except FAILURES as error:
             if interrupted or not isinstance(error, BrokerError):
-                self._drop(client)
+                self._clients.drop(client)
             else:
-                self._replace(client, error)
+                self._clients.replace(client, error)
             return error
         except BaseException:
-            self._drop(client)
+            self._clients.drop(client)
             raise
         self._tell("transaction.aborted", began)
         return None
 
     def _await_first(self, current: Current) -> None:
         """Work around librdkafka issue 4849, if told to."""
-        seconds = self._settings.wait_timeout_on_transaction_abort
+        seconds = self._connections.settings.wait_timeout_on_transaction_abort
         if seconds and current.first.handle is not None:
             current.client.flush_gathered()
             with contextlib.suppress(ProduceError):
                 current.first.handle.wait(seconds)
-
-    # --- another client ----------------------------------------------------------
-
-    def _replace(self, client: Client, error: BrokerError) -> None:
-        """Let the next transaction have a new client, if that may be."""
-        settings = self._settings
-        most = settings.max_attempts_on_transaction_fatal_error
-        client.purge()
-        client.wait_settled(_PURGE_TIMEOUT)
-        if (
-            self._connections.over
-            or not settings.reload_on_transaction_fatal_error
-            or not is_reloadable(settings, error)
-            or self._attempts >= most
-        ):
-            return
-        began = _waiting.monotonic()
-        self._attempts += 1
-        facts: dict[str, object] = {"error": error, "attempt": self._attempts}
-        try:
-            changed = settings_for_new(
-                settings,
-                lambda kafka: self._tell(
-                    "producer.reload", None, {**facts, "kafka": kafka}
-                ),
-            )
-            if changed is not settings:
-                self._adopt(changed)
-                self._settings = changed
-        except ConfigurationInvalidError as bad:
-            attempt = {"attempt": self._attempts}
-            self._connections.tell_error("transaction.reload", bad, attempt)
-            return
-        self._discard(client)
-        backoff = settings.wait_backoff_on_transaction_fatal_error
-        self._not_before = _waiting.monotonic() + backoff
-        self._tell("producer.reloaded", began, {"attempt": self._attempts})
-
-    def _discard(self, client: Client) -> None:
-        self._ready = None
-        client.purge_for_good()
-        if self._connections.let_go_of(client):
-            client.wait_settled(_PURGE_TIMEOUT)
-            self._part_with(client)
-
-    def _drop(self, client: Client) -> None:
-        """Do so in the background: the caller was interrupted, and is in a hurry."""
-        self._ready = None
-        client.purge_for_good()
-        if self._connections.let_go_of(client):
-            _waiting.start(lambda: self._part_with(client))
-
-    def _part_with(self, client: Client) -> None:
-        # One that does not end in time is left to its thread.
-        with contextlib.suppress(TimeoutError):
-            self._connections.part_with([client])
 
     # --- telling -----------------------------------------------------------------
 
@@ -560,13 +475,8 @@ class Transactions:
         facts: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         time = {} if began is None else {"time": _waiting.monotonic() - began}
-        own = {"producer_id": self._settings.id}
+        own = {"producer_id": self._connections.settings.id}
         self._connections.monitor.emit(name, {**own, **facts, **time})
-
-
-def _not_begun(error: Exception) -> TransactionAbortedError:
-    text = f"no transaction was begun, and nothing sent: {error}"
-    return TransactionAbortedError(text)
 
 
 def _is_from_broker(error: BaseException) -> bool:

@@ -112,9 +112,7 @@ class Verdicts:
             return None
         code, text = real
         name = self._name_of(code)
-        return BrokerError(
-            f"{text} ({name}, {code})", code=code, name=name, fatal=True
-        )
+        return BrokerError(f"{text} ({name}, {code})", code=code, name=name, fatal=True)
 
     def complaint(self, error: NativeError) -> BrokerError:
         """Turn an error of the client as a whole into ours, and remember it."""

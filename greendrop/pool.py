@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greendrop import _waiting
+from greendrop._placeholders import current_slot
 from greendrop.errors import (
     MessagesAbandonedError,
     PoolClosedError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from greendrop.transaction import Transaction
 
     Factory: TypeAlias = Callable[[int], Producer] | Callable[[], Producer]
 
@@ -129,6 +132,30 @@ class ProducerPool:
             if not checkout.depth:
                 self._check_in(checkout)
 
+    @contextmanager
+    def transaction(
+        self, timeout: float | None = None
+    ) -> Iterator[Transaction[Producer]]:
+        """Have a producer, and a transaction of it, for the length of a `with` block.
+
+        What the producers of a pool have at the same time are different transactions,
+        so each needs a `transactional.id` of its own: put `{slot}` into it. Send with
+        `tx.producer`.
+
+        Args:
+            timeout: As for `producer`.
+
+        Raises:
+            TransactionError: And all else that `producer` raises, or entering and
+                leaving a `Transaction`.
+            ProducerNotTransactionalError: Its producers have no `transactional.id`.
+
+        Blocking:
+            As `producer`, and then as a `Transaction`.
+        """
+        with self.producer(timeout) as producer, producer.transaction() as transaction:
+            yield transaction
+
     def _use(self) -> None:
         if self._pid is None:
             self._pid = os.getpid()
@@ -141,9 +168,11 @@ class ProducerPool:
             raise ProducerUsedInParentProcessError(text)
 
     def _check_out(self, checkout: _Checkout, timeout: float) -> Producer:
+        deadline = _waiting.monotonic() + timeout
         slot = self._take_slot(checkout, timeout)
         producer = slot.producer
         if producer is None or producer.status in ("closing", "closed"):
+            slot.await_end(max(deadline - _waiting.monotonic(), 0.0))
             producer = self._fill(slot)
         checkout.producer = producer
         self._checkouts[checkout.task] = checkout
@@ -186,7 +215,11 @@ class ProducerPool:
     def _fill(self, slot: _Slot) -> Producer:
         # Taken before the factory is called: a reload meanwhile is about this one, too.
         slot.generation = self._generation
-        producer: object = self._make(slot.number)
+        token = current_slot.set(slot.number)
+        try:
+            producer: object = self._make(slot.number)
+        finally:
+            current_slot.reset(token)
         if not isinstance(producer, Producer):
             kind = type(producer).__name__
             raise TypeError(f"factory needs to make a Producer, not {kind}")
@@ -207,7 +240,7 @@ class ProducerPool:
                     self._queue.remove(checkout)
                 return
             if self._closed or slot.generation != self._generation:
-                unwanted, slot.producer = slot.producer, None
+                unwanted = slot.take()
             ending = self._ending
             self._idle.append(slot)
             self._hand_out()
@@ -266,7 +299,7 @@ class ProducerPool:
             for slot in self._idle:
                 if slot.producer is not None:
                     old.append(slot.producer)
-                    slot.producer = None
+                    slot.take()
         _close_all(old, timeout, force=False)
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
@@ -319,6 +352,7 @@ class ProducerPool:
         for slot in self._slots:
             if slot.producer is not None:
                 slot.producer.reset()
+            slot.parting = None
             if slot.generation != self._generation:
                 slot.producer = None
         self._start_over()
@@ -344,13 +378,34 @@ class ProducerPool:
 class _Slot:
     """A place for a producer."""
 
-    __slots__ = ("generation", "number", "producer")
+    __slots__ = ("generation", "number", "parting", "producer")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.producer: Producer | None = None
+        #: The one before, which is closed, or about to be.
+        self.parting: Producer | None = None
         #: The pool's when the producer was made: which reloads it has not seen.
         self.generation = 0
+
+    def take(self) -> Producer | None:
+        """Take the producer out, to be closed."""
+        self.parting, self.producer = self.producer, None
+        return self.parting
+
+    def await_end(self, seconds: float) -> None:
+        """Wait for the end of a transactional one before: the next has its name.
+
+        Raises:
+            PoolTimeoutError: It did not end in time.
+        """
+        before = self.parting or self.producer
+        core = None if before is None else before._core  # noqa: SLF001
+        if core is None or not core.settings.transactional:
+            return
+        if not core.wait_closed(seconds):
+            text = f"the transactional producer before did not end in {seconds:g} s"
+            raise PoolTimeoutError(text)
 
 
 class _Checkout:

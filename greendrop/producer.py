@@ -368,9 +368,7 @@ class Producer:
         began = _waiting.monotonic()
         try:
             reports = send_and_wait(
-                lambda: core.send_batch(
-                    lambda: send("produce_many_sync"), wait, undo
-                ),
+                lambda: core.send_batch(lambda: send("produce_many_sync"), wait, undo),
                 len(batch),
                 wait,
             )

@@ -7,7 +7,7 @@ inherit its context, but what they send is their own affair.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from greendrop import _waiting
 from greendrop.errors import (
@@ -150,8 +150,17 @@ class DeliveryScope:
         return f"<DeliveryScope {len(self._handles)} messages>"
 
 
-#: The scopes that are open in each greenlet or thread, by its `current_task`.
-OpenScopes: TypeAlias = dict[object, list[DeliveryScope]]
+class Collector(Protocol):
+    """Who wants to know of what one greenlet or thread sends."""
+
+    def add(self, handles: Iterable[DeliveryHandle]) -> None:
+        """Take note of messages that were queued."""
+        ...
+
+
+#: The scopes, and the like, that are open in each greenlet or thread, by its
+#: `current_task`.
+OpenScopes: TypeAlias = dict[object, list[Collector]]
 
 
 def collect(open_scopes: OpenScopes, handles: Iterable[DeliveryHandle]) -> None:

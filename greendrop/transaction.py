@@ -230,10 +230,8 @@ class Transaction(Generic[_P]):
         return current
 
     def __repr__(self) -> str:
-        if self._current is None:
-            state = "not begun"
-        else:
-            state = self.outcome or "open"
+        begun = self._current is not None
+        state = self.outcome or ("open" if begun else "not begun")
         return f"<Transaction {state}>"
 
 

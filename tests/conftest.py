@@ -80,6 +80,35 @@ def make_producer(mock_cluster) -> Iterator[Callable[..., Producer]]:
 
 
 @pytest.fixture
+def transactional(make_producer) -> Callable[..., Producer]:
+    """Make transactional producers that try again, and replace clients, at once."""
+    made: list[Producer] = []
+
+    def make(kafka: dict[str, Any] | None = None, **settings: Any) -> Producer:
+        options = {
+            "wait_backoff_on_transaction_command": 0.01,
+            "wait_backoff_on_transaction_fatal_error": 0.0,
+        }
+        name = {"transactional.id": f"tx-{len(made)}", "retry.backoff.ms": 10}
+        made.append(make_producer(name | (kafka or {}), **options | settings))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def connected(transactional) -> Callable[..., Producer]:
+    """Make transactional producers that have committed something."""
+
+    def make(*arguments: Any, **settings: Any) -> Producer:
+        producer: Producer = transactional(*arguments, **settings)
+        producer.produce_sync(topic="t", payload=b"x")
+        return producer
+
+    return make
+
+
+@pytest.fixture
 def stored(mock_cluster) -> Callable[[str], int]:
     """Count the messages that a topic of the mock cluster has; it isn't slow then."""
 

@@ -28,6 +28,7 @@ ROOMS = (
     {"_client"},
     {"_lane", "_idle"},
     {"_recovery", "_connections"},
+    {"_transactional_clients"},
     {"_transactions"},
     {"_disconnecting", "_closing"},
     {"_core", "transaction"},
