@@ -86,7 +86,7 @@ def test_interrupt_is_not_held_up_for_long(hub, connected, mock_cluster):
     mock_cluster.delay_requests("EndTxn", 5.0)
     began = time.monotonic()
 
-    with pytest.raises(gevent.Timeout), producer.transaction() as tx:  # noqa: PT012
+    with pytest.raises(gevent.Timeout), producer.transaction() as tx:
         producer.produce_sync(topic="t", payload=b"x", partition=0)
         began = time.monotonic()
         raise gevent.Timeout
@@ -106,7 +106,7 @@ def test_ctrl_c(make_producer, connected, mock_cluster, where):
     began = time.monotonic()
     alarm.start()
 
-    with pytest.raises(KeyboardInterrupt), producer.transaction() as tx:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), producer.transaction() as tx:
         producer.produce_sync(topic="t", payload=b"x")
         if where == "body":
             time.sleep(5)

@@ -268,7 +268,7 @@ def test_fatal_error_of_an_abort(world, connected, mock_cluster):
     reloads = events_of(producer, "producer.reloaded")
     mock_cluster.fail_requests("EndTxn", "INVALID_TXN_STATE")
 
-    with pytest.raises(ValueError), producer.transaction() as tx:  # noqa: PT011, PT012
+    with pytest.raises(ValueError), producer.transaction() as tx:  # noqa: PT011
         producer.produce_sync(topic="t", payload=b"x")
         raise ValueError
 

@@ -199,6 +199,7 @@ def test_refused_offsets_fail_the_transaction(world, connected, consumer):
 
 def test_offsets_are_tried_again(world, connected, consumer, mock_cluster):
     """What passes by itself, passes."""
+    mock_cluster.create_topic("in", 1)
     producer = connected()
     mock_cluster.fail_requests("AddOffsetsToTxn", "COORDINATOR_LOAD_IN_PROGRESS", 2)
 
@@ -213,6 +214,7 @@ def test_offsets_that_take_long_go_on_in_pieces(
     world, connected, consumer, mock_cluster
 ):
     """A broker that takes its time is waited for."""
+    mock_cluster.create_topic("in", 1)
     producer = connected()
     mock_cluster.delay_requests("AddOffsetsToTxn", 1.5)
 
