@@ -282,7 +282,7 @@ def test_aborting_after_the_first_message_is_safe(make, topic):
 def test_coordinator_is_killed_during_commits(kafka_three, make, topic, read_topic):
     """Whichever node ends: each transaction is there as a whole, or not at all."""
     servers = kafka_three.bootstrap_servers
-    off_hub(kafka_three.create_topic, topic, 3)
+    off_hub(lambda: kafka_three.create_topic(topic, partitions=3))
     producers = [make(servers, name=f"{topic}-{number}") for number in range(4)]
     told = {"committed": [], "aborted": [], "unknown": []}
     stop = []
