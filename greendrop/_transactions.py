@@ -49,6 +49,9 @@ Outcome = Literal["committed", "aborted", "unknown"]
 #: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up
 #: while its transaction is rolled back. If that takes longer the brokers have to do it.
 _GRACE = 2.0
+#: Seconds between nudges of librdkafka while one message is waited for and the user's
+#: `linger.ms` holds it back.
+_NUDGE_EVERY = 0.05
 
 
 class Offset(NamedTuple):
@@ -459,12 +462,20 @@ class Transactions:
         return None
 
     def _await_first(self, current: Current) -> None:
-        """Work around librdkafka issue 4849, if told to."""
-        seconds = self._connections.settings.wait_timeout_on_transaction_abort
-        if seconds and current.first.handle is not None:
-            current.client.flush_gathered()
+        """Work around librdkafka issue 4849; see docs/decisions/0008."""
+        settings = self._connections.settings
+        seconds = settings.wait_timeout_on_transaction_abort
+        first, client = current.first.handle, current.client
+        if not seconds or first is None or first.done:
+            return
+        client.flush_gathered()
+        deadline = _waiting.monotonic() + min(seconds, current.seconds)
+        while not first.done and (left := deadline - _waiting.monotonic()) > 0:
+            if settings.linger_is_users:
+                client.native.nudge()
+                left = min(left, _NUDGE_EVERY)
             with contextlib.suppress(ProduceError):
-                current.first.handle.wait(seconds)
+                first.wait(left)
 
     # --- telling -----------------------------------------------------------------
 

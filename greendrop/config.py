@@ -308,13 +308,14 @@ class Settings:
         "max_attempts_on_transaction_fatal_error, 10",
     )
     wait_timeout_on_transaction_abort: float = _setting(
-        0.0,
+        5.0,
         _SECONDS,
         "seconds",
-        "Before a transaction is aborted, wait so long for the report of its first"
-        " message; 0 turns it off. Aborting while that message is on its way is a fatal"
-        " error with some brokers (librdkafka issue 4849).",
-        "wait_timeout_on_transaction_abort, 0 ms",
+        "Before a transaction is rolled back, wait so long for the report of its first"
+        " message; 0 turns it off. Mostly a round trip. Rolling back while that message"
+        " is on its way is now and then a fatal error (librdkafka issue 4849), and"
+        " costs a new client.",
+        "wait_timeout_on_transaction_abort, 0 ms (off)",
     )
     non_reloadable_errors: tuple[str, ...] = _setting(
         ("fenced",),

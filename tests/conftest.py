@@ -88,6 +88,8 @@ def transactional(make_producer) -> Callable[..., Producer]:
         options = {
             "wait_backoff_on_transaction_command": 0.01,
             "wait_backoff_on_transaction_fatal_error": 0.0,
+            # The mock cluster does not need it.
+            "wait_timeout_on_transaction_abort": 0.0,
         }
         name = {"transactional.id": f"tx-{len(made)}", "retry.backoff.ms": 10}
         made.append(make_producer(name | (kafka or {}), **options | settings))

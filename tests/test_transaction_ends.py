@@ -158,9 +158,7 @@ def test_closing_waits_for_the_transaction_of_another(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_closing_does_not_wait_for_ever(
-    transactional, spawn, until, force
-):
+def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
     """A transaction that goes on for too long ends with its producer."""
     producer = transactional()
     stop, caught = [], []

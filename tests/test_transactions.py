@@ -1,4 +1,5 @@
 import contextlib
+import time
 
 import gevent
 import gevent.pool
@@ -249,6 +250,39 @@ def test_purged_messages_are_told_as_such(world, transactional):
     assert [each.name for each in heard] == ["message.purged"] * 3
     assert sorted(each["label"] for each in heard) == [0, 1, 2]
     assert {type(each["error"]) for each in heard} == {MessagePurgedError}
+
+
+@pytest.mark.parametrize("kafka", [{}, {"linger.ms": 10_000}])
+def test_aborting_waits_for_the_first_message(world, transactional, kafka):
+    """By default, so that the brokers know of the transaction. Acceptance check 105."""
+    producer = transactional(kafka, wait_timeout_on_transaction_abort=5.0)
+    heard = events_of(producer, "message.purged", "error.occurred")
+    began = time.monotonic()
+
+    with producer.transaction() as tx:
+        (handle,) = send(producer)
+        tx.abort()
+
+    assert time.monotonic() - began < 4.0
+    assert tx.outcome == "aborted"
+    assert handle.report.offset == 0
+    assert heard == []
+    assert producer._core.scopes == {}
+
+
+def test_aborting_does_not_wait_for_ever(world, transactional, mock_cluster):
+    """A message that takes too long is dropped, as without the wait."""
+    producer = transactional(wait_timeout_on_transaction_abort=0.2)
+    mock_cluster.delay_requests("Produce", 1.5)
+    began = time.monotonic()
+
+    with producer.transaction() as tx:
+        (handle,) = send(producer)
+        tx.abort()
+
+    # The broker gives its answers one after the other.
+    assert 0.2 <= time.monotonic() - began < 3.0
+    assert isinstance(handle.error, MessagePurgedError)
 
 
 @pytest.mark.parametrize("caught", [True, False])

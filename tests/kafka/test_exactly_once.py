@@ -1,4 +1,4 @@
-"""The example `exactly_once.py`, whose worker and brokers are killed again and again."""
+"""The example `exactly_once.py`, whose worker and brokers are killed all the time."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ import gevent
 import pytest
 from confluent_kafka import Producer as RawProducer
 
-from greendrop import Producer, ProduceError, TransactionError, TransactionUnknownError
+from greendrop import ProduceError, Producer, TransactionError
 from tests.kafka.loading import off_hub
 from tests.tasks import await_true
-from tests.transacting import events_of, outcomes
+from tests.transacting import events_of
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_only_what_was_committed_is_visible(kafka, make, topic, read_topic):
 
 def test_aborting_may_wait_for_the_first_message(kafka, make, topic, read_topic):
     """It is written then, and rolled back. Acceptance check 105."""
-    producer = make(wait_timeout_on_transaction_abort=5.0)
+    producer = make()
     producer.produce_sync(topic=topic, payload="1")
     heard = events_of(producer, "message.purged", "error.occurred")
 
@@ -192,7 +192,9 @@ def test_fenced_producer_takes_another_name(kafka, make, fence, topic, read_topi
 
 def test_fencing_each_other_ends(make, fence, topic):
     """A producer that is fenced each time gives up. Acceptance check 8."""
-    producer = make(non_reloadable_errors=(), max_attempts_on_transaction_fatal_error=10)
+    producer = make(
+        non_reloadable_errors=(), max_attempts_on_transaction_fatal_error=10
+    )
     reloads = events_of(producer, "producer.reload")
     producer.produce_sync(topic=topic, payload="0")
 
@@ -225,19 +227,17 @@ def test_transaction_that_takes_too_long(kafka, make, topic, read_topic):
 # Many ---------------------------------------------------------------------------------
 
 
-def test_storm_of_commits_and_aborts(kafka, make, topic, read_topic):
-    """Eight producers commit and abort at once, again and again.
+def run_storm(producers, topic, cycles):
+    """Have producers commit and abort at once, again and again.
 
-    Acceptance check 38: only INVALID_TXN_STATE may surface, and each goes on.
+    Returns:
+        What was committed, and the errors.
     """
-    producers = [make(name=f"{topic}-{number}") for number in range(8)]
-    reloads = [events_of(each, "producer.reloaded") for each in producers]
-    errors = []
-    committed = []
+    committed, errors = [], []
 
     def run(index):
         producer = producers[index]
-        for cycle in range(40):
+        for cycle in range(cycles):
             number = index * 1000 + cycle
             try:
                 with producer.transaction():
@@ -249,31 +249,48 @@ def test_storm_of_commits_and_aborts(kafka, make, topic, read_topic):
             except TransactionError as error:
                 errors.append(error)
 
+    tasks = [gevent.spawn(run, each) for each in range(len(producers))]
+    gevent.joinall(tasks, raise_error=True)
+    return committed, errors
+
+
+def test_storm_of_commits_and_aborts(kafka, make, topic, read_topic):
+    """Eight producers, 40 times each: not one error. Acceptance checks 38 and 39.
+
+    With 640 transactions, half of them rolled back right after a commit.
+    """
+    producers = [make(name=f"{topic}-{number}") for number in range(8)]
     began = time.monotonic()
-    gevent.joinall([gevent.spawn(run, each) for each in range(8)], raise_error=True)
+
+    committed, errors = run_storm(producers, topic, 40)
+
     assert time.monotonic() - began < 300
+    assert errors == []
+    assert len(committed) == 320
+    seen = read_both(read_topic, kafka.bootstrap_servers, topic)[0]
+    assert seen == sorted(committed)
+
+
+def test_storm_without_the_work_around(kafka, make, topic, read_topic):
+    """Only INVALID_TXN_STATE may surface, and each producer goes on.
+
+    Acceptance checks 38 and 39. If no error surfaces any more, with the newest
+    librdkafka and the newest Kafka, then docs/decisions/0008 can be undone; seven of
+    320 do in November 2026.
+    """
+    off = {"wait_timeout_on_transaction_abort": 0.0}
+    producers = [make(name=f"{topic}-{number}", **off) for number in range(8)]
+    reloads = [events_of(each, "producer.reloaded") for each in producers]
+
+    committed, errors = run_storm(producers, topic, 40)
     for producer in producers:
         producer.produce_sync(topic=topic, payload="999999")
 
-    print("errors:", Counter(each.name for each in errors))
+    print(len(errors), "of 320 aborts failed")
     assert {each.name for each in errors} <= {"INVALID_TXN_STATE"}
-    assert bool(errors) <= any(reloads)
+    assert len(errors) <= sum(len(each) for each in reloads)
     seen = read_both(read_topic, kafka.bootstrap_servers, topic)[0]
     assert seen == sorted([*committed, *[999_999] * 8])
-
-
-def test_aborting_after_the_first_message_is_safe(make, topic):
-    """With the work-around for librdkafka issue 4849 no abort is fatal. Check 39."""
-    producer = make(wait_timeout_on_transaction_abort=5.0)
-    heard = events_of(producer, "error.occurred", "transaction.finished")
-
-    for number in range(300):
-        with producer.transaction() as tx:
-            send(producer, topic, number)
-            tx.abort()
-
-    assert outcomes(heard) == ["aborted"] * 300
-    assert [each for each in heard if each.name == "error.occurred"] == []
 
 
 # Brokers that go away -----------------------------------------------------------------
