@@ -382,7 +382,8 @@ class Client:
                     self._owner.pulse,
                 )
                 if not self._settings.linger_is_users:
-                    self._gather = Gatherer(hub, self._hand_over)
+                    at_once = not self._settings.transactional
+                    self._gather = Gatherer(hub, self._hand_over, at_once=at_once)
         self._give_all(orphans)
 
     def _give_all(self, wires: list[_Wire]) -> None:

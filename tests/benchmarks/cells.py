@@ -20,6 +20,9 @@ POLL_THREAD = "raw poll thread linger 0"
 POLL_THREAD_LINGER_5 = "raw poll thread linger 5"
 CALLBACK = "raw callback"
 CALLBACK_LINGER_0 = "raw callback linger 0"
+ONE_PRODUCER = "greendrop, one producer"
+TRANSACTIONS = "raw transactions in a thread"
+TRANSACTIONS_LINGER_0 = "raw transactions in a thread, linger 0"
 AIOKAFKA = "aiokafka on uvloop"
 AIOKAFKA_1_MB = "aiokafka on uvloop, 1 MB batches"
 
@@ -34,15 +37,17 @@ class Load:
         kind: "wait" is loops that produce and wait, "fire" sends without waiting,
             "batch" sends batches one after another, "burst" has all reports arrive at
             once, "memory" fills the queue of a producer without a broker, "idle" does
-            nothing while connected.
+            nothing while connected, "transact" makes transactions, each worker with a
+            producer of its own.
         workers: Loops at once.
         crowd: What a worker is; aiokafka's are always tasks.
-        count: Messages, where not the time decides; of a batch, its size.
+        count: Messages, where not the time decides; of a batch, or a transaction, its
+            size.
         keys: Different keys; none means no key.
         ticker: A greenlet that wants to run every millisecond measures its lateness.
     """
 
-    kind: Literal["wait", "fire", "batch", "burst", "memory", "idle"]
+    kind: Literal["wait", "fire", "batch", "burst", "memory", "idle", "transact"]
     workers: int = 1
     crowd: Literal["greenlets", "threads"] = "greenlets"
     count: int = 0
@@ -185,6 +190,28 @@ TABLES = (
                     Goal("rate", (FLUSH,), at_least=0.75),
                     Goal("late_p99", at_most=0.005),
                 ),
+            ),
+        ),
+    ),
+    Table(
+        "transact",
+        "Transactions of 100 messages: Apache Kafka, and ten producers at a round trip"
+        " of 20 ms on the mock cluster",
+        ("rate", "p50"),
+        (
+            Cell(
+                "transact-100",
+                Load("transact", count=100),
+                (GREENDROP, TRANSACTIONS, TRANSACTIONS_LINGER_0),
+                (Goal("p50", (TRANSACTIONS, TRANSACTIONS_LINGER_0), at_most=1.15),),
+            ),
+            Cell(
+                "transact-20ms-10",
+                Load("transact", workers=10, count=100),
+                (GREENDROP, ONE_PRODUCER),
+                (Goal("rate", (ONE_PRODUCER,), at_least=5.0),),
+                server="mock",
+                round_trip=0.02,
             ),
         ),
     ),

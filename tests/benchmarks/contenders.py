@@ -10,6 +10,7 @@ isn't named in a constructor is the library's default.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import deque
 from functools import partial
 from itertools import cycle, islice
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gevent.event import AsyncResult
 
-    from greendrop import Message
+    from greendrop import Message, Producer
     from greendrop.events import Event
 
 #: 100 bytes.
@@ -64,6 +65,10 @@ class Contender:
 
     def send_batch(self) -> None:
         """Send the batch and wait for all of its reports."""
+        raise NotImplementedError
+
+    def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
+        """Have workers make transactions for some seconds; give each one's seconds."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -113,10 +118,17 @@ def _in_threads(functions: Sequence[Callable[[], None]]) -> None:
 
 
 class Greendrop(Contender):
-    """Ours, as it comes; or with a `linger.ms` of the user's."""
+    """Ours, as it comes; or with a `linger.ms` of the user's.
 
-    def __init__(self, place: Place, linger: int | None = None) -> None:
+    In transactions each greenlet has a producer of its own, up to so many.
+    """
+
+    def __init__(
+        self, place: Place, linger: int | None = None, most_producers: int = 1_000
+    ) -> None:
         super().__init__(place)
+        self._most = most_producers
+        self._producers: list[Producer] = []
         from greendrop import Message, Producer
 
         kafka: dict[str, str | int] = {"bootstrap.servers": place.bootstrap_servers}
@@ -149,8 +161,46 @@ class Greendrop(Contender):
     def send_batch(self) -> None:
         self.producer.produce_many_sync(self._batch)
 
+    def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
+        workers = min(load.workers, self._most)
+        while len(self._producers) < workers:
+            self._producers.append(self._opened())
+        end = clock() + seconds
+        took: list[float] = []
+        loops = [
+            partial(self._transact, each, load.count, end, took)
+            for each in self._producers
+        ]
+        _in_greenlets(loops)
+        return took
+
+    def _opened(self) -> Producer:
+        from greendrop import Producer
+
+        producer = Producer(
+            kafka={
+                "bootstrap.servers": self.bootstrap_servers,
+                "transactional.id": f"{self.topic}-{uuid.uuid4().hex}",
+            }
+        )
+        producer.produce_sync(topic=self.topic, payload=PAYLOAD)
+        return producer
+
+    def _transact(
+        self, producer: Producer, count: int, end: float, took: list[float]
+    ) -> None:
+        before = clock()
+        while before < end:
+            with producer.transaction():
+                for _ in range(count):
+                    producer.produce_async(topic=self.topic, payload=PAYLOAD)
+            after = clock()
+            took.append(after - before)
+            before = after
+
     def close(self) -> None:
-        self.producer.close()
+        for producer in (self.producer, *self._producers):
+            producer.close()
         if self._errors:
             text = f"{len(self._errors)} errors, at last {self._errors[-1]['error']}"
             raise RuntimeError(text)
@@ -226,6 +276,49 @@ class Flush(Raw):
             self.topic, PAYLOAD, key=key, on_delivery=self._on_delivery
         )
         self.producer.flush()
+
+
+class RawTransactions(Contender):
+    """confluent-kafka's transactions, in a native thread."""
+
+    def __init__(self, place: Place, linger: int | None = None) -> None:
+        super().__init__(place)
+        from confluent_kafka import Producer
+
+        config: dict[str, str | int] = {
+            "bootstrap.servers": place.bootstrap_servers,
+            "transactional.id": f"{place.topic}-{uuid.uuid4().hex}",
+        }
+        if linger is not None:
+            config["linger.ms"] = linger
+        self._producer = Producer(config)
+        self._producer.init_transactions(_PATIENCE)
+        self._failed = 0
+
+    def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
+        took: list[float] = []
+        _in_threads([partial(self._transact, load.count, clock() + seconds, took)])
+        return took
+
+    def _transact(self, count: int, end: float, took: list[float]) -> None:
+        producer = self._producer
+        before = clock()
+        while before < end:
+            producer.begin_transaction()
+            for _ in range(count):
+                producer.produce(self.topic, PAYLOAD, on_delivery=self._on_delivery)
+            producer.commit_transaction(_PATIENCE)
+            after = clock()
+            took.append(after - before)
+            before = after
+
+    def _on_delivery(self, error: object, _message: object) -> None:
+        if error is not None:
+            self._failed += 1
+
+    def close(self) -> None:
+        if self._failed:
+            raise RuntimeError(f"{self._failed} messages were not delivered")
 
 
 class PollThread(Raw):
@@ -340,6 +433,9 @@ CONTENDERS: dict[str, Callable[[Place], Contender]] = {
     cells.POLL_THREAD_LINGER_5: partial(PollThread, linger=5),
     cells.CALLBACK: Raw,
     cells.CALLBACK_LINGER_0: partial(Raw, linger=0),
+    cells.ONE_PRODUCER: partial(Greendrop, most_producers=1),
+    cells.TRANSACTIONS: RawTransactions,
+    cells.TRANSACTIONS_LINGER_0: partial(RawTransactions, linger=0),
     cells.AIOKAFKA: AioKafka,
     # librdkafka's `batch.size`; aiokafka's own limit is 16 KiB.
     cells.AIOKAFKA_1_MB: partial(AioKafka, max_batch_size=1_000_000),

@@ -145,6 +145,18 @@ def memory(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
         return {"bytes": each - len(PAYLOAD)}
 
 
+def transact(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
+    """Make transactions, one after another, or those of several producers at once."""
+    contender = make(place)
+    contender.transact_loops(load, _WARM_UP)
+    stopwatch = Stopwatch()
+    took = contender.transact_loops(load, seconds)
+    figures = stopwatch.figures(len(took) * load.count)
+    figures["p50"] = percentile(took, 0.5)
+    contender.close()
+    return figures
+
+
 def idle(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     """Be connected and do nothing."""
     contender = make(place)
@@ -186,6 +198,7 @@ LOADS: dict[str, Callable[[Factory, Place, Load, float], Figures]] = {
     "burst": burst,
     "memory": memory,
     "idle": idle,
+    "transact": transact,
 }
 
 
