@@ -120,9 +120,12 @@ class Core:
         """
         client = lane.open
         if client is None or not client.mark[0]:
-            if self.transactions is not None and not self.transactions.joined():
+            if self.transactions is None:
+                client = self._connect(lane)
+            elif (current := self.transactions.joined()) is not None:
+                client = current.client
+            else:
                 return self._dispatch_alone(lane, message, verb, seconds)
-            client = self._connect(lane)
         routed = message
         if message[5] is not None:
             client, routed = self._routed(lane, client, message, counts)

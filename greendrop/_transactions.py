@@ -145,10 +145,13 @@ class Transactions:
 
         Raises:
             IllegalWaitError: It is just being ended: the caller is a listener.
+            ProducerUsedInParentProcessError: It is the parent's.
         """
         now = self._current
         if now is None or now.task != _waiting.current_task():
             return None
+        if not now.client.mark[0]:
+            self._connections.refuse_after_fork()
         if now.ending:
             text = (
                 "can't send in a listener that is told how a transaction ends: it has"

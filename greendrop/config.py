@@ -612,6 +612,10 @@ def _with_defaults(users: Mapping[str, str], *, transactional: bool) -> dict[str
     merged.setdefault("socket.nagle.disable", "true")
     if _either(users, *_LINGER) is None:
         merged["linger.ms"] = "0"
+        if transactional:
+            # librdkafka's own, which it makes 0 for that: with it the messages of a
+            # transaction are spread over as few partitions as without.
+            merged.setdefault("sticky.partitioning.linger.ms", "10")
     message = _either(users, *_DELIVERY_TIMEOUT)
     transaction = users.get("transaction.timeout.ms")
     if message is None:

@@ -206,6 +206,14 @@ TABLES = (
                 (Goal("p50", (TRANSACTIONS, TRANSACTIONS_LINGER_0), at_most=1.15),),
             ),
             Cell(
+                "transact-20ms-1",
+                Load("transact", count=100),
+                (GREENDROP, TRANSACTIONS, TRANSACTIONS_LINGER_0),
+                (Goal("p50", (TRANSACTIONS, TRANSACTIONS_LINGER_0), at_most=1.15),),
+                server="mock",
+                round_trip=0.02,
+            ),
+            Cell(
                 "transact-20ms-10",
                 Load("transact", workers=10, count=100),
                 (GREENDROP, ONE_PRODUCER),
