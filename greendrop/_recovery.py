@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from greendrop import _librdkafka, _waiting
-from greendrop.config import SETTINGS, build_settings
+from greendrop.config import HIDDEN, SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:
@@ -115,10 +115,14 @@ class Recovery:
             ConfigurationInvalidError: They made a bad one.
         """
         settings = lane.settings
-        kafka = dict(settings.kafka)
+        # Listeners may log what they are told.
+        kafka = settings.redacted_kafka()
         self._emit(
             "producer.reload", {"error": error, "attempt": attempt, "kafka": kafka}
         )
+        for key in settings.secret_keys & kafka.keys():
+            if kafka[key] == HIDDEN:
+                kafka[key] = settings.kafka[key]
         if kafka == settings.kafka:
             return settings
         own = {each.name: getattr(settings, each.name) for each in SETTINGS}

@@ -35,6 +35,16 @@ HIDDEN = "[hidden]"
 # What only names a file or a mechanism is shown, as one needs it to find a mistake.
 _SECRET = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.|^ssl\.key|oauth|jaas")
 _NOT_SECRET = re.compile(r"^sasl\.mechanisms?$|\.location$")
+# Of these, what is secret by itself, wherever it turns up. The others name users and
+# services: such words may stand in a text for something else.
+_CREDENTIAL = re.compile(r"password|passphrase|secret|\.pem$|\.config$|assertion|jaas")
+# In addresses, such as a proxy's.
+_USER_INFO = re.compile(r"(?<=//)[^/@\s]+(?=@)")
+#: A shorter value, or one of these, is in any text by chance.
+_SHORTEST_SECRET = 4
+_WORDS = frozenset({"true", "false", "default", "oidc", "kafka"})
+# Of a key in PEM that is cut into its lines.
+_LONG_LINE = re.compile(r"^[^\s-]{16,}$", re.MULTILINE)
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
@@ -109,6 +119,16 @@ def _error_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _keys(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _RefusedError(f"needs a list of keys, not {type(value).__name__}")
+    keys = tuple(value)
+    for key in keys:
+        if not isinstance(key, str):
+            raise _RefusedError(f"{key!r} is no key")
+    return keys
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise _RefusedError(f"needs True or False, not {value!r:.40}")
@@ -136,6 +156,7 @@ def _identity(value: object) -> str:
 _IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
+_KEYS = _Rule("keys of librdkafka's statistics, such as `msg_cnt`", _keys)
 _SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
 _SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
@@ -270,6 +291,23 @@ class Settings:
         " another producer has taken over, and would be fenced in turn.",
         "non_reloadable_errors, [fenced]",
     )
+    statistics_deltas: tuple[str, ...] = _setting(
+        ("tx", "txretries", "txerrs", "rxerrs"),
+        _KEYS,
+        "keys",
+        "Numbers in librdkafka's statistics whose change is told beside them, as KEY_d"
+        " and KEY_fd; see docs/statistics.md. The default is what the metrics of"
+        " greendrop need.",
+        "statistics_decorator",
+    )
+    stall_alarm: float = _setting(
+        0.0,
+        _SECONDS,
+        "seconds",
+        "Tell `hub.stalled` when the hub was held for so long while messages were on"
+        " their way. 0 turns it off. Costs a native thread, which runs only while"
+        " messages are on their way; see docs/stalls.md.",
+    )
     exit_timeout: float = _setting(
         10.0,
         _SECONDS,
@@ -284,11 +322,29 @@ class Settings:
         shown: dict[str, object] = {
             setting.name: getattr(self, setting.name) for setting in SETTINGS
         }
-        shown["kafka"] = {
+        shown["kafka"] = self.redacted_kafka()
+        return shown
+
+    def redacted_kafka(self) -> dict[str, str]:
+        """Give librdkafka's configuration, secrets replaced by `[hidden]`."""
+        return {
             key: HIDDEN if key in self.secret_keys else value
             for key, value in self.kafka.items()
         }
-        return shown
+
+    def censored(self, text: str) -> str:
+        """Give a text that somebody else wrote, with secrets of `kafka` cut out."""
+        for key in self.secret_keys:
+            value = self.kafka[key]
+            if len(value) < _SHORTEST_SECRET or value in _WORDS or value.isdigit():
+                continue
+            if not _CREDENTIAL.search(key):
+                whole = rf"(?<![\w.-]){re.escape(value)}(?![\w-])"
+                text = re.sub(whole, HIDDEN, text)
+                continue
+            for part in (value, *_LONG_LINE.findall(value)):
+                text = text.replace(part, HIDDEN)
+        return _USER_INFO.sub(HIDDEN, text)
 
     def __repr__(self) -> str:
         """Tell the settings without secrets."""
@@ -365,7 +421,9 @@ def build_settings(
         queue_limit=int(_number(users.get(_QUEUE_KEY), _QUEUE_LIMIT)) or sys.maxsize,
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
-        secret_keys=frozenset(key for key in merged if _is_secret(key)),
+        secret_keys=frozenset(
+            key for key, value in merged.items() if _is_secret(key, value)
+        ),
         **own,
     )
 
@@ -579,5 +637,6 @@ def _is_true(text: str | None) -> bool:
     return text is not None and text.lower() in {"true", "t", "1"}
 
 
-def _is_secret(key: str) -> bool:
-    return bool(_SECRET.search(key)) and not _NOT_SECRET.search(key)
+def _is_secret(key: str, value: str) -> bool:
+    named_so = _SECRET.search(key) and not _NOT_SECRET.search(key)
+    return bool(named_so or _USER_INFO.search(value))

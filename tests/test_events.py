@@ -314,7 +314,9 @@ def test_raising_listener_is_logged(monitor, caplog):
     with caplog.at_level(logging.ERROR, "greendrop"):
         monitor.emit(NAME, PAYLOAD)
 
-    assert "listener of message.acknowledged raised" in caplog.text
+    assert (
+        "listener.error producer_id=p listener_of=message.acknowledged" in caplog.text
+    )
     assert "ValueError: listener's mistake" in caplog.text
 
 
@@ -345,7 +347,7 @@ def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
         monitor.emit("error.occurred", {"producer_id": "p", "type": "librdkafka.error"})
 
     assert calls == ["librdkafka.error", "listener.error"]
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
@@ -471,7 +473,8 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     producer.disconnect()
     producer.close()
 
-    assert set(recorder.names()) == set(EVENTS)
+    # These two have tests of their own.
+    assert set(recorder.names()) == set(EVENTS) - {"message.purged", "hub.stalled"}
     for event in recorder.events:
         row = set(EVENTS[event.name].payload)
         assert event["producer_id"] == "teller"

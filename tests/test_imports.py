@@ -17,8 +17,10 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
+    {"_event_names", "_logging"},
     {"_waiting", "_librdkafka", "_process", "_verdicts"},
-    {"config", "message", "events"},
+    {"_repeats"},
+    {"config", "message", "events", "_log_lines", "_statistics", "_stalls"},
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_batches"},

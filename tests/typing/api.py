@@ -47,6 +47,7 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.events import EVENTS
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
 
 assert_type(greendrop.__version__, str)
@@ -300,7 +301,21 @@ def listen(producer: Producer) -> None:
     assert_type(monitor.listens("producer.closed"), bool)
     monitor.unsubscribe(closed)
     monitor.unsubscribe(note)
-    monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
+    monitor.subscribe("error.occurred", len)  # type: ignore[call-overload]
+    monitor.subscribe("error.ocurred", note)  # type: ignore[call-overload]
+    for name in EVENTS:
+        monitor.subscribe(name, note)
+
+
+def listen_to_all_producers() -> None:
+    """Subscribe to the process."""
+    assert_type(greendrop.monitor, Monitor)
+
+    @greendrop.monitor.subscribe("producer.configured")
+    def configured(event: Event) -> None:
+        event["producer"].monitor.subscribe(Listener())
+
+    greendrop.monitor.unsubscribe(configured)
 
 
 def vary(producer: Producer) -> None:
