@@ -343,7 +343,8 @@ class Monitor:
     def _tell_failure(
         self, event: Event, error: BaseException, contained: type[BaseException]
     ) -> None:
-        left_out = self._failures.left_out((event.name, type(error)))
+        about = event.payload.get("type")
+        left_out = self._failures.left_out((event.name, about, type(error)))
         if left_out is None:
             return
         more = {"left_out": left_out} if left_out else {}
@@ -356,7 +357,7 @@ class Monitor:
             listener_of=event.name,
             **more,
         )
-        if event.payload.get("type") == "listener.error":
+        if about == "listener.error":
             return  # the one who hears of failing listeners fails; the log has it
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
         payload = {**payload, "event": event.name, **more}

@@ -179,7 +179,7 @@ class LogListener:
     # --- at debug level ----------------------------------------------------------
 
     def _write_messages(self, event: Event, messages: Sequence[Message]) -> None:
-        if not self._log_messages:
+        if not (self._log_messages and messages):
             return
         shown = [self._shown(message) for message in islice(messages, _SHOWN)]
         more = len(messages) - len(shown)
