@@ -27,3 +27,19 @@ def test_a_quick_benchmark_gives_figures_of_each_contender(tmp_path):
     for figures in outcomes.values():
         assert figures["rate"] > 0
         assert figures["late_max"] >= figures["late_p99"]
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_of_listeners_gives_a_line_for_each():
+    """What listening costs is still measured; without a listener an event is free."""
+    command = [sys.executable, "-m", "tests.benchmarks.listening", "--quick"]
+
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    costs = {line[:30].strip(): float(line.split()[-2]) for line in lines}
+    assert costs["no listener"] < costs["log, nothing configured"]
+    assert costs["no listener"] < costs["log, structlog at info"]

@@ -2,7 +2,7 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 
 import gevent
 import pytest
@@ -786,17 +786,17 @@ def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until
 
     producer.produce_sync(topic="t", payload=b"x")
 
-    told = [
+    told = Counter(
         (event["event"], type(event["error"]))
         for event in errors
         if event["type"] == "listener.error"
-    ]
-    assert sorted(told, key=str) == [
-        ("error.occurred", ValueError),  # of librdkafka.dispatch_error
-        ("error.occurred", ValueError),  # of message.produce_sync
-        ("message.acknowledged", ValueError),
-        ("statistics.emitted", KeyError),
-    ]
+    )
+    # Once for each type of error: of the verb, and of the message if it was queued.
+    assert told.pop(("error.occurred", ValueError)) in (1, 2)
+    assert told == {
+        ("message.acknowledged", ValueError): 1,
+        ("statistics.emitted", KeyError): 1,
+    }
 
 
 @pytest.mark.slow
