@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greendrop._logging import ERROR, INFO, WARNING, Log
+from greendrop._logging import DEBUG, ERROR, INFO, WARNING, Log
 from greendrop._repeats import Repeats
 
 if TYPE_CHECKING:
@@ -29,24 +29,27 @@ _BROKER = re.compile(r"(?P<broker>\S+:\d+/[^\s:]+): ")
 _CHANGING = re.compile(r"\d+")
 
 
+# Brokers close connections that nobody uses; the next message opens one. If it is the
+# broker that is gone, other lines follow.
+_HUNG_UP = r".*\bdisconnected\b.*\(after \d+ms in state UP\b"
+
+
 class Rule(NamedTuple):
     """Which lines are of a kind, by their facility or by what they say."""
 
     kind: str
-    #: None leaves it as librdkafka has it.
-    level: int | None
+    level: int
     pattern: re.Pattern[str]
 
 
-def _rule(kind: str, level: int | None, pattern: str) -> Rule:
+def _rule(kind: str, level: int, pattern: str) -> Rule:
     return Rule(kind, level, re.compile(pattern, re.IGNORECASE | re.DOTALL))
 
 
 #: The first that fits counts. Matched against "FACILITY text".
 RULES = (
     _rule("fatal", ERROR, r"FATAL\b"),
-    # Brokers close what nobody uses; the next message connects anew.
-    _rule("idle", INFO, r"FAIL .*\bdisconnected \(after \d+ms in state UP"),
+    _rule("disconnected", INFO, rf"FAIL {_HUNG_UP}"),
     _rule("authentication", ERROR, r".*\b(SASL\w*|authenticat\w+|OAUTHBEARER)\b"),
     _rule("tls", ERROR, r".*\b(SSL\w*|TLS|certificate)\b"),
     _rule("timeout", WARNING, r"(REQTMOUT|.*\btimed out\b)"),
@@ -55,6 +58,14 @@ RULES = (
 )
 #: All other lines.
 OTHER = "other"
+
+
+_is_hang_up = re.compile(_HUNG_UP, re.IGNORECASE | re.DOTALL).match
+
+
+def is_hang_up(text: str) -> bool:
+    """Tell whether an error of librdkafka only says that a broker hung up."""
+    return bool(_is_hang_up(text))
 
 
 class LogLines:
@@ -94,7 +105,8 @@ class LogLines:
             text = text[broker.end() :].removeprefix(broker[0])
         kind, level = classified(level, facility, text)
         repeated = (kind, facts.get("broker"), _CHANGING.sub("#", text))
-        left_out = self._repeats.left_out(repeated)
+        # Who has turned on `debug` wants to see everything.
+        left_out = self._repeats.left_out(repeated) if level > DEBUG else 0
         if left_out is None:
             return
         if left_out:
@@ -103,8 +115,11 @@ class LogLines:
 
 
 def classified(level: int, facility: str, text: str) -> tuple[str, int]:
-    """Tell the kind of a line, and the level that it deserves."""
+    """Tell the kind of a line, and the level that it deserves.
+
+    At debug level librdkafka tells what goes well, too; these stay there.
+    """
     for rule in RULES:
         if rule.pattern.match(f"{facility} {text}"):
-            return rule.kind, level if rule.level is None else rule.level
+            return rule.kind, rule.level if level > DEBUG else level
     return OTHER, level

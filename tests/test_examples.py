@@ -145,3 +145,20 @@ def test_requests_do_not_wait_for_the_telemetry():
         assert int(milliseconds) < 900
         assert int(others) > 10
     assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output
+
+
+def test_slow_broker_and_slow_handler_are_told_apart():
+    """The stall alarm names the handler; the broker that went is told of once."""
+    output = run(EXAMPLES / "telling.py")
+
+    lines = output.splitlines()
+    slow = [
+        float(each) for each in re.findall(r"produced_sync +duration=(\S+)", output)
+    ]
+    assert len(slow) == 3
+    assert slow[1] > 0.4
+    (stall,) = (line for line in lines if "hub.stalled" in line)
+    assert lines.index(stall) > lines.index(next(x for x in lines if "request=3" in x))
+    assert "in bad_request\n    time.sleep(HELD)" in output
+    assert 1 <= output.count("kind=connection") <= 2
+    assert re.search(r"slowest round trip +broker=\S+ ms=4\d\d", output)

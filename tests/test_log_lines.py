@@ -59,7 +59,7 @@ def test_lines_have_kinds_and_facts(said):
 @pytest.mark.parametrize(
     ("facility", "text", "kind", "level"),
     [
-        ("FAIL", "Disconnected (after 5ms in state UP)", "idle", INFO),
+        ("FAIL", "Disconnected (after 5ms in state UP)", "disconnected", INFO),
         (
             "FAIL",
             "Disconnected (after 5ms in state APIVERSION_QUERY)",
@@ -101,6 +101,17 @@ def test_each_broker_is_told_of(said):
         "a:1/bootstrap",
         "a:2/bootstrap",
     ]
+
+
+def test_all_is_told_at_debug_level(said):
+    """Who turns on `debug` gets every line, and none of them at a higher level."""
+    lines, told, _ = said
+    for number in range(5):
+        lines.tell(10, f"SASL [c] [thrd:x]: a:9/1: Sent {number} bytes")
+
+    assert [(level, facts["kind"]) for level, _, facts in told] == (
+        [("debug", "authentication")] * 5
+    )
 
 
 def test_kinds_without_end_are_forgotten():

@@ -33,6 +33,12 @@ TIMED_OUT = caused(DeliveryError("a message was not delivered"), -192, "_MSG_TIM
 FULL = caused(QueueFullError("the queue is full"), -184, "_QUEUE_FULL")
 DOWN = BrokerError("2/2 brokers are down", code=-187, name="_ALL_BROKERS_DOWN")
 FENCED = BrokerError("fenced", code=-144, name="_FENCED", fatal=True)
+HUNG_UP = BrokerError(
+    "a:1/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after"
+    " 600004ms in state UP) (_TRANSPORT, -195)",
+    code=-195,
+    name="_TRANSPORT",
+)
 MANY = ProduceManyError("message 1 was not queued", dispatched=[1], failed_index=1)
 
 T = {"time": 0.0012345678}
@@ -95,6 +101,7 @@ TOLD = [
     * 3,
     *[("error.occurred", {"type": "librdkafka.error", "error": DOWN})] * 3,
     ("error.occurred", {"type": "librdkafka.error", "error": FENCED}),
+    ("error.occurred", {"type": "librdkafka.error", "error": HUNG_UP}),
     ("error.occurred", {"type": "listener.error", "error": ValueError("x")}),
     (
         "error.occurred",
@@ -295,6 +302,28 @@ def test_logger_of_the_program_is_used(caplog):
     assert not caplog.records
 
 
+def test_lines_go_through_structlog_to_logging(caplog):
+    """As in programs that have structlog prepare what `logging` writes."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        with caplog.at_level(logging.ERROR, "greendrop"):
+            tell_all(LogListener())
+    finally:
+        structlog.reset_defaults()
+
+    assert {record.name for record in caplog.records} == {"greendrop"}
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
+    assert caplog.records[0].producer_id == "p"
+    assert caplog.records[0].code == "_MSG_TIMED_OUT"
+
+
 def test_other_loggers_are_refused():
     """A logger of `logging` takes no facts, so it is told at once."""
     with pytest.raises(TypeError, match="needs a logger of structlog, not Logger"):
@@ -317,7 +346,10 @@ def test_logger_that_raises_hurts_nobody(configured, caplog):
 
 
 def test_facts_never_meet_the_names_of_loggers():
-    """`event`, `level`, `logger` and `timestamp` are what structlog adds itself."""
+    """What structlog adds itself, and what `logging` has in each of its records.
+
+    With structlog's `render_to_log_kwargs` one of these would be an error.
+    """
     seen = set()
 
     class Facts(LogListener):
@@ -327,7 +359,9 @@ def test_facts_never_meet_the_names_of_loggers():
     tell_all(Facts(log_messages=True))
 
     assert "topic" in seen
-    assert not seen & {"event", "level", "logger", "timestamp", "exc_info"}
+    record = logging.LogRecord("", 0, "", 0, "", (), None)
+    assert not seen & {"event", "level", "logger", "timestamp", "message", "asctime"}
+    assert not seen & vars(record).keys()
 
 
 def test_log_listener_imports_no_structlog(run_script):

@@ -144,6 +144,29 @@ def test_closed_producers_are_told_of(heard, make_producer, world):
     assert heard[-1]["producer_id"] == "p"
 
 
+def test_object_listens_to_the_process():
+    """By methods named after the events, as with a producer's monitor."""
+
+    class Registry:
+        def __init__(self):
+            self.producers = []
+
+        def on_producer_configured(self, event):
+            self.producers.append(event["producer_id"])
+
+        def on_message_acknowledged(self, event):
+            """Hear of nothing: the process tells no such event."""
+
+    registry = greendrop.monitor.subscribe(Registry())
+    try:
+        Producer(NOWHERE, id="p")
+    finally:
+        greendrop.monitor.unsubscribe(registry)
+    Producer(NOWHERE, id="q")
+
+    assert registry.producers == ["p"]
+
+
 # -- pools ----------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from greendrop._log_lines import is_hang_up
 from greendrop._logging import DEBUG, ERROR, INFO, WARNING, Log
 from greendrop._repeats import Repeats
 from greendrop.errors import GreendropError, QueueFullError
@@ -156,13 +157,15 @@ class LogListener:
 
         What listeners raise is left out: it is logged wherever that happens. What goes
         on by itself (a broker is down, the queue is full) is written once a minute.
+        That a broker hung up is no error: they do when nobody uses a connection.
         """
         kind, error = event["type"], event["error"]
         if kind == "listener.error":
             return
         facts: dict[str, Any] = {"type": kind, **_about(error)}
         if kind == "librdkafka.error" or isinstance(error, QueueFullError):
-            repeated = (event.payload.get("producer_id"), kind, facts.get("code"))
+            producer_id, text = event.payload.get("producer_id"), facts.get("error", "")
+            repeated = (producer_id, kind, facts.get("code"), is_hang_up(text))
             left_out = self._repeats.left_out(repeated)
             if left_out is None:
                 return
@@ -174,7 +177,8 @@ class LogListener:
         for key in ("messages", "dispatched"):
             if key in event.payload:
                 facts[key] = len(event[key])
-        self.write(ERROR, event, **facts)
+        hung_up = kind == "librdkafka.error" and is_hang_up(str(error))
+        self.write(INFO if hung_up else ERROR, event, **facts)
 
     # --- at debug level ----------------------------------------------------------
 
