@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from greendrop import _librdkafka, _waiting
-from greendrop.config import HIDDEN, SETTINGS, build_settings
+from greendrop._secrets import HIDDEN
+from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ value is for `_librdkafka` to find out.
 from __future__ import annotations
 
 import math
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from greendrop import _secrets
 from greendrop.errors import ConfigurationInvalidError
 
 _T = TypeVar("_T")
@@ -28,23 +28,6 @@ _LONGEST = 86_400
 
 #: Seconds. An `idle_disconnect_timeout` is not shorter.
 SHORTEST_IDLE_TIMEOUT = 30.0
-
-#: What `redacted` writes for the value of a key that holds a secret.
-HIDDEN = "[hidden]"
-# Wide on purpose: a hidden user name is a nuisance, a shown password is an accident.
-# What only names a file or a mechanism is shown, as one needs it to find a mistake.
-_SECRET = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.|^ssl\.key|oauth|jaas")
-_NOT_SECRET = re.compile(r"^sasl\.mechanisms?$|\.location$")
-# Of these, what is secret by itself, wherever it turns up. The others name users and
-# services: such words may stand in a text for something else.
-_CREDENTIAL = re.compile(r"password|passphrase|secret|\.pem$|\.config$|assertion|jaas")
-# In addresses, such as a proxy's.
-_USER_INFO = re.compile(r"(?<=//)[^/@\s]+(?=@)")
-#: A shorter value, or one of these, is in any text by chance.
-_SHORTEST_SECRET = 4
-_WORDS = frozenset({"true", "false", "default", "oidc", "kafka"})
-# Of a key in PEM that is cut into its lines.
-_LONG_LINE = re.compile(r"^[^\s-]{16,}$", re.MULTILINE)
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
@@ -327,24 +310,11 @@ class Settings:
 
     def redacted_kafka(self) -> dict[str, str]:
         """Give librdkafka's configuration, secrets replaced by `[hidden]`."""
-        return {
-            key: HIDDEN if key in self.secret_keys else value
-            for key, value in self.kafka.items()
-        }
+        return _secrets.redacted(self.kafka)
 
     def censored(self, text: str) -> str:
         """Give a text that somebody else wrote, with secrets of `kafka` cut out."""
-        for key in self.secret_keys:
-            value = self.kafka[key]
-            if len(value) < _SHORTEST_SECRET or value in _WORDS or value.isdigit():
-                continue
-            if not _CREDENTIAL.search(key):
-                whole = rf"(?<![\w.-]){re.escape(value)}(?![\w-])"
-                text = re.sub(whole, HIDDEN, text)
-                continue
-            for part in (value, *_LONG_LINE.findall(value)):
-                text = text.replace(part, HIDDEN)
-        return _USER_INFO.sub(HIDDEN, text)
+        return _secrets.censored(text, self.kafka, self.secret_keys)
 
     def __repr__(self) -> str:
         """Tell the settings without secrets."""
@@ -422,7 +392,7 @@ def build_settings(
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
         secret_keys=frozenset(
-            key for key, value in merged.items() if _is_secret(key, value)
+            key for key, value in merged.items() if _secrets.is_secret(key, value)
         ),
         **own,
     )
@@ -635,8 +605,3 @@ def _number(text: str | None, default: float) -> float:
 def _is_true(text: str | None) -> bool:
     """Whether librdkafka reads a text as true."""
     return text is not None and text.lower() in {"true", "t", "1"}
-
-
-def _is_secret(key: str, value: str) -> bool:
-    named_so = _SECRET.search(key) and not _NOT_SECRET.search(key)
-    return bool(named_so or _USER_INFO.search(value))

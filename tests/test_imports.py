@@ -17,7 +17,7 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_event_names", "_logging"},
+    {"_event_names", "_logging", "_secrets"},
     {"_waiting", "_librdkafka", "_process", "_verdicts"},
     {"_repeats"},
     {"config", "message", "events", "_log_lines", "_statistics", "_stalls"},

@@ -7,7 +7,8 @@ import trustme
 
 import greendrop
 from greendrop import GreendropError, Producer, _librdkafka
-from greendrop.config import _is_secret, build_settings
+from greendrop._secrets import is_secret
+from greendrop.config import build_settings
 from greendrop.events import EVENTS, PROCESS_EVENTS
 from greendrop.listeners.log import LogListener
 from greendrop.testing import trigger_fatal_error
@@ -17,7 +18,7 @@ DEAD = {"bootstrap.servers": "127.0.0.1:1", "reconnect.backoff.max.ms": 50}
 
 #: All keys of librdkafka whose values are secrets, and some that it does not know.
 KEYS = sorted(
-    {key for key in _librdkafka._property_names() if _is_secret(key, "")}
+    {key for key in _librdkafka._property_names() if is_secret(key, "")}
     | {"sasl.jaas.config", "sasl.pasword", "ssl.key.pasword", "sasl.oauthbearer.tokn"}
 )
 

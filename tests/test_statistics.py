@@ -9,8 +9,7 @@ import pytest
 
 from greendrop import _waiting
 from greendrop._statistics import Statistics
-from greendrop.config import build_settings
-from greendrop.errors import ConfigurationInvalidError, StatisticsNotEnabledError
+from greendrop.errors import StatisticsNotEnabledError
 from tests.tasks import await_true
 
 KEYS = ("tx", "txerrs", "txmsgs")
@@ -111,17 +110,6 @@ def test_without_keys_nothing_is_added():
     text = statistics(1, tx=1)
 
     assert Statistics((), lambda: None).read(text) == json.loads(text)
-
-
-def test_keys_are_checked():
-    """A text is no list of keys."""
-    kafka = {"bootstrap.servers": "host"}
-    assert build_settings(kafka, {"statistics_deltas": ["a"]}).statistics_deltas == (
-        "a",
-    )
-    for wrong in ("tx", 5, [5]):
-        with pytest.raises(ConfigurationInvalidError, match="statistics_deltas"):
-            build_settings(kafka, {"statistics_deltas": wrong})
 
 
 # -- a thousand partitions ------------------------------------------------------------
