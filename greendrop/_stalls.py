@@ -94,11 +94,17 @@ class StallWatch:
         _waiting.call_in_hub(self._hub, question.answer)
         if question.answered.wait(self._limit):
             return
-        stack = self._stack() if self._outstanding() > 0 else None
-        while not question.answered.wait(_PATIENCE):
+        late = _waiting.monotonic() - question.asked - self._limit
+        waited_for = self._outstanding() > 0
+        stack = self._stack()
+        # Woken late, it may have looked when all was over.
+        answered = late > self._pause and question.answered.wait(_SHORTEST)
+        if answered:
+            stack = None
+        while not (answered or question.answered.wait(_PATIENCE)):
             if self._over():
                 return
-        if stack is not None:
+        if waited_for:
             self._tell(question.took, stack)
 
     def _sleep(self) -> None:
@@ -121,14 +127,14 @@ class StallWatch:
 class _Question:
     """What the hub answers when it runs."""
 
-    __slots__ = ("_asked", "answered", "took")
+    __slots__ = ("answered", "asked", "took")
 
     def __init__(self) -> None:
         self.answered = _waiting.ThreadWaiter()
         #: Seconds until the answer.
         self.took = 0.0
-        self._asked = _waiting.monotonic()
+        self.asked = _waiting.monotonic()
 
     def answer(self) -> None:
-        self.took = _waiting.monotonic() - self._asked
+        self.took = _waiting.monotonic() - self.asked
         self.answered.wake()

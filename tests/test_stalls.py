@@ -152,6 +152,33 @@ def test_watch_survives_its_hub(run_script, mock_cluster):
     )
 
 
+def test_patched_program_is_watched_too(run_script, mock_cluster):
+    """All waits of the watching thread are native; what computes is named."""
+    run_script(
+        """
+        import gevent, time
+        from greendrop import Producer
+        from tests.tasks import await_true
+
+        def compute_for_long():
+            ends = time.monotonic() + 0.5
+            while time.monotonic() < ends:
+                sum(range(100))
+
+        heard = []
+        with Producer({"bootstrap.servers": servers}, stall_alarm=0.1) as producer:
+            producer.monitor.subscribe("hub.stalled", heard.append)
+            producer.produce_async(topic="t", payload=b"x")
+            compute_for_long()
+            await_true(lambda: heard)
+        assert len(heard) == 1
+        assert "in compute_for_long" in heard[0]["stack"]
+        """,
+        "patched",
+        servers=mock_cluster.bootstrap_servers,
+    )
+
+
 def test_threads_have_no_hub_to_hold(make_producer):
     """Without a hub the setting changes nothing."""
     producer = make_producer(stall_alarm=ALARM)
