@@ -43,9 +43,9 @@ def wrong_authority(kafka):
 
 @pytest.fixture
 def logged(caplog, capfd):
-    """Have all logged; give the records, and what makes one text of what came out."""
+    """Have all logged; give the log, and what makes one text of what came out."""
     caplog.set_level(1, "greendrop")
-    return caplog.records, lambda: f"{caplog.text} {capfd.readouterr()}"
+    return caplog, lambda: f"{caplog.text} {capfd.readouterr()}"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_refusals_are_classified_and_tell_no_secret(
 ):
     """A wrong password is a line of its kind, once; the password is nowhere."""
     said = []
-    records, text = logged
+    caplog, text = logged
     kafka = {
         **refused(kafka_secure),
         **debug,
@@ -74,7 +74,7 @@ def test_refusals_are_classified_and_tell_no_secret(
 
     lines = [
         record.greendrop
-        for record in records
+        for record in caplog.records
         if record.name == "greendrop.librdkafka" and record.levelno >= logging.INFO
     ]
     assert [line["kind"] for line in lines if line["kind"] != "other"] == [kind]
