@@ -48,6 +48,7 @@ from greendrop import (
     VariantInvalidError,
 )
 from greendrop.events import EVENTS
+from greendrop.listeners.log import LogListener
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
 
 assert_type(greendrop.__version__, str)
@@ -72,6 +73,8 @@ def configure() -> Producer:
         instrument_on_wait_queue_full=False,
         max_serve_time=0.005,
         exit_timeout=3.0,
+        stall_alarm=0.5,
+        statistics_deltas=["tx"],
         idle_disconnect_timeout=300.0,
         reload_on_idempotent_fatal_error=True,
         wait_backoff_on_idempotent_fatal_error=1.0,
@@ -305,6 +308,14 @@ def listen(producer: Producer) -> None:
     monitor.subscribe("error.ocurred", note)  # type: ignore[call-overload]
     for name in EVENTS:
         monitor.subscribe(name, note)
+
+
+def log(producer: Producer, logger: object) -> None:
+    """Have lines written."""
+    producer.monitor.subscribe(LogListener())
+    listener = LogListener(logger, log_messages=True, limit=20)
+    producer.monitor.subscribe(listener)
+    LogListener(log_messages="yes")  # type: ignore[arg-type]
 
 
 def listen_to_all_producers() -> None:
