@@ -799,34 +799,6 @@ def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until
     }
 
 
-@pytest.mark.slow
-def test_listener_that_waits_delays_no_other_producer(hub, make_producer):
-    """While a listener of one sleeps, another's messages come and go; then all is well.
-
-    Acceptance check 16.
-    """
-    slow, other = make_producer({"statistics.interval.ms": 20}), make_producer()
-    sleeping = []
-
-    def sleep(event):
-        if not sleeping:
-            sleeping.append(event)
-            gevent.sleep(2.0)
-            sleeping.append("done")
-
-    slow.monitor.subscribe("statistics.emitted", sleep)
-    slow.produce_sync(topic="t", payload=b"x")
-    while not sleeping:
-        gevent.sleep(0.01)
-
-    for _ in range(20):
-        other.produce_sync(topic="t", payload=b"x")
-    assert len(sleeping) == 1
-
-    slow.produce_sync(topic="t", payload=b"x")
-    assert sleeping[1:] == ["done"]
-
-
 # -- statistics -----------------------------------------------------------------------
 
 
