@@ -21,7 +21,7 @@ ROOMS = (
     {"config", "message", "events"},
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
-    {"_batches"},
+    {"_batches", "interception"},
     {"_buffer"},
     {"_partitioners"},
     {"_settling", "_native", "scope", "_routing"},

@@ -1,0 +1,1 @@
+"""Listeners that are ready to be subscribed, one module for each vendor."""
