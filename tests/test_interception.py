@@ -31,14 +31,17 @@ class Noting:
         self.refused = []
 
     def on_send(self, message):
+        """Note a message, and mark it."""
         self.sent.append(message)
         headers = [*(message.headers or ()), (self.name, b"was here")]
         return message._replace(topic=Marked(message.topic), headers=headers)
 
     def on_batch(self, messages):
+        """Note a batch."""
         self.batches.append(messages)
 
     def on_refused(self, message, error):
+        """Note one that was not queued."""
         self.refused.append((message, error))
 
 
@@ -131,7 +134,7 @@ def test_every_verb_passes_by_it(producer, noting):
     payloads = [message.payload for message in noting.sent]
     assert payloads == [None, None, b"1", b"2", b"3"]
     # Of the buffer each sender's messages are a batch.
-    assert [1, 1, 1] == [len(batch) for batch in noting.batches]
+    assert [len(batch) for batch in noting.batches] == [1, 1, 1]
 
 
 def test_invalid_message_is_not_seen(producer, noting):
@@ -153,7 +156,7 @@ def test_closed_producer_refuses(producer, noting):
 
     (first, error), (second, _) = noting.refused
     assert error is caught.value
-    assert [b"x", b"y"] == [first.payload, second.payload]
+    assert [first.payload, second.payload] == [b"x", b"y"]
     assert type(first.topic) is Marked
 
 
@@ -192,8 +195,8 @@ def test_flush_is_seen_anew_when_it_is_repeated(make_producer, noting):
     with pytest.raises(ProduceManyError):
         producer.flush_async()
 
-    assert [b"0", b"1", b"2", b"3", b"2", b"3"] == [m.payload for m in noting.sent]
-    assert [b"2", b"3", b"2", b"3"] == [m.payload for m, _ in noting.refused]
+    assert [m.payload for m in noting.sent] == [b"0", b"1", b"2", b"3", b"2", b"3"]
+    assert [m.payload for m, _ in noting.refused] == [b"2", b"3", b"2", b"3"]
     assert all(message.headers is None for message in noting.sent)
 
 
@@ -241,7 +244,7 @@ def test_second_one_sees_what_the_first_gave(make_producer):
     producer.produce_sync(topic="events", payload=b"x")
 
     assert outer.sent[0].headers is None
-    assert [("outer", b"was here")] == inner.sent[0].headers
+    assert inner.sent[0].headers == [("outer", b"was here")]
 
 
 def test_it_is_made_from_the_settings(make_producer):
