@@ -162,9 +162,11 @@ def test_spans_are_below_their_requests():
     output = run(EXAMPLES / "tracing.py")
 
     requests = re.split(r"^request \d", output, flags=re.MULTILINE)[1:]
-    assert [
-        request.count("  send greendrop-tracing") for request in requests
-    ] == [5, 2, 2]
+    assert [request.count("  send greendrop-tracing") for request in requests] == [
+        5,
+        2,
+        2,
+    ]
     assert "3 messages  3 links" in output
     assert re.search("CLIENT .* at .*  1 links", output)
     assert "TOPIC_AUTHORIZATION_FAILED" in output

@@ -65,6 +65,14 @@ def producer(make_producer, noting):
     return producer
 
 
+def test_without_interceptors_nothing_is_in_the_way(make_producer):
+    """Who has none sends by the methods of the class: no look-up, and no call, more."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"x")
+
+    assert not {"dispatch", "dispatch_many"} & vars(producer._core).keys()
+
+
 def test_message_is_seen_in_wire_form_after_middleware(producer, noting):
     """What an interceptor sees has passed all steps, later ones too, and the checks."""
     producer.middleware.append(lambda message: message._replace(payload="changed"))

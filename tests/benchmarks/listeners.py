@@ -194,7 +194,8 @@ def main() -> None:
     if arguments.measure is not None:
         json.dump(_measure(**json.loads(arguments.measure)), sys.stdout)
         return
-    names = [*_OURS, *arguments.listener]
+    ours = [_NONE] if arguments.skip_ours else [*_OURS]
+    names = [*ours, *arguments.listener]
     rounds: list[dict[str, _Figures]] = []
     with MockCluster.spawn() as cluster:
         cluster.create_topic("events")
@@ -223,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--listener", metavar="MODULE:NAME", action="append", default=[]
     )
+    parser.add_argument("--skip-ours", action="store_true", help="only those named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=50_000, help="messages")
     parser.add_argument("--write-docs", action="store_true", help=f"write {_PAGE.name}")
