@@ -144,6 +144,28 @@ def test_import_brings_in_no_vendors(run_script):
 
 @pytest.mark.patched
 @pytest.mark.slow
+def test_listeners_bring_in_their_vendors_when_used(run_script):
+    """Metrics can be imported where no vendor is; StatsD's never needs one."""
+    run_script(
+        """
+        import sys
+        from greendrop.listeners import prometheus, statsd
+
+        class Client:
+            incr = gauge = print
+
+        statsd.StatsdListener(Client())
+        unwanted = {"prometheus_client", "statsd", "datadog", "opentelemetry"}
+        assert not unwanted & set(sys.modules)
+        prometheus.PrometheusListener()
+        assert "prometheus_client" in sys.modules
+        """,
+        "none",
+    )
+
+
+@pytest.mark.patched
+@pytest.mark.slow
 def test_import_starts_nothing(run_script):
     """Importing opens no descriptor and starts no thread."""
     run_script(

@@ -124,11 +124,13 @@ class _Batch:
     def __init__(self, span: api.Span, size: int) -> None:
         self._span = span
         self._size = size
+        self._failed = False
         # Two threads never get the same number of it.
         self._ended = count(1)
 
     def end_one(self, error: BaseException | None) -> None:
-        if error is not None:
+        if error is not None and not self._failed:
+            self._failed = True
             _fail(self._span, error)
         if next(self._ended) == self._size:
             self._span.end()
@@ -189,20 +191,20 @@ class _Tracing:
         return attributes
 
     def on_batch(self, messages: Sequence[Message]) -> None:
+        names = [message.topic for message in messages]
         sendings = [
-            sending
-            for message in messages
-            if isinstance(message.topic, _Topic)
-            and (sending := message.topic.sending) is not None
+            name.sending
+            for name in names
+            if isinstance(name, _Topic) and name.sending is not None
         ]
         if not sendings:
             return
         attributes = dict(self._attributes)
         attributes["messaging.batch.message_count"] = len(messages)
         name = "send"
-        topics = {str(message.topic) for message in messages}
+        topics = set(names)
         if len(topics) == 1:
-            attributes["messaging.destination.name"] = topic = topics.pop()
+            attributes["messaging.destination.name"] = topic = str(topics.pop())
             name = f"send {topic}"
         span = self._tracer.start_span(
             name,
