@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from importlib.metadata import version
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -17,14 +18,15 @@ from opentelemetry import trace as api
 from opentelemetry.context import Context, get_value
 from opentelemetry.propagators.textmap import Getter, Setter
 
-import greendrop
+from greendrop.errors import EventNotRegisteredError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from greendrop import Event, Message, Monitor, Producer
     from greendrop.config import Settings
-    from greendrop.message import HeaderValue
+    from greendrop.events import Event, Monitor
+    from greendrop.message import HeaderValue, Message
+    from greendrop.producer import Producer
 
     _Pairs = list[tuple[str, HeaderValue]]
 
@@ -68,7 +70,7 @@ def trace(
     if producer.monitor in _traced:
         return
     tracer = api.get_tracer(
-        __name__, greendrop.__version__, tracer_provider, schema_url=_SCHEMA
+        __name__, version("greendrop"), tracer_provider, schema_url=_SCHEMA
     )
     producer.intercept(
         lambda settings: _Tracing(tracer, settings, message_keys=message_keys)
@@ -77,7 +79,7 @@ def trace(
     producer.monitor.subscribe("message.acknowledged", _on_acknowledged)
     for name in ("message.purged", "error.occurred"):
         # The first is one of transactional producers.
-        with contextlib.suppress(greendrop.EventNotRegisteredError):
+        with contextlib.suppress(EventNotRegisteredError):
             producer.monitor.subscribe(name, _on_failed)
 
 

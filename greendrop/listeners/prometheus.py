@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics import MetricWrapperBase
 
-    from greendrop import Event, Message
+    from greendrop.events import Event
+    from greendrop.message import Message
 
 #: Seconds; from a broker in the same rack to librdkafka's `message.timeout.ms`.
 BUCKETS = (

@@ -14,7 +14,8 @@ from greendrop.listeners._statistics import Increments, brokers, value_at
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from greendrop import Event, Message
+    from greendrop.events import Event
+    from greendrop.message import Message
 
 Kind = Literal["count", "gauge", "histogram"]
 Scope = Literal["root", "brokers", "topics"]
