@@ -192,7 +192,8 @@ class Core:
         """
         one = interception.wrapped(interceptor, self.dispatch)
         many = interception.wrapped_many(interceptor, self.dispatch_many)
-        self.dispatch, self.dispatch_many = one, many  # type: ignore[method-assign]
+        self.dispatch = one  # type: ignore[method-assign,assignment]
+        self.dispatch_many = many  # type: ignore[method-assign]
 
     def partition_count(self, lane: Lane, topic: str) -> int:
         """See `Producer.partition_count`."""

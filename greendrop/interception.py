@@ -9,7 +9,7 @@ are not wrapped, so there is nothing to pay for.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from greendrop import _waiting
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("greendrop")
 # How a message is sent: of no interest here.
 _Lane = TypeVar("_Lane", contravariant=True)  # noqa: PLC0105 - nobody else's
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
@@ -31,7 +32,8 @@ class Interceptor(Protocol):
     The verdict on a message is told by `message.acknowledged`, and by `error.occurred`
     of type `librdkafka.dispatch_error`. Their `topic` is the very object that
     `on_send` has put into the message: a `str` of a class of its own may bring along
-    what belongs to the message.
+    what belongs to the message. (Of several interceptors that do so the one that was
+    there first has the last word.)
     """
 
     def on_send(self, message: Message) -> Message:
@@ -56,20 +58,6 @@ class Interceptor(Protocol):
         ...
 
 
-class Dispatch(Protocol[_Lane]):
-    """Queues one message, as `Core.dispatch`."""
-
-    def __call__(
-        self,
-        lane: _Lane,
-        message: Message,
-        verb: str,
-        counts: dict[str, int] | None = None,
-    ) -> DeliveryHandle:
-        """Queue it, or raise."""
-        ...
-
-
 class DispatchMany(Protocol[_Lane]):
     """Queues a batch, as `Core.dispatch_many`."""
 
@@ -85,18 +73,18 @@ class DispatchMany(Protocol[_Lane]):
         ...
 
 
-def wrapped(interceptor: Interceptor, dispatch: Dispatch[_Lane]) -> Dispatch[_Lane]:
-    """Have messages that are sent one by one pass an interceptor."""
+def wrapped(
+    interceptor: Interceptor,
+    dispatch: Callable[Concatenate[_Lane, Message, _P], DeliveryHandle],
+) -> Callable[Concatenate[_Lane, Message, _P], DeliveryHandle]:
+    """Have messages that are sent one by one, as by `Core.dispatch`, pass by."""
 
     def send(
-        lane: _Lane,
-        message: Message,
-        verb: str,
-        counts: dict[str, int] | None = None,
+        lane: _Lane, message: Message, /, *more: _P.args, **named: _P.kwargs
     ) -> DeliveryHandle:
         message = _guarded(interceptor.on_send, message) or message
         try:
-            return dispatch(lane, message, verb, counts)
+            return dispatch(lane, message, *more, **named)
         except BaseException as error:
             _guarded(interceptor.on_refused, message, error)
             raise
@@ -107,7 +95,7 @@ def wrapped(interceptor: Interceptor, dispatch: Dispatch[_Lane]) -> Dispatch[_La
 def wrapped_many(
     interceptor: Interceptor, dispatch_many: DispatchMany[_Lane]
 ) -> DispatchMany[_Lane]:
-    """Have batches pass an interceptor."""
+    """Have batches pass by."""
 
     def send(
         lane: _Lane,

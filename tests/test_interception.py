@@ -145,6 +145,23 @@ def test_every_verb_passes_by_it(producer, noting):
     assert [len(batch) for batch in noting.batches] == [1, 1, 1]
 
 
+@pytest.mark.skipif(
+    not hasattr(Producer, "transaction"), reason="there are no transactions yet"
+)
+def test_message_in_a_transaction_of_its_own_passes_once(make_producer, noting):
+    """Sent outside of a transaction, it gets one, and is seen once all the same."""
+    producer = make_producer({"transactional.id": "intercepted"})
+    producer.intercept(lambda _: noting)
+
+    producer.produce_sync(topic="events", payload=b"1")
+    producer.produce_many_sync([Message("events", b"2")])
+    with producer.transaction():
+        producer.produce_async(topic="events", payload=b"3")
+
+    assert [message.payload for message in noting.sent] == [b"1", b"2", b"3"]
+    assert noting.refused == []
+
+
 def test_invalid_message_is_not_seen(producer, noting):
     """Of a batch with one that breaks the rules nothing is sent, so nothing is seen."""
     with pytest.raises(MessageInvalidError):

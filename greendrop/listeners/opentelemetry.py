@@ -77,10 +77,9 @@ def trace(
     )
     _traced.add(producer.monitor)
     producer.monitor.subscribe("message.acknowledged", _on_acknowledged)
-    for name in ("message.purged", "error.occurred"):
-        # The first is one of transactional producers.
-        with contextlib.suppress(EventNotRegisteredError):
-            producer.monitor.subscribe(name, _on_failed)
+    producer.monitor.subscribe("error.occurred", _on_error)
+    with contextlib.suppress(EventNotRegisteredError):
+        producer.monitor.subscribe("message.purged", _on_failed)
 
 
 class _Topic(str):
@@ -234,10 +233,13 @@ def _on_acknowledged(event: Event) -> None:
         sending.end()
 
 
+def _on_error(event: Event) -> None:
+    if event["type"] == "librdkafka.dispatch_error":
+        _on_failed(event)
+
+
 def _on_failed(event: Event) -> None:
-    if event["type"] == "librdkafka.dispatch_error" and (
-        sending := _taken(event["topic"])
-    ):
+    if sending := _taken(event["topic"]):
         sending.end(event["error"])
 
 
