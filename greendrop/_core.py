@@ -185,16 +185,6 @@ class Core:
                 lane.client.flush_gathered()
         return handles
 
-    def intercept(self, interceptor: Interceptor) -> None:
-        """Have all that is sent from now on pass an interceptor, after those before.
-
-        It takes the place of the two methods, so that who has none pays nothing.
-        """
-        one = interception.wrapped(interceptor, self.dispatch)
-        many = interception.wrapped_many(interceptor, self.dispatch_many)
-        self.dispatch = one  # type: ignore[method-assign,assignment]
-        self.dispatch_many = many  # type: ignore[method-assign]
-
     def partition_count(self, lane: Lane, topic: str) -> int:
         """See `Producer.partition_count`."""
         client = self._connect(lane)
@@ -244,6 +234,16 @@ class Core:
         self._closing.keep()
         if self.status == "closed":
             self._closing.let_go()  # by another thread, since it was added
+
+    def intercept(self, interceptor: Interceptor) -> None:
+        """Have all that is sent from now on pass an interceptor, after those before.
+
+        It takes the place of the two methods, so that who has none pays nothing.
+        """
+        one = interception.wrapped(interceptor, self.dispatch)
+        many = interception.wrapped_many(interceptor, self.dispatch_many)
+        self.dispatch = one  # type: ignore[method-assign,assignment]
+        self.dispatch_many = many  # type: ignore[method-assign]
 
     # --- looking -----------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Listeners that are ready to be subscribed, one module for each vendor."""
+"""What listens to producers and tells others: logs, metrics, traces."""
