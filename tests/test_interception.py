@@ -100,6 +100,7 @@ def test_verdict_has_the_topic_that_the_interceptor_gave(world, producer):
     assert topics == ["events"] * 5
 
 
+@pytest.mark.slow
 def test_failed_message_has_it_too(make_producer, noting):
     """A verdict that is bad is found the same way."""
     producer = make_producer(NOWHERE | {"message.timeout.ms": 50})

@@ -142,6 +142,7 @@ def test_span_ends_with_the_report(world, make_traced, spans):
     }
 
 
+@pytest.mark.slow
 def test_span_lasts_until_the_broker_has_answered(mock_cluster, make_traced, spans):
     """It covers the round trip, though the call came back long before."""
     mock_cluster.round_trip(0.1)
@@ -238,6 +239,7 @@ def test_purged_message_ends_its_span(make_traced, spans):
     assert names == ["_PURGE_QUEUE", "_PURGE_QUEUE"]
 
 
+@pytest.mark.slow
 def test_timed_out_message_ends_its_span(make_traced, spans):
     """One that librdkafka gives up ends its span then, not when the wait ends."""
     producer = make_traced(NOWHERE | {"message.timeout.ms": 50})
@@ -275,6 +277,7 @@ def test_invalid_message_has_no_span(make_traced, spans):
     assert spans.all == []
 
 
+@pytest.mark.slow
 def test_every_span_that_begins_ends(hub, make_producer, mock_cluster):
     """Delivered, failed, purged, refused and killed: as many ends as beginnings."""
     counting = Spans()
@@ -442,6 +445,7 @@ def test_batch_links_to_the_context_that_a_message_brings(make_traced, spans):
     ]
 
 
+@pytest.mark.slow
 def test_batch_that_fails_in_part_ends(make_traced, spans):
     """Its span says what was wrong with the first that failed to be queued."""
     producer = make_traced(

@@ -108,6 +108,7 @@ def test_names_are_waterdrops():
 # --- Datadog --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_messages_are_counted_with_tags(world, agent, datadog, make_producer):
     """Acceptance check 113: one message and a batch of two are three."""
     producer = make_producer()
@@ -129,6 +130,7 @@ def test_messages_are_counted_with_tags(world, agent, datadog, make_producer):
         assert "|#env:test,team:a" in line
 
 
+@pytest.mark.slow
 def test_flushed_ones_count_as_produced_too(agent, datadog, make_producer):
     """Beside `produced_*` there is `flushed_*`; the buffer's size is told, too."""
     producer = make_producer()
@@ -164,6 +166,7 @@ def test_errors_are_counted(mock_cluster, agent, datadog, make_producer):
     assert agent.sums()["greendrop.error_occurred"] == 2
 
 
+@pytest.mark.slow
 def test_statistics_are_told_of_each_broker(until, agent, datadog, make_producer):
     """Acceptance check 113: a tag for the broker; the bootstrap broker is left out."""
     producer = make_producer({"statistics.interval.ms": 50})
@@ -333,6 +336,7 @@ def test_subclass_may_tell_more(make_producer):
 # --- StatsD ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_statsd_has_tags_in_the_name(until, agent, statsd, make_producer):
     """The client of `statsd`, which has no tags: their values end the name."""
     producer = make_producer({"statistics.interval.ms": 50})
