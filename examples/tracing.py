@@ -74,7 +74,8 @@ def told(span: ReadableSpan) -> str:
 
 def show(spans: tuple[ReadableSpan, ...]) -> None:
     """Write each request, with the spans that are below it."""
-    for request in (span for span in spans if span.parent is None):
+    requests = [span for span in spans if span.parent is None]
+    for request in sorted(requests, key=lambda span: span.name):
         sys.stdout.write(f"{told(request)}\n")
         for span in spans:
             if span.parent and span.parent.span_id == request.context.span_id:
