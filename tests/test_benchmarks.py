@@ -30,22 +30,6 @@ def test_a_quick_benchmark_gives_figures_of_each_contender(tmp_path):
         assert figures["late_max"] >= figures["late_p99"]
 
 
-@pytest.mark.slow
-def test_a_quick_benchmark_of_listeners_gives_a_line_for_each():
-    """What listening costs is still measured; without a listener an event is free."""
-    command = [sys.executable, "-m", "tests.benchmarks.listening", "--quick"]
-
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
-    )
-
-    assert done.returncode == 0, done.stderr
-    _, *lines = done.stdout.splitlines()
-    costs = {line[:30].strip(): float(line.split()[-2]) for line in lines}
-    assert costs["no listener"] < costs["log, nothing configured"]
-    assert costs["no listener"] < costs["log, structlog at info"]
-
-
 class Listener:
     """Listens to what each message has."""
 
@@ -60,11 +44,12 @@ def test_any_listener_can_be_measured():
     command += ["--rounds", "1", "--count", "2000"]
     command += ["--listener", "tests.test_benchmarks:Listener"]
     command += ["--listener", "greendrop.listeners.opentelemetry:trace"]
+    command += ["--listener", "greendrop.listeners.log:LogListener"]
 
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
     )
 
     assert done.returncode == 0, done.stderr
-    table = r"\| none \| [\d.]+ \| [\d.]+ \|\n(\| \S+:\w+ (\| [+-][\d.]+ ){2}\|\n){2}"
+    table = r"\| none \| [\d.]+ \| [\d.]+ \|\n(\| \S+:\w+ (\| [+-][\d.]+ ){2}\|\n){3}"
     assert re.search(table, done.stdout), done.stdout
