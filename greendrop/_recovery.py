@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from greendrop import _librdkafka, _waiting
-from greendrop._secrets import HIDDEN
 from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
@@ -121,9 +120,7 @@ class Recovery:
         self._emit(
             "producer.reload", {"error": error, "attempt": attempt, "kafka": kafka}
         )
-        for key in settings.secret_keys & kafka.keys():
-            if kafka[key] == HIDDEN:
-                kafka[key] = settings.kafka[key]
+        settings.put_secrets_back(kafka)
         if kafka == settings.kafka:
             return settings
         own = {each.name: getattr(settings, each.name) for each in SETTINGS}

@@ -312,6 +312,12 @@ class Settings:
         """Give librdkafka's configuration, secrets replaced by `[hidden]`."""
         return _secrets.redacted(self.kafka)
 
+    def put_secrets_back(self, redacted: dict[str, str]) -> None:
+        """Undo `redacted_kafka` where a secret is still hidden."""
+        for key in self.secret_keys & redacted.keys():
+            if redacted[key] == _secrets.HIDDEN:
+                redacted[key] = self.kafka[key]
+
     def censored(self, text: str) -> str:
         """Give a text that somebody else wrote, with secrets of `kafka` cut out."""
         return _secrets.censored(text, self.kafka, self.secret_keys)

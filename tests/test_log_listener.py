@@ -1,6 +1,7 @@
 """The log listener: which lines it writes, and where they go."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -21,6 +22,9 @@ MESSAGE = Message(
     "orders", b"payload of an order", key="order-5", headers={"token": "s"}, partition=3
 )
 BATCH = [MESSAGE, Message("bills", "text"), Message("bills", None)]
+CONSUMED = SimpleNamespace(
+    topic=lambda: "in", partition=lambda: 1, offset=lambda: 41, value=lambda: b"read"
+)
 
 
 def caused(error, code, name):
@@ -58,7 +62,10 @@ TOLD = [
     ("message.purged", {"topic": "t", "partition": 0}),
     ("statistics.emitted", {"statistics": {}}),
     ("transaction.started", T),
-    ("transaction.marked_as_consumed", {"messages": BATCH, "metadata": None, **T}),
+    (
+        "transaction.marked_as_consumed",
+        {"message": CONSUMED, "offset_metadata": None, **T},
+    ),
     ("transaction.committed", T),
     ("transaction.aborted", T),
     ("transaction.finished", {"outcome": "committed", **T}),

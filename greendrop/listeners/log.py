@@ -142,8 +142,10 @@ class LogListener:
         self.write(INFO, event, **_given(event, "outcome"))
 
     def on_transaction_marked_as_consumed(self, event: Event) -> None:
-        """Offsets of what was read go with a transaction."""
-        self.write(INFO, event, messages=len(event["messages"]))
+        """What was read of a partition goes with a transaction."""
+        message = event["message"]
+        place = {"partition": message.partition(), "offset": message.offset()}
+        self.write(INFO, event, topic=message.topic(), **place)
 
     # --- what went wrong ---------------------------------------------------------
 
