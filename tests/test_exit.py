@@ -197,6 +197,67 @@ def test_warnings_that_are_errors_change_nothing(
     assert stored("events") == 1
 
 
+NO_MORE_THREADS = """
+    # As Python 3.12 does from the end of the main thread on, before any exit handler.
+    from greendrop import _waiting
+
+    def refuse(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    _waiting.start_new_thread = refuse
+"""
+
+
+@three_modes
+def test_the_end_needs_no_new_thread(mode, mock_cluster, run_script, stored):
+    """Where no thread can be started any more, the main thread sends by itself.
+
+    Also what waits for partitions to be known, or for room in the queue.
+    """
+    program = """
+    small = Producer(
+        {"bootstrap.servers": servers, "queue.buffering.max.messages": 10}, id="small"
+    )
+    acknowledged = []
+    for each in producer, small:
+        each.monitor.subscribe("message.acknowledged", acknowledged.append)
+        each.buffer_many(
+            {"topic": "events", "payload": b"x", "partition_key": str(number)}
+            for number in range(100)
+        )
+    import atexit
+    atexit._run_exitfuncs()
+    print(len(acknowledged), producer.status, small.status)
+    """
+    mock_cluster.create_topic("events", partitions=3)
+    mock_cluster.round_trip(0.01)
+    servers = mock_cluster.bootstrap_servers
+
+    ended = run_script(BEGIN + NO_MORE_THREADS + program, mode, servers=servers)
+
+    assert ended.stdout == "200 closed closed\n"
+    assert stored("events") == 200
+
+
+@three_modes
+def test_an_end_without_threads_ends_in_time(mode, run_script):
+    """With nobody to deliver to it takes `exit_timeout`, and tells the loss."""
+    program = """
+    lost = Producer(
+        {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}, id="lost", exit_timeout=0.5
+    )
+    lost.buffer_many({"topic": "events", "payload": b"x"} for _ in range(10))
+    print(time.monotonic())
+    """
+
+    ended = run_script(BEGIN + NO_MORE_THREADS + program, mode, servers="-", fails=True)
+
+    took = time.monotonic() - float(ended.stdout)
+    assert ended.returncode == 0
+    assert 0.4 < took < 2.5
+    assert "greendrop: producer 'lost' is closed; 10 messages" in ended.stderr
+
+
 # --- signals --------------------------------------------------------------------------
 
 
@@ -220,14 +281,24 @@ def test_ctrl_c_in_the_midst_of_reports_loses_none(mode, mock_cluster, run_scrip
 
     if "gevent" in sys.modules:
         sys.modules["gevent"].get_hub().print_exception = lambda *_: None
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    # What is raised in a callback of a weak reference Python itself drops, and tells.
+    sys.unraisablehook = lambda _: None
+
+    def interrupt(*arguments):
+        global came
+        came = True
+        signal.default_int_handler(*arguments)
+
+    signal.signal(signal.SIGALRM, interrupt)
     for _ in range(40):
+        came = False
         producer = Producer({"bootstrap.servers": servers})
         producer.produce_sync(topic="events", payload=b"x")
         handles = []
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
         try:
-            while True:
+            while not came:
                 for _ in range(200):
                     handles.append(producer.produce_async(topic="events", payload=b"x"))
                 for handle in handles[-200:]:
