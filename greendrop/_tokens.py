@@ -224,7 +224,9 @@ class Tokens:
             token = bearer.token
         if not isinstance(token, OAuthToken):
             # Not what it is instead: that may be the secret itself.
-            kind = "nothing" if token is None else f"no OAuthToken, but a {_kind(token)}"
+            kind = (
+                "nothing" if token is None else f"no OAuthToken, but a {_kind(token)}"
+            )
             raise OAuthTokenError(f"{self._asked} gave {kind}")
         if token.expires_at <= self._now():
             text = f"that of {self._asked} has expired, at {token.expires_at!r}"

@@ -120,7 +120,10 @@ def test_a_slow_provider_holds_nobody_up(
     """While it blocks, other greenlets run; all who send wait for the same token."""
     kafka_secure.create_topic(topic)
     provider.delay = 0.5
-    with longest_gap() as gap, Producer(login, oauth_token_provider=provider) as producer:
+    with (
+        longest_gap() as gap,
+        Producer(login, oauth_token_provider=provider) as producer,
+    ):
         senders = [
             gevent.spawn(producer.produce_sync, topic=topic, payload=b"x")
             for _ in range(20)
