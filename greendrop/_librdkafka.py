@@ -304,8 +304,8 @@ def purge(producer: object) -> None:
 def set_oauth_token(producer: object, token: OAuthToken) -> int | None:
     """Give a producer the token to log in with, at once and from then on.
 
-    confluent-kafka has only a callback for that, in whose presence making a client takes
-    1 to 10 s. Without it, librdkafka connects when the first token is there.
+    confluent-kafka has only a callback for that, and where there is one, making a
+    client takes 1 to 10 s. Without, librdkafka connects when the first token is there.
 
     Returns:
         librdkafka's code of why it does not take it; 0 if it does; None if the

@@ -1,8 +1,8 @@
 """The OAuth token of a producer: who is asked for one, when, and who waits for it.
 
-All clients of the producer share it. Whoever gives tokens is asked on a native thread of
-its own: code that blocks holds no hub there, and what gevent has patched makes a hub for
-that thread. Knows nothing of librdkafka; handing a token to the clients is passed in.
+All clients of the producer share it. Whoever gives tokens is asked on a native thread
+of its own: code that blocks holds no hub there, and what gevent has patched makes a hub
+for that thread. Knows nothing of librdkafka; how clients get a token is passed in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: The part of a token's time after which there should be a new one; librdkafka's rule.
 _REFRESH_AT = 0.8
-#: Seconds from a refresh that failed to the next one, while there are clients; likewise.
+#: Seconds from a failed refresh to the next one, while there are clients; likewise.
 _RETRY = 10.0
 #: Seconds for which a failure answers all who want to send. Without that, each message
 #: would have the provider asked once more.
@@ -214,7 +214,7 @@ class Tokens:
     def _ask(self) -> OAuthToken:
         """Ask the provider, or the listeners. On a thread of its own."""
         if self._provider is not None:
-            token = self._provider()
+            token: object = self._provider()
         else:
             bearer = OAuthBearer()
             facts = {"producer_id": self._producer_id, "bearer": bearer}

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greendrop.errors import ConfigurationInvalidError
-from greendrop.oauth import OAuthToken
+
+if TYPE_CHECKING:
+    from greendrop.oauth import OAuthToken
 
 _T = TypeVar("_T")
 
@@ -282,7 +284,7 @@ class Settings:
         " another producer has taken over, and would be fenced in turn.",
         "non_reloadable_errors, [fenced]",
     )
-    oauth_token_provider: Callable[[], OAuthToken] | None = _setting(
+    oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
         None,
         _PROVIDER,
         "a function",

@@ -117,8 +117,8 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
             ),
         ),
         "oauthbearer.token_refresh": EventSpec(
-            when="a token is needed and there is no oauth_token_provider: `bearer` is to"
-            " be given one, or a reason why there is none. On a native thread of its"
+            when="a token is needed, and there is no oauth_token_provider: give"
+            " `bearer` one, or say why there is none. Told on a native thread of its"
             " own (docs/oauth.md)",
             payload=("producer_id", "bearer"),
         ),

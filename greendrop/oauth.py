@@ -1,7 +1,7 @@
 """Tokens for SASL/OAUTHBEARER: what a program gives when it is asked for one.
 
-Who asks, and when, is `_tokens`. No value of a token is in a `repr` or in the text of an
-error.
+Who asks, and when, is `_tokens`. No value of a token is in a `repr` or in the text of
+an error.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def _check_time(seconds: object) -> None:
 
 
 class OAuthBearer:
-    """What a listener of `oauthbearer.token_refresh` answers to. The first answer holds.
+    """What a listener of `oauthbearer.token_refresh` answers to, before it returns.
 
-    To be answered before the listener returns.
+    The first answer holds.
     """
 
     __slots__ = ("_failure", "_token")
@@ -125,7 +125,8 @@ class OAuthBearer:
         Raises:
             TypeError: It is none.
         """
-        if not isinstance(token, OAuthToken):
+        given: object = token  # whatever the caller's types say
+        if not isinstance(given, OAuthToken):
             text = f"set_token needs an OAuthToken, not {type(token).__name__}"
             raise TypeError(text)
         if not self.answered:

@@ -244,13 +244,16 @@ def test_an_end_without_threads_ends_in_time(mode, run_script):
     """With nobody to deliver to it takes `exit_timeout`, and tells the loss."""
     program = """
     lost = Producer(
-        {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}, id="lost", exit_timeout=0.5
+        {"bootstrap.servers": "127.0.0.1:1", "log_level": 0},
+        id="lost",
+        exit_timeout=0.5,
     )
     lost.buffer_many({"topic": "events", "payload": b"x"} for _ in range(10))
     print(time.monotonic())
     """
 
-    ended = run_script(BEGIN + NO_MORE_THREADS + program, mode, servers="-", fails=True)
+    source = BEGIN + NO_MORE_THREADS + program
+    ended = run_script(source, mode, servers="-", fails=True)
 
     took = time.monotonic() - float(ended.stdout)
     assert ended.returncode == 0

@@ -22,14 +22,14 @@ from greendrop import (
     OAuthBearer,
     OAuthToken,
     OAuthTokenError,
-    Producer,
     ProduceManyError,
+    Producer,
     ProducerClosedError,
     _librdkafka,
 )
 from greendrop._tokens import Tokens
 from greendrop.config import build_settings
-from greendrop.events import Monitor
+from greendrop.events import EVENTS, Monitor
 
 LOGIN = {
     "bootstrap.servers": "127.0.0.1:1",
@@ -57,6 +57,7 @@ class Provider:
         self.may_answer.set()
 
     def __call__(self):
+        """Give a token."""
         self.threads.append(threading.get_ident())
         assert self.may_answer.wait(20)
         if self.error is not None:
@@ -213,7 +214,7 @@ def test_no_repr_shows_a_provider(producer):
 
 
 def test_a_mock_cluster_asks_for_no_token(provider):
-    """librdkafka connects to its own mock cluster without a login."""
+    """To the mock cluster in the same client librdkafka connects without a login."""
     kafka = {
         **LOGIN,
         "bootstrap.servers": "",
@@ -304,6 +305,7 @@ def test_a_listener_is_asked_where_there_is_no_provider(world):
 
     @producer.monitor.subscribe("oauthbearer.token_refresh")
     def give(event):
+        assert event.payload.keys() == set(EVENTS[event.name].payload)
         told.append((event["producer_id"], threading.get_ident()))
         event["bearer"].set_token(OAuthToken(SECRET, time.time() + 60))
 
@@ -478,7 +480,7 @@ def test_one_who_is_killed_takes_no_token_from_others(hub, producer, provider):
     provider.may_answer.clear()
     killed = gevent.spawn(producer.produce_async, **MESSAGE)
     waiting = gevent.spawn(producer.produce_async, **MESSAGE)
-    with gevent.Timeout(0.05, False):
+    with gevent.Timeout(0.05, exception=False):
         producer.produce_async(**MESSAGE)
     killed.kill()
     provider.may_answer.set()
@@ -532,6 +534,7 @@ class Clock:
         self.seconds = 1e9
 
     def __call__(self):
+        """Tell the time."""
         return self.seconds
 
 

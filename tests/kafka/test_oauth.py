@@ -23,6 +23,24 @@ def secure(kafka_secure):
 
 
 @pytest.fixture
+def topic(kafka_secure, topic):
+    """Create the test's topic."""
+    kafka_secure.create_topic(topic)
+    return topic
+
+
+@pytest.fixture
+def values(kafka_secure, topic, read_topic):
+    """Read what is in the test's topic."""
+
+    def read():
+        records = read_topic(kafka_secure.bootstrap_servers, topic)
+        return [record.value for record in records]
+
+    return read
+
+
+@pytest.fixture
 def login(secure):
     """Configure a login by token, and reconnecting soon."""
     return {
@@ -51,6 +69,7 @@ class Provider:
         self.error = None
 
     def __call__(self):
+        """Give a token."""
         self.threads.append(threading.get_ident())
         threading.Event().wait(self.delay)
         if self.error is not None:
@@ -63,26 +82,22 @@ class Provider:
         return len(self.threads)
 
 
-def test_a_provider_logs_in(world, kafka_secure, login, provider, topic, read_topic):
+def test_a_provider_logs_in(world, login, provider, topic, values):
     """Kafka takes the token; the provider ran once, and not in our thread."""
-    kafka_secure.create_topic(topic)
-
     with Producer(login, oauth_token_provider=provider) as producer:
         producer.produce_sync(topic=topic, payload=b"x")
         producer.produce_sync(topic=topic, payload=b"y")
 
-    records = read_topic(kafka_secure.bootstrap_servers, topic)
-    assert [record.value for record in records] == [b"x", b"y"]
+    assert values() == [b"x", b"y"]
     assert provider.calls == 1
     assert threading.get_ident() not in provider.threads
 
 
-def test_a_listener_logs_in(world, kafka_secure, login, provider, topic, read_topic):
+def test_a_listener_logs_in(world, login, provider, topic, values):
     """A listener of the event gives the token by its bearer, before the first message.
 
     Acceptance check 33.
     """
-    kafka_secure.create_topic(topic)
     told = []
     with Producer(login, id="p") as producer:
 
@@ -95,15 +110,14 @@ def test_a_listener_logs_in(world, kafka_secure, login, provider, topic, read_to
 
     assert report.offset == 0
     assert (told, provider.calls) == (["p"], 1)
-    assert len(read_topic(kafka_secure.bootstrap_servers, topic)) == 1
+    assert values() == [b"x"]
 
 
-def test_one_token_serves_all_clients(kafka_secure, login, provider, topic):
+def test_one_token_serves_all_clients(login, provider, topic):
     """Variants and reconnects ask nobody while the token holds.
 
     WaterDrop subscribes the configured listener anew for each connection.
     """
-    kafka_secure.create_topic(topic)
     with Producer(login, oauth_token_provider=provider) as producer:
         variant = producer.variant(topic_config={"acks": 1})
         for _ in range(3):
@@ -114,11 +128,8 @@ def test_one_token_serves_all_clients(kafka_secure, login, provider, topic):
     assert provider.calls == 1
 
 
-def test_a_slow_provider_holds_nobody_up(
-    kafka_secure, login, provider, topic, longest_gap
-):
+def test_a_slow_provider_holds_nobody_up(login, provider, topic, longest_gap):
     """While it blocks, other greenlets run; all who send wait for the same token."""
-    kafka_secure.create_topic(topic)
     provider.delay = 0.5
     with (
         longest_gap() as gap,
@@ -135,11 +146,8 @@ def test_a_slow_provider_holds_nobody_up(
     assert gap.seconds < LONGEST_GAP
 
 
-def test_a_failing_provider_is_told_and_tried_again(
-    world, kafka_secure, login, provider, topic
-):
+def test_a_failing_provider_is_told_and_tried_again(world, login, provider, topic):
     """Who sends gets its error, and nothing is queued; later the message is sent."""
-    kafka_secure.create_topic(topic)
     provider.error = ValueError("no tokens today")
     with Producer(login, oauth_token_provider=provider) as producer:
         with pytest.raises(OAuthTokenError) as caught:
@@ -162,12 +170,11 @@ def test_a_failing_provider_is_told_and_tried_again(
 
 
 @pytest.mark.slow
-def test_tokens_are_refreshed_once_each(hub, kafka_secure, login, provider, topic):
+def test_tokens_are_refreshed_once_each(hub, login, provider, topic):
     """New tokens come in time, by themselves; Kafka takes them on open connections.
 
-    It wants one after nine tenths of the time of the one before, or ends the connection.
+    It wants one after nine tenths of the time of the last, or ends the connection.
     """
-    kafka_secure.create_topic(topic)
     provider.lifetime = 10.0
     errors = []
     with Producer(login, oauth_token_provider=provider) as producer:
@@ -191,7 +198,6 @@ def test_a_broker_that_comes_back_is_given_the_token_again(
 ):
     """A killed broker costs no message, and no second token."""
     (node,) = kafka_secure.nodes
-    kafka_secure.create_topic(topic)
     with Producer(login, oauth_token_provider=provider) as producer:
         producer.produce_sync(topic=topic, payload=b"x")
         node.kill()
@@ -203,9 +209,8 @@ def test_a_broker_that_comes_back_is_given_the_token_again(
     assert provider.calls == 1
 
 
-def test_a_refused_token_is_told_without_showing_it(kafka_secure, login, topic):
+def test_a_refused_token_is_told_without_showing_it(login, topic):
     """A token that Kafka does not believe is named as the reason, and not shown."""
-    kafka_secure.create_topic(topic)
     secret = "aaaa.bbbb.cccc"
     errors = []
     kafka = {**login, "message.timeout.ms": 1500, "debug": "security"}
@@ -227,7 +232,7 @@ def test_a_refused_token_is_told_without_showing_it(kafka_secure, login, topic):
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched", "late"])
 @pytest.mark.slow
 @pytest.mark.patched
-def test_a_provider_may_use_http(mode, kafka_secure, secure, login, topic, run_script):
+def test_a_provider_may_use_http(mode, secure, login, topic, run_script):
     """What it asks by HTTP, patched or not, holds up no other task of the program."""
     program = """
     import json, time, urllib.request
@@ -247,7 +252,6 @@ def test_a_provider_may_use_http(mode, kafka_secure, secure, login, topic, run_s
     producer.close()
     print(gap.seconds, gap.ticks)
     """
-    kafka_secure.create_topic(topic)
     with TokenServer(secure.oauth_token, delay=0.5) as server:
         names = {"url": server.url, "login": login, "topic": topic}
         ended = run_script(program, mode, **names)
@@ -262,7 +266,7 @@ def test_a_provider_may_use_http(mode, kafka_secure, secure, login, topic, run_s
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_what_is_buffered_is_sent_at_exit(
-    mode, kafka_secure, secure, login, topic, read_topic, run_script
+    mode, secure, login, topic, *, values, run_script
 ):
     """A program that ends before anything was connected still logs in, and sends."""
     program = """
@@ -271,18 +275,14 @@ def test_what_is_buffered_is_sent_at_exit(
     producer = Producer(login, oauth_token_provider=lambda: OAuthToken(*token))
     producer.buffer_many({"topic": topic, "payload": b"x"} for _ in range(10))
     """
-    kafka_secure.create_topic(topic)
 
     run_script(program, mode, login=login, topic=topic, token=secure.oauth_token())
 
-    assert len(read_topic(kafka_secure.bootstrap_servers, topic)) == 10
+    assert values() == [b"x"] * 10
 
 
-def test_librdkafkas_own_oidc_needs_no_provider(
-    kafka_secure, secure, login, topic, longest_gap
-):
+def test_librdkafkas_own_oidc_needs_no_provider(secure, login, topic, longest_gap):
     """With its method oidc librdkafka gets the tokens, and nobody here is asked."""
-    kafka_secure.create_topic(topic)
     with TokenServer(secure.oauth_token, delay=0.3) as server:
         kafka = {
             **login,
@@ -299,9 +299,8 @@ def test_librdkafkas_own_oidc_needs_no_provider(
     assert gap.seconds < LONGEST_GAP
 
 
-def test_librdkafkas_unsecured_tokens_need_no_provider(kafka_secure, login, topic):
+def test_librdkafkas_unsecured_tokens_need_no_provider(login, topic):
     """With its own tokens for development likewise."""
-    kafka_secure.create_topic(topic)
     kafka = {
         **login,
         "enable.sasl.oauthbearer.unsecure.jwt": True,

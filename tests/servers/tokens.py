@@ -33,7 +33,7 @@ class TokenServer:
         issue = self._issue
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - http.server's name
+            def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 body = issue()
                 self.send_response(200)
