@@ -54,11 +54,13 @@ class _Failure(NamedTuple):
 class _Refresh:
     """A refresh that is under way, and who waits for it."""
 
-    __slots__ = ("failure", "over", "waiters")
+    __slots__ = ("failure", "over", "thread", "waiters")
 
     def __init__(self) -> None:
         self.failure: _Failure | None = None
         self.over = False
+        #: The one in which somebody is asked.
+        self.thread = 0
         self.waiters: list[_waiting.Waiter] = []
 
 
@@ -111,7 +113,8 @@ class Tokens:
         Raises:
             OAuthTokenError: There is none to be had, or not in time.
             ConfigurationInvalidError: Nobody is there to be asked.
-            IllegalWaitError: The caller is the hub itself, where nobody can wait.
+            IllegalWaitError: The caller is the hub itself, where nobody can wait; or
+                it is who was asked for the token.
 
         Blocking:
             Lets other greenlets run where the thread has a hub.
@@ -147,7 +150,7 @@ class Tokens:
     def _wait_for(self, refresh: _Refresh, deadline: float) -> None:
         woken = False
         if not refresh.over:
-            waiter = self._new_waiter()
+            waiter = self._new_waiter(refresh)
             refresh.waiters.append(waiter)
             try:
                 # Asked once more: it may have ended before it knew of us.
@@ -162,8 +165,10 @@ class Tokens:
             text = f"no OAuth token in time: {self._asked} has not answered yet"
             raise OAuthTokenError(text)
 
-    @staticmethod
-    def _new_waiter() -> _waiting.Waiter:
+    def _new_waiter(self, refresh: _Refresh) -> _waiting.Waiter:
+        if refresh.thread == _waiting.get_ident():
+            text = f"{self._asked} can't wait for the token itself; nothing was sent"
+            raise IllegalWaitError(text)
         try:
             return _waiting.new_waiter()
         except IllegalWaitError as error:
@@ -189,12 +194,17 @@ class Tokens:
                 _waiting.start_apart(lambda: self._refresh(process, mine))
                 return mine
             self._end(process, mine)
+        except RuntimeError as error:  # the system has no more threads
+            mine.failure = self._failed(error)
+            self._end(process, mine)
+            return mine
         except BaseException:
             self._end(process, mine)
             raise
         return None
 
     def _refresh(self, process: int, refresh: _Refresh) -> None:
+        refresh.thread = _waiting.get_ident()
         try:
             try:
                 self._use(self._ask())

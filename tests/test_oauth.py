@@ -475,6 +475,26 @@ def test_the_hub_itself_does_not_wait(hub, producer, provider):
     assert (provider.calls, producer.queue_size) == (1, 1)
 
 
+def test_who_gives_the_token_does_not_wait_for_it(world, producer, provider):
+    """A provider that sends by the producer that asks it is told so, at once."""
+    caught = []
+
+    def ask():
+        try:
+            producer.produce_async(**MESSAGE)
+        except GreendropError as error:
+            caught.append(error)
+        return provider()
+
+    producer._core._connections.tokens._provider = ask
+    producer.produce_async(**MESSAGE)
+
+    (error,) = caught
+    assert isinstance(error, IllegalWaitError)
+    assert "nothing was sent" in str(error)
+    assert (provider.calls, producer.queue_size) == (1, 1)
+
+
 def test_one_who_is_killed_takes_no_token_from_others(hub, producer, provider):
     """A timeout or a kill ends that wait, at once, and no other."""
     provider.may_answer.clear()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +12,7 @@ import gevent
 import pytest
 
 from greendrop import DeliveryError, OAuthToken, OAuthTokenError, Producer
+from tests.interpreter import ROOT
 from tests.servers.tokens import TokenServer
 from tests.tasks import await_true
 
@@ -279,6 +283,23 @@ def test_what_is_buffered_is_sent_at_exit(
     run_script(program, mode, login=login, topic=topic, token=secure.oauth_token())
 
     assert values() == [b"x"] * 10
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+def test_the_example_logs_in(secure):
+    """It sends to the listener that it is told of, with the tokens that it gets."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "oauth.py"],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "GREENDROP_OAUTH_SERVERS": secure.sasl_bootstrap_servers},
+        check=False,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "have sent 10 messages" in done.stdout
 
 
 def test_librdkafkas_own_oidc_needs_no_provider(secure, login, topic, longest_gap):
