@@ -128,7 +128,7 @@ def test_batch_goes_to_the_new_client(world, reloading):
 def test_concurrent_senders_all_succeed(world, reloading, spawn):
     """Eight senders over five fatal errors: each sync verb succeeds.
 
-    Acceptance check 10.
+    Each client is replaced once, whoever meets its error. Acceptance checks 10 and 46.
     """
     producer = reloading()
     heard = events_of(producer, "producer.reloaded")
