@@ -414,7 +414,10 @@ def test_what_is_no_good_token_is_a_failure(answer, text):
     ],
 )
 def test_a_listener_that_gives_none_is_a_failure(caplog, listener, text):
-    """It says nothing, says why, or raises: then that is told as well."""
+    """It says nothing, says why, or raises: then that is told as well.
+
+    Acceptance check 112, for tokens.
+    """
     producer = Producer(LOGIN)
     told = []
     producer.monitor.subscribe(
