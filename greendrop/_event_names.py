@@ -23,6 +23,7 @@ EventName: TypeAlias = Literal[
     "buffer.flushed_sync",
     "message.acknowledged",
     "message.purged",
+    "oauthbearer.token_refresh",
     "statistics.emitted",
     "hub.stalled",
     "error.occurred",

@@ -31,6 +31,7 @@ OTHERS = {
     "max_attempts_on_idempotent_fatal_error",
     "non_reloadable_errors",
     "statistics_deltas",
+    "oauth_token_provider",  # in test_oauth.py
 }
 
 
