@@ -14,6 +14,7 @@ from greendrop.errors import (
     MessagePurgedError,
     MessagesAbandonedError,
     MiddlewareError,
+    OAuthTokenError,
     PoolClosedError,
     PoolNotConfiguredError,
     PoolTimeoutError,
@@ -36,9 +37,10 @@ from greendrop.errors import (
     TransactionUnknownError,
     VariantInvalidError,
 )
-from greendrop.events import Event, Monitor
+from greendrop.events import Event, Monitor, monitor
 from greendrop.message import Message
 from greendrop.middleware import Middleware
+from greendrop.oauth import OAuthBearer, OAuthToken
 from greendrop.pool import (
     PoolStats,
     ProducerPool,
@@ -71,6 +73,9 @@ __all__ = [
     "Middleware",
     "MiddlewareError",
     "Monitor",
+    "OAuthBearer",
+    "OAuthToken",
+    "OAuthTokenError",
     "PoolClosedError",
     "PoolNotConfiguredError",
     "PoolStats",
@@ -97,5 +102,6 @@ __all__ = [
     "TransactionalOffsetInvalidError",
     "VariantInvalidError",
     "default_pool",
+    "monitor",
     "set_default_pool",
 ]

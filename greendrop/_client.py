@@ -22,6 +22,7 @@ from greendrop._partitioners import partitioner
 from greendrop._routing import Router
 from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
 from greendrop._settling import Settler
+from greendrop._stalls import Alarm
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
     IllegalWaitError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
     from greendrop.message import Message
+    from greendrop.oauth import OAuthToken
 
 #: One in so many messages that a thread task serves has a look whether there is a hub
 #: by now that could.
@@ -47,6 +49,8 @@ _ATTEND_EVERY = 16
 _NUDGE_EVERY = 0.05
 #: Looks whether a client is idle, in the time after which it is.
 _PULSES = 4
+#: Seconds between looks whether there should be a new OAuth token.
+_TOKEN_PULSE = 1.0
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
@@ -101,12 +105,12 @@ class Client:
         self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
-        self._owner = _Owner(
-            on_fatal, Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
-        )
+        self._owner = _Owner(on_fatal, Pulse(_seconds_of_pulse(settings), on_pulse))
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
+        # That one is there: who comes here late is sent on to it.
+        self._followed = False
         self._reports = ReportQueue(self, self._on_limit)
         statistics = (
             monitor.listens("statistics.emitted")
@@ -347,6 +351,15 @@ class Client:
         """
         self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
 
+    def set_token(self, token: OAuthToken) -> None:
+        """Give it the OAuth token to log in with, in the process that built it.
+
+        Raises:
+            OAuthTokenError: librdkafka does not take it.
+        """
+        if self.mark[0]:
+            self._native.set_token(token)
+
     # --- serving -----------------------------------------------------------------
 
     def attend(self) -> None:
@@ -379,9 +392,10 @@ class Client:
                     self._native.signal,
                     self._turn,
                     lambda: self._outstanding.count,
-                    self._owner.pulse,
+                    pulse=self._owner.pulse,
+                    alarm=Alarm(self._settings.stall_alarm, self._native.note_stall),
                 )
-                if not self._settings.linger_is_users:
+                if not (self._settings.linger_is_users or self._shut):
                     at_once = not self._settings.transactional
                     self._gather = Gatherer(hub, self._hand_over, at_once=at_once)
         self._give_all(orphans)
@@ -429,8 +443,8 @@ class Client:
             raise IllegalWaitError(text)
         task, other = self._task, _waiting.new_waiter()
         if (
-            done
-            and isinstance(task, ThreadTask)
+            isinstance(task, ThreadTask)
+            and (done or task.threadless)
             and isinstance(other, _waiting.ThreadWaiter)
         ):
             return LeadWaiter(task.lead, done)
@@ -519,26 +533,29 @@ class Client:
         """Whether somebody waits to send with it, or for the client after it."""
         return self._outstanding.awaited or self.router.awaited or bool(self._strays)
 
-    def retire(self, on_strays: Callable[[], None]) -> None:
+    def retire(self, on_strays: Callable[[], None], *, followed: bool) -> None:
         """From now on keep what is sent, in order, for a client that takes over.
 
         Nobody who has got hold of this client before then loses a message, or gets an
-        error. Once it is closed, only what was gathered is kept; others are told that
-        it is closed, and send again.
+        error. Once the other one is there, or this one closed, only what was gathered
+        is kept; others are told that it is closed, and send again. What they send
+        would be overtaken by what they send next.
 
         Args:
             on_strays: Told, under `_gate`, of each message that is kept.
+            followed: The other one is there.
         """
         with self._gate:
             self._on_strays = on_strays
             self._shut = True
+            self._followed = self._followed or followed
             if self._strays:
                 on_strays()
 
     def take_strays(self, if_none: Callable[[], None]) -> list[_Wire]:
         """Give what was kept up to now; if that is nothing, call a function.
 
-        In between nobody can send by this client.
+        In between nobody can send by this client, nor can they after that.
         """
         self.flush_gathered()
         with self._gate:
@@ -546,6 +563,7 @@ class Client:
             self._outstanding.pending.difference_update(each[4] for each in strays)
             if not strays:
                 if_none()
+                self._followed = True
         return strays
 
     def adopt(self, strays: list[_Wire]) -> None:
@@ -606,7 +624,7 @@ class Client:
             self._on_strays()
 
     def _send_late(self, wire: _Wire) -> None:
-        if self._native.closed or self._on_strays is None:
+        if self._native.closed or self._on_strays is None or self._followed:
             raise ProducerClosedError(self._settings.id)
         self._outstanding.pending.add(wire[4])
         self._keep((wire,))
@@ -721,22 +739,38 @@ class Client:
         try:
             # One that doesn't end in time is left to its thread.
             with contextlib.suppress(TimeoutError):
-                _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
+                _waiting.run_natively(lambda: self._tear_down(ended=ended), _TEARDOWN)
         finally:
             self._settler.settle()
             _clients.discard(self)
 
-    def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
+    def _tear_down(self, *, ended: bool) -> None:
         with self._gate:
             self._shut = True
             self._produce = None  # it holds what is torn down
         self._native.tear_down(unwatched=ended)
+
+    def discard(self) -> None:
+        """End a client that nobody has used.
+
+        Blocking:
+            Blocks the thread for a millisecond or two.
+        """
+        self._tear_down(ended=True)
+        _clients.discard(self)
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
         if self._gather is not None:
             self._gather.take()  # what was gathered is the parent's to send
         self._native.forget_in_child()
+
+
+def _seconds_of_pulse(settings: Settings) -> float:
+    pulses = [settings.idle_disconnect_timeout / _PULSES]
+    if settings.wants_tokens:
+        pulses.append(_TOKEN_PULSE)
+    return min(filter(None, pulses), default=0.0)
 
 
 def _after_fork_in_child() -> None:

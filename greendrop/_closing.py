@@ -7,14 +7,13 @@ producer any more.
 from __future__ import annotations
 
 import atexit
-import logging
-import math
 import sys
 import warnings
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _waiting
 from greendrop._buffer import Flush
+from greendrop._logging import ERROR, Log
 from greendrop._task_lock import Turn
 from greendrop.errors import (
     GreendropError,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 #: is for a hub that is busy with something else.
 PURGE_TIMEOUT = 5.0
 
-_log = logging.getLogger("greendrop")
+_log = Log("greendrop")
 
 # Producers that are connected, or have messages buffered. Held so that nobody collects
 # one whose messages are on their way, and closed when the interpreter exits.
@@ -81,8 +80,6 @@ class Closing:
         self._transactions = transactions
         self._send_batch = send_batch
         self._closer: object = None
-        #: Nobody waits for room any longer than until then, by the monotonic clock.
-        self.send_until = math.inf
 
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
@@ -141,6 +138,7 @@ class Closing:
                 now.wait_closed(timeout + PURGE_TIMEOUT)
             return
         abandoned = 0
+        now.tokens.wake()
         try:
             now.tell("producer.closing")
         finally:
@@ -159,8 +157,9 @@ class Closing:
         if now.status not in ("connected", "disconnecting") or now.inherited:
             self.let_go()
             return
-        # Closed first: a warning may have been made an error.
-        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
+        # Closed first: a warning may have been made an error. Where no thread is to be
+        # had, the program is ending, which closes it as well.
+        _waiting.start_thread(lambda: self._close_quietly(None, force=False))
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,
@@ -189,7 +188,7 @@ class Closing:
     def _flush_last(self, deadline: float) -> None:
         """Send what is buffered; `close` itself waits for the deliveries."""
         now = self._connections
-        self.send_until = deadline
+        now.send_until = deadline
         now.last_flusher = _waiting.current_task()
         began = _waiting.monotonic()
         batch: list[Message] = []
@@ -202,11 +201,13 @@ class Closing:
                     flush.undo,
                 )
         except Exception as error:  # noqa: BLE001 - nothing stops the teardown
-            _log.error(
-                "producer %r closes without sending all that was buffered: %s: %s",
-                self.name,
-                type(error).__name__,
-                error if isinstance(error, GreendropError) else "",
+            told = isinstance(error, GreendropError)  # others may quote a message
+            _log.write(
+                ERROR,
+                "producer.closes_without_flush",
+                producer_id=self.name,
+                kind=type(error).__name__,
+                error=str(error) if told else None,
             )
             now.tell_error("buffer.flush", error)
         else:
@@ -257,7 +258,7 @@ class Closing:
         try:
             self.close(timeout, force=force)
         except MessagesAbandonedError as error:
-            _log.error("%s", error)
+            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
     # --- at exit -----------------------------------------------------------------
 

@@ -9,12 +9,14 @@ closing (`_closing`).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _waiting
+from greendrop import _librdkafka, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
+from greendrop._tokens import Tokens
 from greendrop.errors import (
     ConfigurationInvalidError,
     GreendropError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from greendrop.config import Settings
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
+    from greendrop.oauth import OAuthToken
 
 Status = Literal[
     "initial",
@@ -40,6 +43,9 @@ Status = Literal[
     "closed",
 ]
 
+#: Seconds that one who sends the first message waits for an OAuth token: as long as
+#: most HTTP clients wait for an answer.
+_TOKEN_PATIENCE = 30.0
 #: Topic configurations of one producer, each with a client: connections, threads and
 #: memory. More are most likely made by mistake, one for each message.
 _MOST_LANES = 16
@@ -94,6 +100,10 @@ class Connections:
         self.disconnecting: object | None = None
         #: Who sends what is buffered while all others are refused: close does.
         self.last_flusher: object = None
+        #: Nobody who sends waits any longer than until then, by the monotonic clock.
+        self.send_until = math.inf
+        #: The OAuth token that all clients log in with.
+        self.tokens = Tokens(settings, monitor, self._give_token)
         #: Held over each change of the above.
         self.changing = _waiting.RLock()
         # Clients that are being closed while others take their place, or could.
@@ -186,6 +196,26 @@ class Connections:
         Raises:
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
             ConfigurationInvalidError: librdkafka refused the configuration.
+            OAuthTokenError: It logs in with a token, and there is none.
+            IllegalWaitError: There is none yet, and the caller is the hub.
+
+        Blocking:
+            While there is no client, and no OAuth token to log in with, for half a
+            minute at most. Lets other greenlets run.
+        """
+        client = self._connected(lane)
+        if client is not None:
+            return client
+        deadline = _waiting.monotonic() + _TOKEN_PATIENCE
+        while client is None:
+            self.tokens.wait(min(deadline, self.send_until))
+            client = self._connected(lane)
+        return client
+
+    def _connected(self, lane: Lane) -> Client | None:
+        """Give the client, built if there is none; None if it must have a token first.
+
+        That is waited for outside of the lock.
         """
         self.refuse_after_fork()
         with self.changing:
@@ -198,7 +228,9 @@ class Connections:
             client = lane.client if self.over or transactional else lane.open
             if client is not None:
                 return client
-            client = lane.client = self._build(lane)
+            if lane.settings.wants_tokens and self.tokens.current() is None:
+                return None
+            client = self._build(lane, lane.settings)
             if not self.over:
                 lane.open = None if transactional else client
                 self.status = "connected"
@@ -213,13 +245,33 @@ class Connections:
         for lane in self.lanes:
             lane.open = None if lane.settings.transactional else lane.client
 
-    def _build(self, lane: Lane) -> Client:
-        return Client(
-            lane.settings,
+    def _build(self, lane: Lane, settings: Settings) -> Client:
+        """Make the client of a lane, with a token if there is one; under `changing`."""
+        client = Client(
+            settings,
             self.monitor,
             on_fatal=lambda client, error: self._on_fatal(lane, client, error),
             on_pulse=self._on_pulse,
         )
+        before = lane.settings, lane.client
+        # It is seen by who has a new token before it asks for the last one. The other
+        # way round it could get neither.
+        lane.settings, lane.client = settings, client
+        token = self.tokens.current() if settings.wants_tokens else None
+        try:
+            if token is not None:
+                client.set_token(token)
+        except GreendropError:
+            lane.settings, lane.client = before
+            client.discard()
+            raise
+        return client
+
+    def _give_token(self, token: OAuthToken) -> None:
+        for lane in list(self.lanes):
+            client = lane.client
+            if client is not None and lane.settings.wants_tokens:
+                client.set_token(token)
 
     # --- letting go --------------------------------------------------------------
 
@@ -269,14 +321,14 @@ class Connections:
 
         Raises:
             ConfigurationInvalidError: librdkafka refused the configuration.
+            OAuthTokenError: It does not take the token.
         """
         with self.changing:
             if self.disconnecting is not None:
                 self.stay_connected()
             if lane.client is not old or self.status != "connected":
                 return False
-            lane.settings = settings
-            new = lane.client = self._build(lane)
+            new = self._build(lane, settings)
         self.tell("producer.connected")
 
         while strays := self._take_over(lane, old, new):
@@ -306,7 +358,7 @@ class Connections:
             except GreendropError as error:
                 client.fail(strays, error)
 
-        client.retire(lambda: _waiting.start(hand_on))
+        client.retire(lambda: _waiting.start(hand_on), followed=True)
 
     def _forget(self, client: Client) -> None:
         for lane in self.lanes:
@@ -341,21 +393,13 @@ class Connections:
         """
         self._wait_while(lambda: bool(self._parting), seconds)
 
-    def wait_closed(self, seconds: float, *, begun: bool = True) -> bool:
-        """Wait until whoever closes has done so; False if the time was over first.
-
-        Args:
-            seconds: How long.
-            begun: Wait for one who has begun with it, and not for one who is going to.
+    def wait_closed(self, seconds: float) -> None:
+        """Wait until whoever closes has done so, or the time is over.
 
         Blocking:
             Lets other greenlets run.
         """
-        if begun:
-            self._wait_while(lambda: self.status == "closing", seconds)
-        else:
-            self._wait_while(lambda: self.status != "closed", seconds)
-        return self.status == "closed"
+        self._wait_while(lambda: self.status == "closing", seconds)
 
     def wake_end_waiters(self) -> None:
         """Have those two look again."""
@@ -384,6 +428,8 @@ class Connections:
         if began is not None:
             facts["time"] = _waiting.monotonic() - began
         self.monitor.emit(name, facts)
+        if name in events.PROCESS_EVENTS:
+            events.monitor.emit(name, facts)
 
     def tell_error(
         self, kind: str, error: BaseException, facts: Mapping[str, object] | None = None

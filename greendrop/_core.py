@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-from greendrop import _names, _waiting
+from greendrop import _names, _waiting, interception
 from greendrop._buffer import Buffer
 from greendrop._closing import PURGE_TIMEOUT, Closing
 from greendrop._connections import Connections
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
+    from greendrop.interception import Interceptor
     from greendrop.message import Message
     from greendrop.scope import OpenScopes
 
@@ -139,7 +140,7 @@ class Core:
             # Another thread has disconnected since we looked, or replaced the client.
             if self._connect(lane) is client:
                 raise
-            return self.dispatch(lane, message, verb, seconds, counts)
+            return Core.dispatch(self, lane, message, verb, seconds, counts)
         if self.scopes:
             collect(self.scopes, (handle,))
         return handle
@@ -201,8 +202,9 @@ class Core:
                     collect(self.scopes, sent)
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
+                    # Not `self.dispatch`: interceptors have seen it.
                     one = messages[len(handles)]
-                    handles.append(self.dispatch(lane, one, verb, 0.0, counts))
+                    handles.append(Core.dispatch(self, lane, one, verb, 0.0, counts))
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
@@ -224,7 +226,8 @@ class Core:
         sent: list[DeliveryHandle] = []
 
         def send() -> None:
-            sent.append(self.dispatch(lane, message, verb, seconds))
+            # Not `self.dispatch`: interceptors have seen it.
+            sent.append(Core.dispatch(self, lane, message, verb, seconds))
 
         try:
             self.in_transaction(send, seconds)
@@ -312,7 +315,7 @@ class Core:
             self._connections.tell_error(kind, full, {"message": message})
         again = False
         deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
-        deadline = min(deadline, self._closing.send_until)
+        deadline = min(deadline, self._connections.send_until)
         while True:
             left = deadline - _waiting.monotonic()
             if left <= 0:
@@ -338,6 +341,16 @@ class Core:
         self._closing.keep()
         if self.status == "closed":
             self._closing.let_go()  # by another thread, since it was added
+
+    def intercept(self, interceptor: Interceptor) -> None:
+        """Have all that is sent from now on pass an interceptor, after those before.
+
+        It takes the place of the two methods, so that who has none pays nothing.
+        """
+        one = interception.wrapped(interceptor, self.dispatch)
+        many = interception.wrapped_many(interceptor, self.dispatch_many)
+        self.dispatch = one  # type: ignore[method-assign,assignment]
+        self.dispatch_many = many  # type: ignore[method-assign]
 
     # --- looking -----------------------------------------------------------------
 
@@ -424,6 +437,10 @@ class Core:
                 with contextlib.suppress(ProduceError):
                     handle.wait(left)
 
+    def give_up_id(self) -> None:
+        """Let the producer that takes the place of this one have the same `id`."""
+        _names.give_up_id(self)
+
     # --- the producer's life -----------------------------------------------------
 
     def disconnect(self) -> bool:
@@ -433,14 +450,6 @@ class Core:
     def close(self, timeout: float | None, *, force: bool) -> None:
         """See `Producer.close`."""
         self._closing.close(timeout, force=force)
-
-    def wait_closed(self, seconds: float) -> bool:
-        """Wait for somebody who closes it, or is going to; False if that took longer.
-
-        Blocking:
-            Lets other greenlets run.
-        """
-        return self._connections.wait_closed(seconds, begun=False)
 
     def release(self) -> None:
         """Close in the background: the last `Producer` of this core is gone."""
@@ -479,12 +488,17 @@ class Core:
             return False
         if not self._recovery.begins(lane, client, error):
             return False
-        client.retire(lambda: None)
+        client.retire(lambda: None, followed=False)
         client.run_aside(lambda: self._recovery.run(lane, client, error))
         return True
 
     def _on_pulse(self) -> None:
-        self._disconnecting.look_whether_idle()
+        if self._connections.inherited:
+            return  # a forked child's copy of the serving task
+        if self.settings.wants_tokens:
+            self._connections.tokens.review()
+        if self.settings.idle_disconnect_timeout:
+            self._disconnecting.look_whether_idle()
 
     def _keep(self) -> None:
         self._closing.keep()

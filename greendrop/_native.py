@@ -19,6 +19,7 @@ from greendrop import _librdkafka, _waiting
 from greendrop._verdicts import Verdicts
 from greendrop.errors import (
     ConfigurationInvalidError,
+    OAuthTokenError,
     ProducerClosedError,
     QueueFullError,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from greendrop.config import Settings
     from greendrop.delivery import ReportQueue
     from greendrop.errors import BrokerError, DeliveryError
+    from greendrop.oauth import OAuthToken
 
 #: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
 #: 1 to 2 ms with what their waiters cost.
@@ -80,6 +82,7 @@ class Native:
         self.verdicts = Verdicts(
             fatal_error=lambda: _librdkafka.fatal_error(self.producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
+            censored=settings.censored,
         )
         self.closed = False
         # There is a transaction that has not ended.
@@ -126,7 +129,8 @@ class Native:
             reason = self.verdicts.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
         except (TypeError, ValueError) as error:
-            raise ConfigurationInvalidError({"kafka": str(error)}) from error
+            text = self._settings.censored(str(error))
+            raise ConfigurationInvalidError({"kafka": text}) from None
 
     @property
     def signals(self) -> bool:
@@ -210,11 +214,36 @@ class Native:
             # librdkafka keeps the rest, in order, and signals again.
             self._queue.yield_poll()
 
+    def note_stall(self, seconds: float, stack: str | None) -> None:
+        """Have the serving task tell that its hub was held; from any thread."""
+        self.notices.append(("stall", (seconds, stack)))
+        self.signal.set()
+
     def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
         # Called inside poll, like a delivery report: append, and that is all.
         self.notices.append((kind, content))
         if not self._reports.limit:
             self.signal.set()
+
+    # --- logging in ----------------------------------------------------------------
+
+    def set_token(self, token: OAuthToken) -> None:
+        """Give it the token to log in with; nothing if it is closed.
+
+        Raises:
+            OAuthTokenError: librdkafka does not take it.
+        """
+        with self.gate:
+            if self.closed:
+                return
+            refused = _librdkafka.set_oauth_token(self.producer, token)
+        if refused is None:
+            text = "no OAuth token: this confluent-kafka can't be given one"
+            raise OAuthTokenError(text)
+        if refused:
+            name = cimpl.KafkaError(refused).name()
+            text = f"librdkafka does not take the OAuth token ({name}, {refused})"
+            raise OAuthTokenError(text)
 
     # --- what its errors mean ----------------------------------------------------
 

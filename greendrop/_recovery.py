@@ -136,8 +136,10 @@ def settings_for_new(
     Raises:
         ConfigurationInvalidError: They made a bad one.
     """
-    kafka = dict(settings.kafka)
+    # Listeners may log what they are told.
+    kafka = settings.redacted_kafka()
     tell(kafka)
+    settings.put_secrets_back(kafka)
     if kafka == settings.kafka:
         return settings
     own = {each.name: getattr(settings, each.name) for each in SETTINGS}

@@ -7,13 +7,13 @@ it. Knows nothing of how messages go.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _waiting
+from greendrop import _waiting, events
+from greendrop._logging import ERROR, Log
 from greendrop._placeholders import current_slot
 from greendrop.errors import (
     MessagesAbandonedError,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Factory: TypeAlias = Callable[[int], Producer] | Callable[[], Producer]
 
-_log = logging.getLogger("greendrop")
+_log = Log("greendrop")
 
 
 class PoolStats(NamedTuple):
@@ -80,6 +80,7 @@ class ProducerPool:
         # How to close what comes back too late: timeout, and whether by force.
         self._ending: tuple[float | None, bool] = (None, False)
         self._start_over()
+        self._tell("created", size=self.size, timeout=timeout)
 
     def _start_over(self) -> None:
         # Held over code that can't switch greenlets only.
@@ -168,11 +169,12 @@ class ProducerPool:
             raise ProducerUsedInParentProcessError(text)
 
     def _check_out(self, checkout: _Checkout, timeout: float) -> Producer:
-        deadline = _waiting.monotonic() + timeout
         slot = self._take_slot(checkout, timeout)
         producer = slot.producer
-        if producer is None or producer.status in ("closing", "closed"):
-            slot.await_end(max(deadline - _waiting.monotonic(), 0.0))
+        if producer is not None and producer.status in ("closing", "closed"):
+            producer = None
+            slot.vacate()
+        if producer is None:
             producer = self._fill(slot)
         checkout.producer = producer
         self._checkouts[checkout.task] = checkout
@@ -215,6 +217,10 @@ class ProducerPool:
     def _fill(self, slot: _Slot) -> Producer:
         # Taken before the factory is called: a reload meanwhile is about this one, too.
         slot.generation = self._generation
+        if slot.before is not None:
+            timeout, force = self._ending
+            _free_names(slot.before, timeout, force=force)
+            slot.before = None
         token = current_slot.set(slot.number)
         try:
             producer: object = self._make(slot.number)
@@ -240,7 +246,7 @@ class ProducerPool:
                     self._queue.remove(checkout)
                 return
             if self._closed or slot.generation != self._generation:
-                unwanted = slot.take()
+                unwanted = slot.vacate()
             ending = self._ending
             self._idle.append(slot)
             self._hand_out()
@@ -277,7 +283,9 @@ class ProducerPool:
 
         Those that nobody has are closed now, those in use when they come back, in the
         background. The fresh ones are made when they are asked for, with the same slot
-        numbers; for a moment an old one and a new one may exist side by side.
+        numbers; for a moment an old one and a new one of the same `id` may exist side
+        by side. Not so with a `transactional.id`: who gets such a slot waits until the
+        old one is closed.
 
         Args:
             timeout: As for `close`.
@@ -299,8 +307,11 @@ class ProducerPool:
             for slot in self._idle:
                 if slot.producer is not None:
                     old.append(slot.producer)
-                    slot.take()
-        _close_all(old, timeout, force=False)
+                    slot.vacate()
+        try:
+            _close_all(old, timeout, force=False)
+        finally:
+            self._tell("reloaded")
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
         """Give out no more producers, and close them all.
@@ -328,13 +339,24 @@ class ProducerPool:
         if self._inherited:
             self.reset()
         with self._changing:
-            if force or not self._closed:
+            first = not self._closed
+            if force or first:
                 self._ending = (timeout, force)
             self._closed = True
             idle = [slot.producer for slot in self._idle if slot.producer is not None]
             while self._queue:
                 self._queue.popleft().wake()
-        _close_all(idle, timeout, force=force)
+        try:
+            _close_all(idle, timeout, force=force)
+        finally:
+            if first:
+                self._tell("shutdown")
+
+    def _tell_setup(self) -> None:
+        self._tell("setup", size=self.size, timeout=self._timeout)
+
+    def _tell(self, what: str, **facts: object) -> None:
+        events.monitor.emit(f"connection_pool.{what}", {"pool": self, **facts})
 
     @property
     def _inherited(self) -> bool:
@@ -352,9 +374,8 @@ class ProducerPool:
         for slot in self._slots:
             if slot.producer is not None:
                 slot.producer.reset()
-            slot.parting = None
             if slot.generation != self._generation:
-                slot.producer = None
+                slot.vacate()
         self._start_over()
 
     def __enter__(self) -> Self:
@@ -378,34 +399,20 @@ class ProducerPool:
 class _Slot:
     """A place for a producer."""
 
-    __slots__ = ("generation", "number", "parting", "producer")
+    __slots__ = ("before", "generation", "number", "producer")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.producer: Producer | None = None
-        #: The one before, which is closed, or about to be.
-        self.parting: Producer | None = None
+        #: The one that had this place before, and may not be closed yet.
+        self.before: Producer | None = None
         #: The pool's when the producer was made: which reloads it has not seen.
         self.generation = 0
 
-    def take(self) -> Producer | None:
-        """Take the producer out, to be closed."""
-        self.parting, self.producer = self.producer, None
-        return self.parting
-
-    def await_end(self, seconds: float) -> None:
-        """Wait for the end of a transactional one before: the next has its name.
-
-        Raises:
-            PoolTimeoutError: It did not end in time.
-        """
-        before = self.parting or self.producer
-        core = None if before is None else before._core  # noqa: SLF001
-        if core is None or not core.settings.transactional:
-            return
-        if not core.wait_closed(seconds):
-            text = f"the transactional producer before did not end in {seconds:g} s"
-            raise PoolTimeoutError(text)
+    def vacate(self) -> Producer | None:
+        """Make room for another producer; give the one that was there."""
+        self.before, self.producer = self.producer, None
+        return self.before
 
 
 class _Checkout:
@@ -476,6 +483,21 @@ def _close_all(
         raise MessagesAbandonedError(text, count=abandoned)
 
 
+def _free_names(producer: Producer, timeout: float | None, *, force: bool) -> None:
+    """See to it that another producer may have the names of one that is closing.
+
+    Blocking:
+        If it has a `transactional.id`, until it is closed: they would fence each other.
+    """
+    core = producer._core  # noqa: SLF001 - as below
+    if core is None:
+        return
+    if core.settings.transactional:
+        with suppress(MessagesAbandonedError):  # told where it is closed
+            producer.close(timeout, force=force)
+    core.give_up_id()
+
+
 def _longest_wait(producer: Producer) -> float:
     core = producer._core  # noqa: SLF001 - a producer's own default for `close`
     return 0.0 if core is None else core.settings.max_wait_timeout
@@ -491,7 +513,7 @@ def _close_in_background(
             producer.close(timeout, force=force)
         except MessagesAbandonedError as error:
             # Nobody is there to catch it: the handles and the log have to tell.
-            _log.error("%s", error)
+            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
     _waiting.start(close)
 
@@ -512,6 +534,8 @@ def set_default_pool(pool: ProducerPool | None) -> ProducerPool | None:
     """
     global _default
     before, _default = _default, pool
+    if pool is not None:
+        pool._tell_setup()  # noqa: SLF001 - told of the pool, by what it knows
     return before
 
 

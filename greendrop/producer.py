@@ -12,7 +12,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from greendrop import _waiting
+from greendrop import _waiting, events
 from greendrop._batches import read_all, send_and_wait
 from greendrop._buffer import Entry, Flush, Sender
 from greendrop._core import Core
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from greendrop._connections import Status
+    from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
+    from greendrop.interception import Interceptor
     from greendrop.message import Headers
 
     # Queues a batch, given the verb's name.
@@ -87,6 +89,7 @@ class Producer:
         self._max_wait_timeout: float
         # What a variant was made from: gone, it would close what they share.
         self._origin: Producer | None = None
+        self._tell_process("producer.created")
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
@@ -110,6 +113,9 @@ class Producer:
         self._lane = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
+        if events.monitor.listens("producer.configured"):
+            config = core.settings.redacted()
+            self._tell_process("producer.configured", config=config)
 
     def variant(
         self,
@@ -151,6 +157,22 @@ class Producer:
             variant._lane = core.lane(changed)  # noqa: SLF001
         return variant
 
+    def intercept(self, build: Callable[[Settings], Interceptor]) -> None:
+        """Have all that is sent from now on pass an interceptor: for tracing.
+
+        It sees messages last, after middleware and checks, and those of all variants.
+        Each costs what the interceptor takes; without one nothing is paid. A second one
+        sees what the first was given.
+
+        Args:
+            build: Makes the interceptor, given the producer's settings.
+
+        Raises:
+            ProducerNotConfiguredError: See `setup`.
+        """
+        core = self._core or self._unconfigured()
+        core.intercept(build(core.settings))
+
     # --- one message -------------------------------------------------------------
 
     def produce_sync(
@@ -173,6 +195,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: Not delivered, for good.
             DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
                 delivered.
@@ -237,6 +260,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: librdkafka refused the message at once.
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
@@ -246,8 +270,9 @@ class Producer:
 
         Blocking:
             While the queue is full, for `wait_timeout_on_queue_full` at most; with a
-            `partition_key` also as `partition_count`. Lets other greenlets run where
-            the thread has a hub, else blocks the thread.
+            `partition_key` also as `partition_count`. While it connects, if there is
+            no OAuth token yet, for half a minute at most. Lets other greenlets run
+            where the thread has a hub, else blocks the thread.
         """
         core = self._core or self._unconfigured()
         fields = (
@@ -884,6 +909,10 @@ class Producer:
 
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")
+
+    def _tell_process(self, name: str, **facts: object) -> None:
+        facts = {"producer": self, "producer_id": self.id, **facts}
+        events.monitor.emit(name, facts)
 
     def _tell(self, name: str, began: float, **facts: object) -> None:
         time = _waiting.monotonic() - began

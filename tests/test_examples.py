@@ -135,6 +135,18 @@ def test_ten_tasks_share_the_producers_of_a_pool():
     assert "available=3, waiting=0" in output
 
 
+def test_ten_senders_need_one_token():
+    """The blocking provider holds nobody up; a server that is down is told of."""
+    output = run(EXAMPLES / "oauth.py")
+
+    assert output.count("is asked for a token") == 1
+    ticks = re.search(r"another greenlet ran (\d+) times", output)
+    assert ticks is not None, output
+    assert int(ticks[1]) > 10
+    assert "is told: no OAuth token: oauth_token_provider failed with URLErr" in output
+    assert "the reason is URLError" in output
+
+
 def test_requests_do_not_wait_for_the_telemetry():
     """Each request ends with its own messages; one tells that its message failed."""
     output = run(EXAMPLES / "scope.py")
@@ -145,3 +157,45 @@ def test_requests_do_not_wait_for_the_telemetry():
         assert int(milliseconds) < 900
         assert int(others) > 10
     assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output
+
+
+def test_slow_broker_and_slow_handler_are_told_apart():
+    """The stall alarm names the handler; the broker that went is told of once."""
+    output = run(EXAMPLES / "telling.py")
+
+    lines = output.splitlines()
+    slow = [
+        float(each) for each in re.findall(r"produced_sync +duration=(\S+)", output)
+    ]
+    assert len(slow) == 3
+    assert slow[1] > 0.4
+    (stall,) = (line for line in lines if "hub.stalled" in line)
+    assert lines.index(stall) > lines.index(next(x for x in lines if "request=3" in x))
+    assert "in bad_request\n    time.sleep(HELD)" in output
+    assert 1 <= output.count("kind=connection") <= 2
+    assert re.search(r"slowest round trip +broker=\S+ ms=4\d\d", output)
+
+
+def test_metrics_are_scraped():
+    """The page has what was sent, and what statistics say of the broker."""
+    output = run(EXAMPLES / "metrics.py")
+
+    acknowledged = 'greendrop_messages_acknowledged_total{topic="greendrop-%s"} %d.0'
+    assert acknowledged % ("orders", 100) in output
+    assert acknowledged % ("clicks", 1_000) in output
+    assert "greendrop_broker_round_trip_seconds{" in output
+
+
+def test_spans_are_below_their_requests():
+    """Each request has its messages' spans; one failed, one was traced before."""
+    output = run(EXAMPLES / "tracing.py")
+
+    requests = re.split(r"^request \d", output, flags=re.MULTILINE)[1:]
+    assert [request.count("  send greendrop-tracing") for request in requests] == [
+        5,
+        2,
+        2,
+    ]
+    assert "3 messages  3 links" in output
+    assert re.search("CLIENT .* at .*  1 links", output)
+    assert "TOPIC_AUTHORIZATION_FAILED" in output

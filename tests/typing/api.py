@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gevent
+from datadog.dogstatsd.base import DogStatsd
+from opentelemetry.trace import get_tracer_provider
+from prometheus_client import CollectorRegistry
+from statsd import StatsClient
 from typing_extensions import assert_type
 
 import greendrop
@@ -36,6 +40,9 @@ from greendrop import (
     Middleware,
     MiddlewareError,
     Monitor,
+    OAuthBearer,
+    OAuthToken,
+    OAuthTokenError,
     ProduceError,
     ProduceManyError,
     Producer,
@@ -47,7 +54,15 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.events import EVENTS
+from greendrop.listeners.log import LogListener
+from greendrop.listeners.opentelemetry import trace
+from greendrop.listeners.prometheus import PrometheusListener
+from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+
+if TYPE_CHECKING:
+    from greendrop.interception import Interceptor
 
 assert_type(greendrop.__version__, str)
 
@@ -71,6 +86,8 @@ def configure() -> Producer:
         instrument_on_wait_queue_full=False,
         max_serve_time=0.005,
         exit_timeout=3.0,
+        stall_alarm=0.5,
+        statistics_deltas=["tx"],
         idle_disconnect_timeout=300.0,
         reload_on_idempotent_fatal_error=True,
         wait_backoff_on_idempotent_fatal_error=1.0,
@@ -300,7 +317,29 @@ def listen(producer: Producer) -> None:
     assert_type(monitor.listens("producer.closed"), bool)
     monitor.unsubscribe(closed)
     monitor.unsubscribe(note)
-    monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
+    monitor.subscribe("error.occurred", len)  # type: ignore[call-overload]
+    monitor.subscribe("error.ocurred", note)  # type: ignore[call-overload]
+    for name in EVENTS:
+        monitor.subscribe(name, note)
+
+
+def log(producer: Producer, logger: object) -> None:
+    """Have lines written."""
+    producer.monitor.subscribe(LogListener())
+    listener = LogListener(logger, log_messages=True, limit=20)
+    producer.monitor.subscribe(listener)
+    LogListener(log_messages="yes")  # type: ignore[arg-type]
+
+
+def listen_to_all_producers() -> None:
+    """Subscribe to the process."""
+    assert_type(greendrop.monitor, Monitor)
+
+    @greendrop.monitor.subscribe("producer.configured")
+    def configured(event: Event) -> None:
+        event["producer"].monitor.subscribe(Listener())
+
+    greendrop.monitor.unsubscribe(configured)
 
 
 def vary(producer: Producer) -> None:
@@ -311,6 +350,19 @@ def vary(producer: Producer) -> None:
     config: Mapping[str, object] = MappingProxyType({"acks": "all"})
     assert_type(brisk.variant(max_wait_timeout=0.5, topic_config=config), Producer)
     producer.variant(5)  # type: ignore[call-arg]
+
+
+def log_in(event: Event) -> OAuthToken:
+    """Give a token."""
+    token = OAuthToken("value", 1e9, principal="shop", extensions={"pool": "a"})
+    OAuthToken("value", 1_000_000_000)
+    OAuthToken("value")  # type: ignore[call-arg]
+    bearer: OAuthBearer = event["bearer"]
+    bearer.set_token(token)
+    bearer.set_token("value")  # type: ignore[arg-type]
+    bearer.set_failure("reason")
+    Producer({"bootstrap.servers": "host"}, oauth_token_provider=lambda: token)
+    return token
 
 
 def end(producer: Producer) -> None:
@@ -340,7 +392,12 @@ def handle_errors(producer: Producer) -> None:
         assert_type(many.failed_index, int)
         for handle in many.dispatched:
             handle.wait(0)
-    except (QueueFullError, MessagePurgedError, DeliveryError) as failed:
+    except (
+        QueueFullError,
+        OAuthTokenError,
+        MessagePurgedError,
+        DeliveryError,
+    ) as failed:
         assert_type(failed.code, int | None)
         assert_type(failed.name, str | None)
         assert_type(failed.fatal, bool)
@@ -408,6 +465,43 @@ def test_programs(producer: Producer) -> None:
     trigger_fatal_error(producer)
     trigger_fatal_error(producer, 47, "reason")
     assert_type(fatal_error(producer), tuple[int, str] | None)
+
+
+def listeners(producer: Producer) -> None:
+    """Listeners take their vendors' objects, and any that are like them."""
+    producer.monitor.subscribe(PrometheusListener())
+    registry = CollectorRegistry()
+    PrometheusListener(registry, buckets=[0.1, 1], statistics=False)
+    producer.monitor.subscribe(StatsdListener(DogStatsd(), default_tags=["a:b"]))
+    StatsdListener(StatsClient(), namespace="shop", metrics=METRICS)
+    StatsdListener(object())  # type: ignore[arg-type]
+    metric = Metric("gauge", "topics", "batch", ("batchsize", "avg"))
+    Metric("timer", "topics", "batch", ())  # type: ignore[arg-type]
+    StatsdListener(StatsClient(), metrics=(metric,)).tell("count", "mine", 1, "a:b")
+    trace(producer)
+    trace(producer, tracer_provider=get_tracer_provider(), message_keys=False)
+
+
+class Tracer:
+    """An interceptor."""
+
+    def on_send(self, message: Message) -> Message:
+        """Add a header."""
+        return message._replace(headers=[("a", b"b")])
+
+    def on_batch(self, messages: Sequence[Message]) -> None:
+        """Do nothing."""
+
+    def on_refused(self, message: Message, error: BaseException) -> None:
+        """Do nothing."""
+
+
+def interceptors(producer: Producer) -> None:
+    """An interceptor is made from the settings."""
+    interceptor: Interceptor = Tracer()
+    producer.intercept(lambda _: interceptor)
+    producer.intercept(lambda settings: Tracer() if settings.id else interceptor)
+    producer.intercept(interceptor)  # type: ignore[arg-type]
 
 
 def pools(producer: Producer) -> None:
