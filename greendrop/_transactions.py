@@ -465,7 +465,7 @@ class Transactions:
         return None
 
     def _await_first(self, current: Current) -> None:
-        """Work around librdkafka issue 4849; see docs/decisions/0008."""
+        """Work around librdkafka issue 4849; see docs/decisions/0020."""
         settings = self._connections.settings
         seconds = settings.wait_timeout_on_transaction_abort
         first, client = current.first.handle, current.client

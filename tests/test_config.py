@@ -17,11 +17,15 @@ SECONDS = {
     "exit_timeout",
     "wait_backoff_on_idempotent_fatal_error",
     "stall_alarm",
+    "wait_backoff_on_transaction_command",
+    "wait_backoff_on_transaction_fatal_error",
+    "wait_timeout_on_transaction_abort",
 }
 BOOLEANS = {
     "wait_on_queue_full",
     "instrument_on_wait_queue_full",
     "reload_on_idempotent_fatal_error",
+    "reload_on_transaction_fatal_error",
 }
 #: Those with a rule of their own.
 OTHERS = {
@@ -29,6 +33,8 @@ OTHERS = {
     "max_payload_size",
     "idle_disconnect_timeout",
     "max_attempts_on_idempotent_fatal_error",
+    "max_attempts_on_transaction_command",
+    "max_attempts_on_transaction_fatal_error",
     "non_reloadable_errors",
     "statistics_deltas",
     "oauth_token_provider",  # in test_oauth.py

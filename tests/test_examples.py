@@ -199,3 +199,11 @@ def test_spans_are_below_their_requests():
     assert "3 messages  3 links" in output
     assert re.search("CLIENT .* at .*  1 links", output)
     assert "TOPIC_AUTHORIZATION_FAILED" in output
+
+
+def test_records_go_from_topic_to_topic():
+    """The worker of exactly_once.py works until nothing is left, and ends."""
+    output = run(EXAMPLES / "exactly_once.py")
+
+    assert "1000 records are in greendrop-in-" in output
+    assert "nothing was left to do" in output

@@ -275,7 +275,7 @@ def test_storm_without_the_work_around(kafka, make, topic, read_topic):
     """Only INVALID_TXN_STATE may surface, and each producer goes on.
 
     Acceptance checks 38 and 39. If no error surfaces any more, with the newest
-    librdkafka and the newest Kafka, then docs/decisions/0008 can be undone; seven of
+    librdkafka and the newest Kafka, then docs/decisions/0020 can be undone; seven of
     320 do in November 2026.
     """
     off = {"wait_timeout_on_transaction_abort": 0.0}
