@@ -62,6 +62,9 @@ from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
 
 if TYPE_CHECKING:
+    from confluent_kafka import Consumer
+    from confluent_kafka import Message as Read
+
     from greendrop.interception import Interceptor
 
 assert_type(greendrop.__version__, str)
@@ -502,6 +505,25 @@ def interceptors(producer: Producer) -> None:
     producer.intercept(lambda _: interceptor)
     producer.intercept(lambda settings: Tracer() if settings.id else interceptor)
     producer.intercept(interceptor)  # type: ignore[arg-type]
+
+
+def transactions(producer: Producer, consumer: Consumer, read: list[Read]) -> None:
+    """A transaction knows the kind of its producer; consumers are confluent's."""
+    with producer.transaction() as tx:
+        assert_type(tx, greendrop.Transaction[Producer])
+        assert_type(tx.producer, Producer)
+        assert_type(tx.outcome, Literal["committed", "aborted", "unknown"] | None)
+        tx.mark_as_consumed(consumer, read[0])
+        tx.mark_many_as_consumed(consumer, read, "metadata")
+        tx.mark_as_consumed(producer, read[0])  # type: ignore[arg-type]
+    assert_type(producer.run_in_transaction(lambda _: 7), int | None)
+    producer.run_in_transaction(lambda: 7)  # type: ignore[arg-type, misc]
+    assert_type(producer.in_transaction, bool)
+    with greendrop.default_pool().transaction(timeout=1.0) as pooled:
+        assert_type(pooled.producer, Producer)
+    with producer.transaction() as tx:
+        tx.abort()
+    raise greendrop.AbortTransaction
 
 
 def pools(producer: Producer) -> None:
