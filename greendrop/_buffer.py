@@ -194,6 +194,5 @@ class Flush:
             return
         self._buffer.put_back(left)
         del self.entries[queued:]
-        if isinstance(error, GreendropError) and error.args:
-            text = f"{error.args[0]}; {len(left)} messages are back in the buffer"
-            error.args = (text, *error.args[1:])
+        if isinstance(error, GreendropError):
+            error.add(f"{len(left)} messages are back in the buffer")
