@@ -18,7 +18,7 @@ from greendrop._buffer import Flush
 from greendrop.errors import GreendropError, MessagesAbandonedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from greendrop._buffer import Buffer
     from greendrop._client import Client
@@ -44,14 +44,21 @@ class Closing:
         connections: What it has open.
         buffer: What it has not sent yet.
         recovery: Ends with it.
+        reset: See `Producer.reset`.
     """
 
     def __init__(
-        self, connections: Connections, buffer: Buffer, recovery: Recovery
+        self,
+        connections: Connections,
+        buffer: Buffer,
+        recovery: Recovery,
+        reset: Callable[[], None],
     ) -> None:
         self._connections = connections
         self._buffer = buffer
         self._recovery = recovery
+        #: See `Producer.reset`.
+        self.reset = reset
         self._closer: object = None
         #: Nobody waits for room any longer than until then, by the monotonic clock.
         self.send_until = math.inf
@@ -226,26 +233,47 @@ class Closing:
         """Seconds that closing may take when the interpreter exits."""
         return self._connections.settings.exit_timeout
 
-    def close_at_exit(self, deadline: float) -> None:
-        """Close, and say on stderr what was not sent."""
+    def close_by(self, deadline: float, tell: Callable[[str], object]) -> None:
+        """Close within a time limit, and tell what was not delivered or not sent."""
         try:
             self.close(max(deadline - _waiting.monotonic(), 0.0), force=False)
         except MessagesAbandonedError as error:
-            # Logging may be shut down, and is silent by default. This must be seen.
-            sys.stderr.write(f"greendrop: {error}\n")
+            tell(str(error))
         if unsent := len(self._buffer):
             text = f"{unsent} buffered messages of producer {self.name!r}"
-            sys.stderr.write(f"greendrop: {text} were not sent\n")
+            tell(f"{text} were not sent")
+
+
+def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> None:
+    """Close what this process has in use, for a host that ends it.
+
+    Args:
+        tell: Called with a sentence for each loss.
+        longest: Seconds for all producers together; never more than the longest
+            `exit_timeout` among them.
+
+    Blocking:
+        Until all is delivered, or the time is over. Lets other greenlets run.
+    """
+    ours = [each for each in _in_use if each.is_ours]
+    if not ours:
+        return
+    seconds = min(longest, max(each.exit_timeout for each in ours))
+    deadline = _waiting.monotonic() + seconds
+    for each in ours:
+        each.close_by(deadline, tell)
+
+
+def reset_inherited() -> None:
+    """Reset the producers that this process's parent used before the fork."""
+    for each in [each for each in _in_use if not each.is_ours]:
+        each.reset()
 
 
 def _close_at_exit() -> None:
     """Close what this process left open, within a bounded time in all."""
-    ours = [each for each in _in_use if each.is_ours]
-    if not ours:
-        return
-    deadline = _waiting.monotonic() + max(each.exit_timeout for each in ours)
-    for each in ours:
-        each.close_at_exit(deadline)
+    # Logging may be shut down, and is silent by default. This must be seen.
+    close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
 
 
 atexit.register(_close_at_exit)

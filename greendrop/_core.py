@@ -60,7 +60,9 @@ class Core:
         self._connect = self._connections.connect
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
         self._disconnecting = Disconnecting(self._connections, self.buffer)
-        self._closing = Closing(self._connections, self.buffer, self._recovery)
+        self._closing = Closing(
+            self._connections, self.buffer, self._recovery, self.reset
+        )
         #: Who wants to know of what is sent. Mostly nobody: one look tells.
         self.scopes: OpenScopes = {}
         _names.claim(self)

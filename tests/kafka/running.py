@@ -87,6 +87,10 @@ class Program:
         """Send SIGTERM to the program, not to its children."""
         self._process.terminate()
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the program, not to its children."""
+        self._process.send_signal(number)
+
     def wait(self, seconds: float = _PATIENCE) -> int:
         """Wait for the end and return the exit status; negative: the signal.
 
