@@ -96,7 +96,7 @@ def test_tasks_in_celery_store_what_they_return(start, stored, tmp_path, pool, p
     quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
     celery = ["-m", "celery", f"--app={HOSTS}.celery_app", "worker", *pool, *quiet]
 
-    with start("-m", f"{HOSTS}.celery_client", log="client") as client:
+    with start("-m", f"{HOSTS}.celery_client", "send", "200", log="client") as client:
         assert client.wait() == 0
     with start(*celery) as worker:
         worker.wait_for("has results", lambda: len(list(folders[2].iterdir())) == 200)
