@@ -22,8 +22,8 @@ POOLS = {
 }
 
 
-# Not SIGQUIT for prefork: Celery's handler waits for a lock there that the code which it
-# interrupts may hold, so that now and then the worker hangs, with or without greendrop.
+# Not SIGQUIT for prefork: Celery's handler waits for a lock there. The code that it
+# interrupts may hold that, and then the worker hangs for ever, whoever sends.
 @pytest.mark.parametrize(
     ("pool", "how"),
     [
