@@ -12,7 +12,7 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _waiting
+from greendrop import _librdkafka, _process, _waiting
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
 from greendrop.errors import (
@@ -43,6 +43,10 @@ Status = Literal[
 #: Topic configurations of one producer, each with a client: connections, threads and
 #: memory. More are most likely made by mistake, one for each message.
 _MOST_LANES = 16
+_NO_THREADS = (
+    "uWSGI keeps this process's threads from running between requests, so that nobody"
+    " would serve delivery reports; start it with enable-threads, threads or gevent"
+)
 
 
 class Connections:
@@ -180,7 +184,8 @@ class Connections:
 
         Raises:
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
-            ConfigurationInvalidError: librdkafka refused the configuration.
+            ConfigurationInvalidError: librdkafka refused the configuration, or uWSGI
+                runs without threads.
         """
         self.refuse_after_fork()
         with self.changing:
@@ -207,6 +212,8 @@ class Connections:
             lane.open = lane.client
 
     def _build(self, lane: Lane) -> Client:
+        if _process.threads_stand_still():
+            raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
         return Client(
             lane.settings,
             self.monitor,

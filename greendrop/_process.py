@@ -1,4 +1,4 @@
-"""Tells, without a system call, whether this is the process that something was made in.
+"""Whether this is the process that something was made in, told without a system call.
 
 Every use of a client asks that first. `os.getpid()` is a system call each time, and
 hooks such as `os.register_at_fork` are not run by those who fork in C, as uWSGI does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from typing import Protocol
 
 #: MADV_WIPEONFORK of Linux 4.14: a child finds zeros in this piece of memory, whoever
@@ -43,3 +44,11 @@ def mark() -> Mark:
         return _Pid()
     page[0] = 1
     return page
+
+
+def threads_stand_still() -> bool:
+    """Tell whether Python's threads don't run while the program waits for work.
+
+    uWSGI without `enable-threads` keeps the interpreter's lock between requests.
+    """
+    return getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0
