@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from greendrop import _waiting
+from greendrop import _process, _waiting
 from greendrop._buffer import Flush
 from greendrop.errors import GreendropError, MessagesAbandonedError
 
@@ -35,6 +35,8 @@ _log = logging.getLogger("greendrop")
 # Producers that are connected, or have messages buffered. Held so that nobody collects
 # one whose messages are on their way, and closed when the interpreter exits.
 _in_use: set[Closing] = set()
+# Whether it was seen to it that this process closes them when it ends.
+_expected: _process.Mark = b"\0"
 
 
 class Closing:
@@ -66,6 +68,8 @@ class Closing:
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
         _in_use.add(self)
+        if not _expected[0]:
+            _expect_end()
 
     def let_go(self) -> None:
         """There is nothing to lose any more."""
@@ -268,6 +272,12 @@ def reset_inherited() -> None:
     """Reset the producers that this process's parent used before the fork."""
     for each in [each for each in _in_use if not each.is_ours]:
         each.reset()
+
+
+def _expect_end() -> None:
+    global _expected  # noqa: PLW0603 - once in each process
+    _expected = _process.mark()
+    _process.at_end_of_child(_close_at_exit)
 
 
 def _close_at_exit() -> None:
