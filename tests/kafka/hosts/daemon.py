@@ -11,8 +11,8 @@ producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
 used = sys.argv[1:] == ["used"]
 
 if used:
-    # Waited for: who forks while librdkafka looks up a broker's address leaves a lock of
-    # the C library's to the child, that nobody releases.
+    # Waited for: who forks while librdkafka looks up an address leaves a lock of the C
+    # library's to the child that nobody releases.
     producer.produce_sync(topic=topic, payload="parent")
 if os.fork():
     sys.exit()
