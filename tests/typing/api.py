@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gevent
 from typing_extensions import assert_type
@@ -47,7 +47,19 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.contrib.celery import connect
+from greendrop.contrib.django import (
+    close_producers,
+    get_producer,
+    produce_on_commit,
+)
+from greendrop.contrib.flask import Greendrop
+from greendrop.contrib.gunicorn import worker_exit
+from greendrop.contrib.locust import GreendropUser
 from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 assert_type(greendrop.__version__, str)
 
@@ -422,3 +434,35 @@ def pools(producer: Producer) -> None:
     greendrop.set_default_pool(pool)
     assert_type(greendrop.default_pool(), greendrop.ProducerPool)
     pool.close(timeout=1.0, force=True)
+
+
+def hosts(app: Flask, server: object, worker: object) -> None:
+    """What the modules in `contrib` give; Celery, Django and gunicorn have no types."""
+    extension = Greendrop(app)
+    assert_type(Greendrop(name="audit").init_app(app), Producer)
+    assert_type(extension.producer, Producer)
+    connect()
+    connect(timeout=5.0)
+    worker_exit(server, worker)
+    assert_type(get_producer(), Producer)
+    assert_type(get_producer("audit"), Producer)
+    produce_on_commit(topic="t", payload=b"x", using="default", alias="audit")
+    close_producers()
+    close_producers(1.0, force=True)
+
+
+class Shop(GreendropUser):
+    """A class of users for Locust."""
+
+    kafka: ClassVar[Mapping[str, object]] = {"bootstrap.servers": "localhost:9092"}
+    settings: ClassVar[Mapping[str, Any]] = {"max_wait_timeout": 1.0}
+
+    def order(self) -> None:
+        """All that a client can."""
+        sent = self.client.produce_sync(topic="t", payload=b"x", name="order")
+        assert_type(sent, DeliveryReport | None)
+        later = self.client.produce_async(topic="t", payload=b"x")
+        assert_type(later, DeliveryHandle | None)
+        many = self.client.produce_many_sync([Message("t", b"x")], name="orders")
+        assert_type(many, list[DeliveryReport] | None)
+        assert_type(self.client.producer, Producer)
