@@ -5,6 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from celery.signals import (
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+)
 
 from greendrop import (
     DeliveryError,
@@ -12,6 +17,7 @@ from greendrop import (
     ProduceManyError,
     ProducerUsedInParentProcessError,
 )
+from greendrop.contrib import celery as contrib
 from tests.kafka.running import ROOT, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.patched]
@@ -166,3 +172,28 @@ def test_a_producer_that_the_parent_has_used_says_so(outcomes):
 
     assert isinstance(got["too_large"], ProducerUsedInParentProcessError)
     assert "reset()" in str(got["too_large"])
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Note with which limit producers would be closed; disconnect afterwards."""
+    limits = []
+    monkeypatch.setattr(
+        contrib, "close_in_use", lambda tell, limit: limits.append(limit)
+    )
+    yield limits
+    for signal in (worker_process_init, worker_process_shutdown, worker_shutdown):
+        signal.disconnect(dispatch_uid="greendrop")
+
+
+def test_connecting_again_changes_the_timeout(ends):
+    """Several modules of tasks may connect; each end is one end."""
+    contrib.connect()
+    contrib.connect(2.5)
+
+    worker_shutdown.send(None)
+    worker_process_shutdown.send(None, pid=1, exitcode=0)
+
+    assert ends == [2.5, 2.5]
+    with pytest.raises(ValueError, match="finite seconds"):
+        contrib.connect(-1)
