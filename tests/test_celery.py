@@ -178,9 +178,7 @@ def test_a_producer_that_the_parent_has_used_says_so(outcomes):
 def ends(monkeypatch):
     """Note with which limit producers would be closed; disconnect afterwards."""
     limits = []
-    monkeypatch.setattr(
-        contrib, "close_in_use", lambda tell, limit: limits.append(limit)
-    )
+    monkeypatch.setattr(contrib, "close_in_use", lambda _, limit: limits.append(limit))
     yield limits
     for signal in (worker_process_init, worker_process_shutdown, worker_shutdown):
         signal.disconnect(dispatch_uid="greendrop")
