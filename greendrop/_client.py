@@ -428,6 +428,8 @@ class Client:
             done
             and isinstance(task, ThreadTask)
             and isinstance(other, _waiting.ThreadWaiter)
+            # Stopped while it polls, it would keep all others from polling.
+            and not _process.signals_may_stop_threads()
         ):
             return LeadWaiter(task.lead, done)
         return other

@@ -57,6 +57,15 @@ def threads_stand_still() -> bool:
     return getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0
 
 
+def signals_may_stop_threads() -> bool:
+    """Tell whether a thread may be stopped for good in the midst of what it does.
+
+    uWSGI's handler of SIGHUP waits for the requests of all other threads: in the main
+    thread, whatever that was doing. What it held is held until the worker is killed.
+    """
+    return "uwsgi" in sys.modules
+
+
 def at_end_of_child(function: Callable[[], object]) -> None:
     """Have a function called when this process ends, if multiprocessing has started it.
 
