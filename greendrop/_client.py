@@ -34,6 +34,7 @@ from greendrop.message import UNASSIGNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from greendrop._native import Engine
     from greendrop.config import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
@@ -148,6 +149,11 @@ class Client:
     def polling(self) -> str | None:
         """Which driver serves: "fd", "thread", or None before the first use."""
         return None if self._task is None else self._task.polling
+
+    @property
+    def engine(self) -> Engine:
+        """What it is built with: librdkafka, or what stands for it in a test."""
+        return self._native.engine
 
     @property
     def outstanding(self) -> int:

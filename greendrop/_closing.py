@@ -18,7 +18,7 @@ from greendrop._buffer import Flush
 from greendrop.errors import GreendropError, MessagesAbandonedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from greendrop._buffer import Buffer
     from greendrop._client import Client
@@ -209,6 +209,33 @@ class Closing:
         except MessagesAbandonedError as error:
             _log.error("%s", error)
 
+    def abandon(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+        """See the function of that name."""
+        now = self._connections
+        with now.changing:
+            clients = now.clients
+            if now.over or now.inherited or not all(map(is_meant, clients)):
+                return
+            if not (clients or idle):
+                return
+            self._buffer.clear()
+            self.let_go()
+            if not clients:
+                return
+            now.disconnecting = None
+            now.status = "disconnected"
+            for lane in now.lanes:
+                lane.open = None
+            now.detach()
+            now.monitor.freeze_statistics(frozen=False)
+        began = _waiting.monotonic()
+        for client in clients:
+            client.stop_taking()
+            client.purge_for_good()
+            client.wait_delivered(PURGE_TIMEOUT)
+        now.part_with(clients)
+        now.tell("producer.disconnected", began)
+
     # --- at exit -----------------------------------------------------------------
 
     @property
@@ -236,6 +263,23 @@ class Closing:
         if unsent := len(self._buffer):
             text = f"{unsent} buffered messages of producer {self.name!r}"
             sys.stderr.write(f"greendrop: {text} were not sent\n")
+
+
+def abandon(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+    """Disconnect producers at once, and drop what they have not delivered or sent.
+
+    For the end of a test: they may be used again, and connect anew then.
+
+    Args:
+        is_meant: Whether a client goes to what ends. Producers of which all clients do
+            are disconnected.
+        idle: Whether what is buffered in producers without a client is dropped, too.
+
+    Blocking:
+        Until what was dropped is told of. Lets other greenlets run.
+    """
+    for each in list(_in_use):
+        each.abandon(is_meant, idle=idle)
 
 
 def _close_at_exit() -> None:

@@ -21,14 +21,18 @@ ROOMS = (
     {"config", "message", "events"},
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
+    {"_error_names", "_recorder"},
     {"_batches"},
     {"_buffer"},
     {"_partitioners"},
     {"_settling", "_native", "scope", "_routing"},
+    {"_memory_log"},
+    {"_memory_producer", "_reading"},
     {"_client"},
     {"_lane", "_idle"},
     {"_recovery", "_connections"},
     {"_disconnecting", "_closing"},
+    {"_memory"},
     {"_core"},
     {"producer"},
     {"pool", "testing"},
@@ -44,7 +48,7 @@ OWNERS = {
     "concurrent": set(),
     "asyncio": set(),
     "ctypes": {"_librdkafka", "_mock_cluster"},
-    "confluent_kafka": {"_native"},
+    "confluent_kafka": {"_native", "_reading"},
 }
 
 
