@@ -1,9 +1,9 @@
 """Fixtures for the tests of programs that use greendrop.
 
 pytest loads this wherever greendrop is installed, for each of its runs. So it imports
-nothing: greendrop, confluent-kafka and gevent come with the first fixture that is used,
-and a test suite may patch what it likes before. It is no part of the package `greendrop`
-for that reason: to import a module of a package is to import the package.
+nothing: greendrop, confluent-kafka and gevent come with the first fixture that is
+used, and a test suite may patch what it likes before. It is no part of the package
+`greendrop` for that reason: to import a module of a package is to import the package.
 """
 
 from __future__ import annotations

@@ -384,9 +384,9 @@ class MemoryProducer:
     def commit_transaction(self, seconds: float = -1) -> None:
         """Commit, once all messages have their verdict."""
         transaction = self._ongoing()
+        self._call("commit_transaction", seconds)
         if self.flush(seconds):
             raise _raised(_TIMED_OUT, "messages are still on their way", retriable=True)
-        self._call("commit_transaction", seconds)
         self._log.end(transaction, "committed")
         self._transaction = None
 

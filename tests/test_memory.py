@@ -1,6 +1,7 @@
 """Brokers in memory: what only they can do. The rest is in `tests.contract`."""
 
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -13,6 +14,8 @@ from greendrop import (
     Producer,
     ProducerClosedError,
 )
+from greendrop._memory_producer import MemoryProducer
+from greendrop._native import KafkaException
 from greendrop.testing import MemoryCluster, MockCluster, Recorder, in_memory
 
 #: Nobody listens there.
@@ -310,6 +313,174 @@ def test_queue_is_limited_in_bytes(world, cluster):
         assert [each.wait(10).offset for each in handles] == list(range(20))
 
 
+# --- transactions ---------------------------------------------------------------------
+#
+# Of the client beneath, by itself: what the verbs make of it is for their own tests.
+
+
+class Position(NamedTuple):
+    """What a consumer says of one partition."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@pytest.fixture
+def transactional(cluster):
+    """Make clients with a `transactional.id`, which they have taken over."""
+
+    def make(transactional_id="id"):
+        log = cluster._log
+        client = MemoryProducer({"transactional.id": transactional_id}, log)
+        cluster._engine.producers.add(client)
+        client.init_transactions(1)
+        return client
+
+    return make
+
+
+def put(client, payload, reports=None):
+    """Send a message by a client; its error's name or None is added to the reports."""
+    reports = [] if reports is None else reports
+
+    def report(error, _):
+        reports.append(error and error.name())
+
+    client.produce("t", payload, None, 0, report)
+    client.poll(0)
+    return reports
+
+
+def refusal(function, *arguments):
+    """Give the error with which a client refuses a call."""
+    with pytest.raises(KafkaException) as raised:
+        function(*arguments)
+    return raised.value.args[0]
+
+
+def test_a_committed_transaction_is_seen(cluster, transactional):
+    """As a whole, once it is committed, not before. Acceptance check 117."""
+    client = transactional()
+    client.begin_transaction()
+    reports = put(client, b"1")
+    put(client, b"2", reports)
+
+    assert reports == [None, None]
+    assert cluster.records("t") == []
+    assert payloads(cluster.records("t", uncommitted=True)) == [b"1", b"2"]
+    client.commit_transaction(1)
+    assert payloads(cluster.records("t")) == [b"1", b"2"]
+
+
+def test_an_aborted_transaction_is_never_seen(cluster, transactional):
+    """Nor does it hide what comes after it. Acceptance checks 72 and 117."""
+    client = transactional()
+    client.begin_transaction()
+    put(client, b"1")
+    client.abort_transaction(1)
+    client.begin_transaction()
+    put(client, b"2")
+    client.commit_transaction(1)
+
+    (record,) = cluster.records("t")
+    # The first message has 0, and the marker that ends its transaction 1.
+    assert (record.payload, record.offset) == (b"2", 2)
+
+
+def test_abort_drops_what_is_on_its_way(cluster, transactional):
+    """The reports say so."""
+    client = transactional()
+    client.begin_transaction()
+    cluster.round_trip(60)
+    reports = put(client, b"1")
+
+    client.abort_transaction(1)
+    client.poll(0)
+
+    assert reports == ["_PURGE_INFLIGHT"]
+
+
+def test_commit_waits_for_what_is_on_its_way(cluster, transactional):
+    """For as long as it may; another try may succeed."""
+    client = transactional()
+    client.begin_transaction()
+    cluster.round_trip(0.1)
+    put(client, b"1")
+
+    error = refusal(client.commit_transaction, 0.01)
+    assert (error.name(), error.retriable()) == ("_TIMED_OUT", True)
+    client.commit_transaction(10)
+    assert payloads(cluster.records("t")) == [b"1"]
+
+
+def test_offsets_are_committed_with_a_transaction(cluster, transactional):
+    """By group, topic and partition, however alike these look. Checks 107 and 117."""
+    client = transactional()
+    client.begin_transaction()
+    places = [Position("a1", 1, 5), Position("a", 11, 6)]
+    client.send_offsets_to_transaction(places, "group", 1)
+
+    assert cluster.committed_offsets("group") == {}
+    client.commit_transaction(1)
+    assert cluster.committed_offsets("group") == {("a1", 1): 5, ("a", 11): 6}
+    client.begin_transaction()
+    client.send_offsets_to_transaction([Position("a", 11, 99)], "group", 1)
+    client.abort_transaction(1)
+    assert cluster.committed_offsets("group")["a", 11] == 6
+    assert cluster.committed_offsets("other") == {}
+
+
+def test_calls_out_of_turn_are_refused(transactional):
+    """Without harm. Acceptance check 117."""
+    client = transactional()
+
+    assert refusal(put, client, b"x").name() == "_STATE"
+    assert refusal(client.commit_transaction).name() == "_STATE"
+    assert refusal(client.abort_transaction).name() == "_STATE"
+    client.begin_transaction()
+    assert refusal(client.begin_transaction).name() == "_STATE"
+    client.commit_transaction(1)
+
+
+def test_a_second_producer_fences_the_first(cluster, transactional):
+    """Which can do nothing any more."""
+    first = transactional()
+    first.begin_transaction()
+    second = transactional()
+    other = transactional("another id")
+
+    error = refusal(put, first, b"x")
+    assert (error.name(), error.fatal()) == ("_FATAL", True)
+    assert first.fatal[0] == -144  # _FENCED
+    assert refusal(first.commit_transaction, 1).fatal()
+    assert refusal(first.poll, 0).fatal()
+    for client in (second, other):
+        client.begin_transaction()
+        put(client, b"x")
+        client.commit_transaction(1)
+    assert len(cluster.records("t")) == 2
+
+
+def test_calls_fail_as_ordered(cluster, transactional):
+    """Once; what follows depends on the kind of error."""
+    client = transactional()
+    cluster.fail_calls("begin_transaction", "COORDINATOR_NOT_AVAILABLE", retriable=True)
+    cluster.fail_calls("commit_transaction", "INVALID_TXN_STATE", abortable=True)
+
+    assert refusal(client.begin_transaction).retriable()
+    client.begin_transaction()
+    put(client, b"x")
+    assert refusal(client.commit_transaction, 1).txn_requires_abort()
+    assert refusal(client.commit_transaction, 1).txn_requires_abort()
+    client.abort_transaction(1)
+    client.begin_transaction()
+    cluster.fail_calls("abort_transaction", 47, fatal=True)
+    assert refusal(client.abort_transaction, 1).fatal()
+    assert client.fatal[0] == 47
+    assert cluster.records("t") == []
+
+
 # --- recording ------------------------------------------------------------------------
 
 
@@ -327,9 +498,9 @@ def test_recorder_waits_for_events(world, cluster, producer, spawn, pause):
 
         assert event["topic"] == "t"
         recorder.clear()
-        with pytest.raises(AssertionError, match="0 of 1 'producer.closed' within"):
+        with pytest.raises(AssertionError, match=r"0 of 1 'producer\.closed' within"):
             recorder.wait_for("producer.closed", timeout=0.01)
-        with pytest.raises(ValueError, match="no event 'producer.close'"):
+        with pytest.raises(ValueError, match=r"no event 'producer\.close'"):
             recorder.named("producer.close")
     producer.produce_sync(topic="t", payload=b"x")
     assert recorder.events == []
