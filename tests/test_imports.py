@@ -37,7 +37,7 @@ ROOMS = (
     {"producer"},
     {"pool", "testing"},
 )
-LEAVES = {"listeners", "contrib"}
+LEAVES = {"listeners", "contrib", "cli", "__main__"}
 
 #: Who alone may import what is not ours.
 OWNERS = {
