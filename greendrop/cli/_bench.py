@@ -127,7 +127,7 @@ class _Contender(Protocol):
         ...
 
     def settle(self) -> None:
-        """Wait for all reports; nothing is sent after it."""
+        """Wait for all reports, at the end."""
         ...
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from greendrop._verdicts import Verdicts
 from greendrop.cli._finding import Finding
 from greendrop.errors import GreendropError
 from greendrop.producer import Producer
@@ -79,10 +80,9 @@ def reach(of: Settings, timeout: float) -> Iterator[Finding]:
         yield each._replace(state="note") if passable else each
     if not reached:
         return
-    metadata, complaints, seconds = _metadata(of.kafka, timeout)
+    metadata, reason, seconds = _metadata(of.kafka, timeout)
     if metadata is None:
-        text = "; ".join(complaints) or f"no answer within {timeout:g} s"
-        yield Finding("brokers", "metadata", "failed", text, _hint(text))
+        yield Finding("brokers", "metadata", "failed", reason, _hint(reason))
         return
     yield Finding("brokers", "login", "ok", _login(of.kafka))
     brokers = list(metadata.brokers.values())
@@ -139,26 +139,35 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _metadata(kafka: Mapping[str, str], timeout: float) -> tuple[Any, list[str], float]:
-    """Ask the brokers; give what they said, librdkafka's complaints, and seconds."""
+class _Log:
+    """What confluent-kafka takes for a logger."""
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts = verdicts
+
+    def log(self, _level: int, form: str, *args: object) -> None:
+        self._verdicts.read_log(form % args if args else form)
+
+
+def _metadata(kafka: Mapping[str, str], timeout: float) -> tuple[Any, str, float]:
+    """Ask the brokers; give what they said, or the reason why not, and seconds."""
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
 
-    complaints: list[str] = []
-
-    def complain(error: Any) -> None:  # noqa: ANN401 - a KafkaError
-        if error.str() not in complaints and error.name() != "_ALL_BROKERS_DOWN":
-            complaints.append(error.str())
-
-    conf: dict[str, Any] = {**kafka, "error_cb": complain, "log_level": 0}
-    admin = AdminClient(conf)
+    verdicts = Verdicts(
+        fatal_error=lambda: None,
+        name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
+    )
+    conf: dict[str, Any] = {**kafka, "error_cb": verdicts.complaint}
+    admin = AdminClient(conf, logger=_Log(verdicts))
     began = time.monotonic()
     metadata = None
     with contextlib.suppress(confluent_kafka.KafkaException):
         metadata = admin.list_topics(timeout=timeout)
     taken = time.monotonic() - began
-    admin.poll(0)
-    return metadata, complaints, taken
+    while admin.poll(0):
+        pass
+    return metadata, verdicts.last_error or f"no answer within {timeout:g} s", taken
 
 
 def _login(kafka: Mapping[str, str]) -> str:

@@ -48,6 +48,32 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class Stop:
+    """Whether Ctrl-C or SIGTERM has come. A context manager.
+
+    For loops that end between two steps, and not within one. The second signal raises,
+    `KeyboardInterrupt` or `Terminated`.
+    """
+
+    requested = False
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if self.requested:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> Stop:
+        """Listen to signals."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {each: signal.signal(each, self._on_signal) for each in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave them to who listened before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where Kafka is and how to get in."""
     group = parser.add_argument_group("connection")

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from greendrop.cli._shared import (
     DONE,
     MistakeError,
-    Terminated,
+    Stop,
     read_properties,
     say,
-    sigterm_raises,
 )
 from greendrop.errors import MessageInvalidError, MessagesAbandonedError, ProduceError
 from greendrop.producer import Producer
@@ -41,6 +40,10 @@ _OF_JAVA = frozenset(
         "partitioner.class",
     }
 )
+
+
+#: Seconds between two looks whether it is to end.
+_LOOK_EVERY = 0.1
 
 
 def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
@@ -116,12 +119,10 @@ def run(options: argparse.Namespace) -> int:
     producer = Producer(kafka=_configuration(options), wait_timeout_on_queue_full=3600)
     teller = _Teller(options)
     producer.monitor.subscribe(teller)
-    with sigterm_raises():
+    with Stop() as stop:
         try:
             teller.tell("startup_complete")
-            _send(producer, options, teller)
-        except (KeyboardInterrupt, Terminated):
-            pass  # the way in which it is meant to end
+            _send(producer, options, teller, stop)
         except BrokenPipeError:
             producer.close(force=True)
             raise
@@ -146,9 +147,11 @@ def _configuration(options: argparse.Namespace) -> dict[str, str]:
     return kafka
 
 
-def _send(producer: Producer, options: argparse.Namespace, teller: _Teller) -> None:
+def _send(
+    producer: Producer, options: argparse.Namespace, teller: _Teller, stop: Stop
+) -> None:
     number = 0
-    while number != options.max_messages:
+    while number != options.max_messages and not stop.requested:
         if teller.broken_pipe:
             raise BrokenPipeError
         key, value = teller.key_and_value(number)
@@ -169,9 +172,12 @@ def _send(producer: Producer, options: argparse.Namespace, teller: _Teller) -> N
             teller.tell_failure((key, value), error)
         number += 1
         if options.throughput > 0:
-            ahead = teller.began + number / options.throughput - time.time()
-            if ahead > 0:
-                time.sleep(ahead)
+            _sleep_until(teller.began + number / options.throughput, stop)
+
+
+def _sleep_until(moment: float, stop: Stop) -> None:
+    while not stop.requested and (left := moment - time.time()) > 0:
+        time.sleep(min(left, _LOOK_EVERY))
 
 
 class _Teller:
