@@ -145,3 +145,10 @@ def test_requests_do_not_wait_for_the_telemetry():
         assert int(milliseconds) < 900
         assert int(others) > 10
     assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output
+
+
+def test_a_users_tests_pass():
+    """With the fixtures that come with greendrop; nothing is listened on."""
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
+
+    assert "4 passed" in output

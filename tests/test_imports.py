@@ -90,7 +90,9 @@ def test_imports_run_downward(path):
     for imported in imports(path, of_types=True):
         if imported.split(".")[0] == "greendrop":
             assert room(imported) <= room(FILES[path]), imported
-            assert imported != "greendrop", "names are imported from where they are"
+            # The version is in the package itself.
+            inside = room(FILES[path]) < len(ROOMS)
+            assert imported != "greendrop" or not inside, "import it from where it is"
 
 
 def test_no_two_modules_need_each_other():
@@ -170,7 +172,8 @@ def test_every_public_name_is_told():
     """`__all__` has each name that a user may import, and no other."""
     namespace = {}
     exec("from greendrop import *", namespace)
-    public = {name for name in vars(greendrop) if not name.startswith("_")}
+    # Those with @ are pytest's, which rewrites what comes with a plugin for it.
+    public = {name for name in vars(greendrop) if name[0] not in "_@"}
 
     assert set(greendrop.__all__) <= namespace.keys()
     assert public - set(greendrop.__all__) <= {

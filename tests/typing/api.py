@@ -47,7 +47,16 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
-from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+from greendrop.testing import (
+    MemoryCluster,
+    MockCluster,
+    Record,
+    Recorder,
+    fatal_error,
+    in_memory,
+    read_topic,
+    trigger_fatal_error,
+)
 
 assert_type(greendrop.__version__, str)
 
@@ -422,3 +431,40 @@ def pools(producer: Producer) -> None:
     greendrop.set_default_pool(pool)
     assert_type(greendrop.default_pool(), greendrop.ProducerPool)
     pool.close(timeout=1.0, force=True)
+
+
+def test_in_memory(producer: Producer) -> None:
+    """Use brokers in memory, and what reads and records."""
+    with in_memory(partitions=2, create_topics=False) as cluster:
+        assert_type(cluster, MemoryCluster)
+        cluster.create_topic("events", partitions=3)
+        cluster.round_trip(0.1)
+        cluster.broker_down()
+        cluster.broker_up()
+        cluster.fail_messages("MSG_SIZE_TOO_LARGE", 2, topic="events")
+        cluster.fail_messages(10, None, when=lambda record: record.key == b"k")
+        cluster.fail_calls("commit_transaction", "UNKNOWN", times=1, abortable=True)
+        cluster.forgive()
+        cluster.clear()
+        assert_type(cluster.bootstrap_servers, str)
+        assert_type(cluster.topics, Mapping[str, int])
+        assert_type(cluster.records(), list[Record])
+        assert_type(cluster.records("events", uncommitted=True), list[Record])
+        assert_type(cluster.committed_offsets("group"), dict[tuple[str, int], int])
+    with (
+        MemoryCluster(partitions=1) as other,
+        Recorder(producer, statistics=True) as all_of_it,
+    ):
+        other.close()
+        assert_type(all_of_it.events, list[Event])
+        assert_type(all_of_it.names, list[str])
+        assert_type(all_of_it.named("producer.closed"), list[Event])
+        assert_type(all_of_it.errors, list[BaseException])
+        assert_type(all_of_it.wait_for("producer.closed", 1, timeout=2.0), list[Event])
+        all_of_it.clear()
+        all_of_it.stop()
+    Recorder(producer.monitor, producer)
+    with MockCluster() as mock:
+        assert_type(mock.records("events", uncommitted=True, timeout=5), list[Record])
+    records = read_topic("host:9092", "events", kafka={"client.id": "reader"})
+    assert_type(records[0].payload, bytes | None)
