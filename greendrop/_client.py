@@ -108,6 +108,8 @@ class Client:
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
+        # That one is there: who comes here late is sent on to it.
+        self._followed = False
         self._reports = ReportQueue(self, self._on_limit)
         statistics = (
             monitor.listens("statistics.emitted")
@@ -382,7 +384,7 @@ class Client:
                     lambda: self._outstanding.count,
                     self._owner.pulse,
                 )
-                if not self._settings.linger_is_users:
+                if not (self._settings.linger_is_users or self._shut):
                     self._gather = Gatherer(hub, self._hand_over)
         self._give_all(orphans)
 
@@ -519,26 +521,29 @@ class Client:
         """Whether somebody waits to send with it, or for the client after it."""
         return self._outstanding.awaited or self.router.awaited or bool(self._strays)
 
-    def retire(self, on_strays: Callable[[], None]) -> None:
+    def retire(self, on_strays: Callable[[], None], *, followed: bool) -> None:
         """From now on keep what is sent, in order, for a client that takes over.
 
         Nobody who has got hold of this client before then loses a message, or gets an
-        error. Once it is closed, only what was gathered is kept; others are told that
-        it is closed, and send again.
+        error. Once the other one is there, or this one closed, only what was gathered
+        is kept; others are told that it is closed, and send again. What they send
+        would be overtaken by what they send next.
 
         Args:
             on_strays: Told, under `_gate`, of each message that is kept.
+            followed: The other one is there.
         """
         with self._gate:
             self._on_strays = on_strays
             self._shut = True
+            self._followed = self._followed or followed
             if self._strays:
                 on_strays()
 
     def take_strays(self, if_none: Callable[[], None]) -> list[_Wire]:
         """Give what was kept up to now; if that is nothing, call a function.
 
-        In between nobody can send by this client.
+        In between nobody can send by this client, nor can they after that.
         """
         self.flush_gathered()
         with self._gate:
@@ -546,6 +551,7 @@ class Client:
             self._outstanding.pending.difference_update(each[4] for each in strays)
             if not strays:
                 if_none()
+                self._followed = True
         return strays
 
     def adopt(self, strays: list[_Wire]) -> None:
@@ -606,7 +612,7 @@ class Client:
             self._on_strays()
 
     def _send_late(self, wire: _Wire) -> None:
-        if self._native.closed or self._on_strays is None:
+        if self._native.closed or self._on_strays is None or self._followed:
             raise ProducerClosedError(self._settings.id)
         self._outstanding.pending.add(wire[4])
         self._keep((wire,))

@@ -283,7 +283,7 @@ class Connections:
             except GreendropError as error:
                 client.fail(strays, error)
 
-        client.retire(lambda: _waiting.start(hand_on))
+        client.retire(lambda: _waiting.start(hand_on), followed=True)
 
     def _forget(self, client: Client) -> None:
         for lane in self.lanes:

@@ -307,6 +307,10 @@ class Core:
                 with contextlib.suppress(ProduceError):
                     handle.wait(left)
 
+    def give_up_id(self) -> None:
+        """Let the producer that takes the place of this one have the same `id`."""
+        _names.give_up_id(self)
+
     # --- the producer's life -----------------------------------------------------
 
     def disconnect(self) -> bool:
@@ -335,7 +339,7 @@ class Core:
             return False
         if not self._recovery.begins(lane, client, error):
             return False
-        client.retire(lambda: None)
+        client.retire(lambda: None, followed=False)
         client.run_aside(lambda: self._recovery.run(lane, client, error))
         return True
 

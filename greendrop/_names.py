@@ -7,8 +7,8 @@ be told apart in events, logs and errors.
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakValueDictionary
 
 from greendrop import _waiting
 from greendrop.errors import ConfigurationInvalidError
@@ -28,9 +28,9 @@ class Named(Protocol):
         ...
 
 
-# By setting and name. Who is collected is out of it at once; who is not live any more
-# stays, and must make room.
-_owners: WeakValueDictionary[tuple[str, str], Named] = WeakValueDictionary()
+# By setting and name. A WeakValueDictionary has callbacks: what a signal
+# handler raises in one of these is lost.
+_owners: dict[tuple[str, str], weakref.ref[Named]] = {}
 _changing = _waiting.RLock()
 
 
@@ -47,6 +47,14 @@ def claim(owner: Named) -> None:
             raise ConfigurationInvalidError(taken)
 
 
+def give_up_id(owner: Named) -> None:
+    """Let another producer have the `id` of one that goes on for a while."""
+    with _changing:
+        pair = ("id", owner.settings.id)
+        if _owner_of(pair) is owner:
+            del _owners[pair]
+
+
 def _try(owner: Named) -> dict[str, str]:
     """Take the names if all are free; else say of each that is not whose it is."""
     settings = owner.settings
@@ -55,14 +63,23 @@ def _try(owner: Named) -> dict[str, str]:
         names["kafka.transactional.id"] = transactional_id
     taken: dict[str, str] = {}
     with _changing:
+        for pair in list(_owners):
+            if _owner_of(pair) is None:
+                del _owners[pair]
         for pair in names.items():
-            other = _owners.get(pair, owner)
-            if other is not owner and other.live:
+            other = _owner_of(pair)
+            if other is not None and other is not owner:
                 key, name = pair
                 taken[key] = (
                     f"{name!r} is that of producer {other.settings.id!r}, which is not"
                     f" closed; producer {settings.id!r} needs one of its own"
                 )
         if not taken:
-            _owners.update(dict.fromkeys(names.items(), owner))
+            _owners.update(dict.fromkeys(names.items(), weakref.ref(owner)))
     return taken
+
+
+def _owner_of(pair: tuple[str, str]) -> Named | None:
+    reference = _owners.get(pair)
+    owner = reference() if reference is not None else None
+    return owner if owner is not None and owner.live else None

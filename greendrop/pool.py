@@ -143,7 +143,10 @@ class ProducerPool:
     def _check_out(self, checkout: _Checkout, timeout: float) -> Producer:
         slot = self._take_slot(checkout, timeout)
         producer = slot.producer
-        if producer is None or producer.status in ("closing", "closed"):
+        if producer is not None and producer.status in ("closing", "closed"):
+            producer = None
+            slot.vacate()
+        if producer is None:
             producer = self._fill(slot)
         checkout.producer = producer
         self._checkouts[checkout.task] = checkout
@@ -186,6 +189,10 @@ class ProducerPool:
     def _fill(self, slot: _Slot) -> Producer:
         # Taken before the factory is called: a reload meanwhile is about this one, too.
         slot.generation = self._generation
+        if slot.before is not None:
+            timeout, force = self._ending
+            _free_names(slot.before, timeout, force=force)
+            slot.before = None
         producer: object = self._make(slot.number)
         if not isinstance(producer, Producer):
             kind = type(producer).__name__
@@ -207,7 +214,7 @@ class ProducerPool:
                     self._queue.remove(checkout)
                 return
             if self._closed or slot.generation != self._generation:
-                unwanted, slot.producer = slot.producer, None
+                unwanted = slot.vacate()
             ending = self._ending
             self._idle.append(slot)
             self._hand_out()
@@ -244,7 +251,9 @@ class ProducerPool:
 
         Those that nobody has are closed now, those in use when they come back, in the
         background. The fresh ones are made when they are asked for, with the same slot
-        numbers; for a moment an old one and a new one may exist side by side.
+        numbers; for a moment an old one and a new one of the same `id` may exist side
+        by side. Not so with a `transactional.id`: who gets such a slot waits until the
+        old one is closed.
 
         Args:
             timeout: As for `close`.
@@ -266,7 +275,7 @@ class ProducerPool:
             for slot in self._idle:
                 if slot.producer is not None:
                     old.append(slot.producer)
-                    slot.producer = None
+                    slot.vacate()
         _close_all(old, timeout, force=False)
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
@@ -320,7 +329,7 @@ class ProducerPool:
             if slot.producer is not None:
                 slot.producer.reset()
             if slot.generation != self._generation:
-                slot.producer = None
+                slot.vacate()
         self._start_over()
 
     def __enter__(self) -> Self:
@@ -344,13 +353,20 @@ class ProducerPool:
 class _Slot:
     """A place for a producer."""
 
-    __slots__ = ("generation", "number", "producer")
+    __slots__ = ("before", "generation", "number", "producer")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.producer: Producer | None = None
+        #: The one that had this place before, and may not be closed yet.
+        self.before: Producer | None = None
         #: The pool's when the producer was made: which reloads it has not seen.
         self.generation = 0
+
+    def vacate(self) -> Producer | None:
+        """Make room for another producer; give the one that was there."""
+        self.before, self.producer = self.producer, None
+        return self.before
 
 
 class _Checkout:
@@ -419,6 +435,21 @@ def _close_all(
             f" {timeout:g} s and dropped"
         )
         raise MessagesAbandonedError(text, count=abandoned)
+
+
+def _free_names(producer: Producer, timeout: float | None, *, force: bool) -> None:
+    """See to it that another producer may have the names of one that is closing.
+
+    Blocking:
+        If it has a `transactional.id`, until it is closed: they would fence each other.
+    """
+    core = producer._core  # noqa: SLF001 - as below
+    if core is None:
+        return
+    if core.settings.transactional:
+        with suppress(MessagesAbandonedError):  # told where it is closed
+            producer.close(timeout, force=force)
+    core.give_up_id()
 
 
 def _longest_wait(producer: Producer) -> float:

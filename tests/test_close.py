@@ -1,6 +1,8 @@
+import gc
 import signal
 import threading
 import time
+import weakref
 
 import gevent
 import pytest
@@ -844,6 +846,21 @@ def test_hub_is_free_while_closing(longest_gap, mock_cluster, make_producer):
 
 
 # -- left open ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_nothing_keeps_a_forgotten_producer(mock_cluster, used):
+    """Neither its finalizer nor the registry for the exit does. Acceptance check 89."""
+    producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
+    if used:
+        producer.produce_sync(topic="t", payload=b"x")
+        producer.close()
+    watched = [weakref.ref(each) for each in (producer, producer._core)]
+
+    del producer
+    gc.collect()
+
+    assert [each() for each in watched] == [None, None]
 
 
 def test_forgotten_producer_closes_by_itself(world, make_producer, mock_cluster, until):

@@ -487,7 +487,11 @@ def test_queue_limit_is_librdkafkas(value, limit):
     ],
 )
 def test_guarantees_are_read_as_librdkafka_reads_them(kafka, idempotent, transactional):
-    """Transactions bring idempotence; booleans may be spelled in many ways."""
+    """Transactions bring idempotence; booleans may be spelled in many ways.
+
+    They are read once, with all else, so it doesn't matter when one asks. Acceptance
+    check 60.
+    """
     built = settings(kafka)
 
     assert (idempotent, transactional) == (built.idempotent, built.transactional)

@@ -217,11 +217,21 @@ def our_threads():
     return threads
 
 
+def threads_beside(before, wanted):
+    """Count the threads that there weren't before, once they are as many as wanted."""
+    # A thread of librdkafka has its name a moment after it was started.
+    deadline = time.monotonic() + 5
+    while len(our_threads() - before) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return len(our_threads() - before)
+
+
 @pytest.mark.parametrize("count", [1, 10])
 def test_threads_of_a_connected_producer(count, driver, make_producer):
     """In the hub a producer has no thread but librdkafka's; elsewhere it has one.
 
-    Acceptance check 26.
+    None before the first use and none after the end, and another one gets it anew.
+    Acceptance checks 18, 26 and 27.
     """
     before = our_threads()
     producers = [make_producer() for _ in range(count)]
@@ -230,12 +240,15 @@ def test_threads_of_a_connected_producer(count, driver, make_producer):
     for producer in producers:
         producer.produce_sync(topic="events", payload=b"x")
 
-    # A thread of librdkafka has its name a moment after it was started.
-    wanted = count if driver == "thread" else 0
-    deadline = time.monotonic() + 5
-    while len(our_threads() - before) != wanted and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(our_threads() - before) == wanted
+    each = 1 if driver == "thread" else 0
+    assert threads_beside(before, count * each) == count * each
+    for producer in producers[1:]:
+        producer.close()
+    assert threads_beside(before, each) == each
+    producers[0].close()
+    assert threads_beside(before, 0) == 0
+    make_producer().produce_sync(topic="events", payload=b"x")
+    assert threads_beside(before, each) == each
 
 
 def test_nothing_is_opened_before_the_first_message(driver, make_producer):

@@ -273,7 +273,10 @@ def test_steps_know_who_sends(sent, verb):
 
 
 def test_nothing_is_left_behind(make_producer):
-    """After a call that sent, or failed, nobody is said to be sending."""
+    """After a call that sent, or failed, nobody is said to be sending.
+
+    Acceptance checks 42 and 56.
+    """
     producer, other = make_producer(), make_producer()
     variant = copy.copy(producer)
     seen = []

@@ -34,9 +34,26 @@ QUICK = 2.0
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
+# Those of `make`, which have names that the next test wants too.
+_made = []
+
+
 def make(slot):
     """Make a producer that is named after its slot and opens nothing."""
-    return Producer(NOWHERE, id=f"slot-{slot}")
+    _made.append(Producer(NOWHERE, id=f"slot-{slot}"))
+    return _made[-1]
+
+
+def close_made():
+    """Close the producers that were made so far, whoever has them."""
+    while _made:
+        _made.pop().close(force=True)
+
+
+@pytest.fixture(autouse=True)
+def _free_names():
+    yield
+    close_made()
 
 
 class Holder:
@@ -628,6 +645,7 @@ def test_no_slot_is_lost(actions, size):
 
     Nobody waits while a slot is free, and no two have the same.
     """
+    close_made()
     pool = ProducerPool(make, size=size)
     askers = []
     for action, number in actions:

@@ -13,6 +13,7 @@ from greendrop import (
     DeliveryError,
     DeliveryReport,
     DeliveryTimeoutError,
+    GreendropError,
     IllegalWaitError,
     Message,
     MessageInvalidError,
@@ -258,6 +259,91 @@ def test_repr_tells_the_state(world, mock_cluster, make_producer):
 
     assert seen == [f"<Producer id='p' closing {driver} queue_size=0>"]
     assert repr(producer) == "<Producer id='p' closed queue_size=0>"
+
+
+def test_repr_waits_for_nobody(make_producer):
+    """Not for the lock of the buffer either, which nothing in it needs.
+
+    Acceptance check 101.
+    """
+    producer = make_producer(id="p")
+    shown = []
+
+    with producer._core.buffer._lock:
+        task = threading.Thread(target=lambda: shown.append(repr(producer)))
+        task.start()
+        task.join(LONG)
+
+    assert shown == ["<Producer id='p' configured queue_size=0>"]
+
+
+STATUSES = {
+    "initial": (ProducerNotConfiguredError, False),
+    "configured": (None, False),
+    "connected": (None, True),
+    "disconnecting": (None, False),
+    "disconnected": (None, False),
+    "closing": (ProducerClosedError, False),
+    "closed": (ProducerClosedError, False),
+}
+
+
+def send_in(status, producer):
+    """Try to send, and to disconnect, while a producer has a status."""
+    told = []
+
+    def try_both(*_):
+        assert producer.status == status
+        error = None
+        try:
+            disconnected = producer.disconnect()
+            if producer.status in ("connected", "disconnected"):
+                told.append(disconnected)
+            producer.produce_async(topic="t", payload=b"x")
+        except GreendropError as caught:
+            error = type(caught)
+        told.append(error)
+
+    if status in ("disconnecting", "closing"):
+        producer.monitor.subscribe(f"producer.{status}", try_both)
+    if status not in ("initial", "configured"):
+        producer.produce_sync(topic="t", payload=b"x")
+    if status.startswith("disconnect"):
+        producer.disconnect()
+    elif status.startswith("clos"):
+        producer.close()
+    if status not in ("disconnecting", "closing"):
+        try_both()
+    return told
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_what_each_status_allows(world, make_producer, status):
+    """Sending connects, goes on, or is refused by name. Acceptance check 118."""
+    producer = Producer() if status == "initial" else make_producer()
+    refusal, disconnects = STATUSES[status]
+
+    told = send_in(status, producer)
+
+    assert told[-1] is refusal
+    assert (True in told) is disconnects
+    assert not told[:-1] or told[:-1] == [disconnects]
+    expected = status if refusal else "connected"
+    assert producer.status == ("closed" if status == "closing" else expected)
+
+
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_arrives(world, make_producer, consumed, codec):
+    """A batch that is worth compressing is read as it was. Acceptance check 111."""
+    producer = make_producer({"compression.codec": codec})
+    payloads = [b"%d" % number * 200 for number in range(20)]
+
+    producer.produce_many_sync(Message("t", each, partition=0) for each in payloads)
+
+    assert [record.value() for record in consumed("t")] == payloads
 
 
 def test_driver_fits_the_thread(world, make_producer):
