@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ _CALLS = frozenset(
 )
 
 _numbers = itertools.count(1)
+
+# Clusters of this process, for the hook that runs in a forked child.
+_clusters: weakref.WeakSet[MemoryCluster] = weakref.WeakSet()
 
 
 class _Engine:
@@ -78,7 +82,8 @@ class MemoryCluster:
     """Brokers in memory, for producers that have its address.
 
     A context manager. Nothing is listened on and no thread is started, except while
-    something is to happen later. From any thread; not in a forked child.
+    something is to happen later. From any thread. A forked child has a copy, of which
+    its parent never hears.
 
     Args:
         partitions: How many a topic gets that is created by its first message.
@@ -94,6 +99,7 @@ class MemoryCluster:
         self._takes_all = False
         self._closed = False
         _native.stand_ins.append(self._engine_for)
+        _clusters.add(self)
 
     def _engine_for(self, kafka: Mapping[str, str]) -> _native.Engine | None:
         servers = kafka.get("bootstrap.servers", kafka.get("metadata.broker.list"))
@@ -245,6 +251,11 @@ class MemoryCluster:
         _native.stand_ins.remove(self._engine_for)
         _closing.abandon(self._is_ours, idle=self._takes_all)
 
+    def _begin_in_child(self) -> None:
+        # The producers are the parent's, and a thread of it may have held the lock.
+        self._engine.producers.clear()
+        self._log.renew_lock()
+
     def _is_ours(self, client: Client) -> bool:
         return client.engine is self._engine
 
@@ -280,3 +291,11 @@ def in_memory(*, partitions: int = 4, create_topics: bool = True) -> MemoryClust
     cluster = MemoryCluster(partitions=partitions, create_topics=create_topics)
     cluster._takes_all = True  # noqa: SLF001 - of our own
     return cluster
+
+
+def _after_fork_in_child() -> None:
+    for cluster in list(_clusters):
+        cluster._begin_in_child()  # noqa: SLF001 - of our own
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -141,6 +141,10 @@ class MemoryLog:
         # Who has a `transactional.id`: the last one that asked for it.
         self._owners: dict[str, object] = {}
 
+    def renew_lock(self) -> None:
+        """Have a lock that nobody holds, in a forked child."""
+        self._changing = _waiting.RLock()
+
     def create(self, topic: str, partitions: int) -> bool:
         """Create a topic; False if there is one of that name."""
         with self._changing:

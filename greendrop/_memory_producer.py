@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -52,6 +53,9 @@ _FOREVER = 86_400.0
 
 #: Seconds between two looks whether another thread has served what one waits for.
 _LOOK_EVERY = 0.01
+
+# What `consumer_group_metadata()` gives: generation, name, and more.
+_GROUP = re.compile(rb"CGMDv\d:.{4}([^\0]*)\0", re.DOTALL)
 
 _ONE = (1).to_bytes(8, sys.byteorder)
 
@@ -411,7 +415,7 @@ class MemoryProducer:
         transaction = self._ongoing()
         self._call("send_offsets_to_transaction", seconds)
         for each in positions:
-            place = (str(group), each.topic, each.partition)
+            place = (_group_name(group), each.topic, each.partition)
             transaction.offsets[place] = each.offset
 
     def _ongoing(self) -> Transaction:
@@ -519,6 +523,12 @@ class Arrived:
 def _limit(seconds: float) -> float:
     """Read a timeout as librdkafka does: what is negative never ends."""
     return seconds if seconds >= 0 else _FOREVER
+
+
+def _group_name(group: object) -> str:
+    """Read the group's name from what librdkafka's consumers give."""
+    found = _GROUP.match(group) if isinstance(group, bytes) else None
+    return found[1].decode() if found else str(group)
 
 
 def _size(record: Record) -> int:

@@ -4,6 +4,7 @@ import time
 from typing import NamedTuple
 
 import pytest
+from confluent_kafka import Consumer
 
 from greendrop import (
     BrokerError,
@@ -189,6 +190,70 @@ def test_many_messages_are_delivered_soon(world, cluster, producer):
         assert all(each.wait(10) for each in handles)
 
     assert time.monotonic() - began < 4
+
+
+def test_others_run_while_one_waits(cluster, producer, longest_gap):
+    """For brokers in memory that are slow, as for any."""
+    cluster.round_trip(0.3)
+
+    with longest_gap() as gap:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert gap.seconds < 0.15
+
+
+@pytest.mark.patched
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "patched"])
+def test_a_forked_child_has_a_copy(run_script, mode):
+    """Which it may use after `reset`, also when its parent is busy with sending."""
+    run_script(
+        """
+        import os
+        from greendrop import Producer, ProducerUsedInParentProcessError
+        from greendrop.testing import in_memory
+
+        with in_memory() as cluster:
+            producer = Producer(kafka={"bootstrap.servers": "127.0.0.1:1"})
+            producer.produce_sync(topic="t", payload=b"1", partition=0)
+            cluster.round_trip(0.2)
+            handle = producer.produce_async(topic="t", payload=b"2", partition=0)
+            child = os.fork()
+            if not child:
+                try:
+                    producer.produce_sync(topic="t", payload=b"3")
+                except ProducerUsedInParentProcessError:
+                    producer.reset()
+                report = producer.produce_sync(topic="t", payload=b"3", partition=0)
+                assert report.offset == 1, report
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert handle.wait(10).offset == 1
+            assert [each.payload for each in cluster.records()] == [b"1", b"2"]
+        """,
+        mode,
+    )
+
+
+@pytest.mark.patched
+@pytest.mark.slow
+def test_programs_that_exit_in_a_block_leave_nothing(run_script):
+    """No wait, no thread that holds them up, no complaint."""
+    ended = run_script(
+        """
+        from greendrop import Producer
+        from greendrop.testing import in_memory
+
+        cluster = in_memory()
+        producer = Producer(kafka={"bootstrap.servers": "127.0.0.1:1"})
+        producer.produce_sync(topic="t", payload=b"x")
+        cluster.round_trip(0.1)
+        producer.produce_async(topic="t", payload=b"x")
+        """,
+        "none",
+    )
+
+    assert ended.seconds < 10
 
 
 # --- topics ---------------------------------------------------------------------------
@@ -429,6 +494,22 @@ def test_offsets_are_committed_with_a_transaction(cluster, transactional):
     client.abort_transaction(1)
     assert cluster.committed_offsets("group")["a", 11] == 6
     assert cluster.committed_offsets("other") == {}
+
+
+def test_groups_are_known_by_what_consumers_tell(cluster, transactional):
+    """Consumers of librdkafka have their group's name in a piece of binary data."""
+    consumer = Consumer(
+        {"bootstrap.servers": "127.0.0.1:1", "group.id": "a group", "log_level": 0}
+    )
+    group = consumer.consumer_group_metadata()
+    consumer.close()
+    client = transactional()
+    client.begin_transaction()
+
+    client.send_offsets_to_transaction([Position("t", 0, 3)], group, 1)
+    client.commit_transaction(1)
+
+    assert cluster.committed_offsets("a group") == {("t", 0): 3}
 
 
 def test_calls_out_of_turn_are_refused(transactional):
