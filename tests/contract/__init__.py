@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contract.suite", "tests.contract.faults")
+pytest.register_assert_rewrite(
+    *(f"tests.contract.{each}" for each in ("suite", "faults", "transactions"))
+)

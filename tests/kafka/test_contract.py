@@ -17,9 +17,11 @@ class Cluster:
         """Create a topic."""
         self._kafka.create_topic(topic, partitions=partitions)
 
-    def records(self, topic):
+    def records(self, topic, *, uncommitted=False):
         """Read a topic."""
-        return read_topic(self.bootstrap_servers, topic, timeout=30)
+        return read_topic(
+            self.bootstrap_servers, topic, uncommitted=uncommitted, timeout=30
+        )
 
 
 @pytest.fixture
