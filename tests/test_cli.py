@@ -142,7 +142,7 @@ def test_messages_that_fail_are_told_of(mock_cluster, servers):
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
     text = "".join(f"{number}\n" for number in range(15))
 
-    done = run("produce", "-b", servers, "-t", "t", text=text)
+    done = run("produce", "-b", servers, "-t", "t", "-p0", text=text)
 
     assert done.status == 1
     lines = done.stderr.splitlines()
@@ -243,9 +243,10 @@ def test_an_interrupted_command_delivers_what_it_has(
     process.stdin.flush()
     assert process.stdout.readline()
     mock_cluster.round_trip(1)
+    mock_cluster.watch_requests()
     process.stdin.write("second\n")
     process.stdin.flush()
-    time.sleep(0.3)
+    await_true(lambda: "Produce" in mock_cluster.requests())
 
     process.send_signal(number)
     done = finish(process)
@@ -263,19 +264,21 @@ def test_a_second_ctrl_c_waits_for_nothing(mock_cluster, servers):
     process.stdin.flush()
     await_true(lambda: mock_cluster.records("t"))
     mock_cluster.round_trip(60)
+    mock_cluster.watch_requests()
     process.stdin.write("second\n")
     process.stdin.flush()
-    time.sleep(0.3)
+    await_true(lambda: "Produce" in mock_cluster.requests())
 
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    said = process.stderr.readline()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    done = finish(process)
+    said += process.stderr.read()
 
-    assert done.status == 130
-    assert time.monotonic() - began < 5
-    assert "line 2: a message to 't' was dropped" in done.stderr
+    assert finish(process).status == 130
+    assert time.monotonic() - began < 8
+    assert "interrupted; 1 messages are on their way" in said
+    assert "line 2: a message to 't' was dropped" in said
 
 
 def test_a_reader_that_leaves_ends_it(servers):
@@ -299,18 +302,19 @@ def test_a_reader_that_leaves_ends_it(servers):
 def test_progress_is_shown_on_a_terminal(servers):
     """One line, which is written over, and the sums at the end."""
     leader, follower = pty.openpty()
-    process = start("produce", "-b", servers, "-t", "t", stderr=follower)
+    process = start("produce", "-b", servers, "-t", "t", "--report", stderr=follower)
     os.close(follower)
-    for _ in range(20):
+    for number in range(1, 4):
         process.stdin.write("line\n")
         process.stdin.flush()
-        time.sleep(0.03)
+        assert json.loads(process.stdout.readline())["line"] == number
+        time.sleep(0.3)
     finish(process)
     shown = os.read(leader, 100_000).decode()
     os.close(leader)
 
     assert "\r\x1b[K" in shown
-    assert "20 sent, 20 delivered, " in shown.splitlines()[-1]
+    assert "3 sent, 3 delivered, " in shown.splitlines()[-1]
 
 
 def test_producing_imports_no_gevent(servers):

@@ -176,19 +176,27 @@ def _send_all(
             if tally.taken == options.count:
                 break
     except (KeyboardInterrupt, Terminated):
-        tally.end_progress()
+        _end_early(producer, tally)
+        raise
+    except BrokenPipeError:
+        producer.close(force=True)
+        raise
+    _close(producer, tally, None)
+
+
+def _end_early(producer: Producer, tally: _Tally) -> None:
+    tally.end_progress()
+    try:
         if producer.queue_size:
             say(
                 f"interrupted; {producer.queue_size} messages are on their way"
                 " (once more drops them)"
             )
         _close(producer, tally, _LAST_WAIT)
-        tally.conclude()
-        raise
-    except BrokenPipeError:
+    finally:
+        # The second signal may come anywhere. What is closed stays so.
         producer.close(force=True)
-        raise
-    _close(producer, tally, None)
+        tally.conclude()
 
 
 def _close(producer: Producer, tally: _Tally, timeout: float | None) -> None:
