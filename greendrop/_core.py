@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from greendrop import _names, _waiting
+from greendrop import _names, _waiting, interception
 from greendrop._buffer import Buffer
 from greendrop._closing import PURGE_TIMEOUT, Closing
 from greendrop._connections import Connections
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
+    from greendrop.interception import Interceptor
     from greendrop.message import Message
     from greendrop.scope import OpenScopes
 
@@ -104,7 +105,7 @@ class Core:
             # Another thread has disconnected since we looked, or replaced the client.
             if self._connect(lane) is client:
                 raise
-            return self.dispatch(lane, message, verb, counts)
+            return Core.dispatch(self, lane, message, verb, counts)
         if self.scopes:
             collect(self.scopes, (handle,))
         return handle
@@ -166,8 +167,9 @@ class Core:
                     collect(self.scopes, sent)
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
+                    # Not `self.dispatch`: interceptors have seen it.
                     one = messages[len(handles)]
-                    handles.append(self.dispatch(lane, one, verb, counts))
+                    handles.append(Core.dispatch(self, lane, one, verb, counts))
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
@@ -232,6 +234,16 @@ class Core:
         self._closing.keep()
         if self.status == "closed":
             self._closing.let_go()  # by another thread, since it was added
+
+    def intercept(self, interceptor: Interceptor) -> None:
+        """Have all that is sent from now on pass an interceptor, after those before.
+
+        It takes the place of the two methods, so that who has none pays nothing.
+        """
+        one = interception.wrapped(interceptor, self.dispatch)
+        many = interception.wrapped_many(interceptor, self.dispatch_many)
+        self.dispatch = one  # type: ignore[method-assign,assignment]
+        self.dispatch_many = many  # type: ignore[method-assign]
 
     # --- looking -----------------------------------------------------------------
 

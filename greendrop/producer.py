@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from greendrop._connections import Status
+    from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
+    from greendrop.interception import Interceptor
     from greendrop.message import Headers
 
     # Queues a batch, given the verb's name.
@@ -147,6 +149,22 @@ class Producer:
             changed = merged_topic_config(core.settings, changed, topic_config)
             variant._lane = core.lane(changed)  # noqa: SLF001
         return variant
+
+    def intercept(self, build: Callable[[Settings], Interceptor]) -> None:
+        """Have all that is sent from now on pass an interceptor: for tracing.
+
+        It sees messages last, after middleware and checks, and those of all variants.
+        Each costs what the interceptor takes; without one nothing is paid. A second one
+        sees what the first was given.
+
+        Args:
+            build: Makes the interceptor, given the producer's settings.
+
+        Raises:
+            ProducerNotConfiguredError: See `setup`.
+        """
+        core = self._core or self._unconfigured()
+        core.intercept(build(core.settings))
 
     # --- one message -------------------------------------------------------------
 

@@ -152,3 +152,28 @@ def test_a_users_tests_pass():
     output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
 
     assert "4 passed" in output
+
+
+def test_metrics_are_scraped():
+    """The page has what was sent, and what statistics say of the broker."""
+    output = run(EXAMPLES / "metrics.py")
+
+    acknowledged = 'greendrop_messages_acknowledged_total{topic="greendrop-%s"} %d.0'
+    assert acknowledged % ("orders", 100) in output
+    assert acknowledged % ("clicks", 1_000) in output
+    assert "greendrop_broker_round_trip_seconds{" in output
+
+
+def test_spans_are_below_their_requests():
+    """Each request has its messages' spans; one failed, one was traced before."""
+    output = run(EXAMPLES / "tracing.py")
+
+    requests = re.split(r"^request \d", output, flags=re.MULTILINE)[1:]
+    assert [request.count("  send greendrop-tracing") for request in requests] == [
+        5,
+        2,
+        2,
+    ]
+    assert "3 messages  3 links" in output
+    assert re.search("CLIENT .* at .*  1 links", output)
+    assert "TOPIC_AUTHORIZATION_FAILED" in output

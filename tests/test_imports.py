@@ -22,7 +22,7 @@ ROOMS = (
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_error_names", "_recorder"},
-    {"_batches"},
+    {"_batches", "interception"},
     {"_buffer"},
     {"_partitioners"},
     {"_settling", "_native", "scope", "_routing"},
@@ -143,6 +143,28 @@ def test_import_brings_in_no_vendors(run_script):
         }
         found = unwanted & (set(sys.modules) - theirs)
         assert not found, found
+        """,
+        "none",
+    )
+
+
+@pytest.mark.patched
+@pytest.mark.slow
+def test_listeners_bring_in_their_vendors_when_used(run_script):
+    """Metrics can be imported where no vendor is; StatsD's never needs one."""
+    run_script(
+        """
+        import sys
+        from greendrop.listeners import prometheus, statsd
+
+        class Client:
+            incr = gauge = print
+
+        statsd.StatsdListener(Client())
+        unwanted = {"prometheus_client", "statsd", "datadog", "opentelemetry"}
+        assert not unwanted & set(sys.modules)
+        prometheus.PrometheusListener()
+        assert "prometheus_client" in sys.modules
         """,
         "none",
     )

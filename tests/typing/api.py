@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gevent
+from datadog.dogstatsd.base import DogStatsd
+from opentelemetry.trace import get_tracer_provider
+from prometheus_client import CollectorRegistry
+from statsd import StatsClient
 from typing_extensions import assert_type
 
 import greendrop
@@ -47,6 +51,9 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.listeners.opentelemetry import trace
+from greendrop.listeners.prometheus import PrometheusListener
+from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
 from greendrop.testing import (
     MemoryCluster,
     MockCluster,
@@ -57,6 +64,9 @@ from greendrop.testing import (
     read_topic,
     trigger_fatal_error,
 )
+
+if TYPE_CHECKING:
+    from greendrop.interception import Interceptor
 
 assert_type(greendrop.__version__, str)
 
@@ -417,6 +427,43 @@ def test_programs(producer: Producer) -> None:
     trigger_fatal_error(producer)
     trigger_fatal_error(producer, 47, "reason")
     assert_type(fatal_error(producer), tuple[int, str] | None)
+
+
+def listeners(producer: Producer) -> None:
+    """Listeners take their vendors' objects, and any that are like them."""
+    producer.monitor.subscribe(PrometheusListener())
+    registry = CollectorRegistry()
+    PrometheusListener(registry, buckets=[0.1, 1], statistics=False)
+    producer.monitor.subscribe(StatsdListener(DogStatsd(), default_tags=["a:b"]))
+    StatsdListener(StatsClient(), namespace="shop", metrics=METRICS)
+    StatsdListener(object())  # type: ignore[arg-type]
+    metric = Metric("gauge", "topics", "batch", ("batchsize", "avg"))
+    Metric("timer", "topics", "batch", ())  # type: ignore[arg-type]
+    StatsdListener(StatsClient(), metrics=(metric,)).tell("count", "mine", 1, "a:b")
+    trace(producer)
+    trace(producer, tracer_provider=get_tracer_provider(), message_keys=False)
+
+
+class Tracer:
+    """An interceptor."""
+
+    def on_send(self, message: Message) -> Message:
+        """Add a header."""
+        return message._replace(headers=[("a", b"b")])
+
+    def on_batch(self, messages: Sequence[Message]) -> None:
+        """Do nothing."""
+
+    def on_refused(self, message: Message, error: BaseException) -> None:
+        """Do nothing."""
+
+
+def interceptors(producer: Producer) -> None:
+    """An interceptor is made from the settings."""
+    interceptor: Interceptor = Tracer()
+    producer.intercept(lambda _: interceptor)
+    producer.intercept(lambda settings: Tracer() if settings.id else interceptor)
+    producer.intercept(interceptor)  # type: ignore[arg-type]
 
 
 def pools(producer: Producer) -> None:

@@ -1,0 +1,112 @@
+"""The spans of messages: single ones, a batch, one that fails, one that came traced.
+
+    python examples/tracing.py
+
+Needs OpenTelemetry's SDK (`pip install greendrop[opentelemetry] opentelemetry-sdk`),
+which a real program would have send its spans somewhere; here they are printed. It
+sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Python looks for modules beside a script first, and `concurrent.py` there would hide
+# that of the standard library.
+if (here := str(Path(__file__).resolve().parent)) in sys.path:
+    sys.path.remove(here)
+
+import gevent
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from greendrop import DeliveryError, Message, Producer
+from greendrop.listeners.opentelemetry import trace
+from greendrop.testing import MockCluster
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import Tracer
+
+TOPIC = "greendrop-tracing"
+CLOSED = "greendrop-tracing-closed"
+
+
+def handle_request(producer: Producer, tracer: Tracer, number: int) -> None:
+    """Do what a web handler does, in a span that its framework would make."""
+    with tracer.start_as_current_span(f"request {number}"):
+        producer.produce_sync(topic=TOPIC, payload=b"alone", key=f"order-{number}")
+        if number == 1:
+            producer.produce_many_async([Message(TOPIC, b"in a batch")] * 3)
+        elif number == 2:  # noqa: PLR2004 - the second of three
+            headers = {
+                "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            }
+            producer.produce_async(topic=TOPIC, payload=b"forwarded", headers=headers)
+        else:
+            try:
+                producer.produce_sync(topic=CLOSED, payload=b"never")
+            except DeliveryError:
+                return
+
+
+def told(span: ReadableSpan) -> str:
+    """Write one line about a span."""
+    its: dict[str, Any] = dict(span.attributes or {})
+    took = ((span.end_time or 0) - (span.start_time or 0)) / 1e6
+    facts = [f"{span.kind.name:<9}{took:6.1f} ms"]
+    if "messaging.kafka.offset" in its:
+        partition = its["messaging.destination.partition.id"]
+        facts.append(f"at {partition}:{its['messaging.kafka.offset']}")
+    if "messaging.batch.message_count" in its:
+        facts.append(f"{its['messaging.batch.message_count']} messages")
+    if span.links:
+        facts.append(f"{len(span.links)} links")
+    if "error.type" in its:
+        facts.append(its["error.type"])
+    return f"{span.name:<30}{'  '.join(facts)}"
+
+
+def show(spans: tuple[ReadableSpan, ...]) -> None:
+    """Write each request, with the spans that are below it."""
+    requests = [span for span in spans if span.parent is None]
+    for request in sorted(requests, key=lambda span: span.name):
+        sys.stdout.write(f"{told(request)}\n")
+        for span in spans:
+            if span.parent and span.parent.span_id == request.context.span_id:
+                sys.stdout.write(f"  {told(span)}\n")
+
+
+def main() -> None:
+    """Handle three requests at once, and show what was traced."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("web")
+    with ExitStack() as stack:
+        servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
+        if not servers:
+            cluster = stack.enter_context(MockCluster())
+            cluster.round_trip(0.02)
+            cluster.fail_topic(CLOSED, "TOPIC_AUTHORIZATION_FAILED")
+            servers = cluster.bootstrap_servers
+        producer = stack.enter_context(Producer(kafka={"bootstrap.servers": servers}))
+        trace(producer, tracer_provider=provider)
+        gevent.joinall(
+            [
+                gevent.spawn(handle_request, producer, tracer, number)
+                for number in (1, 2, 3)
+            ],
+            raise_error=True,
+        )
+    show(exporter.get_finished_spans())
+    provider.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What listens to producers and tells others: logs, metrics, traces."""

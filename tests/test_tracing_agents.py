@@ -1,0 +1,102 @@
+"""greendrop's spans beside agents that patch confluent-kafka for all programs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.patched, pytest.mark.slow]
+
+SCRIPT = """
+import json, os, sys
+# Nothing of this program is anybody else's business.
+os.environ["DD_INSTRUMENTATION_TELEMETRY_ENABLED"] = "false"
+os.environ["DD_REMOTE_CONFIGURATION_ENABLED"] = "false"
+os.environ["DD_KAFKA_PROPAGATION_ENABLED"] = "true"
+os.environ["DD_TRACE_OTEL_ENABLED"] = "true" if provider == "ddtrace" else "false"
+if order == "greendrop first":
+    import greendrop
+
+import ddtrace
+from ddtrace.trace import TraceFilter, tracer
+
+class Keep(TraceFilter):
+    def process_trace(self, trace):
+        theirs.extend(trace)  # and nothing is sent
+
+theirs = []
+tracer.configure(trace_processors=[Keep()])
+ddtrace.patch(kafka=True)
+from opentelemetry.instrumentation.confluent_kafka import ConfluentKafkaInstrumentor
+ConfluentKafkaInstrumentor().instrument()
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import set_tracer_provider
+exporter = InMemorySpanExporter()
+if provider == "ddtrace":
+    from ddtrace.opentelemetry import TracerProvider
+    set_tracer_provider(TracerProvider())
+else:
+    set_tracer_provider(TracerProvider())
+    from opentelemetry.trace import get_tracer_provider
+    get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+
+import confluent_kafka, gevent
+from greendrop import Producer
+from greendrop.listeners.opentelemetry import trace
+from tests.tasks import LongestGap
+
+assert confluent_kafka._datadog_patch
+assert confluent_kafka.Producer.__name__ == "AutoInstrumentedProducer"
+with Producer(kafka={"bootstrap.servers": servers}) as producer:
+    trace(producer)
+    producer.produce_sync(topic="events", payload=b"warm up")
+    with LongestGap() as gap, tracer.trace("web"):
+        producer.produce_sync(topic="events", payload=b"x")
+        producer.produce_many_sync([{"topic": "events", "payload": b"x"}] * 100)
+
+from confluent_kafka import cimpl
+consumer = cimpl.Consumer({
+    "bootstrap.servers": servers, "group.id": "g", "auto.offset.reset": "earliest"
+})
+consumer.assign([cimpl.TopicPartition("events", n, 0) for n in range(4)])
+headers = []
+while len(headers) < 102:
+    message = consumer.poll(1.0)
+    if message is not None and not message.error():
+        headers.append([name for name, _ in message.headers()])
+consumer.close()
+names = [span.name for span in exporter.get_finished_spans()]
+names += [span.resource for span in theirs]
+print(json.dumps({"headers": headers, "names": names, "gap": gap.seconds}))
+"""
+
+
+@pytest.mark.parametrize("provider", ["ddtrace", "opentelemetry"])
+@pytest.mark.parametrize("order", ["greendrop first", "agents first"])
+def test_beside_other_agents(run_script, mock_cluster, provider, order):
+    """One context in the headers, one span for each message, and no held hub.
+
+    Both agents have patched confluent-kafka. Spans go to OpenTelemetry's SDK, or by
+    ddtrace's own tracer provider to ddtrace.
+    """
+    ended = run_script(
+        SCRIPT,
+        "patched",
+        servers=mock_cluster.bootstrap_servers,
+        provider=provider,
+        order=order,
+    )
+
+    told = json.loads(ended.stdout.splitlines()[-1])
+    for names in told["headers"]:
+        assert names.count("traceparent") == 1
+        assert names.count("tracestate") <= 1
+    # The single ones, those of the batch, and the batch's.
+    assert told["names"].count("send events") == 1 + 1 + 100 + 1
+    assert set(told["names"]) == {"send events", "web"}
+    assert told["gap"] < 0.2
+    assert "Traceback" not in ended.stderr
