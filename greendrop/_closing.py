@@ -79,20 +79,33 @@ class Closing:
             return
         if timeout is None:
             timeout = 0.0 if force else now.settings.max_wait_timeout
-        with now.changing:
-            first = not now.over
+        me = _waiting.current_task()
+        first = False
+        try:
+            with now.changing:
+                first = self._closer is None and now.status != "closed"
+                if first:
+                    self._closer = me
+                    now.status = "closing"
+                    self._buffer.shut()
+                now.disconnecting = None
+                for lane in now.lanes:
+                    lane.open = None
+                clients = now.clients
             if first:
-                now.status = "closing"
-                self._closer = _waiting.current_task()
-                self._buffer.shut()
-            now.disconnecting = None
-            for lane in now.lanes:
-                lane.open = None
-            clients = now.clients
-        if not first:
-            if self._closer != _waiting.current_task():  # a listener of closing
+                self._close_now(clients, timeout, force=force)
+            elif self._closer != me:  # else a listener of closing
                 now.wait_closed(timeout + PURGE_TIMEOUT)
-            return
+        finally:
+            # A signal handler may have raised before it had begun. Who closes next
+            # begins then.
+            if first:
+                self._closer = None
+
+    def _close_now(
+        self, clients: Sequence[Client], timeout: float, *, force: bool
+    ) -> None:
+        now = self._connections
         began = _waiting.monotonic()
         abandoned = 0
         try:
