@@ -26,7 +26,7 @@ ROOMS = (
     {"_buffer"},
     {"_partitioners"},
     {"_settling", "_native", "scope", "_routing"},
-    {"_memory_log"},
+    {"_memory_log", "_memory_queue"},
     {"_memory_producer", "_reading"},
     {"_client"},
     {"_lane", "_idle"},
