@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import greendrop
+from greendrop.cli import _surroundings
 from tests.commands import finish, run, start
 from tests.tasks import await_true
 
@@ -299,6 +301,51 @@ def test_a_reader_that_leaves_ends_it(servers):
         assert process.stderr.read() == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("produce", "-t", "t", "--report", "-b"),
+        ("doctor", "-b"),
+        ("verify", "--topic", "t", "--max-messages", "9", "--bootstrap-server"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_full_disk_is_told_of(servers, arguments):
+    """In a line."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "greendrop", *arguments, servers],
+            input="x\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=40,
+        )
+
+    assert done.returncode == 1
+    expected = "greendrop: can't read or write: No space left on device\n"
+    assert done.stderr == expected
+
+
+def test_closed_streams_are_no_reason_to_break(mock_cluster, servers):
+    """As cron and daemons may have them."""
+    command = f"{sys.executable} -m greendrop produce -b {servers} -t t"
+    for streams, status in (("<&- 2>&1", 2), (">&- 2>&-", 0)):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {streams}"],
+            input="x\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=40,
+        )
+        assert done.returncode == status, done
+        assert "Traceback" not in done.stdout
+    assert len(mock_cluster.records("t")) == 1
+
+
 def test_progress_is_shown_on_a_terminal(servers):
     """One line, which is written over, and the sums at the end."""
     leader, follower = pty.openpty()
@@ -448,6 +495,18 @@ def test_doctor_advises(servers):
     assert "note    linger.ms: " in done.stdout
     assert "note    acks: " in done.stdout
     assert done.stdout.endswith("\n0 failed, 2 to be looked at\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "state"), [({"enable-threads": True}, "ok"), ({}, "failed")]
+)
+def test_doctor_knows_uwsgi(monkeypatch, options, state):
+    """Which starts no threads unless it is told to."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+
+    findings = {each.name: each for each in _surroundings.process()}
+
+    assert findings["uWSGI"].state == state
 
 
 # --- verify ---------------------------------------------------------------------------

@@ -256,6 +256,36 @@ def test_programs_that_exit_in_a_block_leave_nothing(run_script):
     assert ended.seconds < 10
 
 
+def test_many_senders_lose_nothing(world, cluster, producer, spawn):
+    """Eight at once, over brokers that are late, down and up again."""
+    cluster.create_topic("t", 3)
+    reports = []
+
+    def send(number):
+        for each in range(100):
+            payload = f"{number}-{each}"
+            reports.append(
+                producer.produce_sync(topic="t", payload=payload, key=str(number))
+            )
+
+    tasks = [spawn(lambda number=number: send(number)) for number in range(8)]
+    for _ in range(5):
+        cluster.round_trip(0.005)
+        cluster.broker_down()
+        cluster.broker_up()
+    cluster.round_trip(0)
+    for task in tasks:
+        task.join()
+
+    records = cluster.records("t")
+    assert len(reports) == len(records) == 800
+    places = {(each.partition, each.offset) for each in reports}
+    assert places == {(each.partition, each.offset) for each in records}
+    for number in range(8):
+        mine = [each.payload for each in records if each.key == str(number).encode()]
+        assert mine == [f"{number}-{each}".encode() for each in range(100)]
+
+
 # --- topics ---------------------------------------------------------------------------
 
 

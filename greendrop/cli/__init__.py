@@ -7,9 +7,11 @@ A leaf: it uses what is public, and nobody imports it. Each command is a module 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import greendrop
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments, without the program's name. None: those of the process.
     """
+    _mend_streams()
     options = _parser().parse_args(argv)
     try:
         status: int = options.run(options)
@@ -60,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MistakeError, GreendropError) as error:
         return _explain(error)
     except BrokenPipeError:
-        return _nobody_reads()
+        _stop_writing()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        _stop_writing()
+        say(f"can't read or write: {error.strerror or error}")
+        return FAILED
     except (KeyboardInterrupt, Terminated) as end:
         terminated = isinstance(end, Terminated)
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
@@ -77,10 +85,19 @@ def _explain(error: Exception) -> int:
     return USAGE if isinstance(error, MistakeError) else FAILED
 
 
-def _nobody_reads() -> int:
-    """End as a program does whose reader has gone, as `head` has."""
-    # What is still in Python's own buffer would be written at exit, and fail again.
+def _mend_streams() -> None:
+    """See to it that there are streams to write to, and that any text can be."""
+    if sys.stdout is None:  # closed by who started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the same
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _stop_writing() -> None:
+    """Have Python not try again, at exit, to write what it still has."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-    return 128 + signal.SIGPIPE

@@ -178,7 +178,7 @@ def _send_all(
     except (KeyboardInterrupt, Terminated):
         _end_early(producer, tally)
         raise
-    except BrokenPipeError:
+    except OSError:
         producer.close(force=True)
         raise
     _close(producer, tally, None)
@@ -211,6 +211,8 @@ def _close(producer: Producer, tally: _Tally, timeout: float | None) -> None:
 def _streams(files: list[str], tally: _Tally) -> Iterator[tuple[BinaryIO, str]]:
     for name in files or ["-"]:
         if name == "-":
+            if sys.stdin is None:
+                raise MistakeError("there is no standard input to read from")
             yield sys.stdin.buffer, "standard input"
             continue
         try:
@@ -222,8 +224,8 @@ def _streams(files: list[str], tally: _Tally) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
-    if tally.broken_pipe:
-        raise BrokenPipeError
+    if tally.unwritable is not None:
+        raise tally.unwritable
     tally.taken += 1
     try:
         fields = reader.fields(line)
@@ -240,8 +242,8 @@ class _Tally:
         self.taken = 0
         self.delivered = 0
         self.failed = 0
-        #: Whether nobody reads the reports any more.
-        self.broken_pipe = False
+        #: Why no report can be written any more: nobody reads them, say.
+        self.unwritable: OSError | None = None
         self._missed = False
         self._report = report
         self._progress = not quiet and sys.stderr.isatty()
@@ -251,7 +253,7 @@ class _Tally:
     def on_message_acknowledged(self, event: Event) -> None:
         """Count a delivered message."""
         self.delivered += 1
-        if self._report and not self.broken_pipe:
+        if self._report and self.unwritable is None:
             told = event["delivery_report"]
             line = {
                 "topic": told.topic,
@@ -263,8 +265,8 @@ class _Tally:
             try:
                 sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
-            except BrokenPipeError:
-                self.broken_pipe = True  # told to who sends
+            except OSError as error:
+                self.unwritable = error  # told to who sends
         self.show_progress()
 
     def on_error_occurred(self, event: Event) -> None:
@@ -313,8 +315,8 @@ class _Tally:
             say(self._summary(time.monotonic()))
         elif self.failed:
             say(f"not delivered: {self.failed:,} of {self.taken:,} messages")
-        if self.broken_pipe:
-            raise BrokenPipeError
+        if self.unwritable is not None:
+            raise self.unwritable
         return FAILED if self.failed or self._missed else DONE
 
     def _summary(self, now: float) -> str:

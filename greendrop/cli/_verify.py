@@ -123,13 +123,13 @@ def run(options: argparse.Namespace) -> int:
         try:
             teller.tell("startup_complete")
             _send(producer, options, teller, stop)
-        except BrokenPipeError:
+        except OSError:
             producer.close(force=True)
             raise
         with contextlib.suppress(MessagesAbandonedError):  # each is told of
             producer.close()
-    if teller.broken_pipe:
-        raise BrokenPipeError
+    if teller.unwritable is not None:
+        raise teller.unwritable
     teller.conclude()
     return DONE
 
@@ -152,8 +152,8 @@ def _send(
 ) -> None:
     number = 0
     while number != options.max_messages and not stop.requested:
-        if teller.broken_pipe:
-            raise BrokenPipeError
+        if teller.unwritable is not None:
+            raise teller.unwritable
         key, value = teller.key_and_value(number)
         timestamp = None
         if options.message_create_time >= 0:
@@ -188,8 +188,8 @@ class _Teller:
         self.began = time.time()
         self.sent = 0
         self._acked = 0
-        #: Whether nobody reads any more.
-        self.broken_pipe = False
+        #: Why nothing can be written any more: nobody reads it, say.
+        self.unwritable: OSError | None = None
 
     def key_and_value(self, number: int) -> tuple[str | None, str]:
         """Make key and value of a message."""
@@ -238,11 +238,11 @@ class _Teller:
         )
 
     def _from_listener(self, name: str, **facts: object) -> None:
-        if not self.broken_pipe:
+        if self.unwritable is None:
             try:
                 self.tell(name, **facts)
-            except BrokenPipeError:
-                self.broken_pipe = True  # told to who sends
+            except OSError as error:
+                self.unwritable = error  # told to who sends
 
     def conclude(self) -> None:
         """Tell the sums."""
