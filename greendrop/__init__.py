@@ -13,6 +13,7 @@ from greendrop.errors import (
     MessagePurgedError,
     MessagesAbandonedError,
     MiddlewareError,
+    OAuthTokenError,
     PoolClosedError,
     PoolNotConfiguredError,
     PoolTimeoutError,
@@ -30,6 +31,7 @@ from greendrop.errors import (
 from greendrop.events import Event, Monitor
 from greendrop.message import Message
 from greendrop.middleware import Middleware
+from greendrop.oauth import OAuthBearer, OAuthToken
 from greendrop.pool import (
     PoolStats,
     ProducerPool,
@@ -60,6 +62,9 @@ __all__ = [
     "Middleware",
     "MiddlewareError",
     "Monitor",
+    "OAuthBearer",
+    "OAuthToken",
+    "OAuthTokenError",
     "PoolClosedError",
     "PoolNotConfiguredError",
     "PoolStats",

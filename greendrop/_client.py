@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
     from greendrop.message import Message
+    from greendrop.oauth import OAuthToken
 
 #: One in so many messages that a thread task serves has a look whether there is a hub
 #: by now that could.
@@ -48,6 +49,8 @@ _ATTEND_EVERY = 16
 _NUDGE_EVERY = 0.05
 #: Looks whether a client is idle, in the time after which it is.
 _PULSES = 4
+#: Seconds between looks whether there should be a new OAuth token.
+_TOKEN_PULSE = 1.0
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
@@ -102,9 +105,7 @@ class Client:
         self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
-        self._owner = _Owner(
-            on_fatal, Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
-        )
+        self._owner = _Owner(on_fatal, Pulse(_seconds_of_pulse(settings), on_pulse))
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
@@ -350,6 +351,15 @@ class Client:
         """
         self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
 
+    def set_token(self, token: OAuthToken) -> None:
+        """Give it the OAuth token to log in with, in the process that built it.
+
+        Raises:
+            OAuthTokenError: librdkafka does not take it.
+        """
+        if self.mark[0]:
+            self._native.set_token(token)
+
     # --- serving -----------------------------------------------------------------
 
     def attend(self) -> None:
@@ -431,8 +441,8 @@ class Client:
             raise IllegalWaitError(text)
         task, other = self._task, _waiting.new_waiter()
         if (
-            done
-            and isinstance(task, ThreadTask)
+            isinstance(task, ThreadTask)
+            and (done or task.threadless)
             and isinstance(other, _waiting.ThreadWaiter)
         ):
             return LeadWaiter(task.lead, done)
@@ -720,21 +730,37 @@ class Client:
                 task.stop()
         ended = task is None or task.join(_TEARDOWN)
         try:
-            _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
+            _waiting.run_natively(lambda: self._tear_down(ended=ended), _TEARDOWN)
         finally:
             self._settler.settle()
             _clients.discard(self)
 
-    def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
+    def _tear_down(self, *, ended: bool) -> None:
         with self._gate:
             self._shut = True
         self._native.tear_down(unwatched=ended)
+
+    def discard(self) -> None:
+        """End a client that nobody has used.
+
+        Blocking:
+            Blocks the thread for a millisecond or two.
+        """
+        self._tear_down(ended=True)
+        _clients.discard(self)
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
         if self._gather is not None:
             self._gather.take()  # what was gathered is the parent's to send
         self._native.forget_in_child()
+
+
+def _seconds_of_pulse(settings: Settings) -> float:
+    pulses = [settings.idle_disconnect_timeout / _PULSES]
+    if settings.wants_tokens:
+        pulses.append(_TOKEN_PULSE)
+    return min(filter(None, pulses), default=0.0)
 
 
 def _after_fork_in_child() -> None:

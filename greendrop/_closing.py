@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -53,8 +52,6 @@ class Closing:
         self._buffer = buffer
         self._recovery = recovery
         self._closer: object = None
-        #: Nobody waits for room any longer than until then, by the monotonic clock.
-        self.send_until = math.inf
 
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
@@ -108,6 +105,7 @@ class Closing:
         now = self._connections
         began = _waiting.monotonic()
         abandoned = 0
+        now.tokens.wake()
         try:
             now.tell("producer.closing")
         finally:
@@ -126,8 +124,9 @@ class Closing:
         if now.status not in ("connected", "disconnecting") or now.inherited:
             self.let_go()
             return
-        # Closed first: a warning may have been made an error.
-        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
+        # Closed first: a warning may have been made an error. Where no thread is to be
+        # had, the program is ending, which closes it as well.
+        _waiting.start_thread(lambda: self._close_quietly(None, force=False))
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,
@@ -156,7 +155,7 @@ class Closing:
     def _flush_last(self, deadline: float) -> None:
         """Send what is buffered; `close` itself waits for the deliveries."""
         now = self._connections
-        self.send_until = deadline
+        now.send_until = deadline
         now.last_flusher = _waiting.current_task()
         began = _waiting.monotonic()
         batch: list[Message] = []

@@ -18,6 +18,7 @@ from greendrop import _librdkafka, _waiting
 from greendrop._verdicts import Verdicts
 from greendrop.errors import (
     ConfigurationInvalidError,
+    OAuthTokenError,
     ProducerClosedError,
     QueueFullError,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from greendrop.config import Settings
     from greendrop.delivery import ReportQueue
     from greendrop.errors import BrokerError, DeliveryError
+    from greendrop.oauth import OAuthToken
 
 #: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
 #: 1 to 2 ms with what their waiters cost.
@@ -295,6 +297,26 @@ class Native:
         self.notices.append((kind, content))
         if not self._reports.limit:
             self.signal.set()
+
+    # --- logging in ----------------------------------------------------------------
+
+    def set_token(self, token: OAuthToken) -> None:
+        """Give it the token to log in with; nothing if it is closed.
+
+        Raises:
+            OAuthTokenError: librdkafka does not take it.
+        """
+        with self.gate:
+            if self.closed:
+                return
+            refused = _librdkafka.set_oauth_token(self.producer, token)
+        if refused is None:
+            text = "no OAuth token: this confluent-kafka can't be given one"
+            raise OAuthTokenError(text)
+        if refused:
+            name = cimpl.KafkaError(refused).name()
+            text = f"librdkafka does not take the OAuth token ({name}, {refused})"
+            raise OAuthTokenError(text)
 
     # --- what its errors mean ----------------------------------------------------
 

@@ -189,7 +189,10 @@ class HubTask:
 
 
 class ThreadTask:
-    """A native thread that blocks in short polls, and rests while others do."""
+    """A native thread that blocks in short polls, and rests while others do.
+
+    At the end of a program there may be no thread to be had: then only others poll.
+    """
 
     polling: Literal["thread"] = "thread"
 
@@ -213,7 +216,9 @@ class ThreadTask:
         self._ident: int | None = None
         self._end_waiters: list[_waiting.Waiter] = []
         self._rest = _waiting.ThreadWaiter()
-        _waiting.start_new_thread(self._run, ())
+        #: Whether there is no thread, because the interpreter is ending and starts
+        #: none. Who waits has to poll.
+        self.threadless = not _waiting.start_thread(self._run)
 
     @property
     def alive(self) -> bool:
@@ -233,6 +238,7 @@ class ThreadTask:
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
+        self._ended = self._ended or self.threadless
         self.lead.stop()
         self._rest.wake()
 
@@ -271,16 +277,17 @@ class LeadWaiter:
 
     Args:
         lead: Where.
-        done: Whether that is there what it waits for.
+        done: Whether that is there what it waits for. Without it, it waits to be woken.
     """
 
-    __slots__ = ("_done", "_lead", "_waiter")
+    __slots__ = ("_done", "_lead", "_waiter", "_woken")
 
     patience = _waiting.ThreadWaiter.patience
 
-    def __init__(self, lead: Lead, done: Callable[[], bool]) -> None:
+    def __init__(self, lead: Lead, done: Callable[[], bool] | None) -> None:
         self._lead = lead
-        self._done = done
+        self._woken = False
+        self._done = done or (lambda: self._woken)
         self._waiter = _waiting.ThreadWaiter()
 
     def wait(self, seconds: float) -> bool:
@@ -292,6 +299,7 @@ class LeadWaiter:
         return self._done()
 
     def wake(self) -> None:
+        self._woken = True
         self._waiter.wake()
 
 

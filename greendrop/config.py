@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greendrop.errors import ConfigurationInvalidError
+
+if TYPE_CHECKING:
+    from greendrop.oauth import OAuthToken
 
 _T = TypeVar("_T")
 
@@ -133,6 +136,15 @@ def _identity(value: object) -> str:
     return value
 
 
+def _provider(value: object) -> object:
+    if value is not None and not callable(value):
+        raise _RefusedError(
+            f"needs a function without arguments, not {type(value).__name__}"
+        )
+    return value
+
+
+_PROVIDER = _Rule("a function without arguments", _provider)
 _IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
@@ -158,6 +170,7 @@ class Settings:
         queue_limit: Messages that fit into librdkafka's queue.
         transactional: There is a `transactional.id`.
         idempotent: librdkafka writes each message once; so with transactions.
+        wants_tokens: It logs in by OAUTHBEARER, with tokens that greendrop gives it.
         secret_keys: Keys of `kafka` whose values must not be shown.
     """
 
@@ -166,6 +179,7 @@ class Settings:
     queue_limit: int
     transactional: bool
     idempotent: bool
+    wants_tokens: bool
     secret_keys: frozenset[str]
 
     id: str = _setting(
@@ -270,6 +284,15 @@ class Settings:
         " another producer has taken over, and would be fenced in turn.",
         "non_reloadable_errors, [fenced]",
     )
+    oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
+        None,
+        _PROVIDER,
+        "a function",
+        "Gives an `OAuthToken` each time one is needed, if `sasl.mechanisms` is"
+        " OAUTHBEARER. Called on a native thread of its own, where it may block. See"
+        " docs/oauth.md.",
+        "oauth.token_provider_listener, false",
+    )
     exit_timeout: float = _setting(
         10.0,
         _SECONDS,
@@ -284,6 +307,9 @@ class Settings:
         shown: dict[str, object] = {
             setting.name: getattr(self, setting.name) for setting in SETTINGS
         }
+        if self.oauth_token_provider is not None:
+            # Such as a functools.partial: its repr shows what it was given.
+            shown["oauth_token_provider"] = HIDDEN
         shown["kafka"] = {
             key: HIDDEN if key in self.secret_keys else value
             for key, value in self.kafka.items()
@@ -354,6 +380,9 @@ def build_settings(
     errors: dict[str, str] = {}
     own = own_settings(options, errors)
     users = _whole_configuration(kafka, errors)
+    whose_tokens = _whose_tokens(users)
+    if own.get("oauth_token_provider") and whose_tokens not in _TAKES_PROVIDER:
+        errors["oauth_token_provider"] = f"is of no use: {whose_tokens}"
     if errors:
         raise ConfigurationInvalidError(errors)
     transactional = bool(users.get("transactional.id"))
@@ -365,6 +394,7 @@ def build_settings(
         queue_limit=int(_number(users.get(_QUEUE_KEY), _QUEUE_LIMIT)) or sys.maxsize,
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
+        wants_tokens=whose_tokens == _OURS,
         secret_keys=frozenset(key for key in merged if _is_secret(key)),
         **own,
     )
@@ -408,7 +438,10 @@ _ONLY_ERRORS = "delivery.report.only.error"
 _SUBSCRIBE = "this callback belongs to greendrop; use producer.monitor.subscribe({})"
 _ERRORS_GO_TO = _SUBSCRIBE.format("'error.occurred', ...")
 _STATISTICS_GO_TO = _SUBSCRIBE.format("'statistics.emitted', ...")
-_TOKENS_GO_TO = _SUBSCRIBE.format("'oauthbearer.token_refresh', ...")
+_TOKENS_GO_TO = (
+    _SUBSCRIBE.format("'oauthbearer.token_refresh', ...")
+    + ", or the setting oauth_token_provider"
+)
 _REPORTS_GO_TO = (
     _SUBSCRIBE.format("'message.acknowledged', ...")
     + ", or the handle that produce_async returns"
@@ -470,6 +503,26 @@ def kafka_values(given: object, errors: dict[str, str], *, name: str) -> dict[st
         except _RefusedError as refused:
             errors[f"{name}.{key!s}"] = str(refused)
     return values
+
+
+_OURS = "greendrop's"
+_NO_LOGIN = "the mock cluster of test.mock.num.brokers lets everybody in"
+_TAKES_PROVIDER = (_OURS, _NO_LOGIN)
+
+
+def _whose_tokens(values: Mapping[str, str]) -> str:
+    """Tell whether greendrop gives the tokens of a login, or why it does not."""
+    mechanism = _either(values, "sasl.mechanisms", "sasl.mechanism") or "GSSAPI"
+    protocol = values.get("security.protocol", "plaintext")
+    if mechanism.upper() != "OAUTHBEARER":
+        return "kafka's sasl.mechanisms is not OAUTHBEARER"
+    if not protocol.upper().startswith("SASL_"):
+        return "kafka's security.protocol is not SASL_SSL"
+    if values.get("sasl.oauthbearer.method", "default").lower() == "oidc":
+        return "with sasl.oauthbearer.method=oidc librdkafka gets the tokens by itself"
+    if _is_true(values.get("enable.sasl.oauthbearer.unsecure.jwt")):
+        return "enable.sasl.oauthbearer.unsecure.jwt has librdkafka make the tokens"
+    return _NO_LOGIN if _number(values.get(_MOCK), 0) > 0 else _OURS
 
 
 def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:

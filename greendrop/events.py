@@ -116,6 +116,12 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
                 "delivery_report",
             ),
         ),
+        "oauthbearer.token_refresh": EventSpec(
+            when="a token is needed, and there is no oauth_token_provider: give"
+            " `bearer` one, or say why there is none. Told on a native thread of its"
+            " own (docs/oauth.md)",
+            payload=("producer_id", "bearer"),
+        ),
         "statistics.emitted": EventSpec(
             when="librdkafka emitted statistics (statistics.interval.ms)",
             payload=("producer_id", "statistics"),
@@ -148,6 +154,9 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "librdkafka.idempotent_fatal_error": "a fatal error has ended the client of an"
         " idempotent producer, which is going to be replaced; also `attempt`. Or that"
         " failed: `error` says why",
+        "oauthbearer.token_refresh": "there was no OAuth token to be had: `error` is an"
+        " `OAuthTokenError`. While clients are connected it is tried again after 10 s;"
+        " told on the thread of the refresh",
         "producer.disconnect.error": "disconnecting an idle producer failed",
         "listener.error": "a listener raised; also `event`, the name of what it was"
         " told",

@@ -188,6 +188,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: Not delivered, for good.
             DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
                 delivered.
@@ -250,6 +251,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: librdkafka refused the message at once.
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
@@ -259,8 +261,9 @@ class Producer:
 
         Blocking:
             While the queue is full, for `wait_timeout_on_queue_full` at most; with a
-            `partition_key` also as `partition_count`. Lets other greenlets run where
-            the thread has a hub, else blocks the thread.
+            `partition_key` also as `partition_count`. While it connects, if there is
+            no OAuth token yet, for half a minute at most. Lets other greenlets run
+            where the thread has a hub, else blocks the thread.
         """
         core = self._core or self._unconfigured()
         fields = (

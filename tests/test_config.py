@@ -29,6 +29,7 @@ OTHERS = {
     "idle_disconnect_timeout",
     "max_attempts_on_idempotent_fatal_error",
     "non_reloadable_errors",
+    "oauth_token_provider",  # in test_oauth.py
 }
 
 

@@ -135,6 +135,18 @@ def test_ten_tasks_share_the_producers_of_a_pool():
     assert "available=3, waiting=0" in output
 
 
+def test_ten_senders_need_one_token():
+    """The blocking provider holds nobody up; a server that is down is told of."""
+    output = run(EXAMPLES / "oauth.py")
+
+    assert output.count("is asked for a token") == 1
+    ticks = re.search(r"another greenlet ran (\d+) times", output)
+    assert ticks is not None, output
+    assert int(ticks[1]) > 10
+    assert "is told: no OAuth token: oauth_token_provider failed with URLErr" in output
+    assert "the reason is URLError" in output
+
+
 def test_requests_do_not_wait_for_the_telemetry():
     """Each request ends with its own messages; one tells that its message failed."""
     output = run(EXAMPLES / "scope.py")

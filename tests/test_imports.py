@@ -17,7 +17,8 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_waiting", "_librdkafka", "_process", "_verdicts"},
+    {"oauth", "_waiting", "_process", "_verdicts"},
+    {"_librdkafka"},
     {"config", "message", "events"},
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
@@ -29,7 +30,7 @@ ROOMS = (
     {"_memory_log", "_memory_queue"},
     {"_memory_producer", "_reading"},
     {"_client"},
-    {"_lane", "_idle"},
+    {"_lane", "_idle", "_tokens"},
     {"_recovery", "_connections"},
     {"_disconnecting", "_closing"},
     {"_memory"},

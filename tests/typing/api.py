@@ -40,6 +40,9 @@ from greendrop import (
     Middleware,
     MiddlewareError,
     Monitor,
+    OAuthBearer,
+    OAuthToken,
+    OAuthTokenError,
     ProduceError,
     ProduceManyError,
     Producer,
@@ -332,6 +335,19 @@ def vary(producer: Producer) -> None:
     producer.variant(5)  # type: ignore[call-arg]
 
 
+def log_in(event: Event) -> OAuthToken:
+    """Give a token."""
+    token = OAuthToken("value", 1e9, principal="shop", extensions={"pool": "a"})
+    OAuthToken("value", 1_000_000_000)
+    OAuthToken("value")  # type: ignore[call-arg]
+    bearer: OAuthBearer = event["bearer"]
+    bearer.set_token(token)
+    bearer.set_token("value")  # type: ignore[arg-type]
+    bearer.set_failure("reason")
+    Producer({"bootstrap.servers": "host"}, oauth_token_provider=lambda: token)
+    return token
+
+
 def end(producer: Producer) -> None:
     """Purge, disconnect and close in each way."""
     producer.purge()
@@ -359,7 +375,12 @@ def handle_errors(producer: Producer) -> None:
         assert_type(many.failed_index, int)
         for handle in many.dispatched:
             handle.wait(0)
-    except (QueueFullError, MessagePurgedError, DeliveryError) as failed:
+    except (
+        QueueFullError,
+        OAuthTokenError,
+        MessagePurgedError,
+        DeliveryError,
+    ) as failed:
         assert_type(failed.code, int | None)
         assert_type(failed.name, str | None)
         assert_type(failed.fatal, bool)
