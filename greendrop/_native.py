@@ -91,6 +91,10 @@ class Engine(Protocol):
         """Drop all messages of a producer, and wait until that is done."""
         ...
 
+    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+        """Give a producer the token to log in with; see `_librdkafka`."""
+        ...
+
 
 class _Librdkafka:
     """The real one."""
@@ -109,6 +113,9 @@ class _Librdkafka:
 
     def purge(self, producer: Any) -> None:  # noqa: ANN401
         _librdkafka.purge(producer)
+
+    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+        return _librdkafka.set_oauth_token(producer, token)
 
 
 _LIBRDKAFKA = _Librdkafka()
@@ -309,7 +316,7 @@ class Native:
         with self.gate:
             if self.closed:
                 return
-            refused = _librdkafka.set_oauth_token(self.producer, token)
+            refused = self.engine.set_oauth_token(self.producer, token)
         if refused is None:
             text = "no OAuth token: this confluent-kafka can't be given one"
             raise OAuthTokenError(text)

@@ -12,6 +12,7 @@ from greendrop import (
     DeliveryTimeoutError,
     GreendropError,
     MessagePurgedError,
+    OAuthToken,
     Producer,
     ProducerClosedError,
 )
@@ -171,6 +172,25 @@ def test_configurations_are_checked_as_ever(cluster):
     """By librdkafka itself."""
     with pytest.raises(GreendropError, match="acks"):
         Producer(kafka={**NOWHERE, "acks": "sometimes"})
+
+
+def test_nobody_has_to_log_in(world, cluster):
+    """Programs with logins run as they are; providers of tokens are asked as ever."""
+    asked = []
+
+    def provide():
+        asked.append(True)
+        return OAuthToken("a-token", time.time() + 3600)
+
+    login = {"security.protocol": "SASL_SSL", "sasl.mechanisms": "OAUTHBEARER"}
+    with Producer(kafka=NOWHERE | login, oauth_token_provider=provide) as producer:
+        producer.produce_sync(topic="t", payload=b"x")
+    password = {"sasl.mechanisms": "PLAIN", "sasl.username": "u", "sasl.password": "p"}
+    with Producer(kafka=NOWHERE | login | password) as producer:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert asked == [True]
+    assert len(cluster.records("t")) == 2
 
 
 def test_reports_come_by_the_driver_that_fits(world, cluster, producer):
