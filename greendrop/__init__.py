@@ -28,7 +28,7 @@ from greendrop.errors import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
-from greendrop.events import Event, Monitor
+from greendrop.events import Event, Monitor, monitor
 from greendrop.message import Message
 from greendrop.middleware import Middleware
 from greendrop.oauth import OAuthBearer, OAuthToken
@@ -82,5 +82,6 @@ __all__ = [
     "StatisticsNotEnabledError",
     "VariantInvalidError",
     "default_pool",
+    "monitor",
     "set_default_pool",
 ]

@@ -22,6 +22,7 @@ from greendrop._partitioners import partitioner
 from greendrop._routing import Router
 from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
 from greendrop._settling import Settler
+from greendrop._stalls import Alarm
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
     IllegalWaitError,
@@ -392,7 +393,8 @@ class Client:
                     self._native.signal,
                     self._turn,
                     lambda: self._outstanding.count,
-                    self._owner.pulse,
+                    pulse=self._owner.pulse,
+                    alarm=Alarm(self._settings.stall_alarm, self._native.note_stall),
                 )
                 if not (self._settings.linger_is_users or self._shut):
                     self._gather = Gatherer(hub, self._hand_over)

@@ -7,13 +7,13 @@ producer any more.
 from __future__ import annotations
 
 import atexit
-import logging
 import sys
 import warnings
 from typing import TYPE_CHECKING
 
 from greendrop import _waiting
 from greendrop._buffer import Flush
+from greendrop._logging import ERROR, Log
 from greendrop.errors import GreendropError, MessagesAbandonedError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: is for a hub that is busy with something else.
 PURGE_TIMEOUT = 5.0
 
-_log = logging.getLogger("greendrop")
+_log = Log("greendrop")
 
 # Producers that are connected, or have messages buffered. Held so that nobody collects
 # one whose messages are on their way, and closed when the interpreter exits.
@@ -164,11 +164,13 @@ class Closing:
                 batch = flush.prepare()
                 flush.dispatch("produce_many_async")
         except Exception as error:  # noqa: BLE001 - nothing stops the teardown
-            _log.error(
-                "producer %r closes without sending all that was buffered: %s: %s",
-                self.name,
-                type(error).__name__,
-                error if isinstance(error, GreendropError) else "",
+            told = isinstance(error, GreendropError)  # others may quote a message
+            _log.write(
+                ERROR,
+                "producer.closes_without_flush",
+                producer_id=self.name,
+                kind=type(error).__name__,
+                error=str(error) if told else None,
             )
             now.tell_error("buffer.flush", error)
         else:
@@ -219,7 +221,7 @@ class Closing:
         try:
             self.close(timeout, force=force)
         except MessagesAbandonedError as error:
-            _log.error("%s", error)
+            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
     def abandon(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
         """See the function of that name."""

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _waiting
+from greendrop import _librdkafka, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
 from greendrop._tokens import Tokens
@@ -405,6 +405,8 @@ class Connections:
         if began is not None:
             facts["time"] = _waiting.monotonic() - began
         self.monitor.emit(name, facts)
+        if name in events.PROCESS_EVENTS:
+            events.monitor.emit(name, facts)
 
     def tell_error(
         self, kind: str, error: BaseException, facts: Mapping[str, object] | None = None

@@ -426,11 +426,13 @@ def check_configuration(
     library.short.rd_kafka_conf_destroy(conf)
     if not errors:
         errors = _try_out(library, _trial(kafka))
-    # librdkafka's texts quote some values, and leave out others that would help.
+    # librdkafka's texts quote some values, and leave out others that would help. Not
+    # that of a key that it doesn't know: that may be a secret's, misspelt.
     hidden = [kafka[key] for key in secrets if kafka.get(key)]
+    shown = _property_names().difference(secrets)
     return {
         key: _without(text, hidden)
-        + (_given(key, kafka) if key in kafka and key not in secrets else "")
+        + (_given(key, kafka) if key in kafka and key in shown else "")
         for key, text in errors.items()
     }
 

@@ -174,6 +174,7 @@ class Native:
         self.verdicts = Verdicts(
             fatal_error=lambda: self.engine.fatal_error(self.producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
+            censored=settings.censored,
         )
         self.closed = False
         # Lock order: poll_gate, gate.
@@ -215,7 +216,8 @@ class Native:
             reason = self.verdicts.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
         except (TypeError, ValueError) as error:
-            raise ConfigurationInvalidError({"kafka": str(error)}) from error
+            text = self._settings.censored(str(error))
+            raise ConfigurationInvalidError({"kafka": text}) from None
 
     @property
     def signals(self) -> bool:
@@ -298,6 +300,11 @@ class Native:
         elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
             # librdkafka keeps the rest, in order, and signals again.
             self._queue.yield_poll()
+
+    def note_stall(self, seconds: float, stack: str | None) -> None:
+        """Have the serving task tell that its hub was held; from any thread."""
+        self.notices.append(("stall", (seconds, stack)))
+        self.signal.set()
 
     def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
         # Called inside poll, like a delivery report: append, and that is all.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: The event that costs something when somebody listens: librdkafka then makes
 #: statistics, and greendrop parses them.
 _STATISTICS = "statistics.emitted"
+#: The one whose listeners have to answer.
+_QUESTION = "oauthbearer.token_refresh"
 
 
 class Monitored(Protocol):
@@ -22,7 +24,9 @@ class Monitored(Protocol):
 
 
 class Recorder:
-    """Keeps all events of one or several producers, in the order in which they came.
+    """Keeps the events of one or several producers, in the order in which they came.
+
+    All but `oauthbearer.token_refresh`, whose listeners have to answer.
 
     A context manager, which stops recording at the end. The events stay.
 
@@ -41,7 +45,7 @@ class Recorder:
         ]
         for monitor in self._monitors:
             for name in EVENTS:
-                if name != _STATISTICS or statistics:
+                if name != _QUESTION and (statistics or name != _STATISTICS):
                     monitor.subscribe(name, self._note)
 
     def _note(self, event: Event) -> None:

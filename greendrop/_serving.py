@@ -13,11 +13,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from greendrop import _waiting
+from greendrop._stalls import StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gevent.hub import Hub
+
+    from greendrop._stalls import Alarm
 
 #: Seconds between looks at the queue while messages are outstanding. librdkafka
 #: signals once per non-empty queue: a signal that got lost would be lost for ever.
@@ -59,7 +62,9 @@ class HubTask:
         signal: _waiting.Signal,
         turn: Turn,
         outstanding: Callable[[], int],
+        *,
         pulse: Pulse,
+        alarm: Alarm,
     ) -> None:
         """Start in the calling thread, whose hub it is."""
         self.hub = hub
@@ -86,6 +91,9 @@ class HubTask:
             self._heart = loop.timer(pulse.seconds, pulse.seconds, ref=False)
             # Not the function itself: `stop` lets go of it when the hub is gone.
             self._heart.start(lambda: self._beat())  # noqa: PLW0108 - see above
+        self._watch: StallWatch | None = None
+        if alarm.seconds:
+            self._watch = StallWatch(hub, alarm, lambda: self._guarded, outstanding)
         #: The task.
         self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
@@ -106,6 +114,8 @@ class HubTask:
         """Look after outstanding messages, until there are none; from any thread."""
         if not self._guarded:
             self._guarded = True
+            if self._watch is not None:
+                self._watch.look()
             _waiting.call_in_hub(self.hub, self._start_guard)
 
     def pause(self) -> None:
@@ -116,6 +126,8 @@ class HubTask:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
+        if self._watch is not None:
+            self._watch.stop()
         if self.greenlet.dead and not self._ended:
             _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
@@ -186,6 +198,8 @@ class HubTask:
         else:
             self._guarded = True
             self._signal.set()
+            if self._watch is not None:
+                self._watch.look()  # it may have seen it taken down
 
 
 class ThreadTask:

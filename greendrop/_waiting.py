@@ -50,7 +50,7 @@ _SHORTEST = 0.001
 #: Seconds between two looks of a timer that is only there to hold the loop.
 _LONG = 3600.0
 #: Longest single wait that a C lock takes, in seconds.
-_LONGEST = _thread.TIMEOUT_MAX
+LONGEST: float = _thread.TIMEOUT_MAX
 
 
 def current_hub() -> Hub | None:
@@ -169,7 +169,7 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wait(self, seconds: float) -> bool:
-        return self._lock.acquire(timeout=min(max(seconds, 0.0), _LONGEST))
+        return self._lock.acquire(timeout=min(max(seconds, 0.0), LONGEST))
 
     def wake(self) -> None:
         try:

@@ -9,7 +9,6 @@ value is for `_librdkafka` to find out.
 from __future__ import annotations
 
 import math
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from greendrop import _secrets
 from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ _LONGEST = 86_400
 
 #: Seconds. An `idle_disconnect_timeout` is not shorter.
 SHORTEST_IDLE_TIMEOUT = 30.0
-
-#: What `redacted` writes for the value of a key that holds a secret.
-HIDDEN = "[hidden]"
-# Wide on purpose: a hidden user name is a nuisance, a shown password is an accident.
-# What only names a file or a mechanism is shown, as one needs it to find a mistake.
-_SECRET = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.|^ssl\.key|oauth|jaas")
-_NOT_SECRET = re.compile(r"^sasl\.mechanisms?$|\.location$")
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
@@ -112,6 +105,16 @@ def _error_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _keys(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _RefusedError(f"needs a list of keys, not {type(value).__name__}")
+    keys = tuple(value)
+    for key in keys:
+        if not isinstance(key, str):
+            raise _RefusedError(f"{key!r} is no key")
+    return keys
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise _RefusedError(f"needs True or False, not {value!r:.40}")
@@ -148,6 +151,7 @@ _PROVIDER = _Rule("a function without arguments", _provider)
 _IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
+_KEYS = _Rule("keys of librdkafka's statistics, such as `msg_cnt`", _keys)
 _SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
 _SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
@@ -284,6 +288,23 @@ class Settings:
         " another producer has taken over, and would be fenced in turn.",
         "non_reloadable_errors, [fenced]",
     )
+    statistics_deltas: tuple[str, ...] = _setting(
+        ("tx", "txretries", "txerrs", "rxerrs"),
+        _KEYS,
+        "keys",
+        "Numbers in librdkafka's statistics whose change is told beside them, as KEY_d"
+        " and KEY_fd; see docs/statistics.md. The default is what the metrics of"
+        " greendrop need.",
+        "statistics_decorator",
+    )
+    stall_alarm: float = _setting(
+        0.0,
+        _SECONDS,
+        "seconds",
+        "Tell `hub.stalled` when the hub was held for so long while messages were on"
+        " their way. 0 turns it off. Costs a native thread, which runs only while"
+        " messages are on their way; see docs/stalls.md.",
+    )
     oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
         None,
         _PROVIDER,
@@ -309,12 +330,23 @@ class Settings:
         }
         if self.oauth_token_provider is not None:
             # Such as a functools.partial: its repr shows what it was given.
-            shown["oauth_token_provider"] = HIDDEN
-        shown["kafka"] = {
-            key: HIDDEN if key in self.secret_keys else value
-            for key, value in self.kafka.items()
-        }
+            shown["oauth_token_provider"] = _secrets.HIDDEN
+        shown["kafka"] = self.redacted_kafka()
         return shown
+
+    def redacted_kafka(self) -> dict[str, str]:
+        """Give librdkafka's configuration, secrets replaced by `[hidden]`."""
+        return _secrets.redacted(self.kafka)
+
+    def put_secrets_back(self, redacted: dict[str, str]) -> None:
+        """Undo `redacted_kafka` where a secret is still hidden."""
+        for key in self.secret_keys & redacted.keys():
+            if redacted[key] == _secrets.HIDDEN:
+                redacted[key] = self.kafka[key]
+
+    def censored(self, text: str) -> str:
+        """Give a text that somebody else wrote, with secrets of `kafka` cut out."""
+        return _secrets.censored(text, self.kafka, self.secret_keys)
 
     def __repr__(self) -> str:
         """Tell the settings without secrets."""
@@ -395,7 +427,9 @@ def build_settings(
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
         wants_tokens=whose_tokens == _OURS,
-        secret_keys=frozenset(key for key in merged if _is_secret(key)),
+        secret_keys=frozenset(
+            key for key, value in merged.items() if _secrets.is_secret(key, value)
+        ),
         **own,
     )
 
@@ -630,7 +664,3 @@ def _number(text: str | None, default: float) -> float:
 def _is_true(text: str | None) -> bool:
     """Whether librdkafka reads a text as true."""
     return text is not None and text.lower() in {"true", "t", "1"}
-
-
-def _is_secret(key: str) -> bool:
-    return bool(_SECRET.search(key)) and not _NOT_SECRET.search(key)

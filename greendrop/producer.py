@@ -12,7 +12,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from greendrop import _waiting
+from greendrop import _waiting, events
 from greendrop._batches import read_all, send_and_wait
 from greendrop._buffer import Entry, Flush, Sender
 from greendrop._core import Core
@@ -86,6 +86,7 @@ class Producer:
         self._max_wait_timeout: float
         # What a variant was made from: gone, it would close what they share.
         self._origin: Producer | None = None
+        self._tell_process("producer.created")
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
@@ -109,6 +110,9 @@ class Producer:
         self._lane = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
+        if events.monitor.listens("producer.configured"):
+            config = core.settings.redacted()
+            self._tell_process("producer.configured", config=config)
 
     def variant(
         self,
@@ -832,6 +836,10 @@ class Producer:
 
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")
+
+    def _tell_process(self, name: str, **facts: object) -> None:
+        facts = {"producer": self, "producer_id": self.id, **facts}
+        events.monitor.emit(name, facts)
 
     def _tell(self, name: str, began: float, **facts: object) -> None:
         time = _waiting.monotonic() - began

@@ -166,6 +166,23 @@ def test_a_users_tests_pass():
     assert "4 passed" in output
 
 
+def test_slow_broker_and_slow_handler_are_told_apart():
+    """The stall alarm names the handler; the broker that went is told of once."""
+    output = run(EXAMPLES / "telling.py")
+
+    lines = output.splitlines()
+    slow = [
+        float(each) for each in re.findall(r"produced_sync +duration=(\S+)", output)
+    ]
+    assert len(slow) == 3
+    assert slow[1] > 0.4
+    (stall,) = (line for line in lines if "hub.stalled" in line)
+    assert lines.index(stall) > lines.index(next(x for x in lines if "request=3" in x))
+    assert "in bad_request\n    time.sleep(HELD)" in output
+    assert 1 <= output.count("kind=connection") <= 2
+    assert re.search(r"slowest round trip +broker=\S+ ms=4\d\d", output)
+
+
 def test_metrics_are_scraped():
     """The page has what was sent, and what statistics say of the broker."""
     output = run(EXAMPLES / "metrics.py")

@@ -17,9 +17,10 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
+    {"_event_names", "_logging", "_secrets"},
     {"oauth", "_waiting", "_process", "_verdicts"},
-    {"_librdkafka"},
-    {"config", "message", "events"},
+    {"_librdkafka", "_repeats"},
+    {"config", "message", "events", "_log_lines", "_statistics", "_stalls"},
     {"middleware", "_names"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_error_names", "_recorder"},

@@ -80,7 +80,7 @@ def reach(of: Settings, timeout: float) -> Iterator[Finding]:
         yield each._replace(state="note") if passable else each
     if not reached:
         return
-    metadata, reason, seconds = _metadata(of.kafka, timeout)
+    metadata, reason, seconds = _metadata(of, timeout)
     if metadata is None:
         yield Finding("brokers", "metadata", "failed", reason, _hint(reason))
         return
@@ -149,7 +149,7 @@ class _Log:
         self._verdicts.read_log(form % args if args else form)
 
 
-def _metadata(kafka: Mapping[str, str], timeout: float) -> tuple[Any, str, float]:
+def _metadata(of: Settings, timeout: float) -> tuple[Any, str, float]:
     """Ask the brokers; give what they said, or the reason why not, and seconds."""
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
@@ -157,8 +157,9 @@ def _metadata(kafka: Mapping[str, str], timeout: float) -> tuple[Any, str, float
     verdicts = Verdicts(
         fatal_error=lambda: None,
         name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
+        censored=of.censored,
     )
-    conf: dict[str, Any] = {**kafka, "error_cb": verdicts.complaint}
+    conf: dict[str, Any] = {**of.kafka, "error_cb": verdicts.complaint}
     admin = AdminClient(conf, logger=_Log(verdicts))
     began = time.monotonic()
     metadata = None

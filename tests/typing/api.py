@@ -54,6 +54,8 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.events import EVENTS
+from greendrop.listeners.log import LogListener
 from greendrop.listeners.opentelemetry import trace
 from greendrop.listeners.prometheus import PrometheusListener
 from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
@@ -93,6 +95,8 @@ def configure() -> Producer:
         instrument_on_wait_queue_full=False,
         max_serve_time=0.005,
         exit_timeout=3.0,
+        stall_alarm=0.5,
+        statistics_deltas=["tx"],
         idle_disconnect_timeout=300.0,
         reload_on_idempotent_fatal_error=True,
         wait_backoff_on_idempotent_fatal_error=1.0,
@@ -322,7 +326,29 @@ def listen(producer: Producer) -> None:
     assert_type(monitor.listens("producer.closed"), bool)
     monitor.unsubscribe(closed)
     monitor.unsubscribe(note)
-    monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
+    monitor.subscribe("error.occurred", len)  # type: ignore[call-overload]
+    monitor.subscribe("error.ocurred", note)  # type: ignore[call-overload]
+    for name in EVENTS:
+        monitor.subscribe(name, note)
+
+
+def log(producer: Producer, logger: object) -> None:
+    """Have lines written."""
+    producer.monitor.subscribe(LogListener())
+    listener = LogListener(logger, log_messages=True, limit=20)
+    producer.monitor.subscribe(listener)
+    LogListener(log_messages="yes")  # type: ignore[arg-type]
+
+
+def listen_to_all_producers() -> None:
+    """Subscribe to the process."""
+    assert_type(greendrop.monitor, Monitor)
+
+    @greendrop.monitor.subscribe("producer.configured")
+    def configured(event: Event) -> None:
+        event["producer"].monitor.subscribe(Listener())
+
+    greendrop.monitor.unsubscribe(configured)
 
 
 def vary(producer: Producer) -> None:
