@@ -1,4 +1,6 @@
-"""Write docs/settings.md and docs/events.md, from the tables in the code.
+"""Write docs/settings.md, docs/events.md and the names of events for type checkers.
+
+All of it from the tables in the code.
 
 Run it after a change of a table; a test says when it was forgotten.
 """
@@ -6,7 +8,7 @@ Run it after a change of a table; a test says when it was forgotten.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greendrop import config, events
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 DOCS = Path(__file__).parent
+NAMES = DOCS.parent / "greendrop" / "_event_names.py"
 NOTE = "<!-- Made by docs/generate.py; changes here are lost. -->\n"
 
 #: Why greendrop gives a key of librdkafka another default than librdkafka does.
@@ -86,23 +89,46 @@ Its milliseconds are seconds here.
 
 def listed_events() -> str:
     """Write the page of events."""
-    rows = (
-        (
-            f"`{name}`",
-            each.when,
-            ", ".join(f"`{key}`" for key in each.payload),
-        )
-        for name, each in events.EVENTS.items()
-    )
     types = ((f"`{name}`", text) for name, text in events.ERROR_TYPES.items())
     return f"""# Events
 
 {NOTE}
 `producer.monitor.subscribe(name, function)`, or `subscribe(object)`, whose methods
-`on_message_acknowledged(event)` and so on are called. `event["topic"]` reads one value.
-`time` is in seconds. Nothing is built for an event that nobody listens to.
+`on_message_acknowledged(event)` and so on are called, or as a decorator:
 
-{_table(("event", "when", "payload"), rows)}
+    @producer.monitor.subscribe("message.acknowledged")
+    def note(event):
+        print(event["topic"], event["offset"])
+
+`event["topic"]` reads one value, `event.payload` has all. `time` is in seconds. Nothing
+is built for an event that nobody listens to. `monitor.unsubscribe` takes what was
+subscribed. A name that does not exist is refused; type checkers know the names, too.
+
+A listener is called in the order of subscription: in the caller's greenlet or thread
+for what the table says so, else in the task that serves the producer, after
+librdkafka's poll. There it may wait, which delays this producer's other reports, and
+nobody else; but it may not wait for a message of the same producer
+(`IllegalWaitError`). One that raises hurts nobody: it is logged, and told as
+`error.occurred`, once a minute for each event and kind of exception.
+
+No payload has secrets of the configuration. Messages are given as they are.
+
+## Of a producer
+
+`producer.monitor` tells them.
+
+{_table(("event", "when", "payload"), _rows(events.EVENTS))}
+## Of the process
+
+`greendrop.monitor` tells these, of all producers and pools. It is how another library
+gets at each producer before the first message:
+
+    @greendrop.monitor.subscribe("producer.configured")
+    def set_up(event):
+        event["producer"].monitor.subscribe(Listener())
+        event["producer"].middleware.append(step)
+
+{_table(("event", "when", "payload"), _rows(events.PROCESS_EVENTS))}
 ## Types of `error.occurred`
 
 `type` says what failed, `error` is the exception.
@@ -111,7 +137,36 @@ def listed_events() -> str:
 A `produce_sync` whose message is not delivered is told twice: as
 `librdkafka.dispatch_error` by the serving task, and as `message.produce_sync` by the
 caller.
+
+## Coming from WaterDrop
+
+Names and keys are the same, with these exceptions. `time` and other durations are
+seconds. There is no `caller`: whoever subscribes has the producer, and others get
+`producer_id`. `producer.reload` has `kafka` instead, to be changed in place. What a
+listener raises has the type `listener.error`, whoever runs it, and not
+`callbacks.*.error`. There is no poller, and so no `poller.*`; a pool is closed once,
+and told of once.
 """
+
+
+def _rows(table: Mapping[Any, events.EventSpec]) -> Iterable[Sequence[str]]:
+    for name, each in table.items():
+        yield f"`{name}`", each.when, ", ".join(f"`{key}`" for key in each.payload)
+
+
+def names() -> str:
+    """Write the module with the names of events, for type checkers only."""
+    known = dict.fromkeys([*events.EVENTS, *events.PROCESS_EVENTS])
+    listed = "".join(f'    "{name}",\n' for name in known)
+    return f'''"""The names of events, for type checkers. Made by docs/generate.py."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+EventName: TypeAlias = Literal[
+{listed}]
+'''
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -129,7 +184,11 @@ def _written(value: object) -> str:
 
 def pages() -> Mapping[Path, str]:
     """Give the text of each generated page."""
-    return {DOCS / "settings.md": settings(), DOCS / "events.md": listed_events()}
+    return {
+        DOCS / "settings.md": settings(),
+        DOCS / "events.md": listed_events(),
+        NAMES: names(),
+    }
 
 
 if __name__ == "__main__":

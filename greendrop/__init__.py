@@ -13,6 +13,7 @@ from greendrop.errors import (
     MessagePurgedError,
     MessagesAbandonedError,
     MiddlewareError,
+    OAuthTokenError,
     PoolClosedError,
     PoolNotConfiguredError,
     PoolTimeoutError,
@@ -27,9 +28,10 @@ from greendrop.errors import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
-from greendrop.events import Event, Monitor
+from greendrop.events import Event, Monitor, monitor
 from greendrop.message import Message
 from greendrop.middleware import Middleware
+from greendrop.oauth import OAuthBearer, OAuthToken
 from greendrop.pool import (
     PoolStats,
     ProducerPool,
@@ -60,6 +62,9 @@ __all__ = [
     "Middleware",
     "MiddlewareError",
     "Monitor",
+    "OAuthBearer",
+    "OAuthToken",
+    "OAuthTokenError",
     "PoolClosedError",
     "PoolNotConfiguredError",
     "PoolStats",
@@ -77,5 +82,6 @@ __all__ = [
     "StatisticsNotEnabledError",
     "VariantInvalidError",
     "default_pool",
+    "monitor",
     "set_default_pool",
 ]

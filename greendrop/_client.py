@@ -22,6 +22,7 @@ from greendrop._partitioners import partitioner
 from greendrop._routing import Router
 from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
 from greendrop._settling import Settler
+from greendrop._stalls import Alarm
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.errors import (
     IllegalWaitError,
@@ -34,10 +35,12 @@ from greendrop.message import UNASSIGNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from greendrop._native import Engine
     from greendrop.config import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
     from greendrop.message import Message
+    from greendrop.oauth import OAuthToken
 
 #: One in so many messages that a thread task serves has a look whether there is a hub
 #: by now that could.
@@ -47,6 +50,8 @@ _ATTEND_EVERY = 16
 _NUDGE_EVERY = 0.05
 #: Looks whether a client is idle, in the time after which it is.
 _PULSES = 4
+#: Seconds between looks whether there should be a new OAuth token.
+_TOKEN_PULSE = 1.0
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
@@ -101,9 +106,7 @@ class Client:
         self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
-        self._owner = _Owner(
-            on_fatal, Pulse(settings.idle_disconnect_timeout / _PULSES, on_pulse)
-        )
+        self._owner = _Owner(on_fatal, Pulse(_seconds_of_pulse(settings), on_pulse))
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
@@ -150,6 +153,11 @@ class Client:
     def polling(self) -> str | None:
         """Which driver serves: "fd", "thread", or None before the first use."""
         return None if self._task is None else self._task.polling
+
+    @property
+    def engine(self) -> Engine:
+        """What it is built with: librdkafka, or what stands for it in a test."""
+        return self._native.engine
 
     @property
     def outstanding(self) -> int:
@@ -344,6 +352,15 @@ class Client:
         """
         self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
 
+    def set_token(self, token: OAuthToken) -> None:
+        """Give it the OAuth token to log in with, in the process that built it.
+
+        Raises:
+            OAuthTokenError: librdkafka does not take it.
+        """
+        if self.mark[0]:
+            self._native.set_token(token)
+
     # --- serving -----------------------------------------------------------------
 
     def attend(self) -> None:
@@ -376,7 +393,8 @@ class Client:
                     self._native.signal,
                     self._turn,
                     lambda: self._outstanding.count,
-                    self._owner.pulse,
+                    pulse=self._owner.pulse,
+                    alarm=Alarm(self._settings.stall_alarm, self._native.note_stall),
                 )
                 if not (self._settings.linger_is_users or self._shut):
                     self._gather = Gatherer(hub, self._hand_over)
@@ -425,8 +443,8 @@ class Client:
             raise IllegalWaitError(text)
         task, other = self._task, _waiting.new_waiter()
         if (
-            done
-            and isinstance(task, ThreadTask)
+            isinstance(task, ThreadTask)
+            and (done or task.threadless)
             and isinstance(other, _waiting.ThreadWaiter)
             # Stopped while it polls, it would keep all others from polling.
             and not _process.signals_may_stop_threads()
@@ -716,21 +734,37 @@ class Client:
                 task.stop()
         ended = task is None or task.join(_TEARDOWN)
         try:
-            _waiting.run_natively(lambda: self._tear_down(ended), _TEARDOWN)
+            _waiting.run_natively(lambda: self._tear_down(ended=ended), _TEARDOWN)
         finally:
             self._settler.settle()
             _clients.discard(self)
 
-    def _tear_down(self, ended: bool) -> None:  # noqa: FBT001 - one caller
+    def _tear_down(self, *, ended: bool) -> None:
         with self._gate:
             self._shut = True
         self._native.tear_down(unwatched=ended)
+
+    def discard(self) -> None:
+        """End a client that nobody has used.
+
+        Blocking:
+            Blocks the thread for a millisecond or two.
+        """
+        self._tear_down(ended=True)
+        _clients.discard(self)
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
         if self._gather is not None:
             self._gather.take()  # what was gathered is the parent's to send
         self._native.forget_in_child()
+
+
+def _seconds_of_pulse(settings: Settings) -> float:
+    pulses = [settings.idle_disconnect_timeout / _PULSES]
+    if settings.wants_tokens:
+        pulses.append(_TOKEN_PULSE)
+    return min(filter(None, pulses), default=0.0)
 
 
 def _after_fork_in_child() -> None:

@@ -7,7 +7,6 @@ producer any more.
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _process, _waiting
 from greendrop._buffer import Flush
+from greendrop._logging import ERROR, Log
 from greendrop.errors import GreendropError, MessagesAbandonedError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: is for a hub that is busy with something else.
 PURGE_TIMEOUT = 5.0
 
-_log = logging.getLogger("greendrop")
+_log = Log("greendrop")
 
 # Producers that are connected, or have messages buffered. Held so that nobody collects
 # one whose messages are on their way, and closed when the interpreter exits.
@@ -62,8 +62,6 @@ class Closing:
         #: See `Producer.reset`.
         self.reset = reset
         self._closer: object = None
-        #: Nobody waits for room any longer than until then, by the monotonic clock.
-        self.send_until = math.inf
 
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
@@ -90,22 +88,36 @@ class Closing:
             return
         if timeout is None:
             timeout = 0.0 if force else now.settings.max_wait_timeout
-        with now.changing:
-            first = not now.over
+        me = _waiting.current_task()
+        first = False
+        try:
+            with now.changing:
+                first = self._closer is None and now.status != "closed"
+                if first:
+                    self._closer = me
+                    now.status = "closing"
+                    self._buffer.shut()
+                now.disconnecting = None
+                for lane in now.lanes:
+                    lane.open = None
+                clients = now.clients
             if first:
-                now.status = "closing"
-                self._closer = _waiting.current_task()
-                self._buffer.shut()
-            now.disconnecting = None
-            for lane in now.lanes:
-                lane.open = None
-            clients = now.clients
-        if not first:
-            if self._closer != _waiting.current_task():  # a listener of closing
+                self._close_now(clients, timeout, force=force)
+            elif self._closer != me:  # else a listener of closing
                 now.wait_closed(timeout + PURGE_TIMEOUT)
-            return
+        finally:
+            # A signal handler may have raised before it had begun. Who closes next
+            # begins then.
+            if first:
+                self._closer = None
+
+    def _close_now(
+        self, clients: Sequence[Client], timeout: float, *, force: bool
+    ) -> None:
+        now = self._connections
         began = _waiting.monotonic()
         abandoned = 0
+        now.tokens.wake()
         try:
             now.tell("producer.closing")
         finally:
@@ -124,8 +136,9 @@ class Closing:
         if now.status not in ("connected", "disconnecting") or now.inherited:
             self.let_go()
             return
-        # Closed first: a warning may have been made an error.
-        _waiting.start_new_thread(self._close_quietly, (None,), {"force": False})
+        # Closed first: a warning may have been made an error. Where no thread is to be
+        # had, the program is ending, which closes it as well.
+        _waiting.start_thread(lambda: self._close_quietly(None, force=False))
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,
@@ -154,7 +167,7 @@ class Closing:
     def _flush_last(self, deadline: float) -> None:
         """Send what is buffered; `close` itself waits for the deliveries."""
         now = self._connections
-        self.send_until = deadline
+        now.send_until = deadline
         now.last_flusher = _waiting.current_task()
         began = _waiting.monotonic()
         batch: list[Message] = []
@@ -163,11 +176,13 @@ class Closing:
                 batch = flush.prepare()
                 flush.dispatch("produce_many_async")
         except Exception as error:  # noqa: BLE001 - nothing stops the teardown
-            _log.error(
-                "producer %r closes without sending all that was buffered: %s: %s",
-                self.name,
-                type(error).__name__,
-                error if isinstance(error, GreendropError) else "",
+            told = isinstance(error, GreendropError)  # others may quote a message
+            _log.write(
+                ERROR,
+                "producer.closes_without_flush",
+                producer_id=self.name,
+                kind=type(error).__name__,
+                error=str(error) if told else None,
             )
             now.tell_error("buffer.flush", error)
         else:
@@ -218,7 +233,34 @@ class Closing:
         try:
             self.close(timeout, force=force)
         except MessagesAbandonedError as error:
-            _log.error("%s", error)
+            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
+
+    def abandon(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+        """See the function of that name."""
+        now = self._connections
+        with now.changing:
+            clients = now.clients
+            if now.over or now.inherited or not all(map(is_meant, clients)):
+                return
+            if not (clients or idle):
+                return
+            self._buffer.clear()
+            self.let_go()
+            if not clients:
+                return
+            now.disconnecting = None
+            now.status = "disconnected"
+            for lane in now.lanes:
+                lane.open = None
+            now.detach()
+            now.monitor.freeze_statistics(frozen=False)
+        began = _waiting.monotonic()
+        for client in clients:
+            client.stop_taking()
+            client.purge_for_good()
+            client.wait_delivered(PURGE_TIMEOUT)
+        now.part_with(clients)
+        now.tell("producer.disconnected", began)
 
     # --- at exit -----------------------------------------------------------------
 
@@ -278,6 +320,23 @@ def _expect_end() -> None:
     global _expected  # noqa: PLW0603 - once in each process
     _expected = _process.mark()
     _process.at_end_of_child(_close_at_exit)
+
+
+def abandon(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+    """Disconnect producers at once, and drop what they have not delivered or sent.
+
+    For the end of a test: they may be used again, and connect anew then.
+
+    Args:
+        is_meant: Whether a client goes to what ends. Producers of which all clients do
+            are disconnected.
+        idle: Whether what is buffered in producers without a client is dropped, too.
+
+    Blocking:
+        Until what was dropped is told of. Lets other greenlets run.
+    """
+    for each in list(_in_use):
+        each.abandon(is_meant, idle=idle)
 
 
 def _close_at_exit() -> None:

@@ -9,12 +9,14 @@ closing (`_closing`).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _process, _waiting
+from greendrop import _librdkafka, _process, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
+from greendrop._tokens import Tokens
 from greendrop.errors import (
     ConfigurationInvalidError,
     GreendropError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from greendrop.config import Settings
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
+    from greendrop.oauth import OAuthToken
 
 Status = Literal[
     "initial",
@@ -40,6 +43,9 @@ Status = Literal[
     "closed",
 ]
 
+#: Seconds that one who sends the first message waits for an OAuth token: as long as
+#: most HTTP clients wait for an answer.
+_TOKEN_PATIENCE = 30.0
 #: Topic configurations of one producer, each with a client: connections, threads and
 #: memory. More are most likely made by mistake, one for each message.
 _MOST_LANES = 16
@@ -98,6 +104,10 @@ class Connections:
         self.disconnecting: object | None = None
         #: Who sends what is buffered while all others are refused: close does.
         self.last_flusher: object = None
+        #: Nobody who sends waits any longer than until then, by the monotonic clock.
+        self.send_until = math.inf
+        #: The OAuth token that all clients log in with.
+        self.tokens = Tokens(settings, monitor, self._give_token)
         #: Held over each change of the above.
         self.changing = _waiting.RLock()
         # Clients that are being closed while others take their place, or could.
@@ -186,6 +196,26 @@ class Connections:
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
             ConfigurationInvalidError: librdkafka refused the configuration, or uWSGI
                 runs without threads.
+            OAuthTokenError: It logs in with a token, and there is none.
+            IllegalWaitError: There is none yet, and the caller is the hub.
+
+        Blocking:
+            While there is no client, and no OAuth token to log in with, for half a
+            minute at most. Lets other greenlets run.
+        """
+        client = self._connected(lane)
+        if client is not None:
+            return client
+        deadline = _waiting.monotonic() + _TOKEN_PATIENCE
+        while client is None:
+            self.tokens.wait(min(deadline, self.send_until))
+            client = self._connected(lane)
+        return client
+
+    def _connected(self, lane: Lane) -> Client | None:
+        """Give the client, built if there is none; None if it must have a token first.
+
+        That is waited for outside of the lock.
         """
         self.refuse_after_fork()
         with self.changing:
@@ -196,7 +226,9 @@ class Connections:
             client = lane.client if self.over else lane.open
             if client is not None:
                 return client
-            client = lane.client = self._build(lane)
+            if lane.settings.wants_tokens and self.tokens.current() is None:
+                return None
+            client = self._build(lane, lane.settings)
             if not self.over:
                 lane.open = client
                 self.status = "connected"
@@ -211,15 +243,35 @@ class Connections:
         for lane in self.lanes:
             lane.open = lane.client
 
-    def _build(self, lane: Lane) -> Client:
+    def _build(self, lane: Lane, settings: Settings) -> Client:
+        """Make the client of a lane, with a token if there is one; under `changing`."""
         if _process.threads_stand_still():
             raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
-        return Client(
-            lane.settings,
+        client = Client(
+            settings,
             self.monitor,
             on_fatal=lambda client, error: self._on_fatal(lane, client, error),
             on_pulse=self._on_pulse,
         )
+        before = lane.settings, lane.client
+        # It is seen by who has a new token before it asks for the last one. The other
+        # way round it could get neither.
+        lane.settings, lane.client = settings, client
+        token = self.tokens.current() if settings.wants_tokens else None
+        try:
+            if token is not None:
+                client.set_token(token)
+        except GreendropError:
+            lane.settings, lane.client = before
+            client.discard()
+            raise
+        return client
+
+    def _give_token(self, token: OAuthToken) -> None:
+        for lane in list(self.lanes):
+            client = lane.client
+            if client is not None and lane.settings.wants_tokens:
+                client.set_token(token)
 
     # --- letting go --------------------------------------------------------------
 
@@ -253,14 +305,14 @@ class Connections:
 
         Raises:
             ConfigurationInvalidError: librdkafka refused the configuration.
+            OAuthTokenError: It does not take the token.
         """
         with self.changing:
             if self.disconnecting is not None:
                 self.stay_connected()
             if lane.client is not old or self.status != "connected":
                 return False
-            lane.settings = settings
-            new = lane.client = self._build(lane)
+            new = self._build(lane, settings)
         self.tell("producer.connected")
 
         while strays := self._take_over(lane, old, new):
@@ -360,6 +412,8 @@ class Connections:
         if began is not None:
             facts["time"] = _waiting.monotonic() - began
         self.monitor.emit(name, facts)
+        if name in events.PROCESS_EVENTS:
+            events.monitor.emit(name, facts)
 
     def tell_error(
         self, kind: str, error: BaseException, facts: Mapping[str, object] | None = None

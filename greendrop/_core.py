@@ -210,7 +210,7 @@ class Core:
             self._connections.tell_error(kind, full, {"message": message})
         again = False
         deadline = _waiting.monotonic() + self.settings.wait_timeout_on_queue_full
-        deadline = min(deadline, self._closing.send_until)
+        deadline = min(deadline, self._connections.send_until)
         while True:
             left = deadline - _waiting.monotonic()
             if left <= 0:
@@ -358,7 +358,12 @@ class Core:
         return True
 
     def _on_pulse(self) -> None:
-        self._disconnecting.look_whether_idle()
+        if self._connections.inherited:
+            return  # a forked child's copy of the serving task
+        if self.settings.wants_tokens:
+            self._connections.tokens.review()
+        if self.settings.idle_disconnect_timeout:
+            self._disconnecting.look_whether_idle()
 
     def _keep(self) -> None:
         self._closing.keep()

@@ -16,7 +16,7 @@ import ctypes
 import os
 import re
 import sys
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -27,6 +27,8 @@ from greendrop.errors import GreendropError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import ModuleType
+
+    from greendrop.oauth import OAuthToken
 
 _CIMPL = "confluent_kafka.cimpl"
 
@@ -42,6 +44,19 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_queue_destroy": (None, (c_void_p,)),
     "rd_kafka_fatal_error": (c_int, (c_void_p, c_char_p, c_size_t)),
     "rd_kafka_test_fatal_error": (c_int, (c_void_p, c_int, c_char_p)),
+    "rd_kafka_oauthbearer_set_token": (
+        c_int,
+        (
+            c_void_p,
+            c_char_p,
+            c_int64,
+            c_char_p,
+            POINTER(c_char_p),
+            c_size_t,
+            c_char_p,
+            c_size_t,
+        ),
+    ),
     "rd_kafka_conf_new": (c_void_p, ()),
     "rd_kafka_conf_destroy": (None, (c_void_p,)),
     "rd_kafka_conf_set": (
@@ -286,6 +301,35 @@ def purge(producer: object) -> None:
         library.blocking.rd_kafka_purge(client, _PURGE_ALL)
 
 
+def set_oauth_token(producer: object, token: OAuthToken) -> int | None:
+    """Give a producer the token to log in with, at once and from then on.
+
+    confluent-kafka has only a callback for that, and where there is one, making a
+    client takes 1 to 10 s. Without, librdkafka connects when the first token is there.
+
+    Returns:
+        librdkafka's code of why it does not take it; 0 if it does; None if the
+        producer can't be reached.
+    """
+    client, library = _native(producer), load_library()
+    if client is None or library is None:
+        return None
+    pairs = [part.encode() for pair in token.extensions.items() for part in pair]
+    # It quotes the token in its text; so that is thrown away.
+    told = ctypes.create_string_buffer(_TEXT_SIZE)
+    refused: int = library.short.rd_kafka_oauthbearer_set_token(
+        client,
+        token.value.encode(),
+        int(token.expires_at * 1000),
+        token.principal.encode(),
+        (c_char_p * len(pairs))(*pairs),
+        len(pairs),
+        told,
+        len(told),
+    )
+    return refused
+
+
 def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
     """Make a producer fail for good, as if a broker had said so. For tests.
 
@@ -382,11 +426,13 @@ def check_configuration(
     library.short.rd_kafka_conf_destroy(conf)
     if not errors:
         errors = _try_out(library, _trial(kafka))
-    # librdkafka's texts quote some values, and leave out others that would help.
+    # librdkafka's texts quote some values, and leave out others that would help. Not
+    # that of a key that it doesn't know: that may be a secret's, misspelt.
     hidden = [kafka[key] for key in secrets if kafka.get(key)]
+    shown = _property_names().difference(secrets)
     return {
         key: _without(text, hidden)
-        + (_given(key, kafka) if key in kafka and key not in secrets else "")
+        + (_given(key, kafka) if key in kafka and key in shown else "")
         for key, text in errors.items()
     }
 

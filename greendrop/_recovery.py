@@ -115,10 +115,12 @@ class Recovery:
             ConfigurationInvalidError: They made a bad one.
         """
         settings = lane.settings
-        kafka = dict(settings.kafka)
+        # Listeners may log what they are told.
+        kafka = settings.redacted_kafka()
         self._emit(
             "producer.reload", {"error": error, "attempt": attempt, "kafka": kafka}
         )
+        settings.put_secrets_back(kafka)
         if kafka == settings.kafka:
             return settings
         own = {each.name: getattr(settings, each.name) for each in SETTINGS}

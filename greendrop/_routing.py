@@ -200,7 +200,8 @@ class Router:
                 return
             self._asking[topic] = {}
         try:
-            _waiting.start_new_thread(self._find_out, (topic,))
+            if not _waiting.start_thread(self._find_out, topic):
+                self._find_out(topic)  # the interpreter is ending
         except RuntimeError:  # the system has no more threads
             self._answer(topic, None)
             raise

@@ -13,11 +13,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from greendrop import _waiting
+from greendrop._stalls import StallWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gevent.hub import Hub
+
+    from greendrop._stalls import Alarm
 
 #: Seconds between looks at the queue while messages are outstanding. librdkafka
 #: signals once per non-empty queue: a signal that got lost would be lost for ever.
@@ -59,7 +62,9 @@ class HubTask:
         signal: _waiting.Signal,
         turn: Turn,
         outstanding: Callable[[], int],
+        *,
         pulse: Pulse,
+        alarm: Alarm,
     ) -> None:
         """Start in the calling thread, whose hub it is."""
         self.hub = hub
@@ -86,6 +91,9 @@ class HubTask:
             self._heart = loop.timer(pulse.seconds, pulse.seconds, ref=False)
             # Not the function itself: `stop` lets go of it when the hub is gone.
             self._heart.start(lambda: self._beat())  # noqa: PLW0108 - see above
+        self._watch: StallWatch | None = None
+        if alarm.seconds:
+            self._watch = StallWatch(hub, alarm, lambda: self._guarded, outstanding)
         #: The task.
         self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
@@ -106,6 +114,8 @@ class HubTask:
         """Look after outstanding messages, until there are none; from any thread."""
         if not self._guarded:
             self._guarded = True
+            if self._watch is not None:
+                self._watch.look()
             _waiting.call_in_hub(self.hub, self._start_guard)
 
     def pause(self) -> None:
@@ -116,6 +126,8 @@ class HubTask:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
+        if self._watch is not None:
+            self._watch.stop()
         if self.greenlet.dead and not self._ended:
             _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
@@ -186,10 +198,15 @@ class HubTask:
         else:
             self._guarded = True
             self._signal.set()
+            if self._watch is not None:
+                self._watch.look()  # it may have seen it taken down
 
 
 class ThreadTask:
-    """A native thread that blocks in short polls, and rests while others do."""
+    """A native thread that blocks in short polls, and rests while others do.
+
+    At the end of a program there may be no thread to be had: then only others poll.
+    """
 
     polling: Literal["thread"] = "thread"
 
@@ -213,7 +230,9 @@ class ThreadTask:
         self._ident: int | None = None
         self._end_waiters: list[_waiting.Waiter] = []
         self._rest = _waiting.ThreadWaiter()
-        _waiting.start_new_thread(self._run, ())
+        #: Whether there is no thread, because the interpreter is ending and starts
+        #: none. Who waits has to poll.
+        self.threadless = not _waiting.start_thread(self._run)
 
     @property
     def alive(self) -> bool:
@@ -233,6 +252,7 @@ class ThreadTask:
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
+        self._ended = self._ended or self.threadless
         self.lead.stop()
         self._rest.wake()
 
@@ -271,16 +291,17 @@ class LeadWaiter:
 
     Args:
         lead: Where.
-        done: Whether that is there what it waits for.
+        done: Whether that is there what it waits for. Without it, it waits to be woken.
     """
 
-    __slots__ = ("_done", "_lead", "_waiter")
+    __slots__ = ("_done", "_lead", "_waiter", "_woken")
 
     patience = _waiting.ThreadWaiter.patience
 
-    def __init__(self, lead: Lead, done: Callable[[], bool]) -> None:
+    def __init__(self, lead: Lead, done: Callable[[], bool] | None) -> None:
         self._lead = lead
-        self._done = done
+        self._woken = False
+        self._done = done or (lambda: self._woken)
         self._waiter = _waiting.ThreadWaiter()
 
     def wait(self, seconds: float) -> bool:
@@ -292,6 +313,7 @@ class LeadWaiter:
         return self._done()
 
     def wake(self) -> None:
+        self._woken = True
         self._waiter.wake()
 
 

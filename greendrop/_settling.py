@@ -7,12 +7,12 @@ monitor; what an error of librdkafka means is passed in.
 
 from __future__ import annotations
 
-import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _waiting
-from greendrop.errors import ProduceError
+from greendrop._log_lines import LogLines
+from greendrop._statistics import Statistics
+from greendrop.errors import MessagePurgedError, ProduceError
 
 if TYPE_CHECKING:
     from collections import deque
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Reports between two looks at the clock while listeners are told.
 _CLOCK_EVERY = 16
-
-_log = logging.getLogger("greendrop.librdkafka")
 
 
 class Settler:
@@ -65,6 +63,10 @@ class Settler:
         self._verdicts = verdicts
         self._on_settled = on_settled
         self._pause = pause
+        self._log_lines = LogLines(settings.id, settings.censored)
+        # Turns of its own: it may be given one in the middle of an object.
+        turns = _waiting.Turns()
+        self._statistics = Statistics(settings.statistics_deltas, turns.end_one)
 
     def settle(self) -> None:
         """Tell all that came in so far.
@@ -133,19 +135,35 @@ class Settler:
         if not isinstance(error, ProduceError):
             error = self._verdicts.verdict(handle.topic, error, handle._partition)
             handle._error = error
-        payload = {"topic": handle.topic, "label": handle.label}
-        self._tell_error("librdkafka.dispatch_error", error, **payload)
+        payload = {
+            "topic": handle.topic,
+            # Where librdkafka has not chosen one, or was not even asked to.
+            "partition": _known(getattr(handle, "_partition", None)),
+            "offset": None,
+            "label": handle.label,
+            "delivery_report": None,
+        }
+        kind = "librdkafka.dispatch_error"
+        if self._settings.transactional and isinstance(error, MessagePurgedError):
+            facts = {"producer_id": self._settings.id, "error": error, "type": kind}
+            self._emit("message.purged", {**facts, **payload})
+        else:
+            self._tell_error(kind, error, **payload)
 
     def _tell_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
         if kind == "log":
             level, line = content
-            _log.log(level, "%s", line)
+            self._log_lines.tell(level, line)
             self._verdicts.read_log(line)
         elif kind == "error":
             error = self._verdicts.complaint(content)
             self._tell_error("librdkafka.error", error)
+        elif kind == "stall":
+            seconds, stack = content
+            payload = {"producer_id": self._settings.id, "seconds": seconds}
+            self._emit("hub.stalled", {**payload, "stack": stack})
         elif self._monitor.listens("statistics.emitted"):
-            statistics = json.loads(content)
+            statistics = self._statistics.read(content)
             payload = {"producer_id": self._settings.id, "statistics": statistics}
             self._emit("statistics.emitted", payload)
 
@@ -157,3 +175,7 @@ class Settler:
 
     def _emit(self, name: str, payload: dict[str, Any]) -> None:
         self._monitor.emit(name, payload, contained=BaseException)
+
+
+def _known(partition: int | None) -> int | None:
+    return None if partition is None or partition < 0 else partition

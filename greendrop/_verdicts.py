@@ -65,15 +65,18 @@ class Verdicts:
     Args:
         fatal_error: Gives code and text of the error that ended the client, if any.
         name_of: Gives the name of an error's number.
+        censored: Takes secrets out of a text.
     """
 
     def __init__(
         self,
         fatal_error: Callable[[], tuple[int, str] | None],
         name_of: Callable[[int], str],
+        censored: Callable[[str], str],
     ) -> None:
         self._fatal_error = fatal_error
         self._name_of = name_of
+        self._censored = censored
         #: The last complaint since the last good report, in librdkafka's words.
         self.last_error: str | None = None
         # It came as an error, and not only in the log or as "all brokers down".
@@ -89,12 +92,12 @@ class Verdicts:
 
     def translate(self, error: NativeError) -> BrokerError:
         """Turn librdkafka's error into ours."""
-        code, name, text = error.code(), error.name(), error.str()
+        code, name, text = error.code(), error.name(), self._censored(error.str())
         fatal = error.fatal()
         # The generic code hides the real one, which the client knows.
         real = self._fatal_error() if code == _FATAL else None
         if real is not None:
-            code, text = real
+            code, text = real[0], self._censored(real[1])
             name, fatal = self._name_of(code), True
         return BrokerError(
             f"{text} ({name}, {code})",
@@ -124,7 +127,7 @@ class Verdicts:
         failure = _FAIL_LINE.match(line)
         if failure is None or self._is_the_reason:
             return
-        self.last_error = failure[1]
+        self.last_error = self._censored(failure[1])
         if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
             self.last_error += "; is security.protocol right?"
 

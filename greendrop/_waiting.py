@@ -50,7 +50,7 @@ _SHORTEST = 0.001
 #: Seconds between two looks of a timer that is only there to hold the loop.
 _LONG = 3600.0
 #: Longest single wait that a C lock takes, in seconds.
-_LONGEST = _thread.TIMEOUT_MAX
+LONGEST: float = _thread.TIMEOUT_MAX
 
 
 def current_hub() -> Hub | None:
@@ -169,7 +169,7 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wait(self, seconds: float) -> bool:
-        return self._lock.acquire(timeout=min(max(seconds, 0.0), _LONGEST))
+        return self._lock.acquire(timeout=min(max(seconds, 0.0), LONGEST))
 
     def wake(self) -> None:
         try:
@@ -363,12 +363,57 @@ class Turns:
             self._ends = monotonic() + self.LENGTH
 
 
+def start_thread(function: Callable[..., object], *args: object) -> bool:
+    """Start a native thread; False if there is none to be had any more.
+
+    Python 3.12 starts none once the main thread has come to its end, also not for what
+    is run at exit.
+
+    Raises:
+        RuntimeError: The system has no more threads.
+    """
+    try:
+        start_new_thread(function, args)
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        return False
+    return True
+
+
 def start(function: Callable[[], object]) -> None:
-    """Run a function by itself: in a greenlet where there is a hub, else a thread."""
+    """Run a function by itself: in a greenlet where there is a hub, else a thread.
+
+    On the spot, when the interpreter is ending and starts no thread.
+    """
     if current_hub() is not None:
         sys.modules["gevent"].spawn(function)
-    else:
-        start_new_thread(function, ())
+    elif not start_thread(function):
+        function()
+
+
+def start_apart(function: Callable[[], object]) -> None:
+    """Run a function that may block on a native thread of its own.
+
+    A hub that the function makes there, as what gevent has patched does, ends with it.
+    On the spot, when the interpreter is ending and starts no thread.
+    """
+
+    def work() -> None:
+        try:
+            function()
+        finally:
+            _end_own_hub()
+
+    if not start_thread(work):
+        function()
+
+
+def _end_own_hub() -> None:
+    local: Any = sys.modules.get("gevent._hub_local")
+    hub = None if local is None else local.get_hub_if_exists()
+    if hub is not None:
+        hub.destroy(destroy_loop=True)
 
 
 def start_in(hub: Hub, function: Callable[[], object]) -> None:
@@ -379,8 +424,9 @@ def start_in(hub: Hub, function: Callable[[], object]) -> None:
 def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
     """Run a call that blocks natively, off the hub, and wait for its result.
 
-    Without a hub the call is made on the spot. In the hub itself, where nobody can
-    wait, it is started and left alone.
+    Without a hub the call is made on the spot, and so it is when the interpreter is
+    ending and starts no thread. In the hub itself, where nobody can wait, it is started
+    and left alone.
 
     Args:
         function: Ends by itself within about `seconds`.
@@ -402,7 +448,8 @@ def run_natively(function: Callable[[], Any], seconds: float) -> Any:  # noqa: A
         if waiter is not None:
             waiter.wake()
 
-    start_new_thread(work, ())
+    if not start_thread(work):
+        return function()  # the interpreter is ending: nobody else needs the hub
     if waiter is None:
         return None
     if not waiter.wait(seconds):

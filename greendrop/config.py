@@ -9,16 +9,19 @@ value is for `_librdkafka` to find out.
 from __future__ import annotations
 
 import math
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from greendrop import _secrets
 from greendrop.errors import ConfigurationInvalidError
+
+if TYPE_CHECKING:
+    from greendrop.oauth import OAuthToken
 
 _T = TypeVar("_T")
 
@@ -28,13 +31,6 @@ _LONGEST = 86_400
 
 #: Seconds. An `idle_disconnect_timeout` is not shorter.
 SHORTEST_IDLE_TIMEOUT = 30.0
-
-#: What `redacted` writes for the value of a key that holds a secret.
-HIDDEN = "[hidden]"
-# Wide on purpose: a hidden user name is a nuisance, a shown password is an accident.
-# What only names a file or a mechanism is shown, as one needs it to find a mistake.
-_SECRET = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.|^ssl\.key|oauth|jaas")
-_NOT_SECRET = re.compile(r"^sasl\.mechanisms?$|\.location$")
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
@@ -109,6 +105,16 @@ def _error_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _keys(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _RefusedError(f"needs a list of keys, not {type(value).__name__}")
+    keys = tuple(value)
+    for key in keys:
+        if not isinstance(key, str):
+            raise _RefusedError(f"{key!r} is no key")
+    return keys
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise _RefusedError(f"needs True or False, not {value!r:.40}")
@@ -133,9 +139,19 @@ def _identity(value: object) -> str:
     return value
 
 
+def _provider(value: object) -> object:
+    if value is not None and not callable(value):
+        raise _RefusedError(
+            f"needs a function without arguments, not {type(value).__name__}"
+        )
+    return value
+
+
+_PROVIDER = _Rule("a function without arguments", _provider)
 _IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
+_KEYS = _Rule("keys of librdkafka's statistics, such as `msg_cnt`", _keys)
 _SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
 _SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
@@ -158,6 +174,7 @@ class Settings:
         queue_limit: Messages that fit into librdkafka's queue.
         transactional: There is a `transactional.id`.
         idempotent: librdkafka writes each message once; so with transactions.
+        wants_tokens: It logs in by OAUTHBEARER, with tokens that greendrop gives it.
         secret_keys: Keys of `kafka` whose values must not be shown.
     """
 
@@ -166,6 +183,7 @@ class Settings:
     queue_limit: int
     transactional: bool
     idempotent: bool
+    wants_tokens: bool
     secret_keys: frozenset[str]
 
     id: str = _setting(
@@ -270,6 +288,32 @@ class Settings:
         " another producer has taken over, and would be fenced in turn.",
         "non_reloadable_errors, [fenced]",
     )
+    statistics_deltas: tuple[str, ...] = _setting(
+        ("tx", "txretries", "txerrs", "rxerrs"),
+        _KEYS,
+        "keys",
+        "Numbers in librdkafka's statistics whose change is told beside them, as KEY_d"
+        " and KEY_fd; see docs/statistics.md. The default is what the metrics of"
+        " greendrop need.",
+        "statistics_decorator",
+    )
+    stall_alarm: float = _setting(
+        0.0,
+        _SECONDS,
+        "seconds",
+        "Tell `hub.stalled` when the hub was held for so long while messages were on"
+        " their way. 0 turns it off. Costs a native thread, which runs only while"
+        " messages are on their way; see docs/stalls.md.",
+    )
+    oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
+        None,
+        _PROVIDER,
+        "a function",
+        "Gives an `OAuthToken` each time one is needed, if `sasl.mechanisms` is"
+        " OAUTHBEARER. Called on a native thread of its own, where it may block. See"
+        " docs/oauth.md.",
+        "oauth.token_provider_listener, false",
+    )
     exit_timeout: float = _setting(
         10.0,
         _SECONDS,
@@ -284,11 +328,25 @@ class Settings:
         shown: dict[str, object] = {
             setting.name: getattr(self, setting.name) for setting in SETTINGS
         }
-        shown["kafka"] = {
-            key: HIDDEN if key in self.secret_keys else value
-            for key, value in self.kafka.items()
-        }
+        if self.oauth_token_provider is not None:
+            # Such as a functools.partial: its repr shows what it was given.
+            shown["oauth_token_provider"] = _secrets.HIDDEN
+        shown["kafka"] = self.redacted_kafka()
         return shown
+
+    def redacted_kafka(self) -> dict[str, str]:
+        """Give librdkafka's configuration, secrets replaced by `[hidden]`."""
+        return _secrets.redacted(self.kafka)
+
+    def put_secrets_back(self, redacted: dict[str, str]) -> None:
+        """Undo `redacted_kafka` where a secret is still hidden."""
+        for key in self.secret_keys & redacted.keys():
+            if redacted[key] == _secrets.HIDDEN:
+                redacted[key] = self.kafka[key]
+
+    def censored(self, text: str) -> str:
+        """Give a text that somebody else wrote, with secrets of `kafka` cut out."""
+        return _secrets.censored(text, self.kafka, self.secret_keys)
 
     def __repr__(self) -> str:
         """Tell the settings without secrets."""
@@ -354,6 +412,9 @@ def build_settings(
     errors: dict[str, str] = {}
     own = own_settings(options, errors)
     users = _whole_configuration(kafka, errors)
+    whose_tokens = _whose_tokens(users)
+    if own.get("oauth_token_provider") and whose_tokens not in _TAKES_PROVIDER:
+        errors["oauth_token_provider"] = f"is of no use: {whose_tokens}"
     if errors:
         raise ConfigurationInvalidError(errors)
     transactional = bool(users.get("transactional.id"))
@@ -365,7 +426,10 @@ def build_settings(
         queue_limit=int(_number(users.get(_QUEUE_KEY), _QUEUE_LIMIT)) or sys.maxsize,
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
-        secret_keys=frozenset(key for key in merged if _is_secret(key)),
+        wants_tokens=whose_tokens == _OURS,
+        secret_keys=frozenset(
+            key for key, value in merged.items() if _secrets.is_secret(key, value)
+        ),
         **own,
     )
 
@@ -408,7 +472,10 @@ _ONLY_ERRORS = "delivery.report.only.error"
 _SUBSCRIBE = "this callback belongs to greendrop; use producer.monitor.subscribe({})"
 _ERRORS_GO_TO = _SUBSCRIBE.format("'error.occurred', ...")
 _STATISTICS_GO_TO = _SUBSCRIBE.format("'statistics.emitted', ...")
-_TOKENS_GO_TO = _SUBSCRIBE.format("'oauthbearer.token_refresh', ...")
+_TOKENS_GO_TO = (
+    _SUBSCRIBE.format("'oauthbearer.token_refresh', ...")
+    + ", or the setting oauth_token_provider"
+)
 _REPORTS_GO_TO = (
     _SUBSCRIBE.format("'message.acknowledged', ...")
     + ", or the handle that produce_async returns"
@@ -470,6 +537,26 @@ def kafka_values(given: object, errors: dict[str, str], *, name: str) -> dict[st
         except _RefusedError as refused:
             errors[f"{name}.{key!s}"] = str(refused)
     return values
+
+
+_OURS = "greendrop's"
+_NO_LOGIN = "the mock cluster of test.mock.num.brokers lets everybody in"
+_TAKES_PROVIDER = (_OURS, _NO_LOGIN)
+
+
+def _whose_tokens(values: Mapping[str, str]) -> str:
+    """Tell whether greendrop gives the tokens of a login, or why it does not."""
+    mechanism = _either(values, "sasl.mechanisms", "sasl.mechanism") or "GSSAPI"
+    protocol = values.get("security.protocol", "plaintext")
+    if mechanism.upper() != "OAUTHBEARER":
+        return "kafka's sasl.mechanisms is not OAUTHBEARER"
+    if not protocol.upper().startswith("SASL_"):
+        return "kafka's security.protocol is not SASL_SSL"
+    if values.get("sasl.oauthbearer.method", "default").lower() == "oidc":
+        return "with sasl.oauthbearer.method=oidc librdkafka gets the tokens by itself"
+    if _is_true(values.get("enable.sasl.oauthbearer.unsecure.jwt")):
+        return "enable.sasl.oauthbearer.unsecure.jwt has librdkafka make the tokens"
+    return _NO_LOGIN if _number(values.get(_MOCK), 0) > 0 else _OURS
 
 
 def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
@@ -577,7 +664,3 @@ def _number(text: str | None, default: float) -> float:
 def _is_true(text: str | None) -> bool:
     """Whether librdkafka reads a text as true."""
     return text is not None and text.lower() in {"true", "t", "1"}
-
-
-def _is_secret(key: str) -> bool:
-    return bool(_SECRET.search(key)) and not _NOT_SECRET.search(key)

@@ -19,6 +19,7 @@
     ├── BrokerError                     what librdkafka or a broker said, as a cause
     └── ProduceError                    a message was not sent, or not delivered
         ├── QueueFullError              not queued; try again
+        ├── OAuthTokenError             not queued; there was no token to connect with
         ├── DeliveryError               final: not delivered
         │   └── MessagePurgedError      final: dropped before it was acknowledged
         ├── DeliveryTimeoutError        not known yet; may still be delivered
@@ -262,6 +263,13 @@ def _broker_error_behind(error: BaseException) -> BrokerError | None:
 
 class QueueFullError(ProduceError):
     """librdkafka's queue is full. Nothing was queued; try the message again."""
+
+
+class OAuthTokenError(ProduceError):
+    """No OAuth token was to be had, so no connection. Nothing was queued; try again.
+
+    What the provider raised is the cause: its text is in no other place.
+    """
 
 
 class DeliveryError(ProduceError):

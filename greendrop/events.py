@@ -1,13 +1,13 @@
-"""What greendrop tells: the table of events, and the monitor that tells them.
+"""What greendrop tells: the tables of events, and the monitors that tell them.
 
-The table is the single source of the names, of `docs/events.md` and of what a
-listener object may listen to. A monitor calls its listeners one after the other, in
-the order of subscription; a listener can't hurt what it listens to.
+The tables are the single source of the names, of `docs/events.md`, of the types in
+`_event_names.py` and of what a listener object may listen to. A monitor calls its
+listeners one after the other, in the order of subscription; a listener can't hurt what
+it listens to.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,14 +15,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from greendrop import _waiting
+from greendrop._logging import ERROR, Log
+from greendrop._repeats import Repeats
 from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Silent unless the application configures logging.
-_log = logging.getLogger("greendrop")
-_log.addHandler(logging.NullHandler())
+    from greendrop._event_names import EventName
+
+_log = Log("greendrop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class EventSpec:
     payload: tuple[str, ...]
 
 
-#: Every event of a producer. `time` is in seconds; `error` is an exception of
-#: `greendrop.errors`, with its cause.
-EVENTS: Mapping[str, EventSpec] = MappingProxyType(
+#: Every event of a producer, told by its `monitor`. `time` is in seconds; `error` is an
+#: exception of `greendrop.errors`, with its cause.
+EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
     {
         "producer.connected": EventSpec(
             when="a client was built; again after every reconnect",
@@ -51,7 +53,9 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
         ),
         "producer.reload": EventSpec(
             when="a client that a fatal error has ended is going to be replaced;"
-            " `kafka` is what the new one will be built from, to be changed in place",
+            " `kafka` is what the new one will be built from, to be changed in place;"
+            " a secret is `[hidden]` there, and stays what it was if that is not"
+            " changed",
             payload=("producer_id", "error", "attempt", "kafka"),
         ),
         "producer.reloaded": EventSpec(
@@ -116,13 +120,76 @@ EVENTS: Mapping[str, EventSpec] = MappingProxyType(
                 "delivery_report",
             ),
         ),
+        "message.purged": EventSpec(
+            when="a message of a transactional producer was dropped, which is no error"
+            " there: it was aborted, or `purge` was called; before its handle wakes",
+            payload=(
+                "producer_id",
+                "topic",
+                "partition",
+                "offset",
+                "label",
+                "delivery_report",
+                "error",
+                "type",
+            ),
+        ),
+        "oauthbearer.token_refresh": EventSpec(
+            when="a token is needed, and there is no oauth_token_provider: give"
+            " `bearer` one, or say why there is none. Told on a native thread of its"
+            " own (docs/oauth.md)",
+            payload=("producer_id", "bearer"),
+        ),
         "statistics.emitted": EventSpec(
-            when="librdkafka emitted statistics (statistics.interval.ms)",
+            when="librdkafka emitted statistics (statistics.interval.ms); see"
+            " [statistics](statistics.md)",
             payload=("producer_id", "statistics"),
+        ),
+        "hub.stalled": EventSpec(
+            when="the hub was held for `seconds` while messages waited to be told of"
+            " (`stall_alarm`); `stack` is where, or None; see [stalls](stalls.md)",
+            payload=("producer_id", "seconds", "stack"),
         ),
         "error.occurred": EventSpec(
             when="something failed; `type` says what (docs/events.md)",
             payload=("producer_id", "error", "type"),
+        ),
+    }
+)
+
+
+#: Every event of the process, told by `greendrop.monitor`.
+PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
+    {
+        "producer.created": EventSpec(
+            when="a `Producer` was constructed; it has no settings, and so no id, yet",
+            payload=("producer", "producer_id"),
+        ),
+        "producer.configured": EventSpec(
+            when="a producer has its settings, and has opened nothing yet: the moment"
+            " to subscribe listeners to it, or to add middleware; `config` is its"
+            " settings by name, secrets hidden",
+            payload=("producer", "producer_id", "config"),
+        ),
+        "producer.closed": EventSpec(
+            when="a producer was closed; the producer's own monitor tells it too",
+            payload=("producer_id", "time"),
+        ),
+        "connection_pool.created": EventSpec(
+            when="a `ProducerPool` was constructed; `timeout` is in seconds",
+            payload=("pool", "size", "timeout"),
+        ),
+        "connection_pool.setup": EventSpec(
+            when="a pool was made the default one, with `set_default_pool`",
+            payload=("pool", "size", "timeout"),
+        ),
+        "connection_pool.reloaded": EventSpec(
+            when="a pool has let go of its producers, for fresh ones",
+            payload=("pool",),
+        ),
+        "connection_pool.shutdown": EventSpec(
+            when="a pool was closed; once",
+            payload=("pool",),
         ),
     }
 )
@@ -141,16 +208,21 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "messages.produce_many_async": "a `produce_many_async` failed; the same",
         "buffer.flush": "`close` could not send all that was buffered; what it did not"
         " send stays readable in `buffered`",
-        "librdkafka.dispatch_error": "one message was not delivered; also"
-        " `topic` and `label`",
+        "librdkafka.dispatch_error": "one message was not delivered; also `topic`,"
+        " `partition` (None if it got none), `label`, and `offset` and"
+        " `delivery_report`, which are None",
         "librdkafka.error": "librdkafka complains: a broker is down, a login fails."
         " Mostly it passes by itself; see `error.fatal`",
         "librdkafka.idempotent_fatal_error": "a fatal error has ended the client of an"
         " idempotent producer, which is going to be replaced; also `attempt`. Or that"
         " failed: `error` says why",
+        "oauthbearer.token_refresh": "there was no OAuth token to be had: `error` is an"
+        " `OAuthTokenError`. While clients are connected it is tried again after 10 s;"
+        " told on the thread of the refresh",
         "producer.disconnect.error": "disconnecting an idle producer failed",
         "listener.error": "a listener raised; also `event`, the name of what it was"
-        " told",
+        " told, and `left_out` if there were more of this kind: one event and one kind"
+        " of exception are told once a minute",
     }
 )
 
@@ -176,31 +248,37 @@ class Event:
 
 Listener = Callable[[Event], object]
 _L = TypeVar("_L", bound=Listener)
+_O = TypeVar("_O")
 
 
 class Monitor:
-    """The listeners of one producer.
+    """The listeners of one producer, or of the process.
 
     Subscribing and unsubscribing is safe at any time and from any thread; an event
     that is being told goes on to those who were there when it began.
+
+    Args:
+        events: The table of what it tells.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, events: Mapping[EventName, EventSpec] = EVENTS) -> None:
+        self._events = events
         # Copied on write: who reads never sees a change half made. Only events that
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
         self._changing = _waiting.RLock()
         self._statistics_frozen = False
+        self._failures = Repeats()
 
     def listens(self, name: str) -> bool:
         """Tell whether anybody listens; who builds a payload asks first."""
         return name in self.listeners
 
     @overload
-    def subscribe(self, target: str, listener: _L) -> _L: ...
+    def subscribe(self, target: EventName, listener: _L) -> _L: ...
     @overload
-    def subscribe(self, target: str) -> Callable[[_L], _L]: ...
+    def subscribe(self, target: EventName) -> Callable[[_L], _L]: ...
     @overload
     def subscribe(self, target: object) -> object: ...
 
@@ -212,26 +290,24 @@ class Monitor:
         `on_message_acknowledged(event)` and so on are called.
 
         Raises:
-            EventNotRegisteredError: There is no event of that name.
+            EventNotRegisteredError: This monitor has no event of that name.
             StatisticsNotEnabledError: The client was built without statistics. After
                 `disconnect` it may be tried again.
         """
         if isinstance(target, str):
             self._known(target)
             if listener is None:
-                return lambda function: self.subscribe(target, function)
-            self._add({target: listener}, listener)
-            return listener
+                return lambda function: self._add({target: function}, function)
+            return self._add({target: listener}, listener)
         methods = {
             name: method
-            for name in EVENTS
+            for name in self._events
             if callable(method := getattr(target, "on_" + name.replace(".", "_"), None))
         }
         if not methods:
             text = f"{target!r} has no method for any event (on_message_acknowledged)"
             raise EventNotRegisteredError(text)
-        self._add(methods, target)
-        return target
+        return self._add(methods, target)
 
     def unsubscribe(self, listener: object) -> None:
         """Stop telling a function or object anything; unknown ones are ignored."""
@@ -251,10 +327,11 @@ class Monitor:
         """Tell an event to those who listen.
 
         A listener that raises is logged and told as `error.occurred` with type
-        `listener.error`; the others are told all the same.
+        `listener.error`, once a minute for each event and kind of exception; the others
+        are told all the same.
 
         Args:
-            name: A key of `EVENTS`.
+            name: A key of the table.
             payload: What its row says.
             contained: What a listener may raise without hurting. In the caller's own
                 greenlet that is not a Timeout or a kill: those are meant for the
@@ -275,25 +352,31 @@ class Monitor:
     def _tell_failure(
         self, event: Event, error: BaseException, contained: type[BaseException]
     ) -> None:
-        _log.error("listener of %s raised", event.name, exc_info=error)
-        if event.payload.get("type") == "listener.error":
-            return  # the one who hears of failing listeners fails; the log has it
-        self.emit(
-            "error.occurred",
-            {
-                "producer_id": event.payload.get("producer_id"),
-                "error": error,
-                "type": "listener.error",
-                "event": event.name,
-            },
-            contained,
+        about = event.payload.get("type")
+        left_out = self._failures.left_out((event.name, about, type(error)))
+        if left_out is None:
+            return
+        more = {"left_out": left_out} if left_out else {}
+        producer_id = event.payload.get("producer_id")
+        _log.write(
+            ERROR,
+            "listener.error",
+            exc_info=error,
+            producer_id=producer_id,
+            listener_of=event.name,
+            **more,
         )
+        if about == "listener.error":
+            return  # the one who hears of failing listeners fails; the log has it
+        payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
+        payload = {**payload, "event": event.name, **more}
+        self.emit("error.occurred", payload, contained)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
         """Refuse, or allow again, to subscribe to statistics that nobody emits."""
         self._statistics_frozen = frozen
 
-    def _add(self, added: Mapping[str, Listener], owner: object) -> None:
+    def _add(self, added: Mapping[Any, Listener], owner: _O) -> _O:
         if self._statistics_frozen and "statistics.emitted" in added:
             text = (
                 "statistics are off: nobody listened when the client was built, or"
@@ -305,11 +388,20 @@ class Monitor:
             for name, listener in added.items():
                 listeners[name] = (*listeners.get(name, ()), (owner, listener))
             self.listeners = listeners
+        return owner
 
-    @staticmethod
-    def _known(name: str) -> None:
-        if name not in EVENTS:
-            near = get_close_matches(name, EVENTS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            text = f"no event {name!r}{hint}"
-            raise EventNotRegisteredError(text)
+    def _known(self, name: str) -> None:
+        if name in self._events:
+            return
+        near = get_close_matches(name, self._events, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        if name in EVENTS:
+            hint = "; that one is told by each producer: producer.monitor"
+        elif name in PROCESS_EVENTS:
+            hint = "; that one is told by greendrop.monitor"
+        raise EventNotRegisteredError(f"no event {name!r}{hint}")
+
+
+#: Tells of the life of all producers and pools of this process. Here other libraries
+#: add listeners and middleware to each producer, when it is configured.
+monitor = Monitor(PROCESS_EVENTS)

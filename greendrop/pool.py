@@ -7,13 +7,13 @@ it. Knows nothing of how messages go.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _waiting
+from greendrop import _waiting, events
+from greendrop._logging import ERROR, Log
 from greendrop.errors import (
     MessagesAbandonedError,
     PoolClosedError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Factory: TypeAlias = Callable[[int], Producer] | Callable[[], Producer]
 
-_log = logging.getLogger("greendrop")
+_log = Log("greendrop")
 
 
 class PoolStats(NamedTuple):
@@ -77,6 +77,7 @@ class ProducerPool:
         # How to close what comes back too late: timeout, and whether by force.
         self._ending: tuple[float | None, bool] = (None, False)
         self._start_over()
+        self._tell("created", size=self.size, timeout=timeout)
 
     def _start_over(self) -> None:
         # Held over code that can't switch greenlets only.
@@ -276,7 +277,10 @@ class ProducerPool:
                 if slot.producer is not None:
                     old.append(slot.producer)
                     slot.vacate()
-        _close_all(old, timeout, force=False)
+        try:
+            _close_all(old, timeout, force=False)
+        finally:
+            self._tell("reloaded")
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
         """Give out no more producers, and close them all.
@@ -304,13 +308,24 @@ class ProducerPool:
         if self._inherited:
             self.reset()
         with self._changing:
-            if force or not self._closed:
+            first = not self._closed
+            if force or first:
                 self._ending = (timeout, force)
             self._closed = True
             idle = [slot.producer for slot in self._idle if slot.producer is not None]
             while self._queue:
                 self._queue.popleft().wake()
-        _close_all(idle, timeout, force=force)
+        try:
+            _close_all(idle, timeout, force=force)
+        finally:
+            if first:
+                self._tell("shutdown")
+
+    def _tell_setup(self) -> None:
+        self._tell("setup", size=self.size, timeout=self._timeout)
+
+    def _tell(self, what: str, **facts: object) -> None:
+        events.monitor.emit(f"connection_pool.{what}", {"pool": self, **facts})
 
     @property
     def _inherited(self) -> bool:
@@ -467,7 +482,7 @@ def _close_in_background(
             producer.close(timeout, force=force)
         except MessagesAbandonedError as error:
             # Nobody is there to catch it: the handles and the log have to tell.
-            _log.error("%s", error)
+            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
     _waiting.start(close)
 
@@ -488,6 +503,8 @@ def set_default_pool(pool: ProducerPool | None) -> ProducerPool | None:
     """
     global _default
     before, _default = _default, pool
+    if pool is not None:
+        pool._tell_setup()  # noqa: SLF001 - told of the pool, by what it knows
     return before
 
 

@@ -12,7 +12,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from greendrop import _waiting
+from greendrop import _waiting, events
 from greendrop._batches import read_all, send_and_wait
 from greendrop._buffer import Entry, Flush, Sender
 from greendrop._core import Core
@@ -86,6 +86,7 @@ class Producer:
         self._max_wait_timeout: float
         # What a variant was made from: gone, it would close what they share.
         self._origin: Producer | None = None
+        self._tell_process("producer.created")
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
@@ -109,6 +110,9 @@ class Producer:
         self._lane = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
+        if events.monitor.listens("producer.configured"):
+            config = core.settings.redacted()
+            self._tell_process("producer.configured", config=config)
 
     def variant(
         self,
@@ -188,6 +192,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: Not delivered, for good.
             DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
                 delivered.
@@ -250,6 +255,7 @@ class Producer:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
             QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: librdkafka refused the message at once.
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
@@ -259,8 +265,9 @@ class Producer:
 
         Blocking:
             While the queue is full, for `wait_timeout_on_queue_full` at most; with a
-            `partition_key` also as `partition_count`. Lets other greenlets run where
-            the thread has a hub, else blocks the thread.
+            `partition_key` also as `partition_count`. While it connects, if there is
+            no OAuth token yet, for half a minute at most. Lets other greenlets run
+            where the thread has a hub, else blocks the thread.
         """
         core = self._core or self._unconfigured()
         fields = (
@@ -829,6 +836,10 @@ class Producer:
 
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")
+
+    def _tell_process(self, name: str, **facts: object) -> None:
+        facts = {"producer": self, "producer_id": self.id, **facts}
+        events.monitor.emit(name, facts)
 
     def _tell(self, name: str, began: float, **facts: object) -> None:
         time = _waiting.monotonic() - began

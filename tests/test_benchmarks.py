@@ -44,11 +44,12 @@ def test_any_listener_can_be_measured():
     command += ["--rounds", "1", "--count", "2000"]
     command += ["--listener", "tests.test_benchmarks:Listener"]
     command += ["--listener", "greendrop.listeners.opentelemetry:trace"]
+    command += ["--listener", "greendrop.listeners.log:LogListener"]
 
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
     )
 
     assert done.returncode == 0, done.stderr
-    table = r"\| none \| [\d.]+ \| [\d.]+ \|\n(\| \S+:\w+ (\| [+-][\d.]+ ){2}\|\n){2}"
+    table = r"\| none \| [\d.]+ \| [\d.]+ \|\n(\| \S+:\w+ (\| [+-][\d.]+ ){2}\|\n){3}"
     assert re.search(table, done.stdout), done.stdout

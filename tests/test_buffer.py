@@ -670,7 +670,7 @@ def test_close_ends_closed_whatever_is_buffered(
     (event,) = heard
     assert event["type"] == "buffer.flush"
     assert f"{left} messages are back in the buffer" in str(event["error"])
-    assert "producer 'p' closes without sending" in caplog.text
+    assert "producer.closes_without_flush producer_id=p" in caplog.text
 
 
 def test_close_keeps_what_has_no_room_readable(world, make_producer):

@@ -16,6 +16,7 @@ SECONDS = {
     "max_serve_time",
     "exit_timeout",
     "wait_backoff_on_idempotent_fatal_error",
+    "stall_alarm",
 }
 BOOLEANS = {
     "wait_on_queue_full",
@@ -29,6 +30,8 @@ OTHERS = {
     "idle_disconnect_timeout",
     "max_attempts_on_idempotent_fatal_error",
     "non_reloadable_errors",
+    "statistics_deltas",
+    "oauth_token_provider",  # in test_oauth.py
 }
 
 
@@ -82,6 +85,15 @@ def test_every_setting_says_unit_rule_and_reason():
 def test_every_setting_is_tested_here():
     """A new setting gets its limits tested, or this test fails."""
     assert {each.name for each in SETTINGS} == (SECONDS | BOOLEANS | OTHERS)
+
+
+def test_statistics_deltas_are_keys():
+    """Any list of texts, also an empty one; a text is no list."""
+    assert settings().statistics_deltas == ("tx", "txretries", "txerrs", "rxerrs")
+    assert settings(statistics_deltas=["msg_cnt"]).statistics_deltas == ("msg_cnt",)
+    assert settings(statistics_deltas=()).statistics_deltas == ()
+    for wrong in ("tx", 5, [5], None):
+        assert problems(statistics_deltas=wrong).keys() == {"statistics_deltas"}
 
 
 def test_id_is_made_up():

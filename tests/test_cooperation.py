@@ -331,7 +331,10 @@ def test_a_listener_may_send_without_waiting(make_producer, hub):
 def test_a_raising_listener_hurts_nothing(
     error, driver, make_producer, request, hub_errors
 ):
-    """Whatever listeners raise, each send succeeds and each listener is told."""
+    """Whatever listeners raise, each send succeeds and each listener is told.
+
+    Of the failures the first one is, for a minute.
+    """
     if driver == "fd":
         request.getfixturevalue("hub")
     producer = make_producer()
@@ -351,8 +354,8 @@ def test_a_raising_listener_hurts_nothing(
     assert time.monotonic() - began < 0.5
     assert driver == producer.polling
     assert len(after) == 3
-    assert [each["type"] for each in failures.events] == ["listener.error"] * 3
-    assert {type(each["error"]) for each in failures.events} == {error}
+    assert [each["type"] for each in failures.events] == ["listener.error"]
+    assert type(failures.events[0]["error"]) is error
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter, deque
 
 import gevent
 import pytest
@@ -10,9 +11,14 @@ from greendrop import (
     DeliveryError,
     EventNotRegisteredError,
     MessageInvalidError,
+    MessagePurgedError,
     Producer,
     StatisticsNotEnabledError,
 )
+from greendrop._repeats import Repeats
+from greendrop._settling import Settler
+from greendrop.config import build_settings
+from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.events import EVENTS, Event, Monitor
 from greendrop.testing import trigger_fatal_error
 
@@ -314,7 +320,9 @@ def test_raising_listener_is_logged(monitor, caplog):
     with caplog.at_level(logging.ERROR, "greendrop"):
         monitor.emit(NAME, PAYLOAD)
 
-    assert "listener of message.acknowledged raised" in caplog.text
+    assert (
+        "listener.error producer_id=p listener_of=message.acknowledged" in caplog.text
+    )
     assert "ValueError: listener's mistake" in caplog.text
 
 
@@ -394,6 +402,56 @@ def test_end_of_the_program_passes_through_listeners(monitor, kind, contained):
         monitor.emit(NAME, PAYLOAD, contained)
 
 
+@pytest.fixture
+def clock(monitor):
+    """Turn the clock by which a monitor tells of failures."""
+    now = [0.0]
+    monitor._failures = Repeats(60.0, lambda: now[0])
+    return now
+
+
+def test_raising_listener_is_told_once_a_minute(monitor, clock, caplog):
+    """Of a thousand times one is told and logged, and then how many were left out."""
+    heard = []
+
+    def failing(_event):
+        raise ValueError
+
+    monitor.subscribe(NAME, failing)
+    monitor.subscribe("error.occurred", heard.append)
+    for _ in range(1000):
+        monitor.emit(NAME, PAYLOAD)
+    clock[0] = 61.0
+    monitor.emit(NAME, PAYLOAD)
+
+    assert [event.payload.get("left_out") for event in heard] == [None, 999]
+    assert len(caplog.records) == 2
+    assert "left_out=999" in caplog.text
+
+
+def test_each_kind_of_failure_is_told(monitor, clock):
+    """Another event, or another kind of exception, is another mistake."""
+    heard = []
+    kinds = [ValueError, KeyError, ValueError]
+
+    def failing(_event):
+        raise kinds.pop(0)
+
+    monitor.subscribe("error.occurred", heard.append)
+    for name in (NAME, "producer.closing"):
+        monitor.subscribe(name, failing)
+    monitor.emit(NAME, PAYLOAD)
+    monitor.emit(NAME, PAYLOAD)
+    monitor.emit("producer.closing", PAYLOAD)
+
+    told = [(event["event"], type(event["error"])) for event in heard]
+    assert told == [
+        (NAME, ValueError),
+        (NAME, KeyError),
+        ("producer.closing", ValueError),
+    ]
+
+
 # -- real traffic ---------------------------------------------------------------------
 
 
@@ -471,7 +529,9 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     producer.disconnect()
     producer.close()
 
-    assert set(recorder.names()) == set(EVENTS)
+    # These have tests of their own; nobody logs in to a mock cluster.
+    elsewhere = {"message.purged", "hub.stalled", "oauthbearer.token_refresh"}
+    assert set(recorder.names()) == set(EVENTS) - elsewhere
     for event in recorder.events:
         row = set(EVENTS[event.name].payload)
         assert event["producer_id"] == "teller"
@@ -517,7 +577,11 @@ def test_failure_of_a_sync_verb_is_told_twice(world, make_producer):
     for event in heard:
         assert event["error"].__cause__.name == "_UNKNOWN_PARTITION"
     assert told["librdkafka.dispatch_error"]["label"] == 5
-    assert told["librdkafka.dispatch_error"]["topic"] == "t"
+    dispatch_error = told["librdkafka.dispatch_error"].payload
+    assert dispatch_error["topic"] == "t"
+    assert dispatch_error["partition"] == 99
+    assert dispatch_error["offset"] is None
+    assert dispatch_error["delivery_report"] is None
 
 
 def test_refused_message_is_no_error_event(make_producer):
@@ -637,6 +701,103 @@ def test_listener_may_produce(world, make_producer):
     producer.produce_sync(topic="t", payload=b"x", label="first")
 
     assert handles[0].wait(LONG).label == "second"
+
+
+def settle_purged(monitor, **kafka):
+    """Have the serving task tell of a message that was purged; give its handle."""
+    reports = ReportQueue(None, lambda: None)
+    handle = DeliveryHandle("t", "label", reports)
+    settings = build_settings({"bootstrap.servers": "host", **kafka}, {"id": "p"})
+    settler = Settler(
+        reports=reports,
+        notices=deque(),
+        pending={handle},
+        settings=settings,
+        monitor=monitor,
+        verdicts=None,
+        on_settled=lambda *_: None,
+        pause=lambda: None,
+    )
+    handle._fail(MessagePurgedError("dropped"))
+    settler.settle()
+    return handle
+
+
+def test_purge_is_no_error_of_a_transactional_producer(monitor):
+    """It is an event of its own there, with the keys of its row. Check 95."""
+    heard, errors = [], []
+    monitor.subscribe("message.purged", heard.append)
+    monitor.subscribe("error.occurred", errors.append)
+
+    handle = settle_purged(monitor, **{"transactional.id": "tx"})
+
+    (event,) = heard
+    assert errors == []
+    assert event.payload == {
+        "producer_id": "p",
+        "topic": "t",
+        "partition": None,
+        "offset": None,
+        "label": "label",
+        "delivery_report": None,
+        "error": handle.error,
+        "type": "librdkafka.dispatch_error",
+    }
+    assert event.payload.keys() == set(EVENTS["message.purged"].payload)
+
+
+def test_purge_is_an_error_of_any_other_producer(monitor):
+    """There, somebody has dropped what was to be delivered. Check 95."""
+    heard, errors = [], []
+    monitor.subscribe("message.purged", heard.append)
+    monitor.subscribe("error.occurred", errors.append)
+
+    settle_purged(monitor)
+
+    assert heard == []
+    assert [event["type"] for event in errors] == ["librdkafka.dispatch_error"]
+
+
+@pytest.mark.slow
+def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until):
+    """Of reports, errors and statistics: told once each, and serving goes on.
+
+    The handles are released. Acceptance check 112; listeners of token refreshes are
+    called in the same way.
+    """
+    producer = make_producer({"statistics.interval.ms": 20})
+    errors, statistics = [], []
+
+    def failing(event):
+        raise ValueError(event.name)
+
+    def failing_on_statistics(event):
+        statistics.append(event)
+        raise KeyError
+
+    producer.monitor.subscribe("message.acknowledged", failing)
+    producer.monitor.subscribe("statistics.emitted", failing_on_statistics)
+    producer.monitor.subscribe("error.occurred", errors.append)
+    producer.monitor.subscribe("error.occurred", failing)
+    for _ in range(5):
+        producer.produce_sync(topic="t", payload=b"x")
+    with pytest.raises(DeliveryError):
+        producer.produce_sync(topic="t", payload=b"x", partition=99)
+    until(lambda: len(statistics) > 3)
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    told = Counter(
+        (event["event"], type(event["error"]))
+        for event in errors
+        if event["type"] == "listener.error"
+    )
+    # Once for each type of error: of the verb, and of the message if it was queued.
+    assert told.pop(("error.occurred", ValueError)) in (1, 2)
+    assert told == {
+        ("message.acknowledged", ValueError): 1,
+        ("statistics.emitted", KeyError): 1,
+    }
 
 
 # -- statistics -----------------------------------------------------------------------

@@ -135,6 +135,18 @@ def test_ten_tasks_share_the_producers_of_a_pool():
     assert "available=3, waiting=0" in output
 
 
+def test_ten_senders_need_one_token():
+    """The blocking provider holds nobody up; a server that is down is told of."""
+    output = run(EXAMPLES / "oauth.py")
+
+    assert output.count("is asked for a token") == 1
+    ticks = re.search(r"another greenlet ran (\d+) times", output)
+    assert ticks is not None, output
+    assert int(ticks[1]) > 10
+    assert "is told: no OAuth token: oauth_token_provider failed with URLErr" in output
+    assert "the reason is URLError" in output
+
+
 def test_requests_do_not_wait_for_the_telemetry():
     """Each request ends with its own messages; one tells that its message failed."""
     output = run(EXAMPLES / "scope.py")
@@ -145,6 +157,30 @@ def test_requests_do_not_wait_for_the_telemetry():
         assert int(milliseconds) < 900
         assert int(others) > 10
     assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output
+
+
+def test_a_users_tests_pass():
+    """With the fixtures that come with greendrop; nothing is listened on."""
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
+
+    assert "4 passed" in output
+
+
+def test_slow_broker_and_slow_handler_are_told_apart():
+    """The stall alarm names the handler; the broker that went is told of once."""
+    output = run(EXAMPLES / "telling.py")
+
+    lines = output.splitlines()
+    slow = [
+        float(each) for each in re.findall(r"produced_sync +duration=(\S+)", output)
+    ]
+    assert len(slow) == 3
+    assert slow[1] > 0.4
+    (stall,) = (line for line in lines if "hub.stalled" in line)
+    assert lines.index(stall) > lines.index(next(x for x in lines if "request=3" in x))
+    assert "in bad_request\n    time.sleep(HELD)" in output
+    assert 1 <= output.count("kind=connection") <= 2
+    assert re.search(r"slowest round trip +broker=\S+ ms=4\d\d", output)
 
 
 def test_metrics_are_scraped():

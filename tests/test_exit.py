@@ -197,6 +197,70 @@ def test_warnings_that_are_errors_change_nothing(
     assert stored("events") == 1
 
 
+NO_MORE_THREADS = """
+    # As Python 3.12 does from the end of the main thread on, before any exit handler.
+    from greendrop import _waiting
+
+    def refuse(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    _waiting.start_new_thread = refuse
+"""
+
+
+@three_modes
+def test_the_end_needs_no_new_thread(mode, mock_cluster, run_script, stored):
+    """Where no thread can be started any more, the main thread sends by itself.
+
+    Also what waits for partitions to be known, or for room in the queue.
+    """
+    program = """
+    small = Producer(
+        {"bootstrap.servers": servers, "queue.buffering.max.messages": 10}, id="small"
+    )
+    acknowledged = []
+    for each in producer, small:
+        each.monitor.subscribe("message.acknowledged", acknowledged.append)
+        each.buffer_many(
+            {"topic": "events", "payload": b"x", "partition_key": str(number)}
+            for number in range(100)
+        )
+    import atexit
+    atexit._run_exitfuncs()
+    print(len(acknowledged), producer.status, small.status)
+    """
+    mock_cluster.create_topic("events", partitions=3)
+    mock_cluster.round_trip(0.01)
+    servers = mock_cluster.bootstrap_servers
+
+    ended = run_script(BEGIN + NO_MORE_THREADS + program, mode, servers=servers)
+
+    assert ended.stdout == "200 closed closed\n"
+    assert stored("events") == 200
+
+
+@three_modes
+def test_an_end_without_threads_ends_in_time(mode, run_script):
+    """With nobody to deliver to it takes `exit_timeout`, and tells the loss."""
+    program = """
+    lost = Producer(
+        {"bootstrap.servers": "127.0.0.1:1", "log_level": 0},
+        id="lost",
+        exit_timeout=0.5,
+    )
+    lost.buffer_many({"topic": "events", "payload": b"x"} for _ in range(10))
+    print(time.monotonic())
+    """
+
+    source = BEGIN + NO_MORE_THREADS + program
+    ended = run_script(source, mode, servers="-", fails=True)
+
+    took = time.monotonic() - float(ended.stdout)
+    assert ended.returncode == 0
+    assert 0.4 < took < 2.5
+    assert "greendrop: producer 'lost' is closed; 10 messages" in ended.stderr
+
+
 # --- signals --------------------------------------------------------------------------
 
 

@@ -383,3 +383,63 @@ def test_a_child_drops_the_producer_of_its_parent(mode, mock_cluster, run_script
     mock_cluster.round_trip(0.1)
 
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_a_fork_tells_listeners_nothing_of_the_other_process(
+    mode, mock_cluster, run_script
+):
+    """A child that closes what its parent used tells nobody, and hurts no listener.
+
+    Its own messages, after reset(), are told in the child only; statistics go on in the
+    parent. Acceptance check 48.
+    """
+    program = """
+    producer = Producer(
+        {"bootstrap.servers": servers, "statistics.interval.ms": 50},
+        id="p",
+        stall_alarm=0.2,
+    )
+    heard = []
+    for name in (
+        "producer.connected", "producer.closing", "producer.closed",
+        "message.acknowledged", "error.occurred", "statistics.emitted",
+    ):
+        producer.monitor.subscribe(name, lambda event: heard.append(event.name))
+
+    def told():
+        return [name for name in heard if name != "statistics.emitted"]
+
+    def close():
+        heard.clear()
+        producer.close()
+        producer.close()
+        return told(), producer.status
+
+    def reset():
+        heard.clear()
+        producer.reset()
+        send("child")
+        producer.close()
+        return told()
+
+    send()
+    for name, fork in forks().items():
+        assert Fork(close, fork).result() == [[], "closed"], name
+        assert Fork(reset, fork).result() == [
+            "producer.connected",
+            "message.acknowledged",
+            "producer.closing",
+            "producer.closed",
+        ], name
+        heard.clear()
+        send()
+        assert told() == ["message.acknowledged"], (name, heard)
+        deadline = time.monotonic() + 10
+        while "statistics.emitted" not in heard:
+            assert time.monotonic() < deadline
+            sleep(0.01)
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)

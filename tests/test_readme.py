@@ -56,7 +56,8 @@ def test_programs_of_a_page_run(page, tmp_path):
     program = program_of(ROOT / page)
     assert ADDRESS in program
     with MockCluster() as cluster:
-        script = tmp_path / f"{page.stem}.py"
+        # Not `logging.py`: who imports logging would get that.
+        script = tmp_path / f"page_{page.stem}.py"
         script.write_text(program.replace(ADDRESS, cluster.bootstrap_servers))
 
         done = subprocess.run(

@@ -26,7 +26,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import greendrop
 from greendrop.testing import MockCluster
@@ -44,7 +44,7 @@ _PAYLOAD = b"x" * 100
 _BATCH = 1_000
 _WARM_UP = 3_000
 
-_VENDORS = ("prometheus-client", "statsd", "datadog", "opentelemetry-sdk")
+_VENDORS = ("structlog", "prometheus-client", "statsd", "datadog", "opentelemetry-sdk")
 
 _Figures = dict[str, float]
 
@@ -109,6 +109,44 @@ def _opentelemetry_unsampled(producer: Producer) -> None:
     trace(producer, tracer_provider=TracerProvider(sampler=ALWAYS_OFF))
 
 
+def _log(producer: Producer) -> None:
+    from greendrop.listeners.log import LogListener
+
+    producer.monitor.subscribe(LogListener())
+
+
+def _log_by_logging(producer: Producer) -> None:
+    import logging
+
+    logging.basicConfig(stream=_nowhere(), level=logging.INFO)
+    _log(producer)
+
+
+def _log_by_structlog(producer: Producer, level: str = "info") -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(_nowhere()),
+        cache_logger_on_first_use=True,
+    )
+    _log(producer)
+
+
+def _log_warnings(producer: Producer) -> None:
+    _log_by_structlog(producer, "warning")
+
+
+def _nowhere() -> TextIO:
+    return Path("/dev/null").open("w", encoding="utf-8")  # until the end
+
+
 # Kept open, so that packets are taken and dropped, and not refused.
 _agents: list[socket.socket] = []
 
@@ -125,6 +163,10 @@ _NONE = "none"
 _OURS: dict[str, Callable[[Producer], None]] = {
     _NONE: _none,
     "none, once more": _none,
+    "log, nothing configured": _log,
+    "log, structlog at warning": _log_warnings,
+    "log, structlog at info": _log_by_structlog,
+    "log, logging at info": _log_by_logging,
     "Prometheus": _prometheus,
     "StatsD (statsd)": _statsd,
     "StatsD (datadog)": _datadog,

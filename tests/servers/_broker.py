@@ -252,6 +252,8 @@ def _sasl_config() -> Config:
             f'{_OAUTH_MODULE} required unsecuredLoginStringClaim_sub="broker";'
         ),
         f"{of}.oauthbearer.sasl.server.callback.handler.class": _OAUTH_CALLBACK,
+        # Connections end with the token that they began with, or get a new one.
+        f"{of}.oauthbearer.connections.max.reauth.ms": 3_600_000,
     }
 
 

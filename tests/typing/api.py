@@ -40,6 +40,9 @@ from greendrop import (
     Middleware,
     MiddlewareError,
     Monitor,
+    OAuthBearer,
+    OAuthToken,
+    OAuthTokenError,
     ProduceError,
     ProduceManyError,
     Producer,
@@ -60,10 +63,21 @@ from greendrop.contrib.django import (
 from greendrop.contrib.flask import Greendrop
 from greendrop.contrib.gunicorn import worker_exit
 from greendrop.contrib.locust import GreendropUser
+from greendrop.events import EVENTS
+from greendrop.listeners.log import LogListener
 from greendrop.listeners.opentelemetry import trace
 from greendrop.listeners.prometheus import PrometheusListener
 from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
-from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+from greendrop.testing import (
+    MemoryCluster,
+    MockCluster,
+    Record,
+    Recorder,
+    fatal_error,
+    in_memory,
+    read_topic,
+    trigger_fatal_error,
+)
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -92,6 +106,8 @@ def configure() -> Producer:
         instrument_on_wait_queue_full=False,
         max_serve_time=0.005,
         exit_timeout=3.0,
+        stall_alarm=0.5,
+        statistics_deltas=["tx"],
         idle_disconnect_timeout=300.0,
         reload_on_idempotent_fatal_error=True,
         wait_backoff_on_idempotent_fatal_error=1.0,
@@ -321,7 +337,29 @@ def listen(producer: Producer) -> None:
     assert_type(monitor.listens("producer.closed"), bool)
     monitor.unsubscribe(closed)
     monitor.unsubscribe(note)
-    monitor.subscribe("error.occurred", len)  # type: ignore[type-var]
+    monitor.subscribe("error.occurred", len)  # type: ignore[call-overload]
+    monitor.subscribe("error.ocurred", note)  # type: ignore[call-overload]
+    for name in EVENTS:
+        monitor.subscribe(name, note)
+
+
+def log(producer: Producer, logger: object) -> None:
+    """Have lines written."""
+    producer.monitor.subscribe(LogListener())
+    listener = LogListener(logger, log_messages=True, limit=20)
+    producer.monitor.subscribe(listener)
+    LogListener(log_messages="yes")  # type: ignore[arg-type]
+
+
+def listen_to_all_producers() -> None:
+    """Subscribe to the process."""
+    assert_type(greendrop.monitor, Monitor)
+
+    @greendrop.monitor.subscribe("producer.configured")
+    def configured(event: Event) -> None:
+        event["producer"].monitor.subscribe(Listener())
+
+    greendrop.monitor.unsubscribe(configured)
 
 
 def vary(producer: Producer) -> None:
@@ -332,6 +370,19 @@ def vary(producer: Producer) -> None:
     config: Mapping[str, object] = MappingProxyType({"acks": "all"})
     assert_type(brisk.variant(max_wait_timeout=0.5, topic_config=config), Producer)
     producer.variant(5)  # type: ignore[call-arg]
+
+
+def log_in(event: Event) -> OAuthToken:
+    """Give a token."""
+    token = OAuthToken("value", 1e9, principal="shop", extensions={"pool": "a"})
+    OAuthToken("value", 1_000_000_000)
+    OAuthToken("value")  # type: ignore[call-arg]
+    bearer: OAuthBearer = event["bearer"]
+    bearer.set_token(token)
+    bearer.set_token("value")  # type: ignore[arg-type]
+    bearer.set_failure("reason")
+    Producer({"bootstrap.servers": "host"}, oauth_token_provider=lambda: token)
+    return token
 
 
 def end(producer: Producer) -> None:
@@ -361,7 +412,12 @@ def handle_errors(producer: Producer) -> None:
         assert_type(many.failed_index, int)
         for handle in many.dispatched:
             handle.wait(0)
-    except (QueueFullError, MessagePurgedError, DeliveryError) as failed:
+    except (
+        QueueFullError,
+        OAuthTokenError,
+        MessagePurgedError,
+        DeliveryError,
+    ) as failed:
         assert_type(failed.code, int | None)
         assert_type(failed.name, str | None)
         assert_type(failed.fatal, bool)
@@ -480,6 +536,43 @@ def pools(producer: Producer) -> None:
     greendrop.set_default_pool(pool)
     assert_type(greendrop.default_pool(), greendrop.ProducerPool)
     pool.close(timeout=1.0, force=True)
+
+
+def test_in_memory(producer: Producer) -> None:
+    """Use brokers in memory, and what reads and records."""
+    with in_memory(partitions=2, create_topics=False) as cluster:
+        assert_type(cluster, MemoryCluster)
+        cluster.create_topic("events", partitions=3)
+        cluster.round_trip(0.1)
+        cluster.broker_down()
+        cluster.broker_up()
+        cluster.fail_messages("MSG_SIZE_TOO_LARGE", 2, topic="events")
+        cluster.fail_messages(10, None, when=lambda record: record.key == b"k")
+        cluster.fail_calls("commit_transaction", "UNKNOWN", times=1, abortable=True)
+        cluster.forgive()
+        cluster.clear()
+        assert_type(cluster.bootstrap_servers, str)
+        assert_type(cluster.topics, Mapping[str, int])
+        assert_type(cluster.records(), list[Record])
+        assert_type(cluster.records("events", uncommitted=True), list[Record])
+        assert_type(cluster.committed_offsets("group"), dict[tuple[str, int], int])
+    with (
+        MemoryCluster(partitions=1) as other,
+        Recorder(producer, statistics=True) as all_of_it,
+    ):
+        other.close()
+        assert_type(all_of_it.events, list[Event])
+        assert_type(all_of_it.names, list[str])
+        assert_type(all_of_it.named("producer.closed"), list[Event])
+        assert_type(all_of_it.errors, list[BaseException])
+        assert_type(all_of_it.wait_for("producer.closed", 1, timeout=2.0), list[Event])
+        all_of_it.clear()
+        all_of_it.stop()
+    Recorder(producer.monitor, producer)
+    with MockCluster() as mock:
+        assert_type(mock.records("events", uncommitted=True, timeout=5), list[Record])
+    records = read_topic("host:9092", "events", kafka={"client.id": "reader"})
+    assert_type(records[0].payload, bytes | None)
 
 
 def hosts(app: Flask, server: object, worker: object) -> None:

@@ -1,0 +1,139 @@
+"""Log in with tokens from an OAuth server, which takes its time to answer.
+
+Ten senders need a token at once: the server is asked once, and others go on meanwhile,
+although the provider blocks. Then the server is down: who sends is told.
+
+    python examples/oauth.py
+
+The OAuth server is a small one of the example's own; its tokens are unsecured, which is
+for development only. With `GREENDROP_OAUTH_SERVERS=host:9092` in the environment it
+sends to that listener (SASL_PLAINTEXT, OAUTHBEARER with Kafka's own unsecured tokens).
+Without, nobody listens, and it shows only how the tokens are got: the mock cluster
+knows no logins.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gevent
+
+# Python looks for modules beside a script first, and `concurrent.py` there would hide
+# that of the standard library.
+if (here := str(Path(__file__).resolve().parent)) in sys.path:
+    sys.path.remove(here)
+
+from greendrop import OAuthToken, OAuthTokenError, Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOPIC = "greendrop-oauth"
+#: Seconds that the OAuth server takes to answer, and that its tokens hold.
+DELAY, LIFETIME = 0.5, 300
+
+
+def say(who: str, what: str) -> None:
+    """Write a line."""
+    sys.stdout.write(f"{who:<10}{what}\n")
+    sys.stdout.flush()
+
+
+class OAuthServer(BaseHTTPRequestHandler):
+    """Answers each POST with a token."""
+
+    def do_POST(self) -> None:
+        """Issue one."""
+        say("server", "is asked for a token")
+        time.sleep(DELAY)
+        claims = {"sub": "example", "exp": time.time() + LIFETIME}
+        parts = ({"alg": "none"}, claims)
+        token = ".".join(
+            base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+            for part in parts
+        )
+        body = json.dumps({"access_token": f"{token}.", "expires_in": LIFETIME})
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def oauth_server() -> Iterator[str]:
+    """Run the server in a thread; give its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OAuthServer)
+    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/token"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def provider_of(url: str) -> OAuthToken:
+    """Ask the server; this blocks the thread that it is called in."""
+    with urllib.request.urlopen(url, data=b"grant_type=client_credentials") as answer:  # noqa: S310 - our own
+        told = json.load(answer)
+    return OAuthToken(told["access_token"], time.time() + told["expires_in"])
+
+
+def send_from_ten(producer: Producer) -> None:
+    """Send from ten greenlets, and count what another one does meanwhile."""
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            gevent.sleep(0.01)
+
+    ticker = gevent.spawn(tick)
+    senders = [
+        gevent.spawn(producer.produce_async, topic=TOPIC, payload=f"{number}")
+        for number in range(10)
+    ]
+    handles = [sender.get() for sender in senders]
+    ticker.kill()
+    say("senders", f"have their token; another greenlet ran {ticks} times meanwhile")
+    if os.environ.get("GREENDROP_OAUTH_SERVERS"):
+        reports = [handle.wait(30) for handle in handles]
+        say("senders", f"have sent {len(reports)} messages")
+
+
+def main() -> None:
+    """Run both parts."""
+    kafka = {
+        "bootstrap.servers": os.environ.get("GREENDROP_OAUTH_SERVERS", "127.0.0.1:1"),
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanisms": "OAUTHBEARER",
+        "log_level": 0,
+    }
+    with oauth_server() as url:
+        producer = Producer(kafka, oauth_token_provider=lambda: provider_of(url))
+        send_from_ten(producer)
+        producer.close(force=True)
+
+    producer = Producer(kafka, oauth_token_provider=lambda: provider_of(url))
+    try:
+        producer.produce_sync(topic=TOPIC, payload="x")
+    except OAuthTokenError as error:
+        say("main", f"is told: {error}")
+        say("main", f"the reason is {error.__cause__!r}")
+    producer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""`greendrop.monitor`: the life of all producers and pools of a process."""
+
+from typing import get_args
+
+import pytest
+
+import greendrop
+from greendrop import EventNotRegisteredError, Producer, ProducerPool, _event_names
+from greendrop.events import EVENTS, PROCESS_EVENTS
+
+NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+PASSWORD = {"sasl.password": "hunter2"}
+
+
+@pytest.fixture
+def heard():
+    """Note all events of the process, during a test."""
+    events = []
+    for name in PROCESS_EVENTS:
+        greendrop.monitor.subscribe(name, events.append)
+    yield events
+    greendrop.monitor.unsubscribe(events.append)
+
+
+@pytest.fixture
+def subscribe():
+    """Subscribe to the process, during a test."""
+    listeners = []
+
+    def add(name, listener):
+        greendrop.monitor.subscribe(name, listener)
+        listeners.append(listener)
+
+    yield add
+    for listener in listeners:
+        greendrop.monitor.unsubscribe(listener)
+
+
+def told(heard):
+    """Give names and payloads."""
+    return [(event.name, event.payload) for event in heard]
+
+
+# -- producers ------------------------------------------------------------------------
+
+
+def test_producer_is_told_of_once_when_made_and_configured(heard):
+    """Created without an id, configured with settings by name. Acceptance check 115."""
+    producer = Producer({**NOWHERE, **PASSWORD}, id="p", max_wait_timeout=5)
+
+    (_, created), (_, configured) = told(heard)
+    assert [event.name for event in heard] == [
+        "producer.created",
+        "producer.configured",
+    ]
+    assert created == {"producer": producer, "producer_id": None}
+    assert configured["producer"] is producer
+    assert configured["producer_id"] == "p"
+    assert configured["config"]["max_wait_timeout"] == 5.0
+    assert configured["config"]["kafka"]["bootstrap.servers"] == "127.0.0.1:1"
+    assert configured["config"]["kafka"]["sasl.password"] == "[hidden]"
+
+
+def test_producer_may_be_configured_later(heard):
+    """Each of the two is told when it happens; a variant is no producer of its own."""
+    producer = Producer()
+    assert [event.name for event in heard] == ["producer.created"]
+
+    producer.setup(NOWHERE)
+    producer.variant(max_wait_timeout=1)
+
+    assert [event.name for event in heard][1:] == ["producer.configured"]
+
+
+def test_refused_configuration_is_not_told(heard):
+    """A producer that has no settings was not configured."""
+    with pytest.raises(greendrop.ConfigurationInvalidError):
+        Producer({"no.such": 1})
+
+    assert [event.name for event in heard] == ["producer.created"]
+
+
+def test_hook_adds_middleware_and_listeners(subscribe, make_producer):
+    """Another library gets at each producer before its first message. Check 115."""
+    messages = []
+
+    def set_up(event):
+        event["producer"].middleware.append(lambda m: m._replace(key="added"))
+        event["producer"].monitor.subscribe(
+            "message.produced_sync", lambda event: messages.append(event["message"])
+        )
+
+    subscribe("producer.configured", set_up)
+    producer = make_producer()
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert [message.key for message in messages] == [b"added"]
+
+
+def test_hook_may_turn_on_statistics(subscribe, make_producer, world, until):
+    """It comes in time: the client is built with the first message."""
+    numbers = []
+    subscribe(
+        "producer.configured",
+        lambda event: event["producer"].monitor.subscribe(
+            "statistics.emitted", numbers.append
+        ),
+    )
+    producer = make_producer({"statistics.interval.ms": 20})
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    until(lambda: numbers)
+
+
+def test_hook_that_raises_hurts_no_producer(subscribe, caplog):
+    """It is logged, and the producer is there."""
+
+    def failing(event):
+        raise ValueError(event.name)
+
+    for name in ("producer.created", "producer.configured"):
+        subscribe(name, failing)
+    producer = Producer(NOWHERE, id="p")
+
+    assert producer.status == "configured"
+    assert "listener.error producer_id=None listener_of=producer.created" in caplog.text
+    assert "listener.error producer_id=p listener_of=producer.configured" in caplog.text
+
+
+def test_closed_producers_are_told_of(heard, make_producer, world):
+    """By both monitors, with the same payload; once."""
+    producer = make_producer(id="p")
+    own = []
+    producer.monitor.subscribe("producer.closed", own.append)
+    producer.produce_sync(topic="t", payload=b"x")
+
+    producer.close()
+    producer.close()
+
+    assert [event.name for event in heard][2:] == ["producer.closed"]
+    assert heard[-1].payload == own[0].payload
+    assert heard[-1]["producer_id"] == "p"
+
+
+def test_object_listens_to_the_process():
+    """By methods named after the events, as with a producer's monitor."""
+
+    class Registry:
+        def __init__(self):
+            self.producers = []
+
+        def on_producer_configured(self, event):
+            self.producers.append(event["producer_id"])
+
+        def on_message_acknowledged(self, event):
+            """Hear of nothing: the process tells no such event."""
+
+    registry = greendrop.monitor.subscribe(Registry())
+    try:
+        Producer(NOWHERE, id="p")
+    finally:
+        greendrop.monitor.unsubscribe(registry)
+    Producer(NOWHERE, id="q")
+
+    assert registry.producers == ["p"]
+
+
+# -- pools ----------------------------------------------------------------------------
+
+
+def test_pool_is_told_of_in_order(heard):
+    """Created, set up as the default, reloaded, shut down; each once. Check 116."""
+    pool = ProducerPool(lambda: Producer(NOWHERE), size=2, timeout=1.5)
+    before = greendrop.set_default_pool(pool)
+    pool.reload()
+    greendrop.set_default_pool(before)
+    pool.close()
+    pool.close(force=True)
+
+    size = {"pool": pool, "size": 2, "timeout": 1.5}
+    assert told(heard) == [
+        ("connection_pool.created", size),
+        ("connection_pool.setup", size),
+        ("connection_pool.reloaded", {"pool": pool}),
+        ("connection_pool.shutdown", {"pool": pool}),
+    ]
+
+
+def test_no_default_pool_is_no_setup(heard):
+    """Taking the default away makes none the default."""
+    greendrop.set_default_pool(greendrop.set_default_pool(None))
+
+    assert heard == []
+
+
+# -- names ----------------------------------------------------------------------------
+
+
+def test_payloads_are_as_the_table_says(heard, make_producer):
+    """Each event has the keys of its row."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    producer.close()
+    pool = ProducerPool(lambda: producer)
+    greendrop.set_default_pool(greendrop.set_default_pool(pool))
+    pool.reload()
+    pool.close()
+    greendrop.set_default_pool(None)
+
+    assert {event.name for event in heard} == set(PROCESS_EVENTS)
+    for event in heard:
+        assert event.payload.keys() == set(PROCESS_EVENTS[event.name].payload)
+
+
+def test_each_monitor_has_its_own_events():
+    """A name of the other one is refused, and it is said where it belongs."""
+    with pytest.raises(EventNotRegisteredError, match=r"each producer: producer\.mon"):
+        greendrop.monitor.subscribe("message.acknowledged", print)
+    with pytest.raises(EventNotRegisteredError, match=r"told by greendrop\.monitor"):
+        Producer().monitor.subscribe("producer.configured", print)
+    with pytest.raises(EventNotRegisteredError, match=r"mean 'producer\.created'"):
+        greendrop.monitor.subscribe("producer.create", print)
+    assert EVENTS.keys() & PROCESS_EVENTS.keys() == {"producer.closed"}
+
+
+def test_type_checkers_know_the_names():
+    """The literal type has the names of both tables, and no other."""
+    names = get_args(_event_names.EventName)
+
+    assert set(names) == EVENTS.keys() | PROCESS_EVENTS.keys()
+    assert len(names) == len(set(names))
+
+
+def test_no_payload_has_the_producer_as_caller():
+    """WaterDrop's `caller` is left out; `producer_id` tells whose it is. Check 73."""
+    for table in (EVENTS, PROCESS_EVENTS):
+        for row in table.values():
+            assert "caller" not in row.payload
