@@ -208,6 +208,5 @@ class Flush:
 
 
 def _add_text(error: BaseException | None, count: int) -> None:
-    if isinstance(error, GreendropError) and error.args:
-        text = f"{error.args[0]}; {count} messages are back in the buffer"
-        error.args = (text, *error.args[1:])
+    if isinstance(error, GreendropError):
+        error.add(f"{count} messages are back in the buffer")

@@ -35,6 +35,7 @@ from greendrop.message import UNASSIGNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from greendrop._native import Engine
     from greendrop.config import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
@@ -157,6 +158,11 @@ class Client:
     def polling(self) -> str | None:
         """Which driver serves: "fd", "thread", or None before the first use."""
         return None if self._task is None else self._task.polling
+
+    @property
+    def engine(self) -> Engine:
+        """What it is built with: librdkafka, or what stands for it in a test."""
+        return self._native.engine
 
     @property
     def outstanding(self) -> int:
@@ -446,6 +452,8 @@ class Client:
             isinstance(task, ThreadTask)
             and (done or task.threadless)
             and isinstance(other, _waiting.ThreadWaiter)
+            # Stopped while it polls, it would keep all others from polling.
+            and not _process.signals_may_stop_threads()
         ):
             return LeadWaiter(task.lead, done)
         return other

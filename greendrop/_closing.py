@@ -7,11 +7,12 @@ producer any more.
 from __future__ import annotations
 
 import atexit
+import math
 import sys
 import warnings
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _waiting
+from greendrop import _process, _waiting
 from greendrop._buffer import Flush
 from greendrop._logging import ERROR, Log
 from greendrop._task_lock import Turn
@@ -41,6 +42,8 @@ _log = Log("greendrop")
 # Producers that are connected, or have messages buffered. Held so that nobody collects
 # one whose messages are on their way, and closed when the interpreter exits.
 _in_use: set[Closing] = set()
+# Whether it was seen to it that this process closes them when it ends.
+_expected: _process.Mark = b"\0"
 
 
 class SendBatch(Protocol):
@@ -64,6 +67,7 @@ class Closing:
         recovery: Ends with it.
         transactions: Close waits for one that is open.
         send_batch: Sends what is buffered; see `Core.send_batch`.
+        reset: See `Producer.reset`.
     """
 
     def __init__(
@@ -71,19 +75,25 @@ class Closing:
         connections: Connections,
         buffer: Buffer,
         recovery: Recovery,
+        *,
         transactions: Transactions | None,
         send_batch: SendBatch,
+        reset: Callable[[], None],
     ) -> None:
         self._connections = connections
         self._buffer = buffer
         self._recovery = recovery
         self._transactions = transactions
         self._send_batch = send_batch
+        #: See `Producer.reset`.
+        self.reset = reset
         self._closer: object = None
 
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
         _in_use.add(self)
+        if not _expected[0]:
+            _expect_end()
 
     def let_go(self) -> None:
         """There is nothing to lose any more."""
@@ -123,20 +133,33 @@ class Closing:
 
     def _close(self, timeout: float, began: float, *, force: bool) -> None:
         now = self._connections
-        with now.changing:
-            first = not now.over
+        me = _waiting.current_task()
+        first = False
+        try:
+            with now.changing:
+                first = self._closer is None and now.status != "closed"
+                if first:
+                    self._closer = me
+                    now.status = "closing"
+                    self._buffer.shut()
+                now.disconnecting = None
+                for lane in now.lanes:
+                    lane.open = None
+                clients = now.clients
             if first:
-                now.status = "closing"
-                self._closer = _waiting.current_task()
-                self._buffer.shut()
-            now.disconnecting = None
-            for lane in now.lanes:
-                lane.open = None
-            clients = now.clients
-        if not first:
-            if self._closer != _waiting.current_task():  # a listener of closing
+                self._close_now(clients, timeout, began, force=force)
+            elif self._closer != me:  # else a listener of closing
                 now.wait_closed(timeout + PURGE_TIMEOUT)
-            return
+        finally:
+            # A signal handler may have raised before it had begun. Who closes next
+            # begins then.
+            if first:
+                self._closer = None
+
+    def _close_now(
+        self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
+    ) -> None:
+        now = self._connections
         abandoned = 0
         now.tokens.wake()
         try:
@@ -260,6 +283,33 @@ class Closing:
         except MessagesAbandonedError as error:
             _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
+    def abandon(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+        """See the function of that name."""
+        now = self._connections
+        with now.changing:
+            clients = now.clients
+            if now.over or now.inherited or not all(map(is_meant, clients)):
+                return
+            if not (clients or idle):
+                return
+            self._buffer.clear()
+            self.let_go()
+            if not clients:
+                return
+            now.disconnecting = None
+            now.status = "disconnected"
+            for lane in now.lanes:
+                lane.open = None
+            now.detach()
+            now.monitor.freeze_statistics(frozen=False)
+        began = _waiting.monotonic()
+        for client in clients:
+            client.stop_taking()
+            client.purge_for_good()
+            client.wait_delivered(PURGE_TIMEOUT)
+        now.part_with(clients)
+        now.tell("producer.disconnected", began)
+
     # --- at exit -----------------------------------------------------------------
 
     @property
@@ -277,27 +327,71 @@ class Closing:
         """Seconds that closing may take when the interpreter exits."""
         return self._connections.settings.exit_timeout
 
-    def close_at_exit(self, deadline: float) -> None:
-        """Close, and say on stderr what was not sent."""
+    def close_by(self, deadline: float, tell: Callable[[str], object]) -> None:
+        """Close within a time limit, and tell what was not delivered or not sent."""
         try:
             left = max(deadline - _waiting.monotonic(), 0.0)
             self.close(left, force=False, at_exit=True)
         except MessagesAbandonedError as error:
-            # Logging may be shut down, and is silent by default. This must be seen.
-            sys.stderr.write(f"greendrop: {error}\n")
+            tell(str(error))
         if unsent := len(self._buffer):
             text = f"{unsent} buffered messages of producer {self.name!r}"
-            sys.stderr.write(f"greendrop: {text} were not sent\n")
+            tell(f"{text} were not sent")
+
+
+def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> None:
+    """Close what this process has in use, for a host that ends it.
+
+    Args:
+        tell: Called with a sentence for each loss.
+        longest: Seconds for all producers together; never more than the longest
+            `exit_timeout` among them.
+
+    Blocking:
+        Until all is delivered, or the time is over. Lets other greenlets run.
+    """
+    ours = [each for each in _in_use if each.is_ours]
+    if not ours:
+        return
+    seconds = min(longest, max(each.exit_timeout for each in ours))
+    deadline = _waiting.monotonic() + seconds
+    for each in ours:
+        each.close_by(deadline, tell)
+
+
+def reset_inherited() -> None:
+    """Reset the producers that this process's parent used before the fork."""
+    for each in [each for each in _in_use if not each.is_ours]:
+        each.reset()
+
+
+def _expect_end() -> None:
+    global _expected  # noqa: PLW0603 - once in each process
+    _expected = _process.mark()
+    _process.at_end_of_child(_close_at_exit)
+
+
+def abandon(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+    """Disconnect producers at once, and drop what they have not delivered or sent.
+
+    For the end of a test: they may be used again, and connect anew then.
+
+    Args:
+        is_meant: Whether a client goes to what ends. Producers of which all clients do
+            are disconnected.
+        idle: Whether what is buffered in producers without a client is dropped, too.
+
+    Blocking:
+        Until what was dropped is told of. Lets other greenlets run.
+    """
+    for each in list(_in_use):
+        each.abandon(is_meant, idle=idle)
 
 
 def _close_at_exit() -> None:
     """Close what this process left open, within a bounded time in all."""
-    ours = [each for each in _in_use if each.is_ours]
-    if not ours:
-        return
-    deadline = _waiting.monotonic() + max(each.exit_timeout for each in ours)
-    for each in ours:
-        each.close_at_exit(deadline)
+    # Logging may be shut down, and is silent by default. This must be seen.
+    close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
 
 
 atexit.register(_close_at_exit)

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _waiting, events
+from greendrop import _librdkafka, _process, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
 from greendrop._tokens import Tokens
@@ -49,6 +49,10 @@ _TOKEN_PATIENCE = 30.0
 #: Topic configurations of one producer, each with a client: connections, threads and
 #: memory. More are most likely made by mistake, one for each message.
 _MOST_LANES = 16
+_NO_THREADS = (
+    "uWSGI keeps this process's threads from running between requests, so that nobody"
+    " would serve delivery reports; start it with enable-threads, threads or gevent"
+)
 
 
 class Connections:
@@ -195,7 +199,8 @@ class Connections:
 
         Raises:
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
-            ConfigurationInvalidError: librdkafka refused the configuration.
+            ConfigurationInvalidError: librdkafka refused the configuration, or uWSGI
+                runs without threads.
             OAuthTokenError: It logs in with a token, and there is none.
             IllegalWaitError: There is none yet, and the caller is the hub.
 
@@ -247,6 +252,8 @@ class Connections:
 
     def _build(self, lane: Lane, settings: Settings) -> Client:
         """Make the client of a lane, with a token if there is one; under `changing`."""
+        if _process.threads_stand_still():
+            raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
         client = Client(
             settings,
             self.monitor,

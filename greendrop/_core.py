@@ -86,8 +86,9 @@ class Core:
             self._connections,
             self.buffer,
             self._recovery,
-            self.transactions,
-            self.send_batch,
+            transactions=self.transactions,
+            send_batch=self.send_batch,
+            reset=self.reset,
         )
         _names.claim(self)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka import cimpl
 
@@ -25,7 +25,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from greendrop.config import Settings
     from greendrop.delivery import ReportQueue
@@ -52,6 +52,105 @@ _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
 #: What confluent-kafka raises; who catches it has it translated here.
 KafkaException: type[Exception] = cimpl.KafkaException
 
+
+class MainQueue(Protocol):
+    """Where what a producer has to tell arrives; see `_librdkafka.MainQueue`."""
+
+    def signal_on(self, fd: int) -> bool:
+        """Have a descriptor written to when the empty queue gets an entry."""
+        ...
+
+    def wake(self) -> None:
+        """Signal without an entry, and end a poll that is waiting."""
+        ...
+
+    def yield_poll(self) -> None:
+        """Make the poll that runs this callback return after it."""
+        ...
+
+    def release(self) -> None:
+        """End the signals."""
+        ...
+
+
+class Engine(Protocol):
+    """What makes producers, and reaches what confluent-kafka hides of them.
+
+    librdkafka, or what stands for it in a test. A producer is whatever has the methods
+    of `cimpl.Producer` that `Native` calls.
+    """
+
+    def build(self, kafka: dict[str, Any], logger: object) -> Any:  # noqa: ANN401
+        """Make a producer."""
+        ...
+
+    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
+        """Reach the queue of a producer, if it can be reached."""
+        ...
+
+    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
+        """Give code and text of the error that ended a producer."""
+        ...
+
+    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
+        """Make a producer fail for good."""
+        ...
+
+    def purge(self, producer: Any) -> None:  # noqa: ANN401
+        """Drop all messages of a producer, and wait until that is done."""
+        ...
+
+    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+        """Give a producer the token to log in with; see `_librdkafka`."""
+        ...
+
+
+class _Librdkafka:
+    """The real one."""
+
+    def build(self, kafka: dict[str, Any], logger: Any) -> Any:  # noqa: ANN401
+        return cimpl.Producer(kafka, logger=logger)
+
+    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
+        return _librdkafka.MainQueue.of(producer)
+
+    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
+        return _librdkafka.fatal_error(producer)
+
+    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
+        _librdkafka.trigger_fatal_error(producer, code, reason)
+
+    def purge(self, producer: Any) -> None:  # noqa: ANN401
+        _librdkafka.purge(producer)
+
+    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+        return _librdkafka.set_oauth_token(producer, token)
+
+
+_LIBRDKAFKA = _Librdkafka()
+
+#: What tests have put before librdkafka: each says whether it takes the producer of a
+#: configuration; the last one is asked first. See `_memory`.
+stand_ins: list[Callable[[Mapping[str, str]], Engine | None]] = []
+
+
+def _engine_for(kafka: Mapping[str, str]) -> Engine:
+    found = (stand_in(kafka) for stand_in in reversed(stand_ins))
+    return next(filter(None, found), _LIBRDKAFKA)
+
+
+def native_error(
+    code: int,
+    text: str | None = None,
+    *,
+    fatal: bool = False,
+    retriable: bool = False,
+    abortable: bool = False,
+) -> Any:  # noqa: ANN401 - a KafkaError
+    """Make an error as librdkafka tells it, for what stands in its place."""
+    return cimpl.KafkaError(code, text, fatal, retriable, abortable)
+
+
 # What a child inherited. Kept for ever: freeing it would wait for threads that the
 # child doesn't have (1 s each), or hang.
 _inherited: list[object] = []
@@ -76,11 +175,13 @@ class Native:
     ) -> None:
         self._settings = settings
         self._reports = reports
+        #: What it is built with.
+        self.engine = _engine_for(settings.kafka)
         #: What librdkafka said beside reports: kind and content.
         self.notices: deque[tuple[str, Any]] = deque()
         #: What its errors mean.
         self.verdicts = Verdicts(
-            fatal_error=lambda: _librdkafka.fatal_error(self.producer),
+            fatal_error=lambda: self.engine.fatal_error(self.producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
             censored=settings.censored,
         )
@@ -108,12 +209,13 @@ class Native:
         except BaseException:
             self.signal.close()
             raise
-        self._queue = _librdkafka.MainQueue.of(self.producer)
-        if self._queue and not self._queue.signal_on(self.signal.write_fd):
-            self._queue.release()
+        self._queue = self.engine.main_queue(self.producer)
+        queue = self._queue
+        if queue is not None and not queue.signal_on(self.signal.write_fd):
+            queue.release()
             self._queue = None
 
-    def _build(self, *, statistics: bool) -> cimpl.Producer:
+    def _build(self, *, statistics: bool) -> Any:  # noqa: ANN401
         kafka: dict[str, Any] = dict(self._settings.kafka)
         if self._settings.transactional:
             kafka["transactional.id"] = self._settings.transactional_id
@@ -124,7 +226,7 @@ class Native:
             kafka["statistics.interval.ms"] = "0"
         try:
             with _waiting.polite_threads():
-                return cimpl.Producer(kafka, logger=_LogLines(self._note))
+                return self.engine.build(kafka, _LogLines(self._note))
         except cimpl.KafkaException as error:
             reason = self.verdicts.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
@@ -236,7 +338,7 @@ class Native:
         with self.gate:
             if self.closed:
                 return
-            refused = _librdkafka.set_oauth_token(self.producer, token)
+            refused = self.engine.set_oauth_token(self.producer, token)
         if refused is None:
             text = "no OAuth token: this confluent-kafka can't be given one"
             raise OAuthTokenError(text)
@@ -300,7 +402,7 @@ class Native:
             Blocks the thread and its hub, so call it on a native thread.
         """
         with self._long_call():
-            _librdkafka.purge(self.producer)
+            self.engine.purge(self.producer)
 
     def init_transactions(self, seconds: float) -> None:
         """Have the brokers end what a producer of the same name has left open.

@@ -35,7 +35,9 @@
         │   └── TransactionUnknownError a commit without an answer: may be committed
         └── ProduceManyError            a batch failed; carries what was dispatched
 
-All of them pickle, with their cause. No text holds a payload or a secret.
+All of them pickle, with their cause. Who only carries class and `args` along, as JSON
+results of Celery do, loses the cause and the handles. No text holds a payload or a
+secret.
 """
 
 from __future__ import annotations
@@ -62,6 +64,14 @@ def _rebuild(
 class GreendropError(Exception):
     """Anything that greendrop raises by itself."""
 
+    def __str__(self) -> str:
+        """Tell what happened; not what else the error carries."""
+        return str(self.args[0]) if self.args else ""
+
+    def add(self, text: str) -> None:
+        """Have the text end with something more."""
+        self.args = (f"{self}; {text}", *self.args[1:])
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with attributes and cause, whatever the constructor takes."""
         return _rebuild, (type(self), self.args, self.__dict__, self.__cause__)
@@ -73,9 +83,18 @@ class _FieldsError(GreendropError):
     #: Field name (dotted for nested ones) -> what is wrong with it.
     errors: dict[str, str]
 
-    def __init__(self, errors: Mapping[str, str]) -> None:
+    def __init__(self, errors: Mapping[str, str], *more: str) -> None:
         self.errors = dict(errors)
-        super().__init__("; ".join(f"{key}: {text}" for key, text in errors.items()))
+        super().__init__(self.errors, *more)
+
+    def __str__(self) -> str:
+        """Tell all mistakes in one line."""
+        mistakes = (f"{key}: {text}" for key, text in self.errors.items())
+        return "; ".join((*mistakes, *self.args[1:]))
+
+    def add(self, text: str) -> None:
+        """Have the text end with something more."""
+        self.args = (*self.args, text)
 
 
 class ConfigurationInvalidError(_FieldsError):
@@ -99,9 +118,9 @@ class MiddlewareError(GreendropError):
     #: The step's name.
     step: str
 
-    def __init__(self, text: str, *, step: str) -> None:
+    def __init__(self, text: str, step: str) -> None:
         self.step = step
-        super().__init__(text)
+        super().__init__(text, step)
 
 
 class ProducerNotConfiguredError(GreendropError):
@@ -153,9 +172,9 @@ class MessagesAbandonedError(GreendropError):
     #: How many messages were dropped.
     count: int
 
-    def __init__(self, text: str, *, count: int) -> None:
+    def __init__(self, text: str, count: int) -> None:
         self.count = count
-        super().__init__(text)
+        super().__init__(text, count)
 
 
 class PoolTimeoutError(GreendropError, TimeoutError):
@@ -217,9 +236,9 @@ class BrokerError(GreendropError):
     def __init__(
         self,
         text: str,
-        *,
         code: int,
         name: str,
+        *,
         fatal: bool = False,
         retriable: bool = False,
         abortable: bool = False,
@@ -229,7 +248,7 @@ class BrokerError(GreendropError):
         self.fatal = fatal
         self.retriable = retriable
         self.abortable = abortable
-        super().__init__(text)
+        super().__init__(text, code, name)
 
 
 class ProduceError(GreendropError):
@@ -363,12 +382,11 @@ class ProduceManyError(ProduceError):
     def __init__(
         self,
         text: str,
-        *,
-        dispatched: Sequence[Any],
         failed_index: int,
+        dispatched: Sequence[Any] = (),
         rolled_back: Sequence[Any] = (),
     ) -> None:
         self.dispatched = tuple(dispatched)
         self.rolled_back = tuple(rolled_back)
         self.failed_index = failed_index
-        super().__init__(text)
+        super().__init__(text, failed_index)

@@ -1,13 +1,22 @@
-"""For tests of programs that use greendrop: a Kafka that fails when told to.
+"""For tests of programs that use greendrop: a Kafka in memory, and one that fails.
 
-`MockCluster` is the mock cluster of librdkafka: real brokers on local ports, in memory,
-without set-up. It takes part in no program that does not import this module. It knows
-no SASL, TLS, quotas or throttling, and it neither fences producers nor hides aborted
-transactions: an Apache Kafka decides what these are about.
+`in_memory` replaces librdkafka and the network for all producers of the process;
+everything else runs as it is. Nothing to start, nothing to wait for.
+
+    with in_memory() as cluster:
+        shop.order("tea")
+        assert cluster.records("orders")[0].payload == b"tea"
+
+`MockCluster` is the mock cluster of librdkafka: real brokers on local ports, without
+set-up. It knows no SASL, TLS, quotas or throttling, and it neither fences producers nor
+hides aborted transactions: an Apache Kafka decides what these are about.
 
     with MockCluster() as cluster:
         cluster.round_trip(0.02)
         producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
+
+`Recorder` keeps events. None of it takes part in a program that does not import this
+module; docs/testing.md says when to use what.
 """
 
 from __future__ import annotations
@@ -17,20 +26,33 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greendrop import _librdkafka
+from greendrop import _reading
+from greendrop._error_names import error_code, number_of
+from greendrop._memory import MemoryCluster, in_memory
+from greendrop._memory_log import Record
 from greendrop._mock_cluster import NativeMockCluster
+from greendrop._recorder import Recorder
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from greendrop._client import Client
     from greendrop.producer import Producer
 
-__all__ = ["MockCluster", "fatal_error", "trigger_fatal_error"]
+__all__ = [
+    "MemoryCluster",
+    "MockCluster",
+    "Record",
+    "Recorder",
+    "fatal_error",
+    "in_memory",
+    "read_topic",
+    "trigger_fatal_error",
+]
 
 #: Kafka's numbers for the requests that the mock cluster knows.
 REQUESTS: Mapping[str, int] = {
@@ -55,16 +77,6 @@ REQUESTS: Mapping[str, int] = {
     "PushTelemetry": 72,
 }
 _REQUEST_NAMES = {number: name for name, number in REQUESTS.items()}
-
-# Kafka's names where librdkafka has its own.
-_ERRORS = {
-    "NONE": 0,
-    "UNKNOWN_SERVER_ERROR": -1,
-    "UNKNOWN_TOPIC_OR_PARTITION": 3,
-    "NOT_LEADER_OR_FOLLOWER": 6,
-    "MESSAGE_TOO_LARGE": 10,
-    "INVALID_TOPIC_EXCEPTION": 17,
-}
 
 _ALL = -1
 _LONGEST = 3600.0
@@ -153,7 +165,7 @@ class MockCluster:
                 "_TRANSPORT" cuts the connection.
             times: How many requests.
         """
-        codes = [_error(error)] * times
+        codes = [error_code(error)] * times
         self._driver.call("push_request_errors", _request(request), codes)
 
     def delay_requests(
@@ -173,7 +185,7 @@ class MockCluster:
         librdkafka waits out some of them: a message to an unknown topic stays queued
         until its own timeout.
         """
-        self._driver.call("topic_set_error", topic, _error(error))
+        self._driver.call("topic_set_error", topic, error_code(error))
 
     def lead_partition(self, topic: str, partition: int, broker: int | None) -> None:
         """Make a broker the leader of a partition; None leaves it without one."""
@@ -182,6 +194,17 @@ class MockCluster:
     def coordinate_transactions(self, transactional_id: str, broker: int) -> None:
         """Make a broker the coordinator of a transactional producer."""
         self._driver.call("coordinator_set", "transaction", transactional_id, broker)
+
+    def records(
+        self, topic: str, *, uncommitted: bool = False, timeout: float = 10.0
+    ) -> list[Record]:
+        """Read what a topic has; see `read_topic`.
+
+        Each request takes a round trip: set that to 0 before.
+        """
+        return read_topic(
+            self.bootstrap_servers, topic, uncommitted=uncommitted, timeout=timeout
+        )
 
     def watch_requests(self) -> None:
         """Remember requests from now on, and forget earlier ones."""
@@ -298,21 +321,39 @@ def _number(broker: int | None) -> int:
 
 
 def _request(request: str | int) -> int:
-    return request if isinstance(request, int) else _named(request, REQUESTS, "request")
+    if isinstance(request, int):
+        return request
+    return number_of(request, REQUESTS, "request")
 
 
-def _error(error: str | int) -> int:
-    if isinstance(error, int):
-        return error
-    return _named(error, {**_librdkafka.error_codes(), **_ERRORS}, "error")
+def read_topic(
+    bootstrap_servers: str,
+    topic: str,
+    *,
+    uncommitted: bool = False,
+    timeout: float = 10.0,
+    kafka: Mapping[str, str | int | bool] | None = None,
+) -> list[Record]:
+    """Read a topic of any Kafka from its beginning to its end.
 
+    Args:
+        bootstrap_servers: Addresses of brokers.
+        topic: Its name. One that doesn't exist has no records, and is not created.
+        uncommitted: Also what transactions have written that are open or were aborted.
+        timeout: Seconds for all of it.
+        kafka: More of librdkafka's configuration: how to get in, for example.
 
-def _named(name: str, numbers: Mapping[str, int], kind: str) -> int:
-    if name not in numbers:
-        near = get_close_matches(name, numbers, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no {kind} is named {name!r}{hint}")
-    return numbers[name]
+    Returns:
+        The records by partition, and in a partition by offset.
+
+    Raises:
+        GreendropError: The brokers can't be reached, or the end was not, in time.
+
+    Blocking:
+        Lets other greenlets run where the thread has a hub, else blocks the thread.
+    """
+    configuration = {**(kafka or {}), "bootstrap.servers": bootstrap_servers}
+    return _reading.read_topic(configuration, topic, timeout, uncommitted=uncommitted)
 
 
 def trigger_fatal_error(
@@ -328,20 +369,22 @@ def trigger_fatal_error(
     Raises:
         GreendropError: There is no client, or it can't be reached.
     """
-    _librdkafka.trigger_fatal_error(_native(producer), code, reason)
+    native = _client(producer)._native  # noqa: SLF001
+    native.engine.trigger_fatal_error(native.producer, code, reason)
 
 
 def fatal_error(producer: Producer) -> tuple[int, str] | None:
     """Give code and text of the error that ended a producer's client, if any."""
-    return _librdkafka.fatal_error(_native(producer))
+    native = _client(producer)._native  # noqa: SLF001
+    return native.engine.fatal_error(native.producer)
 
 
-def _native(producer: Producer) -> object:
+def _client(producer: Producer) -> Client:
     core = producer._core  # noqa: SLF001
     client = None if core is None else producer._lane.client  # noqa: SLF001
     if client is None:
         raise GreendropError(f"producer {producer.id!r} has no client yet")
-    return client._native.producer  # noqa: SLF001
+    return client
 
 
 if __name__ == "__main__":

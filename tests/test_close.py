@@ -899,3 +899,25 @@ def test_short_program_delivers_before_it_ends(run_script, mock_cluster, stored,
     )
 
     assert stored("t") == 200
+
+
+def test_close_that_was_interrupted_at_once_is_begun_anew(world, make_producer):
+    """Ctrl-C may come before anything was done; who closes next does it."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    buffer = producer._core._closing._buffer
+    shut = buffer.shut
+
+    def interrupted():
+        buffer.shut = shut
+        raise KeyboardInterrupt
+
+    buffer.shut = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        producer.close()
+    assert producer.status == "closing"
+
+    producer.close()
+
+    assert producer.status == "closed"
+    assert producer._lane.client is None

@@ -1,5 +1,6 @@
 import copy
 import inspect
+import json
 import pickle
 import re
 
@@ -126,6 +127,38 @@ def test_errors_pickle_with_attributes_and_cause(kind, protocol):
 
     assert same(error, got)
     assert same(BROKER_ERROR, got.__cause__)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_errors_survive_json(kind):
+    """Class and `args` are enough for the same text: Celery's JSON results have those.
+
+    What an error counts or lists is there, too, but for handles.
+    """
+    error = example_of(kind)
+
+    args = json.loads(json.dumps(error.args))
+    got = kind(*args)
+
+    assert str(error) == str(got)
+    told = {"errors", "step", "count", "failed_index", "code", "name"} & vars(
+        error
+    ).keys()
+    assert {key: vars(error)[key] for key in told} == {
+        key: vars(got)[key] for key in told
+    }
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_errors_take_a_postscript(kind):
+    """What is added to the text later is at its end, also after pickling."""
+    error = example_of(kind)
+    before = str(error)
+
+    error.add("2 messages are back")
+
+    assert str(error) == f"{before}; 2 messages are back"
+    assert same(error, pickle.loads(pickle.dumps(error)))
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

@@ -159,6 +159,13 @@ def test_requests_do_not_wait_for_the_telemetry():
     assert "request 3  answers 503: a message to 'greendrop-scope-closed'" in output
 
 
+def test_a_users_tests_pass():
+    """With the fixtures that come with greendrop; nothing is listened on."""
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
+
+    assert "4 passed" in output
+
+
 def test_slow_broker_and_slow_handler_are_told_apart():
     """The stall alarm names the handler; the broker that went is told of once."""
     output = run(EXAMPLES / "telling.py")
@@ -207,3 +214,90 @@ def test_records_go_from_topic_to_topic():
 
     assert "1000 records are in greendrop-in-" in output
     assert "nothing was left to do" in output
+
+
+# --- hosts: each in a folder of its own ----------------------------------------------
+
+
+def test_gunicorns_answers_say_that_messages_are_stored():
+    """Two workers of gunicorn answer a thousand requests, and end well."""
+    output = run(EXAMPLES / "gunicorn" / "run_gunicorn.py")
+
+    assert "1000 of 1000 answers say: stored" in output
+    assert output.endswith("told to end, gunicorn ends with 0\n")
+
+
+def test_flask_serves_all_at_once():
+    """A hundred orders wait for a slow broker together."""
+    output = run(EXAMPLES / "flask" / "run_flask.py")
+
+    took = re.search(r"100 of 100 orders are stored, all of them in (\d+) ms", output)
+    assert took is not None, output
+    assert int(took[1]) < 2000
+    assert "the producer of 'greendrop' is closed" in output
+    assert "the producer of 'audit' is closed" in output
+
+
+def test_celery_sends_in_each_pool():
+    """A hundred tasks succeed in each pool, and its worker ends well."""
+    output = run(EXAMPLES / "celery" / "run_celery.py")
+
+    for pool in ("gevent", "prefork"):
+        assert f"{pool}: 100 tasks, the first one's invoice: partition" in output
+        assert f"{pool}: the worker ends with 0" in output
+
+
+def test_django_orders_in_two_ways():
+    """What rolls back is not told; what is in the outbox is sent."""
+    output = run(EXAMPLES / "django" / "run_django.py")
+
+    assert "no issues" in output
+    assert "/order: answers {200: 27, 400: 3}" in output
+    assert "/order-surely: answers {200: 30}" in output
+    assert output.endswith("the relay has sent 30 messages\n")
+
+
+def test_locusts_table_has_the_messages():
+    """Users' messages are in Locust's table, none of them failed."""
+    output = run(EXAMPLES / "locust" / "run_locust.py")
+
+    rows = re.findall(r"^KAFKA +(\S+) +(\d+) +0\(0.00%\)", output, re.MULTILINE)
+    counts = {name: int(count) for name, count in rows}
+    assert counts.keys() == {"clicks", "greendrop-locust-orders"}
+    assert counts["greendrop-locust-orders"] > 500
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_deliver_what_they_find(method):
+    """Nothing is lost when a pool's processes end; the end tells of a loss."""
+    output = run(EXAMPLES / "multiprocessing" / "run_multiprocessing.py", method)
+
+    assert re.fullmatch(rf"{method}: \d+ files, \d+ words sent and delivered\n", output)
+
+
+@pytest.mark.skipif(
+    not Path(
+        f"/usr/lib/uwsgi/plugins/gevent_python{sys.version_info[0]}"
+        f"{sys.version_info[1]}_plugin.so"
+    ).exists(),
+    reason="needs Debian's uWSGI with gevent, for this Python",
+)
+def test_uwsgis_workers_store():
+    """Two workers of uWSGI answer, and end well."""
+    output = run(EXAMPLES / "uwsgi" / "run_uwsgi.py")
+
+    counts = re.findall(r"^worker \d+ has stored (\d+) messages", output, re.MULTILINE)
+    assert sum(map(int, counts)) == 300
+    assert "reports come by 'fd'" in output
+    assert output.endswith("told to end, uWSGI ends with 0\n")
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
+)
+def test_each_host_is_listed(folder):
+    """The list of examples has it, and its README says how to run it."""
+    assert f"]({folder}/README.md)" in (EXAMPLES / "README.md").read_text()
+    readme = (EXAMPLES / folder / "README.md").read_text()
+    assert f"python examples/{folder}/run_{folder}.py" in readme
+    assert "GREENDROP_BOOTSTRAP_SERVERS" in readme

@@ -215,7 +215,7 @@ def kill_our_greenlets():
         [
             each
             for each in gc.get_objects()
-            if isinstance(each, gevent.Greenlet)
+            if issubclass(type(each), gevent.Greenlet)
             and each.parent is gevent.get_hub()
             and "greendrop" in repr(each)
             and not each.dead

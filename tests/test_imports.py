@@ -23,21 +23,25 @@ ROOMS = (
     {"config", "message", "events", "_log_lines", "_statistics", "_stalls"},
     {"middleware", "_names", "_task_lock", "_commands"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
+    {"_error_names", "_recorder"},
     {"_batches", "interception"},
     {"_buffer"},
     {"_partitioners"},
     {"_settling", "_native", "scope", "_routing"},
+    {"_memory_log", "_memory_queue"},
+    {"_memory_producer", "_reading"},
     {"_client"},
     {"_lane", "_idle", "_tokens"},
     {"_recovery", "_connections"},
     {"_transactional_clients"},
     {"_transactions"},
     {"_disconnecting", "_closing"},
+    {"_memory"},
     {"_core", "transaction"},
     {"producer"},
     {"pool", "testing"},
 )
-LEAVES = {"listeners", "contrib"}
+LEAVES = {"listeners", "contrib", "cli", "__main__"}
 
 #: Who alone may import what is not ours.
 OWNERS = {
@@ -48,7 +52,7 @@ OWNERS = {
     "concurrent": set(),
     "asyncio": set(),
     "ctypes": {"_librdkafka", "_mock_cluster"},
-    "confluent_kafka": {"_native"},
+    "confluent_kafka": {"_native", "_reading"},
 }
 
 
@@ -90,7 +94,9 @@ def test_imports_run_downward(path):
     for imported in imports(path, of_types=True):
         if imported.split(".")[0] == "greendrop":
             assert room(imported) <= room(FILES[path]), imported
-            assert imported != "greendrop", "names are imported from where they are"
+            # The version is in the package itself.
+            inside = room(FILES[path]) < len(ROOMS)
+            assert imported != "greendrop" or not inside, "import it from where it is"
 
 
 def test_no_two_modules_need_each_other():
@@ -192,7 +198,8 @@ def test_every_public_name_is_told():
     """`__all__` has each name that a user may import, and no other."""
     namespace = {}
     exec("from greendrop import *", namespace)
-    public = {name for name in vars(greendrop) if not name.startswith("_")}
+    # Those with @ are pytest's, which rewrites what comes with a plugin for it.
+    public = {name for name in vars(greendrop) if name[0] not in "_@"}
 
     assert set(greendrop.__all__) <= namespace.keys()
     assert public - set(greendrop.__all__) <= {

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.cimpl import Producer
 
 from greendrop import testing
+from greendrop._error_names import error_code
 from greendrop.errors import GreendropError
 from greendrop.testing import MockCluster
 from tests.interpreter import run, start
@@ -289,7 +290,7 @@ def test_wrong_orders_are_refused(local, order, hint):
 @pytest.mark.parametrize("name", ["NOT_LEADER_OR_FOLLOWER", "NOT_LEADER_FOR_PARTITION"])
 def test_kafkas_names_and_librdkafkas_are_known(name):
     """Errors go by both names."""
-    assert testing._error(name) == 6
+    assert error_code(name) == 6
 
 
 def test_closing_twice_does_no_harm(cluster):

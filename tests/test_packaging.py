@@ -65,12 +65,12 @@ def in_sdist(built) -> set[str]:
 
 
 def test_wheel_installs_greendrop_and_nothing_else(built):
-    """The wheel brings one package, greendrop, and no tests (check 57)."""
+    """The wheel brings greendrop, its plugin for pytest, and no tests (check 57)."""
     metadata = f"greendrop-{greendrop.__version__}.dist-info"
 
     folders = {name.partition("/")[0] for name in in_wheel(built)}
 
-    assert {"greendrop", metadata} == folders
+    assert {"greendrop", "pytest_greendrop.py", metadata} == folders
 
 
 def test_wheel_has_every_module_and_the_types(built):

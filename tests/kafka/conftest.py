@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kafka.running import Program
 from tests.servers import reading
 from tests.servers.kafka import Kafka, KafkaCluster, unavailable_reason
 
@@ -118,3 +120,31 @@ def topic(request: pytest.FixtureRequest) -> str:
 def read_topic() -> Callable[..., list[reading.Record]]:
     """Read a topic with kafka-python, see `tests.servers.reading.read_topic`."""
     return reading.read_topic
+
+
+@pytest.fixture
+def start(kafka: Kafka, topic: str, tmp_path: Path) -> Callable[..., Program]:
+    """Start a host program; it ends with the `with` block at the latest."""
+
+    def start(*arguments: str, log: str = "log", **more: str) -> Program:
+        return Program(
+            *arguments,
+            log_file=tmp_path / log,
+            SERVERS=kafka.bootstrap_servers,
+            TOPIC=topic,
+            FOLDER=str(tmp_path),
+            **more,
+        )
+
+    return start
+
+
+@pytest.fixture
+def stored(kafka: Kafka, topic: str) -> Callable[[], Counter[str]]:
+    """Read the payloads in the topic, with how often each is there."""
+
+    def stored() -> Counter[str]:
+        records = reading.read_topic(kafka.bootstrap_servers, topic)
+        return Counter((record.value or b"").decode() for record in records)
+
+    return stored

@@ -23,7 +23,7 @@ _PATIENCE = 60.0
 
 
 class Program:
-    """A Python program in a process of its own, from the checkout's root.
+    """A program in a process of its own, from the checkout's root.
 
     A context manager. When it ends, what the program has said is printed: pytest shows
     that if the test fails.
@@ -31,15 +31,22 @@ class Program:
     Args:
         *arguments: For the interpreter, such as "-m" and a module.
         log_file: Gets all that the program says.
+        executable: What runs; this Python by default.
         **environment: Variables beside ours.
     """
 
-    def __init__(self, *arguments: str, log_file: Path, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        log_file: Path,
+        executable: str = sys.executable,
+        **environment: str,
+    ) -> None:
         self._log_file = log_file
         with log_file.open("wb") as log:
             # A session of its own: it can be ended with all that it has started.
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [executable, *arguments],
                 cwd=ROOT,
                 env=_environment(environment),
                 stdin=subprocess.DEVNULL,
@@ -86,6 +93,10 @@ class Program:
     def terminate(self) -> None:
         """Send SIGTERM to the program, not to its children."""
         self._process.terminate()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program, not to its children."""
+        self._process.send_signal(number)
 
     def wait(self, seconds: float = _PATIENCE) -> int:
         """Wait for the end and return the exit status; negative: the signal.

@@ -11,41 +11,12 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.kafka.running import Program
-
 pytestmark = pytest.mark.slow
 
 #: Seconds for which a hub may be held.
 LONGEST_GAP = 0.05
 
 HOSTS = "tests.kafka.hosts"
-
-
-@pytest.fixture
-def start(kafka, topic, tmp_path):
-    """Start a host program; it ends with the `with` block at the latest."""
-
-    def start(*arguments, log="log"):
-        return Program(
-            *arguments,
-            log_file=tmp_path / log,
-            SERVERS=kafka.bootstrap_servers,
-            TOPIC=topic,
-            FOLDER=str(tmp_path),
-        )
-
-    return start
-
-
-@pytest.fixture
-def stored(kafka, topic, read_topic):
-    """Read the payloads in the topic, with how often each is there."""
-
-    def stored():
-        records = read_topic(kafka.bootstrap_servers, topic)
-        return Counter(record.value.decode() for record in records)
-
-    return stored
 
 
 def assert_clean(program):
@@ -125,7 +96,7 @@ def test_tasks_in_celery_store_what_they_return(start, stored, tmp_path, pool, p
     quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
     celery = ["-m", "celery", f"--app={HOSTS}.celery_app", "worker", *pool, *quiet]
 
-    with start("-m", f"{HOSTS}.celery_client", log="client") as client:
+    with start("-m", f"{HOSTS}.celery_client", "send", "200", log="client") as client:
         assert client.wait() == 0
     with start(*celery) as worker:
         worker.wait_for("has results", lambda: len(list(folders[2].iterdir())) == 200)

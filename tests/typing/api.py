@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gevent
 from datadog.dogstatsd.base import DogStatsd
@@ -54,16 +54,35 @@ from greendrop import (
     StatisticsNotEnabledError,
     VariantInvalidError,
 )
+from greendrop.contrib.celery import connect
+from greendrop.contrib.django import (
+    close_producers,
+    get_producer,
+    produce_on_commit,
+)
+from greendrop.contrib.flask import Greendrop
+from greendrop.contrib.gunicorn import worker_exit
+from greendrop.contrib.locust import GreendropUser
 from greendrop.events import EVENTS
 from greendrop.listeners.log import LogListener
 from greendrop.listeners.opentelemetry import trace
 from greendrop.listeners.prometheus import PrometheusListener
 from greendrop.listeners.statsd import METRICS, Metric, StatsdListener
-from greendrop.testing import MockCluster, fatal_error, trigger_fatal_error
+from greendrop.testing import (
+    MemoryCluster,
+    MockCluster,
+    Record,
+    Recorder,
+    fatal_error,
+    in_memory,
+    read_topic,
+    trigger_fatal_error,
+)
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
     from confluent_kafka import Message as Read
+    from flask import Flask
 
     from greendrop.interception import Interceptor
 
@@ -538,3 +557,72 @@ def pools(producer: Producer) -> None:
     greendrop.set_default_pool(pool)
     assert_type(greendrop.default_pool(), greendrop.ProducerPool)
     pool.close(timeout=1.0, force=True)
+
+
+def test_in_memory(producer: Producer) -> None:
+    """Use brokers in memory, and what reads and records."""
+    with in_memory(partitions=2, create_topics=False) as cluster:
+        assert_type(cluster, MemoryCluster)
+        cluster.create_topic("events", partitions=3)
+        cluster.round_trip(0.1)
+        cluster.broker_down()
+        cluster.broker_up()
+        cluster.fail_messages("MSG_SIZE_TOO_LARGE", 2, topic="events")
+        cluster.fail_messages(10, None, when=lambda record: record.key == b"k")
+        cluster.fail_calls("commit_transaction", "UNKNOWN", times=1, abortable=True)
+        cluster.forgive()
+        cluster.clear()
+        assert_type(cluster.bootstrap_servers, str)
+        assert_type(cluster.topics, Mapping[str, int])
+        assert_type(cluster.records(), list[Record])
+        assert_type(cluster.records("events", uncommitted=True), list[Record])
+        assert_type(cluster.committed_offsets("group"), dict[tuple[str, int], int])
+    with (
+        MemoryCluster(partitions=1) as other,
+        Recorder(producer, statistics=True) as all_of_it,
+    ):
+        other.close()
+        assert_type(all_of_it.events, list[Event])
+        assert_type(all_of_it.names, list[str])
+        assert_type(all_of_it.named("producer.closed"), list[Event])
+        assert_type(all_of_it.errors, list[BaseException])
+        assert_type(all_of_it.wait_for("producer.closed", 1, timeout=2.0), list[Event])
+        all_of_it.clear()
+        all_of_it.stop()
+    Recorder(producer.monitor, producer)
+    with MockCluster() as mock:
+        assert_type(mock.records("events", uncommitted=True, timeout=5), list[Record])
+    records = read_topic("host:9092", "events", kafka={"client.id": "reader"})
+    assert_type(records[0].payload, bytes | None)
+
+
+def hosts(app: Flask, server: object, worker: object) -> None:
+    """What the modules in `contrib` give; Celery, Django and gunicorn have no types."""
+    extension = Greendrop(app)
+    assert_type(Greendrop(name="audit").init_app(app), Producer)
+    assert_type(extension.producer, Producer)
+    connect()
+    connect(timeout=5.0)
+    worker_exit(server, worker)
+    assert_type(get_producer(), Producer)
+    assert_type(get_producer("audit"), Producer)
+    produce_on_commit(topic="t", payload=b"x", using="default", alias="audit")
+    close_producers()
+    close_producers(1.0, force=True)
+
+
+class Shop(GreendropUser):
+    """A class of users for Locust."""
+
+    kafka: ClassVar[Mapping[str, object]] = {"bootstrap.servers": "localhost:9092"}
+    settings: ClassVar[Mapping[str, Any]] = {"max_wait_timeout": 1.0}
+
+    def order(self) -> None:
+        """All that a client can."""
+        sent = self.client.produce_sync(topic="t", payload=b"x", name="order")
+        assert_type(sent, DeliveryReport | None)
+        later = self.client.produce_async(topic="t", payload=b"x")
+        assert_type(later, DeliveryHandle | None)
+        many = self.client.produce_many_sync([Message("t", b"x")], name="orders")
+        assert_type(many, list[DeliveryReport] | None)
+        assert_type(self.client.producer, Producer)

@@ -8,6 +8,7 @@ import os
 from celery import Celery
 
 from greendrop import Producer
+from greendrop.contrib.celery import connect
 
 folder = os.environ["FOLDER"]
 app = Celery("hosts", broker="filesystem://", backend=f"file://{folder}/results")
@@ -18,6 +19,7 @@ app.conf.broker_transport_options = {
     "polling_interval": 0.01,
 }
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
+connect()
 
 
 waiting = set()
@@ -36,3 +38,12 @@ def send(task, payload):
         "polling": producer.polling,
         "waiting": waited,
     }
+
+
+@app.task
+def send_two(payload):
+    """Store the payload and wait, then send it once more and don't."""
+    producer.produce_sync(topic=os.environ["TOPIC"], payload=payload)
+    producer.buffer(topic=os.environ["TOPIC"], payload=f"{payload}-buffered")
+    producer.produce_async(topic=os.environ["TOPIC"], payload=f"{payload}-later")
+    return payload

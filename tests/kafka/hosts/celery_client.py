@@ -1,6 +1,9 @@
-"""Puts tasks of `celery_app` into the queue."""
+"""Puts tasks of `celery_app` into the queue: which, and how many."""
 
-from tests.kafka.hosts.celery_app import send
+import sys
 
-for number in range(200):
-    send.delay(f"task-{number}")
+from tests.kafka.hosts import celery_app
+
+task, count = sys.argv[1:]
+for number in range(int(count)):
+    getattr(celery_app, task).delay(f"task-{number}")

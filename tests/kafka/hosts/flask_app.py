@@ -11,6 +11,8 @@ app = Flask(__name__)
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
 topic = os.environ["TOPIC"]
 gap = LongestGap()
+if os.environ.get("USED_TOO_EARLY"):
+    producer.produce_sync(topic=topic, payload="before the fork")
 
 
 @app.post("/send")
@@ -25,6 +27,14 @@ def send_later():
     """Send the request's lines, and let nobody wait for them."""
     for line in request.get_data().splitlines():
         producer.produce_async(topic=topic, payload=line)
+    return {}, 202
+
+
+@app.post("/buffer")
+def buffer():
+    """Keep the request's lines for the end."""
+    for line in request.get_data().splitlines():
+        producer.buffer(topic=topic, payload=line)
     return {}, 202
 
 

@@ -1,0 +1,1 @@
+"""A shop: its orders are rows of a database, and messages in Kafka."""

@@ -1,0 +1,72 @@
+"""Serves `shop_flask.py` with gevent, and orders a hundred times at once.
+
+    python examples/flask/run_flask.py
+
+Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+"""
+
+from __future__ import annotations
+
+# Before all else: sockets of the server and of the clients become cooperative.
+from gevent import monkey
+
+monkey.patch_all()
+
+import os  # noqa: E402
+import time  # noqa: E402
+import urllib.request  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
+
+import gevent  # noqa: E402
+from gevent.pywsgi import WSGIServer  # noqa: E402
+from shop_flask import create_app  # noqa: E402
+
+from greendrop.testing import MockCluster  # noqa: E402
+
+ORDERS = 100
+#: Seconds that the mock brokers take to answer.
+ROUND_TRIP = 0.1
+
+
+def order(address: str, number: int) -> int:
+    """Order once; give the answer's number."""
+    url = f"http://{address}/orders"
+    body = f"order {number}".encode()
+    with urllib.request.urlopen(url, body, timeout=30) as answer:
+        return int(answer.status)
+
+
+def main() -> None:
+    """Run it."""
+    with ExitStack() as stack:
+        servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
+        cluster = None
+        if not servers:
+            cluster = stack.enter_context(MockCluster.spawn())
+            servers = cluster.bootstrap_servers
+        kafka = {"bootstrap.servers": servers}
+        app = create_app(GREENDROP_KAFKA=kafka, AUDIT_KAFKA=kafka | {"linger.ms": 100})
+        server = WSGIServer(("127.0.0.1", 0), app, log=None)
+        server.start()
+        stack.callback(server.stop)
+        address = f"127.0.0.1:{server.server_port}"
+        order(address, 0)  # connects
+        if cluster is not None:
+            cluster.round_trip(ROUND_TRIP)
+            print(f"the brokers take {ROUND_TRIP * 1000:.0f} ms to answer")
+
+        began = time.perf_counter()
+        orders = [gevent.spawn(order, address, number) for number in range(ORDERS)]
+        gevent.joinall(orders, raise_error=True)
+        took = (time.perf_counter() - began) * 1000
+        stored = [each.value for each in orders].count(200)
+        print(f"{stored} of {ORDERS} orders are stored, all of them in {took:.0f} ms")
+
+        for name in ("greendrop", "audit"):
+            producer = app.extensions[name]
+            producer.close()
+            print(f"the producer of {name!r} is {producer.status}")
+
+
+if __name__ == "__main__":
+    main()

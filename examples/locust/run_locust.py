@@ -1,0 +1,50 @@
+"""Runs Locust with `locustfile.py`: 200 users for six seconds, without its web page.
+
+    python examples/locust/run_locust.py
+
+Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from greendrop.testing import MockCluster
+
+HERE = Path(__file__).parent
+#: Seconds that the mock brokers take to answer.
+ROUND_TRIP = 0.02
+
+
+def main() -> None:
+    """Run it."""
+    with ExitStack() as stack:
+        servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
+        if not servers:
+            cluster = stack.enter_context(MockCluster.spawn())
+            servers = cluster.bootstrap_servers
+            cluster.round_trip(ROUND_TRIP)
+            print(f"the brokers take {ROUND_TRIP * 1000:.0f} ms to answer", flush=True)
+        locust = [sys.executable, "-m", "locust", "--headless", "--only-summary"]
+        locust += [
+            "--users=200",
+            "--spawn-rate=100",
+            "--run-time=6",
+            "--loglevel=ERROR",
+        ]
+        done = subprocess.run(
+            locust,
+            cwd=HERE,
+            env=os.environ | {"GREENDROP_BOOTSTRAP_SERVERS": servers},
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What Django does with the app: registers its check, and hears of changed settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+
+from greendrop.contrib.django._checks import check_settings
+from greendrop.contrib.django._producers import close_producers
+
+
+class GreendropConfig(AppConfig):
+    """The app `greendrop.contrib.django`. It has no models."""
+
+    name = "greendrop.contrib.django"
+    label = "greendrop"
+    verbose_name = "greendrop"
+
+    def ready(self) -> None:
+        """Called by Django once all apps are loaded."""
+        checks.register(check_settings)
+        setting_changed.connect(_on_setting_changed, dispatch_uid="greendrop")
+
+
+def _on_setting_changed(*, setting: str, **_: Any) -> None:  # noqa: ANN401 - Django's
+    # Tests override settings; who asks afterwards gets producers of the new ones.
+    if setting == "GREENDROP":
+        close_producers(force=True)

@@ -1,0 +1,95 @@
+"""A producer for a Flask application, from its configuration.
+
+    from greendrop.contrib.flask import Greendrop
+
+    greendrop = Greendrop()
+
+    def create_app():
+        app = Flask(__name__)
+        app.config["GREENDROP_KAFKA"] = {"bootstrap.servers": "localhost:9092"}
+        greendrop.init_app(app)
+        return app
+
+In a view: `greendrop.producer.produce_sync(topic="events", payload=b"x")`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from flask import current_app
+
+from greendrop.errors import ConfigurationInvalidError
+from greendrop.producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+
+__all__ = ["Greendrop"]
+
+
+class Greendrop:
+    """Gives each application a producer of its own; opens nothing.
+
+    With the name "greendrop" it reads from `app.config`:
+
+    | key | |
+    |---|---|
+    | `GREENDROP_KAFKA` | librdkafka's configuration, a mapping; required |
+    | `GREENDROP_SETTINGS` | greendrop's settings (docs/settings.md), a mapping |
+    | `GREENDROP_PRODUCER` | a producer to be used instead of a new one, for tests |
+
+    With another name these begin with that name in capitals. An application that sends
+    to two clusters has two of them.
+
+    Args:
+        app: As for `init_app`. None to call that later, for one application or many.
+        name: The key in `app.extensions` where the producer is.
+
+    Raises:
+        ConfigurationInvalidError: As `init_app`, if there is an app.
+    """
+
+    def __init__(self, app: Flask | None = None, *, name: str = "greendrop") -> None:
+        self._name = name
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> Producer:
+        """Make the producer of an application.
+
+        Returns:
+            It, to subscribe listeners or to add middleware.
+
+        Raises:
+            ConfigurationInvalidError: Names every bad key.
+        """
+        producer = app.config.get(self._key("PRODUCER")) or self._made(app)
+        app.extensions[self._name] = producer
+        return cast("Producer", producer)
+
+    @property
+    def producer(self) -> Producer:
+        """The producer of the current application.
+
+        Raises:
+            RuntimeError: There is no current application (Flask says so), or `init_app`
+                was not called with it.
+        """
+        try:
+            return cast("Producer", current_app.extensions[self._name])
+        except KeyError:
+            text = f"extension {self._name!r} does not know this app; call init_app"
+            raise RuntimeError(text) from None
+
+    def _made(self, app: Flask) -> Producer:
+        kafka: Mapping[str, object] | None = app.config.get(self._key("KAFKA"))
+        if kafka is None:
+            text = "is not in app.config; a mapping with librdkafka's keys"
+            raise ConfigurationInvalidError({self._key("KAFKA"): text})
+        return Producer(kafka=kafka, **app.config.get(self._key("SETTINGS"), {}))
+
+    def _key(self, what: str) -> str:
+        return f"{self._name.upper()}_{what}"

@@ -1,0 +1,7 @@
+"""What a producer promises, whatever is beneath: see `suite`."""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(f"tests.contract.{each}" for each in ("suite", "faults", "transactions"))
+)

@@ -1,0 +1,367 @@
+"""What holds on brokers in memory, on the mock cluster and on Apache Kafka alike.
+
+Whoever imports the tests has a fixture `cluster`, with `bootstrap_servers`,
+`create_topic(topic, partitions)` and `records(topic)`, and a fixture `topic`.
+"""
+
+import time
+from datetime import datetime, timezone
+
+import pytest
+
+from greendrop import (
+    DeliveryError,
+    Message,
+    MessageInvalidError,
+    Producer,
+    ProducerClosedError,
+    ProducerPool,
+)
+from greendrop._partitioners import partitioner
+from greendrop.testing import Recorder, fatal_error, trigger_fatal_error
+
+#: Partitioners of librdkafka's that look at the key.
+PARTITIONERS = (
+    "consistent",
+    "consistent_random",
+    "murmur2",
+    "murmur2_random",
+    "fnv1a",
+    "fnv1a_random",
+)
+
+
+@pytest.fixture
+def producer_on_cluster(cluster):
+    """Make producers on the cluster; they are closed after the test."""
+    made = []
+
+    def make(kafka=None, **settings):
+        servers = {"bootstrap.servers": cluster.bootstrap_servers}
+        producer = Producer(kafka=servers | (kafka or {}), **settings)
+        made.append(producer)
+        return producer
+
+    yield make
+    for producer in made:
+        producer.close(force=True)
+
+
+def values(records):
+    """Give the payloads."""
+    return [record.payload for record in records]
+
+
+def test_a_record_is_where_its_report_says(world, cluster, topic, producer_on_cluster):
+    """With all of its fields."""
+    cluster.create_topic(topic, partitions=3)
+
+    report = producer_on_cluster().produce_sync(
+        topic=topic,
+        payload="päyload",
+        key="key",
+        partition=2,
+        headers={"one": "1", "none": None},
+        timestamp=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        label="a label",
+    )
+
+    (record,) = cluster.records(topic)
+    assert record[:4] == (topic, 2, 0, 1_767_312_000_000)
+    assert record[4:6] == (b"key", "päyload".encode())
+    assert record.headers == [("one", b"1"), ("none", None)]
+    # The mock cluster reports all as of the year 1970.
+    assert report[:3] == record[:3]
+    assert report.label == "a label"
+    assert 0 <= report.latency < 30
+
+
+def test_a_header_may_be_repeated(cluster, topic, producer_on_cluster):
+    """Each of its values is in the record, in order. Acceptance check 110."""
+    producer_on_cluster().produce_sync(
+        topic=topic, payload=b"x", headers={"h": ["1", b"2"], "other": "3"}
+    )
+
+    (record,) = cluster.records(topic)
+    assert record.headers == [("h", b"1"), ("h", b"2"), ("other", b"3")]
+
+
+def test_a_message_without_a_timestamp_gets_the_present_one(
+    cluster, topic, producer_on_cluster
+):
+    """In milliseconds."""
+    before = time.time_ns() // 1_000_000
+    producer_on_cluster().produce_sync(topic=topic, payload=b"x")
+
+    (record,) = cluster.records(topic)
+    assert before <= record.timestamp <= time.time_ns() // 1_000_000
+
+
+def test_offsets_count_by_partition(world, cluster, topic, producer_on_cluster):
+    """From 0, without a gap, in the order of sending. Acceptance check 117."""
+    cluster.create_topic(topic, partitions=2)
+    batch = [Message(topic, str(each), partition=each % 2) for each in range(100)]
+
+    reports = producer_on_cluster().produce_many_sync(batch)
+
+    assert [each.offset for each in reports] == [each // 2 for each in range(100)]
+    stored = cluster.records(topic)
+    for partition in (0, 1):
+        payloads = values(each for each in stored if each.partition == partition)
+        assert payloads == [str(each).encode() for each in range(partition, 100, 2)]
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_a_key_leads_to_its_partition(cluster, topic, producer_on_cluster, name):
+    """To the one that librdkafka's partitioner says; a `partition_key` as well."""
+    cluster.create_topic(topic, partitions=5)
+    producer = producer_on_cluster({"partitioner": name})
+    keys = [str(each).encode() for each in range(20)]
+    expected = [partitioner(name)(key, 5) for key in keys]
+
+    by_key = producer.produce_many_sync([Message(topic, b"x", key) for key in keys])
+    by_partition_key = producer.produce_many_sync(
+        [Message(topic, b"x", partition_key=key) for key in keys]
+    )
+
+    assert [each.partition for each in by_key] == expected
+    assert [each.partition for each in by_partition_key] == expected
+    assert len(set(expected)) > 2
+
+
+def test_the_number_of_partitions_is_told(cluster, topic, producer_on_cluster):
+    """As many as were created."""
+    cluster.create_topic(topic, partitions=7)
+
+    assert producer_on_cluster().partition_count(topic) == 7
+
+
+def test_a_partition_that_is_not_there_is_an_error(
+    world, cluster, topic, producer_on_cluster
+):
+    """And no other message suffers."""
+    cluster.create_topic(topic, partitions=2)
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"before")
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic=topic, payload=b"x", partition=2)
+
+    assert raised.value.name == "_UNKNOWN_PARTITION"
+    assert raised.value.__cause__.code == -190
+    producer.produce_sync(topic=topic, payload=b"after")
+    assert sorted(values(cluster.records(topic))) == [b"after", b"before"]
+
+
+def test_a_message_that_is_too_large_is_refused(
+    world, cluster, topic, producer_on_cluster
+):
+    """And no other message suffers."""
+    producer = producer_on_cluster({"message.max.bytes": 2000})
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic=topic, payload=bytes(3000))
+
+    assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+    assert producer.queue_size == 0
+    producer.produce_sync(topic=topic, payload=b"after")
+    assert values(cluster.records(topic)) == [b"after"]
+
+
+def test_a_message_that_breaks_the_rules_is_not_sent(
+    cluster, topic, producer_on_cluster
+):
+    """Nor is the rest of its batch."""
+    producer = producer_on_cluster()
+
+    with pytest.raises(MessageInvalidError):
+        producer.produce_many_sync([Message(topic, b"x"), Message(topic, 5)])
+
+    producer.produce_sync(topic=topic, payload=b"good")
+    assert values(cluster.records(topic)) == [b"good"]
+
+
+def test_what_middleware_makes_of_a_message_is_sent(
+    cluster, topic, producer_on_cluster
+):
+    """In the order of the steps."""
+    producer = producer_on_cluster()
+    producer.middleware.append(lambda each: each._replace(payload=each.payload + "1"))
+    producer.middleware.append(lambda each: each._replace(payload=each.payload + "2"))
+
+    producer.produce_sync(topic=topic, payload="0")
+
+    assert values(cluster.records(topic)) == [b"012"]
+
+
+def test_events_are_told(world, cluster, topic, producer_on_cluster):
+    """The acknowledgement first, then what the caller is told."""
+    producer = producer_on_cluster()
+    with Recorder(producer) as recorder:
+        report = producer.produce_sync(topic=topic, payload=b"x", label="mine")
+
+    assert recorder.names == [
+        "producer.connected",
+        "message.acknowledged",
+        "message.produced_sync",
+    ]
+    told = recorder.named("message.acknowledged")[0]
+    assert told["delivery_report"] == report
+    assert (told["topic"], told["offset"], told["label"]) == (topic, 0, "mine")
+    assert recorder.errors == []
+
+
+def test_a_failed_message_is_told_of(world, topic, cluster, producer_on_cluster):
+    """As an error, with its label."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"x")
+    with Recorder(producer) as recorder, pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic=topic, payload=b"x", partition=9, label="mine")
+
+    kinds = [each["type"] for each in recorder.named("error.occurred")]
+    assert kinds[-1] == "message.produce_sync"
+    assert str(raised.value) == str(recorder.errors[-1])
+
+
+def test_a_full_queue_makes_senders_wait(world, cluster, topic, producer_on_cluster):
+    """And all messages arrive."""
+    producer = producer_on_cluster({"queue.buffering.max.messages": 5})
+
+    handles = [
+        producer.produce_async(topic=topic, payload=str(each), partition=0)
+        for each in range(200)
+    ]
+
+    assert [each.wait(20).offset for each in handles] == list(range(200))
+    assert values(cluster.records(topic)) == [str(each).encode() for each in range(200)]
+
+
+def test_what_is_buffered_is_sent_by_a_flush(
+    world, cluster, topic, producer_on_cluster
+):
+    """And not before."""
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"first", partition=0)
+    producer.buffer(topic=topic, payload=b"second", partition=0)
+    before = values(cluster.records(topic))
+
+    reports = producer.flush_sync()
+
+    assert before == [b"first"]
+    assert [each.offset for each in reports] == [1]
+    assert values(cluster.records(topic)) == [b"first", b"second"]
+
+
+def test_a_tombstone_has_no_payload(cluster, topic, producer_on_cluster):
+    """But a key."""
+    producer_on_cluster().tombstone_sync(topic=topic, key="gone", partition=0)
+
+    (record,) = cluster.records(topic)
+    assert (record.key, record.payload) == (b"gone", None)
+
+
+def test_without_acknowledgements_there_is_no_offset(
+    world, cluster, topic, producer_on_cluster
+):
+    """`acks=0`, by a variant; the message is stored all the same."""
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"one", partition=0)
+    careless = producer.variant(topic_config={"acks": 0})
+
+    report = careless.produce_sync(topic=topic, payload=b"two", partition=0)
+
+    assert report.offset is None
+    deadline = time.monotonic() + 10
+    while len(cluster.records(topic)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert values(cluster.records(topic)) == [b"one", b"two"]
+
+
+def test_a_scope_waits_for_its_messages(world, cluster, topic, producer_on_cluster):
+    """All that were sent in it are delivered at its end."""
+    producer = producer_on_cluster()
+
+    with producer.scope(timeout=20):
+        handles = [producer.produce_async(topic=topic, payload=b"x") for _ in range(10)]
+
+    assert all(each.done for each in handles)
+    assert len(cluster.records(topic)) == 10
+
+
+def test_a_producer_of_a_pool_sends(cluster, topic, producer_on_cluster):
+    """They send as others do."""
+    pool = ProducerPool(lambda: producer_on_cluster(), size=2)  # noqa: PLW0108
+    with pool, pool.producer() as producer:
+        producer.produce_sync(topic=topic, payload=b"1")
+
+    assert values(cluster.records(topic)) == [b"1"]
+
+
+def test_a_producer_connects_anew(world, cluster, topic, producer_on_cluster):
+    """After it was disconnected; offsets go on."""
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"1", partition=0)
+
+    assert producer.disconnect()
+    assert producer.status == "disconnected"
+    report = producer.produce_sync(topic=topic, payload=b"2", partition=0)
+
+    assert report.offset == 1
+
+
+def test_close_delivers_what_is_on_its_way(world, cluster, topic, producer_on_cluster):
+    """And takes nothing more."""
+    producer = producer_on_cluster()
+    handles = [producer.produce_async(topic=topic, payload=b"x") for _ in range(100)]
+
+    producer.close(timeout=20)
+
+    assert all(each.report for each in handles)
+    assert len(cluster.records(topic)) == 100
+    with pytest.raises(ProducerClosedError):
+        producer.produce_sync(topic=topic, payload=b"x")
+
+
+def test_a_fatal_error_ends_a_client(world, cluster, topic, producer_on_cluster):
+    """Each message after it says which it was."""
+    producer = producer_on_cluster({"enable.idempotence": True})
+    producer.produce_sync(topic=topic, payload=b"x")
+    assert fatal_error(producer) is None
+
+    trigger_fatal_error(producer, 47, "enough")
+
+    assert fatal_error(producer)[0] == 47
+    for _ in range(2):
+        with pytest.raises(DeliveryError) as raised:
+            producer.produce_sync(topic=topic, payload=b"x")
+        cause = raised.value.__cause__
+        assert (cause.code, cause.name, cause.fatal) == (
+            47,
+            "INVALID_PRODUCER_EPOCH",
+            True,
+        )
+
+
+def test_a_client_that_has_ended_is_replaced(
+    world, cluster, topic, producer_on_cluster
+):
+    """If that is wanted; order is kept."""
+    producer = producer_on_cluster(
+        {"enable.idempotence": True},
+        reload_on_idempotent_fatal_error=True,
+        wait_backoff_on_idempotent_fatal_error=0.0,
+    )
+    producer.produce_sync(topic=topic, payload=b"0", partition=0)
+    with Recorder(producer) as recorder:
+        trigger_fatal_error(producer, 64)
+
+        handles = [
+            producer.produce_async(topic=topic, payload=str(each), partition=0)
+            for each in range(1, 20)
+        ]
+        offsets = [each.wait(20).offset for each in handles]
+        assert recorder.wait_for("producer.reloaded")
+
+    assert offsets == list(range(1, 20))
+    assert values(cluster.records(topic)) == [str(each).encode() for each in range(20)]

@@ -1,0 +1,72 @@
+"""What holds for transactions, on brokers that hide what is not committed.
+
+That is brokers in memory, and Apache Kafka; not the mock cluster. Their fixtures are
+those of `suite`.
+"""
+
+import pytest
+
+from greendrop import DeliveryError, Message, Producer
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(Producer, "transaction"), reason="there are no transactions yet"
+)
+
+
+@pytest.fixture
+def transactional(cluster, topic, producer_on_cluster):
+    """Make a transactional producer, and its topic, of one partition."""
+    cluster.create_topic(topic, partitions=1)
+    return producer_on_cluster({"transactional.id": topic})
+
+
+def payloads(records):
+    """Give the payloads."""
+    return [record.payload for record in records]
+
+
+def test_a_transaction_is_seen_when_it_is_committed(
+    world, cluster, topic, transactional
+):
+    """As a whole, and not before; the marker at its end takes an offset."""
+    with transactional.transaction():
+        transactional.produce_sync(topic=topic, payload=b"1")
+        transactional.produce_many_async([Message(topic, b"2"), Message(topic, b"3")])
+        transactional.flush_sync()
+        before = cluster.records(topic)
+    after = cluster.records(topic)
+    single = transactional.produce_sync(topic=topic, payload=b"4")
+
+    assert before == []
+    assert payloads(after) == [b"1", b"2", b"3"]
+    assert single.offset == 4
+
+
+def test_what_is_rolled_back_is_never_seen(world, cluster, topic, transactional):
+    """Whether it is aborted or an error ends it; what follows is seen."""
+    with transactional.transaction() as transaction:
+        transactional.produce_sync(topic=topic, payload=b"aborted")
+        transaction.abort()
+    with pytest.raises(ZeroDivisionError), transactional.transaction():  # noqa: PT012
+        transactional.produce_sync(topic=topic, payload=b"failed")
+        raise ZeroDivisionError
+    with transactional.transaction():
+        transactional.produce_sync(topic=topic, payload=b"good")
+
+    assert payloads(cluster.records(topic)) == [b"good"]
+    every = cluster.records(topic, uncommitted=True)
+    assert payloads(every) == [b"aborted", b"failed", b"good"]
+    assert [record.offset for record in every] == [0, 2, 4]
+
+
+def test_a_refused_message_does_not_end_the_producer(
+    world, cluster, topic, transactional
+):
+    """The transaction is rolled back, and the next one succeeds."""
+    with pytest.raises(DeliveryError), transactional.transaction():  # noqa: PT012
+        transactional.produce_sync(topic=topic, payload=b"1")
+        transactional.produce_sync(topic=topic, payload=b"2", partition=7)
+    with transactional.transaction():
+        transactional.produce_sync(topic=topic, payload=b"3")
+
+    assert payloads(cluster.records(topic)) == [b"3"]

@@ -1,0 +1,87 @@
+"""Clients of a web server that note what they were answered."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+import time
+
+#: Seconds for one answer, and for a server to come back.
+_PATIENCE = 30.0
+
+
+class Crowd:
+    """Threads that post numbered texts, each on a connection of its own.
+
+    A context manager; at its end they stop.
+
+    Args:
+        address: Of the server, "127.0.0.1:8000".
+        path: Where they post to.
+        clients: How many.
+    """
+
+    def __init__(self, address: str, path: str, clients: int = 64) -> None:
+        #: All that was posted, answered or not.
+        self.sent: set[str] = set()
+        #: What was answered with 200.
+        self.answered: set[str] = set()
+        #: Other answers than 200, by their number.
+        self.refused: dict[str, int] = {}
+        #: Requests without an answer: the connection was closed, or refused.
+        self.dropped = 0
+        self._address = address
+        self._path = path
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._post_all, args=(f"client{number:02}",))
+            for number in range(clients)
+        ]
+
+    def __enter__(self) -> Crowd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Have them stop, and wait until they have: none of them hangs."""
+        self._stopping = True
+        for thread in self._threads:
+            thread.join(_PATIENCE)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def await_answers(self, number: int) -> None:
+        """Wait for so many more answers."""
+        until = len(self.answered) + number
+        deadline = time.monotonic() + _PATIENCE
+        while len(self.answered) < until:
+            assert time.monotonic() < deadline, f"{len(self.answered)} of {until}"
+            time.sleep(0.01)
+
+    def _post_all(self, name: str) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=_PATIENCE)
+        number = 0
+        while not self._stopping:
+            text = f"{name}-{number}"
+            number += 1
+            self.sent.add(text)
+            try:
+                connection.request("POST", self._path, text)
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                self.dropped += 1
+                connection.close()
+                # A server that is gone refuses at once.
+                time.sleep(0.01)
+                continue
+            if answer.status == http.client.OK:
+                self.answered.add(text)
+            else:
+                self.refused[text] = answer.status
+        with contextlib.suppress(OSError):
+            connection.close()

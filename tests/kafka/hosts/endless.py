@@ -1,0 +1,24 @@
+"""A script that sends until it is interrupted, and waits for nothing."""
+
+import itertools
+import os
+import signal
+import sys
+
+from greendrop import Producer
+from tests.kafka.running import tell
+
+topic = os.environ["TOPIC"]
+producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
+producer.produce_sync(topic=topic, payload="first")
+handles = []
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+tell(ready=True)
+
+try:
+    for number in itertools.count():
+        handle = producer.produce_async(topic=topic, payload=str(number))
+        handles.append(handle)
+finally:
+    # One more may have been taken: the signal may have come after it was.
+    tell(sent=len(handles))

@@ -1,0 +1,1 @@
+"""A configuration of gunicorn's that leaves all to it."""

@@ -1,0 +1,64 @@
+"""Celery's workers that end in the midst of their tasks."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HOSTS = "tests.kafka.hosts"
+TASKS = 3000
+
+POOLS = {
+    "gevent": ["--pool=gevent", "--concurrency=50"],
+    "prefork": ["--pool=prefork", "--concurrency=2"],
+    "recycled": ["--pool=prefork", "--concurrency=2", "--max-tasks-per-child=20"],
+    "solo": ["--pool=solo"],
+    "threads": ["--pool=threads", "--concurrency=8"],
+}
+
+
+# Not SIGQUIT for prefork: Celery's handler waits for a lock there. The code that it
+# interrupts may hold that, and then the worker hangs for ever, whoever sends.
+@pytest.mark.parametrize(
+    ("pool", "how"),
+    [
+        *((pool, "SIGTERM") for pool in POOLS),
+        *((pool, "SIGQUIT") for pool in ("gevent", "solo", "threads")),
+    ],
+)
+def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
+    """A worker is told to end while tasks run: those that succeeded are stored.
+
+    With all that they sent: what they waited for, what not, and what they buffered.
+    After SIGQUIT the tasks that run are cut short.
+    """
+    folders = [tmp_path / name for name in ("queue", "control", "results")]
+    for folder in folders:
+        folder.mkdir()
+    results = folders[2]
+    quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
+    celery = ["-m", "celery", f"--app={HOSTS}.celery_app", "worker", *POOLS[pool]]
+
+    with start(
+        "-m", f"{HOSTS}.celery_client", "send_two", f"{TASKS}", log="client"
+    ) as c:
+        assert c.wait() == 0
+    with start(*celery, *quiet) as worker:
+        worker.wait_for("has results", lambda: len(list(results.iterdir())) > 100)
+        worker.signal(signal.Signals[how])
+        worker.wait()
+        found = stored()
+
+    outcomes = [json.loads(file.read_text()) for file in results.iterdir()]
+    done = {each["result"] for each in outcomes if each["status"] == "SUCCESS"}
+    assert 100 < len(done) < TASKS
+    for kind in ("", "-later", "-buffered"):
+        assert {f"{payload}{kind}" for payload in done} <= found.keys(), kind
+    assert Counter(found.values()).keys() == {1}
+    for loss in ("greendrop:", "not delivered", "not sent"):
+        assert loss not in worker.log

@@ -1,0 +1,130 @@
+"""The command line on Apache Kafka, judged by a client that is not librdkafka."""
+
+import json
+
+import pytest
+
+from tests.commands import finish, run, start
+
+pytestmark = pytest.mark.slow
+
+
+def test_lines_are_sent(kafka, topic, read_topic):
+    """With keys and headers; kafka-python finds them."""
+    options = ("-t", topic, "-K", ":", "-H", "source=test")
+
+    done = run("produce", "-b", kafka.bootstrap_servers, *options, text="a:1\nb:2\n")
+
+    assert done == (0, "", "")
+    records = read_topic(kafka.bootstrap_servers, topic)
+    assert sorted((each.key, each.value) for each in records) == [
+        (b"a", b"1"),
+        (b"b", b"2"),
+    ]
+    assert all(each.headers == [("source", b"test")] for each in records)
+
+
+def test_many_lines_are_sent(kafka, topic, read_topic):
+    """Each of them once."""
+    lines = [str(number) for number in range(20_000)]
+
+    done = run(
+        "produce", "-b", kafka.bootstrap_servers, "-t", topic, text="\n".join(lines)
+    )
+
+    assert done == (0, "", "")
+    records = read_topic(kafka.bootstrap_servers, topic)
+    assert sorted(int(each.value) for each in records) == list(range(20_000))
+
+
+def test_verify_loses_nothing_when_it_is_ended(kafka, topic, read_topic):
+    """All that it told of as acknowledged is where it said, and no more."""
+    kafka.create_topic(topic, partitions=3)
+    process = start(
+        *("verify", "--topic", topic, "--bootstrap-server", kafka.bootstrap_servers)
+    )
+    seen = [process.stdout.readline() for _ in range(500)]
+    process.terminate()
+    seen += process.stdout.readlines()
+
+    assert finish(process).status == 0
+    lines = [json.loads(line) for line in seen]
+    assert [each["name"] for each in lines[-2:]] == ["shutdown_complete", "tool_data"]
+    told = {
+        (each["partition"], each["offset"]): each["value"]
+        for each in lines
+        if each["name"] == "producer_send_success"
+    }
+    records = read_topic(kafka.bootstrap_servers, topic)
+    assert told == {
+        (each.partition, each.offset): each.value.decode() for each in records
+    }
+    assert lines[-1]["sent"] == lines[-1]["acked"] == len(records)
+
+
+def test_doctor_finds_all_well(kafka, topic):
+    """And times messages."""
+    done = run("doctor", "-b", kafka.bootstrap_servers, "-t", topic)
+
+    assert done.status == 0, done.stdout
+    assert f"10 to '{topic}'" in done.stdout
+    assert "FAILED" not in done.stdout
+
+
+def test_doctor_logs_in(kafka_secure, topic):
+    """With a password; with the wrong one it says what is wrong."""
+    listeners = kafka_secure.secure_listeners
+    login = listeners.plain
+    options = (
+        *(
+            "-b",
+            listeners.sasl_bootstrap_servers,
+            "-X",
+            "security.protocol=SASL_PLAINTEXT",
+        ),
+        *("-X", "sasl.mechanism=PLAIN", "-X", f"sasl.username={login.user}"),
+        *("--timeout", "5"),
+    )
+
+    right = run(
+        "doctor", *options, "-X", f"sasl.password={login.password}", "-t", topic
+    )
+    wrong = run("doctor", *options, "-X", "sasl.password=wrong-one")
+
+    assert right.status == 0, right.stdout
+    assert "ok      login: by PLAIN over SASL_PLAINTEXT" in right.stdout
+    assert wrong.status == 1
+    assert "FAILED  metadata: " in wrong.stdout
+    assert "uthentication failed" in wrong.stdout
+    assert "user, password or mechanism are wrong" in wrong.stdout
+    assert login.password not in right.stdout
+    assert "wrong-one" not in wrong.stdout
+
+
+def test_doctor_knows_a_listener_that_wants_tls(kafka_secure):
+    """A plain client is just cut off there; and the certificate must be trusted."""
+    listeners = kafka_secure.secure_listeners
+    servers = ("-b", listeners.tls_bootstrap_servers, "--timeout", "4")
+    tls = ("-X", "security.protocol=SSL")
+
+    plain = run("doctor", *servers)
+    untrusted = run("doctor", *servers, *tls)
+    trusted = run(
+        "doctor", *servers, *tls, "-X", f"ssl.ca.location={listeners.ca_file}"
+    )
+
+    assert (plain.status, untrusted.status) == (1, 1)
+    assert "is security.protocol right?" in plain.stdout
+    assert "set ssl.ca.location" in untrusted.stdout
+    assert trusted.status == 0, trusted.stdout
+
+
+def test_bench_measures_both(kafka, topic):
+    """Rates of both clients."""
+    done = run(
+        *("bench", "-b", kafka.bootstrap_servers, "-t", topic, "--seconds", "0.5"),
+        *("-n", "20", "--json"),
+    )
+
+    assert done.status == 0, done.stderr
+    assert [each["rate"] > 0 for each in json.loads(done.stdout)] == [True] * 4

@@ -1,0 +1,59 @@
+"""gunicorn's workers that reload and end in the midst of requests."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.kafka.crowd import Crowd
+
+pytestmark = pytest.mark.slow
+
+HOSTS = Path(__file__).parent / "hosts"
+
+WORKERS = {
+    "gevent": ["--worker-class=gevent"],
+    "gthread": ["--worker-class=gthread", "--threads=16"],
+    "sync": ["--worker-class=sync"],
+}
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["late", "preloaded"])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("gevent", "gunicorn_bare"),
+        ("gevent", "gunicorn_patched"),
+        ("gthread", "gunicorn_bare"),
+        ("sync", "gunicorn_bare"),
+    ],
+)
+def test_what_is_answered_is_stored(start, stored, kind, config, preload):
+    """Workers end at SIGHUP and SIGTERM: what they answered 200 is in the topic.
+
+    64 clients ask all the time; those who got no answer may try again.
+    """
+    gunicorn = ["-m", "gunicorn", *WORKERS[kind], "--workers=2", *preload]
+    gunicorn += [f"--config={HOSTS / config}.py", "--bind=127.0.0.1:0"]
+    gunicorn += ["--no-control-socket", "tests.kafka.hosts.flask_app:app"]
+
+    with start(*gunicorn) as server:
+        listening = re.compile("Listening at: http://([0-9.:]+)")
+        address = server.wait_for("listens", lambda: listening.search(server.log))[1]
+        with Crowd(address, "/send") as crowd:
+            crowd.await_answers(500)
+            server.signal(signal.SIGHUP)
+            server.wait_for("reloads", lambda: server.log.count("Booting worker") == 4)
+            crowd.await_answers(500)
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+        found = stored()
+
+    for word in ("Traceback", "ERROR", "CRITICAL", "greendrop"):
+        assert word not in server.log
+    assert crowd.refused == {}
+    assert crowd.answered <= found.keys() <= crowd.sent
+    assert set(found.values()) == {1}

@@ -1,0 +1,163 @@
+"""`greendrop.contrib.locust`, in runs of Locust as its users start them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kafka.running import ROOT, Program
+
+pytestmark = [pytest.mark.slow, pytest.mark.patched]
+
+#: Seconds that other greenlets may have to wait. It is below 0.02 here; the promise is
+#: 0.05, and the rest is for a busy machine.
+LONGEST_GAP = 0.1
+
+CROWD = """
+import locust
+from locust import events, task
+from greendrop.contrib.locust import GreendropUser
+from tests.kafka.running import tell
+from tests.tasks import LongestGap
+
+gap = LongestGap()
+used = set()
+
+class Shop(GreendropUser):
+    wait_time = locust.between(0.1, 0.5)
+
+    @task
+    def order(self):
+        used.add(self.client.producer)
+        assert self.client.produce_sync(topic="orders", payload=b"x" * 100).offset >= 0
+
+# Once all are there: starting 500 users is Locust's own work.
+events.spawning_complete.add_listener(lambda **_: gap.__enter__())
+
+@events.test_stopping.add_listener
+def stopping(environment, **_):
+    gap.__exit__()
+    tell(seconds=gap.seconds, ticks=gap.ticks, users=environment.runner.user_count)
+    tell(producers=len(used), polling=[each.polling for each in used])
+"""
+KINDS = """
+from locust import constant, events, task
+from greendrop.contrib.locust import GreendropUser
+from tests.kafka.running import tell
+
+class One(GreendropUser):
+    fixed_count = 2
+    settings = {"max_payload_size": 2_000_000}
+    wait_time = constant(0.05)
+
+    def context(self):
+        return {"who": "one"}
+
+    @task
+    def all_kinds(self):
+        client = self.client
+        assert client.produce_sync(topic="orders", payload=b"123").topic == "orders"
+        many = [{"topic": "orders", "payload": b"12345"}] * 2
+        assert len(client.produce_many_sync(many)) == 2
+        assert client.produce_async(topic="orders", payload="12", name="later")
+        # Failures don't raise. They are in the statistics.
+        large = {"topic": "orders", "payload": bytes(1_500_000)}
+        assert client.produce_sync(**large, name="large") is None
+        client.produce_async(**large, name="large, later")
+        assert client.produce_many_sync([large], name="large, many") is None
+
+class Two(One):
+    fixed_count = 1
+    request_type = "KAFKA 2"
+
+requests = []
+events.request.add_listener(lambda **facts: requests.append(facts))
+
+@events.quitting.add_listener
+def quitting(environment, **_):
+    from greendrop.contrib import locust
+    shared = locust._all_shared.items()
+    producers = {kind.__name__: one.producer for kind, one in shared}
+    tell(
+        producers=len(set(map(id, producers.values()))),
+        left=[each.queue_size for each in producers.values()],
+        contexts=sorted({facts["context"].get("who", "") for facts in requests}),
+        requests=[
+            [facts["request_type"], facts["name"], facts["response_length"],
+             facts["response_time"], type(facts["exception"]).__name__]
+            for facts in requests
+        ],
+    )
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run Locust without its web page, for some seconds."""
+
+    def run(source, *options, servers=None):
+        file = tmp_path / "locustfile.py"
+        file.write_text(source)
+        arguments = ["-m", "locust", "-f", str(file), "--headless", "--only-summary"]
+        arguments += ["--host", servers] if servers else []
+        log = tmp_path / "log"
+        with Program(
+            *arguments, *options, log_file=log, PYTHONPATH=str(ROOT)
+        ) as locust:
+            locust.status = locust.wait()
+        return locust
+
+    return run
+
+
+def test_five_hundred_users_leave_the_hub_free(run, mock_cluster):
+    """500 users who wait for 50 ms round trips keep nobody from running.
+
+    Each waits on one producer for all of them.
+    """
+    mock_cluster.round_trip(0.05)
+
+    locust = run(CROWD, "-u500", "-r250", "-t6", servers=mock_cluster.bootstrap_servers)
+
+    facts = locust.facts
+    assert locust.status == 0, locust.log
+    assert (facts["users"], facts["producers"]) == (500, 1)
+    assert facts["polling"] == ["fd"]
+    assert facts["ticks"] > 500
+    assert facts["seconds"] < LONGEST_GAP
+
+
+def test_each_message_is_a_request(run, mock_cluster):
+    """Sync, batch and async messages are in the statistics with their real latencies.
+
+    So are those that fail. What nobody has waited for is there at the test's end.
+    """
+    mock_cluster.round_trip(0.05)
+
+    locust = run(KINDS, "-u3", "-r3", "-t2", servers=mock_cluster.bootstrap_servers)
+
+    facts = locust.facts
+    assert locust.status == 1, locust.log  # Locust's way to say that requests failed
+    assert "AssertionError" not in locust.log
+    assert facts["contexts"] == ["one"]
+    assert facts["left"] == [0] * facts["producers"]
+    assert facts["producers"] == 2
+    assert {kind for kind, *_ in facts["requests"]} == {"KAFKA", "KAFKA 2"}
+    told = {name: rest for _, name, *rest in facts["requests"]}
+    assert told["orders"][0] == 3
+    assert told["batch"][0] == 10
+    assert told["later"][0] == 2
+    assert "large" in told
+    for _, name, _, milliseconds, error in facts["requests"]:
+        if name.startswith("large"):
+            assert error.endswith("Error"), name
+        else:
+            assert error == "NoneType"
+            assert milliseconds >= 50, name
+
+
+def test_a_user_without_address_stops_the_test(run):
+    """Without host and bootstrap servers Locust says what is missing."""
+    locust = run(CROWD, "-u1", "-t2")
+
+    assert "set kafka['bootstrap.servers'], or the host (--host)" in locust.log
+    assert locust.status != 0
