@@ -34,8 +34,9 @@ POOLS = {
 def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
     """A worker is told to end while tasks run: those that succeeded are stored.
 
-    With all that they sent: what they waited for, what not, and what they buffered.
-    After SIGQUIT the tasks that run are cut short.
+    With all that they sent: what they waited for, what not, and what they buffered; of
+    recycled processes only what they waited for. After SIGQUIT the tasks that run are
+    cut short.
     """
     folders = [tmp_path / name for name in ("queue", "control", "results")]
     for folder in folders:
@@ -57,7 +58,10 @@ def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
     outcomes = [json.loads(file.read_text()) for file in results.iterdir()]
     done = {each["result"] for each in outcomes if each["status"] == "SUCCESS"}
     assert 100 < len(done) < TASKS
-    for kind in ("", "-later", "-buffered"):
+    # At its end Celery does not wait for a child that has just taken the place of a
+    # recycled one, and then the kernel kills it (PR_SET_PDEATHSIG).
+    kinds = ("",) if pool == "recycled" else ("", "-later", "-buffered")
+    for kind in kinds:
         assert {f"{payload}{kind}" for payload in done} <= found.keys(), kind
     assert Counter(found.values()).keys() == {1}
     for loss in ("greendrop:", "not delivered", "not sent"):

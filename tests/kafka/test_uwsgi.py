@@ -40,7 +40,10 @@ MODES = {
         f"{PYTHON},gevent_{PYTHON}",
         ["--gevent=100", "--gevent-monkey-patch"],
     ),
-    "threads": (PYTHON, ["--threads=8"]),
+    # Its handler of SIGHUP waits for the requests of the other threads, in the main one.
+    # If that holds Python's lock just then they never end, whatever the application,
+    # until uWSGI kills the worker: after 60 s, if not told otherwise.
+    "threads": (PYTHON, ["--threads=8", "--worker-reload-mercy=5"]),
     "enabled": (PYTHON, ["--enable-threads"]),
     "none": (PYTHON, []),
 }
