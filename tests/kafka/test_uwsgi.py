@@ -40,9 +40,9 @@ MODES = {
         f"{PYTHON},gevent_{PYTHON}",
         ["--gevent=100", "--gevent-monkey-patch"],
     ),
-    # Its handler of SIGHUP waits for the requests of the other threads, in the main one.
-    # If that holds Python's lock just then they never end, whatever the application,
-    # until uWSGI kills the worker: after 60 s, if not told otherwise.
+    # Its handler of SIGHUP waits in the main thread for the requests of the others. If
+    # that holds Python's lock just then they never end, whatever the application, until
+    # uWSGI kills the worker: after 60 s, if not told otherwise.
     "threads": (PYTHON, ["--threads=8", "--worker-reload-mercy=5"]),
     "enabled": (PYTHON, ["--enable-threads"]),
     "none": (PYTHON, []),
