@@ -15,8 +15,9 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from greendrop import _process, _waiting
+from greendrop._engine import KafkaException
 from greendrop._gather import Gatherer, give
-from greendrop._native import KafkaException, Native
+from greendrop._native import Native
 from greendrop._outstanding import Outstanding
 from greendrop._partitioners import partitioner
 from greendrop._routing import Router
@@ -35,7 +36,7 @@ from greendrop.message import UNASSIGNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from greendrop._native import Engine
+    from greendrop._engine import Engine
     from greendrop.config import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor

@@ -13,7 +13,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from greendrop import _closing, _native
+from greendrop import _closing, _engine
 from greendrop._error_names import error_code
 from greendrop._memory_log import CallFailure, Failure, MemoryLog, Record
 from greendrop._memory_producer import MemoryProducer
@@ -59,7 +59,7 @@ class _Engine:
         self.producers.add(producer)
         return producer
 
-    def main_queue(self, producer: MemoryProducer) -> _native.MainQueue:
+    def main_queue(self, producer: MemoryProducer) -> _engine.MainQueue:
         return producer.arrived
 
     def fatal_error(self, producer: MemoryProducer) -> tuple[int, str] | None:
@@ -102,10 +102,10 @@ class MemoryCluster:
         self._address = f"memory-{next(_numbers)}.invalid:9092"
         self._takes_all = False
         self._closed = False
-        _native.stand_ins.append(self._engine_for)
+        _engine.stand_ins.append(self._engine_for)
         _clusters.add(self)
 
-    def _engine_for(self, kafka: Mapping[str, str]) -> _native.Engine | None:
+    def _engine_for(self, kafka: Mapping[str, str]) -> _engine.Engine | None:
         servers = kafka.get("bootstrap.servers", kafka.get("metadata.broker.list"))
         return self._engine if self._takes_all or servers == self._address else None
 
@@ -252,7 +252,7 @@ class MemoryCluster:
         if self._closed:
             return
         self._closed = True
-        _native.stand_ins.remove(self._engine_for)
+        _engine.stand_ins.remove(self._engine_for)
         _closing.abandon(self._is_ours, idle=self._takes_all)
 
     def _begin_in_child(self) -> None:

@@ -16,9 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greendrop import _waiting
+from greendrop._engine import KafkaException, native_error
 from greendrop._memory_log import MemoryLog, Record, Transaction, choose_partition
 from greendrop._memory_queue import Arrived
-from greendrop._native import KafkaException, native_error
 from greendrop._partitioners import partitioner
 from greendrop.message import UNASSIGNED
 

@@ -1,7 +1,7 @@
 """One producer of confluent-kafka, and how it is called without harm.
 
-The only module that imports confluent_kafka: its errors, callbacks and messages are
-turned into ours here and travel no further. What comes in ends in two queues, reports
+confluent-kafka's errors, callbacks and messages are turned into ours here and travel no
+further; only `_engine`, which builds its producers, imports it as well. What comes in ends in two queues, reports
 and notices, and signals a descriptor. Knows nothing of greenlets, of who serves and of
 who sends (`_client`).
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import cimpl
 
-from greendrop import _librdkafka, _waiting
+from greendrop import _waiting
+from greendrop._engine import engine_for
+from greendrop._signal import Signal
 from greendrop._verdicts import Verdicts
 from greendrop.errors import (
     ConfigurationInvalidError,
@@ -25,7 +27,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from greendrop.config import Settings
     from greendrop.delivery import ReportQueue
@@ -48,108 +50,6 @@ warnings.filterwarnings(
 )
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
-
-#: What confluent-kafka raises; who catches it has it translated here.
-KafkaException: type[Exception] = cimpl.KafkaException
-
-
-class MainQueue(Protocol):
-    """Where what a producer has to tell arrives; see `_librdkafka.MainQueue`."""
-
-    def signal_on(self, fd: int) -> bool:
-        """Have a descriptor written to when the empty queue gets an entry."""
-        ...
-
-    def wake(self) -> None:
-        """Signal without an entry, and end a poll that is waiting."""
-        ...
-
-    def yield_poll(self) -> None:
-        """Make the poll that runs this callback return after it."""
-        ...
-
-    def release(self) -> None:
-        """End the signals."""
-        ...
-
-
-class Engine(Protocol):
-    """What makes producers, and reaches what confluent-kafka hides of them.
-
-    librdkafka, or what stands for it in a test. A producer is whatever has the methods
-    of `cimpl.Producer` that `Native` calls.
-    """
-
-    def build(self, kafka: dict[str, Any], logger: object) -> Any:  # noqa: ANN401
-        """Make a producer."""
-        ...
-
-    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
-        """Reach the queue of a producer, if it can be reached."""
-        ...
-
-    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
-        """Give code and text of the error that ended a producer."""
-        ...
-
-    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
-        """Make a producer fail for good."""
-        ...
-
-    def purge(self, producer: Any) -> None:  # noqa: ANN401
-        """Drop all messages of a producer, and wait until that is done."""
-        ...
-
-    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
-        """Give a producer the token to log in with; see `_librdkafka`."""
-        ...
-
-
-class _Librdkafka:
-    """The real one."""
-
-    def build(self, kafka: dict[str, Any], logger: Any) -> Any:  # noqa: ANN401
-        return cimpl.Producer(kafka, logger=logger)
-
-    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
-        return _librdkafka.MainQueue.of(producer)
-
-    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
-        return _librdkafka.fatal_error(producer)
-
-    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
-        _librdkafka.trigger_fatal_error(producer, code, reason)
-
-    def purge(self, producer: Any) -> None:  # noqa: ANN401
-        _librdkafka.purge(producer)
-
-    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
-        return _librdkafka.set_oauth_token(producer, token)
-
-
-_LIBRDKAFKA = _Librdkafka()
-
-#: What tests have put before librdkafka: each says whether it takes the producer of a
-#: configuration; the last one is asked first. See `_memory`.
-stand_ins: list[Callable[[Mapping[str, str]], Engine | None]] = []
-
-
-def _engine_for(kafka: Mapping[str, str]) -> Engine:
-    found = (stand_in(kafka) for stand_in in reversed(stand_ins))
-    return next(filter(None, found), _LIBRDKAFKA)
-
-
-def native_error(
-    code: int,
-    text: str | None = None,
-    *,
-    fatal: bool = False,
-    retriable: bool = False,
-    abortable: bool = False,
-) -> Any:  # noqa: ANN401 - a KafkaError
-    """Make an error as librdkafka tells it, for what stands in its place."""
-    return cimpl.KafkaError(code, text, fatal, retriable, abortable)
-
 
 # What a child inherited. Kept for ever: freeing it would wait for threads that the
 # child doesn't have (1 s each), or hang.
@@ -176,7 +76,7 @@ class Native:
         self._settings = settings
         self._reports = reports
         #: What it is built with.
-        self.engine = _engine_for(settings.kafka)
+        self.engine = engine_for(settings.kafka)
         #: What librdkafka said beside reports: kind and content.
         self.notices: deque[tuple[str, Any]] = deque()
         #: What its errors mean.
@@ -203,7 +103,7 @@ class Native:
         self._calls = 0
         self._call_ended = _waiting.ThreadWaiter()
         #: Set when anything has come in.
-        self.signal = _waiting.Signal()
+        self.signal = Signal()
         try:
             self.producer: Any = self._build(statistics=statistics)
         except BaseException:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gevent.hub import Hub
 
+    from greendrop._signal import Signal
     from greendrop._stalls import Alarm
 
 #: Seconds between looks at the queue while messages are outstanding. librdkafka
@@ -59,7 +60,7 @@ class HubTask:
     def __init__(
         self,
         hub: Hub,
-        signal: _waiting.Signal,
+        signal: Signal,
         turn: Turn,
         outstanding: Callable[[], int],
         *,

@@ -9,6 +9,7 @@ from collections import deque
 from contextlib import suppress
 
 from greendrop import _waiting
+from greendrop._joins import waits_for
 
 
 class Turn:
@@ -104,5 +105,5 @@ class TaskLock:
 
     def _refuse_circle(self, turn: Turn) -> None:
         owner = self.turn
-        if owner is not None and _waiting.waits_for(owner.task, turn.task):
+        if owner is not None and waits_for(owner.task, turn.task):
             raise OwnerWaitsError

@@ -18,15 +18,15 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 ROOMS = (
     {"errors"},
     {"_event_names", "_logging", "_secrets", "_placeholders"},
-    {"oauth", "_waiting", "_process", "_verdicts"},
-    {"_librdkafka", "_repeats"},
+    {"oauth", "_waiting", "_process", "_verdicts", "_signal"},
+    {"_librdkafka", "_repeats", "_joins"},
     {"config", "message", "events", "_log_lines", "_statistics", "_stalls"},
     {"middleware", "_names", "_task_lock", "_commands"},
     {"delivery", "_gather", "_serving", "_outstanding", "_mock_cluster"},
     {"_error_names", "_recorder"},
     {"_batches", "interception"},
     {"_buffer"},
-    {"_partitioners"},
+    {"_partitioners", "_engine"},
     {"_settling", "_native", "scope", "_routing"},
     {"_memory_log", "_memory_queue"},
     {"_memory_producer", "_reading"},
@@ -52,7 +52,7 @@ OWNERS = {
     "concurrent": set(),
     "asyncio": set(),
     "ctypes": {"_librdkafka", "_mock_cluster"},
-    "confluent_kafka": {"_native", "_reading"},
+    "confluent_kafka": {"_engine", "_native", "_reading"},
 }
 
 

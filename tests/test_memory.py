@@ -16,8 +16,8 @@ from greendrop import (
     Producer,
     ProducerClosedError,
 )
+from greendrop._engine import KafkaException
 from greendrop._memory_producer import MemoryProducer
-from greendrop._native import KafkaException
 from greendrop.testing import MemoryCluster, MockCluster, Recorder, in_memory
 
 #: Nobody listens there.

@@ -7,7 +7,8 @@ import gevent
 import pytest
 
 from greendrop import _waiting
-from greendrop._waiting import GreenletWaiter, Signal, ThreadWaiter
+from greendrop._signal import Signal
+from greendrop._waiting import GreenletWaiter, ThreadWaiter
 from greendrop.errors import IllegalWaitError
 
 #: Seconds. Nothing here takes nearly as long when it works.

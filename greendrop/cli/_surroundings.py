@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import greendrop
 from greendrop import _librdkafka, _waiting
+from greendrop._signal import Signal
 from greendrop.cli._finding import Finding
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _obstacle() -> str:
     queue = _librdkafka.MainQueue.of(producer)
     if queue is None:
         return "this build of confluent-kafka is laid out in another way"
-    signal = _waiting.Signal()
+    signal = Signal()
     try:
         works = queue.signal_on(signal.write_fd)
     finally:
