@@ -1,9 +1,9 @@
 """One producer of confluent-kafka, and how it is called without harm.
 
 confluent-kafka's errors, callbacks and messages are turned into ours here and travel no
-further; only `_engine`, which builds its producers, imports it as well. What comes in ends in two queues, reports
-and notices, and signals a descriptor. Knows nothing of greenlets, of who serves and of
-who sends (`_client`).
+further; only `_engine`, which builds its producers, imports it as well. What comes in
+ends in two queues, reports and notices, and signals a descriptor. Knows nothing of
+greenlets, of who serves and of who sends (`_client`).
 """
 
 from __future__ import annotations
