@@ -436,7 +436,7 @@ def test_buffered_messages_survive_a_new_client(world, connected):
 
 @pytest.mark.slow
 def test_unreachable_brokers(world, make_producer):
-    """Beginning has a deadline, and leaves nothing open. Acceptance check 40."""
+    """Beginning ends in time, and leaves nothing open. Acceptance checks 40 and 54."""
     kafka = {"bootstrap.servers": "127.0.0.1:9", "transactional.id": "nowhere"}
     producer = make_producer(kafka, max_wait_timeout=0.3)
     heard = events_of(producer, "error.occurred")
