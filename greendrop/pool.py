@@ -411,8 +411,10 @@ class _Slot:
 
     def vacate(self) -> Producer | None:
         """Make room for another producer; give the one that was there."""
-        self.before, self.producer = self.producer, None
-        return self.before
+        producer, self.producer = self.producer, None
+        # If there was none, the one before that may still have its names.
+        self.before = producer or self.before
+        return producer
 
 
 class _Checkout:

@@ -583,6 +583,26 @@ def test_killed_in_the_factory_gives_its_slot_back(hub):
     assert pool.available == 1
 
 
+def test_waiter_that_is_killed_leaves_the_names_to_the_next(
+    hub, make_connected, mock_cluster
+):
+    """While a replaced producer closes, somebody who was to have the next is killed."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as old:
+        old.produce_sync(topic="t", payload=b"x")
+        mock_cluster.round_trip(0.3)
+        send(old)
+        killed = gevent.spawn(_hold_for, pool, 0)
+        gevent.sleep(0)
+        pool.reload()
+        killed.kill(block=False)  # comes before it is woken
+    killed.join(LONG)
+    assert old.status == "closing"
+
+    with pool.producer() as fresh:
+        assert fresh.id == old.id
+
+
 def test_waiter_of_a_hub_that_is_gone_gets_no_slot(hub):
     """Nothing is handed to a greenlet that will never run again."""
     pool = ProducerPool(make, size=1)
