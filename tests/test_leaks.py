@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from greendrop import ConfigurationInvalidError, DeliveryTimeoutError, Producer
-from greendrop._waiting import Signal
+from greendrop._signal import Signal
 from tests.tasks import Task, await_true, together
 
 PROC = Path("/proc/self")
