@@ -53,6 +53,9 @@ _NUDGE_EVERY = 0.05
 _PULSES = 4
 #: Seconds between looks whether there should be a new OAuth token.
 _TOKEN_PULSE = 1.0
+#: Seconds that the reports of dropped messages may take. They come at once; the time
+#: is for a hub that is busy with something else.
+PURGE_TIMEOUT = 5.0
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0

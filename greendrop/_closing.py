@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _process, _waiting
 from greendrop._buffer import Flush
+from greendrop._client import PURGE_TIMEOUT
 from greendrop._logging import ERROR, Log
 from greendrop._task_lock import Turn
 from greendrop.errors import (
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle
     from greendrop.message import Message
 
-#: Seconds that the reports of dropped messages may take. They come at once; the time
-#: is for a hub that is busy with something else.
-PURGE_TIMEOUT = 5.0
 
 _log = Log("greendrop")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _names, _waiting, interception
 from greendrop._buffer import Buffer
-from greendrop._closing import PURGE_TIMEOUT, Closing
+from greendrop._client import PURGE_TIMEOUT
+from greendrop._closing import Closing
 from greendrop._connections import Connections
 from greendrop._disconnecting import Disconnecting
 from greendrop._recovery import Recovery

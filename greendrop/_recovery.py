@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from greendrop import _librdkafka, _waiting
+from greendrop._client import PURGE_TIMEOUT
 from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from greendrop.config import Settings
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
-
-#: Seconds that the reports of what was in flight may take; they come at once.
-_PURGE_TIMEOUT = 5.0
 
 
 class Recovery:
@@ -86,7 +84,7 @@ class Recovery:
                 ),
             )
             client.purge_queue()
-            client.wait_settled(_PURGE_TIMEOUT)
+            client.wait_settled(PURGE_TIMEOUT)
             self._sleep(settings.wait_backoff_on_idempotent_fatal_error)
             if not self._stopped and self._replace(lane, client, settings):
                 facts = {"attempt": attempt, "time": _waiting.monotonic() - began}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greendrop import _waiting
+from greendrop._client import PURGE_TIMEOUT
 from greendrop._commands import Commands
 from greendrop._recovery import is_reloadable, settings_for_new
 from greendrop.errors import (
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from greendrop._connections import Connections
     from greendrop.config import Settings
 
-#: Seconds that the reports of dropped messages may take; they come at once.
-PURGE_TIMEOUT = 5.0
 
 #: What says that a command has failed. Anything else has interrupted it.
 FAILURES = (BrokerError, ProducerClosedError, TimeoutError)

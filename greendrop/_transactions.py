@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from greendrop import _waiting
+from greendrop._client import PURGE_TIMEOUT
 from greendrop._task_lock import OwnerWaitsError, TaskLock, Turn
 from greendrop._transactional_clients import (
     FAILURES,
-    PURGE_TIMEOUT,
     TransactionalClients,
     not_begun,
 )

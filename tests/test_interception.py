@@ -146,9 +146,6 @@ def test_every_verb_passes_by_it(producer, noting):
     assert [len(batch) for batch in noting.batches] == [1, 1, 1]
 
 
-@pytest.mark.skipif(
-    not hasattr(Producer, "transaction"), reason="there are no transactions yet"
-)
 def test_message_in_a_transaction_of_its_own_passes_once(make_producer, noting):
     """Sent outside of a transaction, it gets one, and is seen once all the same."""
     producer = make_producer({"transactional.id": "intercepted"})

@@ -6,11 +6,7 @@ those of `suite`.
 
 import pytest
 
-from greendrop import DeliveryError, Message, Producer
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(Producer, "transaction"), reason="there are no transactions yet"
-)
+from greendrop import DeliveryError, Message
 
 
 @pytest.fixture
