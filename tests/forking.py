@@ -72,13 +72,17 @@ class Fork:
 def wait_for_exit(pid: int, timeout: float = 10.0) -> int:
     """Wait for a child's end, letting other tasks run; give its exit code."""
     deadline = time.monotonic() + timeout
-    # gevent reaps the children that it has forked, once its loop has seen SIGCHLD.
-    # Should it miss that, the child is there to be reaped as any other.
-    gevents = getattr(sys.modules.get("gevent.os"), "waitpid", os.waitpid)
-    until = time.monotonic() + timeout / 2
+    # gevent reaps the children that it has forked, once its loop has seen SIGCHLD. It
+    # misses that of the first one if that ends before gevent has set its handler.
+    gevent_os, monkey = (sys.modules.get(f"gevent.{name}") for name in ("os", "monkey"))
+    waitpid = monkey.get_original("os", "waitpid") if monkey else os.waitpid
     while True:
-        waitpid = gevents if time.monotonic() < until else os.waitpid
-        ended, status = waitpid(pid, os.WNOHANG)
+        try:
+            ended, status = waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            if gevent_os is None:
+                raise
+            ended, status = gevent_os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         assert time.monotonic() < deadline, "the forked child does not end"
