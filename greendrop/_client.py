@@ -406,8 +406,7 @@ class Client:
                     alarm=Alarm(self._settings.stall_alarm, self._native.note_stall),
                 )
                 if not (self._settings.linger_is_users or self._shut):
-                    at_once = not self._settings.transactional
-                    self._gather = Gatherer(hub, self._hand_over, at_once=at_once)
+                    self._gather = Gatherer(hub, self._hand_over)
         self._give_all(orphans)
 
     def _give_all(self, wires: list[_Wire]) -> None:

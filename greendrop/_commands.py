@@ -87,7 +87,8 @@ class Commands:
                 step()
             except BrokerError as error:
                 left = deadline - _waiting.monotonic()
-                again = error.retriable and attempt < attempts and left > 0
+                in_time = error.code != _TIMED_OUT and left > 0
+                again = in_time and error.retriable and attempt < attempts
                 facts: dict[str, object] = {"retry": again, "attempt": attempt}
                 self._tell_error(f"transaction.{name}", error, facts)
                 if not again:

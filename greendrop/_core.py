@@ -32,7 +32,7 @@ from greendrop.errors import (
     TransactionError,
     TransactionUnknownError,
 )
-from greendrop.scope import collect
+from greendrop.scope import OpenScopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from greendrop.events import Monitor
     from greendrop.interception import Interceptor
     from greendrop.message import Message
-    from greendrop.scope import OpenScopes
 
 _T = TypeVar("_T")
 
@@ -71,7 +70,7 @@ class Core:
         self._connect = self._connections.connect
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
         #: Who wants to know of what is sent. Mostly nobody: one look tells.
-        self.scopes: OpenScopes = {}
+        self.scopes = OpenScopes()
         #: None without a `transactional.id`.
         self.transactions = (
             Transactions(
@@ -144,7 +143,7 @@ class Core:
                 raise
             return Core.dispatch(self, lane, message, verb, seconds, counts)
         if self.scopes:
-            collect(self.scopes, (handle,))
+            self.scopes.collect((handle,))
         return handle
 
     def _routed(
@@ -201,7 +200,7 @@ class Core:
                 sent = self._connect(lane).send_many(part)
                 handles += sent
                 if self.scopes:
-                    collect(self.scopes, sent)
+                    self.scopes.collect(sent)
                 if len(sent) < wanted:
                     # Something is in the way of the next one: it waits, or says so.
                     # Not `self.dispatch`: interceptors have seen it.

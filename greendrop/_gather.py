@@ -59,21 +59,15 @@ def give(items: list[_Item], hand_over: HandOver[_Item]) -> int:
 class Gatherer(Generic[_Item]):
     """The list of sends that wait for their batch."""
 
-    def __init__(
-        self, hub: Hub, hand_over: HandOver[_Item], *, at_once: bool = True
-    ) -> None:
+    def __init__(self, hub: Hub, hand_over: HandOver[_Item]) -> None:
         """Make an empty one.
 
         Args:
             hub: Whose greenlets send.
             hand_over: See `HandOver`. What it has no room for is tried again after the
                 next reports.
-            at_once: With nothing under way a send goes out at once, and not at the end
-                of the tick, with those after it. In a transaction others mostly follow,
-                and the first one alone would cost them a round trip.
         """
         self._hand_over = hand_over
-        self._at_once = at_once
         #: Whose greenlets send: the caller may gather when `current_hub() is hub`.
         #: (A thread's number would not do: a later thread may get the same.)
         self.hub = hub
@@ -98,14 +92,10 @@ class Gatherer(Generic[_Item]):
     def review(self) -> None:
         """Hand over what was added, or see to it that this is done soon."""
         idle = not self._under_way and not self._scheduled
-        first = idle and len(self.items) == 1
-        if (first and self._at_once) or len(self.items) >= _MOST:
+        if (idle and len(self.items) == 1) or len(self.items) >= _MOST:
             self.hand_over()
-            return
-        if first:
-            self._scheduled = True
-            self._loop.run_callback(self._end_of_tick)
-        self._arm()
+        else:
+            self._arm()
 
     def reported(self, count: int, round_trip: float) -> None:
         """Take note of reports, before the greenlets they free have run.

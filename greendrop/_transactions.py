@@ -85,7 +85,7 @@ class Current:
         self.turn = turn
         self.began = began
         self.task = _waiting.current_task()
-        self.first = _First()
+        self.first = _FirstMessage(self.task)
         self.refused_before = client.native.refused
         self.doomed: BaseException | None = None
         self.ending = False
@@ -93,14 +93,29 @@ class Current:
         self.outcome: Outcome | None = None
 
 
-class _First:
-    """Remembers the first message of a transaction; collects as a scope does."""
+class _FirstMessage:
+    """Remembers the first message of a transaction; collects it as a scope does."""
 
-    handle: DeliveryHandle | None = None
+    def __init__(self, task: object) -> None:
+        self._task = task
+        self._scopes: OpenScopes | None = None
+        self.handle: DeliveryHandle | None = None
+
+    def watch(self, scopes: OpenScopes) -> None:
+        """Look out for it, among what the task sends."""
+        self._scopes = scopes
+        scopes.enter(self._task, self)
 
     def add(self, handles: Iterable[DeliveryHandle]) -> None:
-        if self.handle is None:
-            self.handle = next(iter(handles), None)
+        """Take it, and look no further."""
+        self.handle = next(iter(handles), None)
+        if self.handle is not None:
+            self.leave()
+
+    def leave(self) -> None:
+        """Look out no more."""
+        if self._scopes is not None:
+            self._scopes.leave(self._task, self)
 
 
 class Transactions:
@@ -148,7 +163,7 @@ class Transactions:
             ProducerUsedInParentProcessError: It is the parent's.
         """
         now = self._current
-        if now is None or now.task != _waiting.current_task():
+        if now is None or not _waiting.is_current(now.task):
             return None
         if not now.client.mark[0]:
             self._connections.refuse_after_fork()
@@ -245,7 +260,7 @@ class Transactions:
         current = self._current = Current(seconds, client, turn, began)
         try:
             if self._connections.settings.wait_timeout_on_transaction_abort:
-                self._scopes.setdefault(current.task, []).append(current.first)
+                current.first.watch(self._scopes)
             self._tell("transaction.started", began)
         except BaseException as error:
             self.end(current, error)
@@ -354,7 +369,7 @@ class Transactions:
         if current.outcome is None:  # an exception in between two steps
             current.outcome = "aborted"
             self._clients.drop(current.client)
-        self._forget_first(current)
+        current.first.leave()
         try:
             facts = {"outcome": current.outcome}
             self._tell("transaction.finished", current.began, facts)
@@ -363,13 +378,6 @@ class Transactions:
             self._current = None
             if current.turn is not None:
                 self._lock.give_back(current.turn)
-
-    def _forget_first(self, current: Current) -> None:
-        mine = self._scopes.get(current.task, [])
-        if current.first in mine:
-            mine.remove(current.first)
-            if not mine:
-                del self._scopes[current.task]
 
     def _commit(self, current: Current) -> None:
         began = _waiting.monotonic()

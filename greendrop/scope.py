@@ -7,7 +7,7 @@ inherit its context, but what they send is their own affair.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _waiting
 from greendrop.errors import (
@@ -63,7 +63,7 @@ class DeliveryScope:
             raise RuntimeError(text)
         self._check()
         self._task = _waiting.current_task()
-        self._open_scopes.setdefault(self._task, []).append(self)
+        self._open_scopes.enter(self._task, self)
         return self
 
     def __exit__(
@@ -83,7 +83,8 @@ class DeliveryScope:
         Blocking:
             As `wait`.
         """
-        self._leave()
+        # Maybe by another one than entered it, as happens to forgotten generators.
+        self._open_scopes.leave(self._task, self)
         try:
             if error is None or isinstance(error, Exception):
                 self.wait()
@@ -92,13 +93,6 @@ class DeliveryScope:
                 raise
         finally:
             self._handles.clear()
-
-    def _leave(self) -> None:
-        # Maybe by another one than entered it, as happens to forgotten generators.
-        mine = self._open_scopes[self._task]
-        mine.remove(self)
-        if not mine:
-            del self._open_scopes[self._task]
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until all that was sent so far is delivered.
@@ -158,15 +152,28 @@ class Collector(Protocol):
         ...
 
 
-#: The scopes, and the like, that are open in each greenlet or thread, by its
-#: `current_task`.
-OpenScopes: TypeAlias = dict[object, list[Collector]]
+class OpenScopes(dict[object, "list[Collector]"]):
+    """The scopes, and the like, that are open in each greenlet or thread.
 
+    By its `current_task`.
+    """
 
-def collect(open_scopes: OpenScopes, handles: Iterable[DeliveryHandle]) -> None:
-    """Add messages that were queued to the caller's scopes, inner and outer ones."""
-    for scope in open_scopes.get(_waiting.current_task(), ()):
-        scope.add(handles)
+    def enter(self, task: object, collector: Collector) -> None:
+        """Have one collect what a task sends from now on."""
+        self.setdefault(task, []).append(collector)
+
+    def leave(self, task: object, collector: Collector) -> None:
+        """Have it collect no more, if it does."""
+        mine = self.get(task, [])
+        if collector in mine:
+            mine.remove(collector)
+            if not mine:
+                del self[task]
+
+    def collect(self, handles: Iterable[DeliveryHandle]) -> None:
+        """Add messages that were queued to the caller's scopes, inner and outer."""
+        for each in tuple(self.get(_waiting.current_task(), ())):
+            each.add(handles)
 
 
 def _wait_for_each(
