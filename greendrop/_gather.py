@@ -4,9 +4,9 @@ With `linger.ms=0` librdkafka sends as soon as it can: a hundred greenlets that
 produce and wait would trickle, one message a request. So while something is under
 way, sends are gathered, and given to librdkafka together: once all that is under way
 has been reported, or one round trip later (two, if only few wait), at the end of the
-hub's tick, when every greenlet that the last reports freed has had its turn. With
-nothing under way a send goes out at once. Belongs to one hub's thread; knows messages
-only as items.
+hub's tick, when every greenlet that the last reports freed has had its turn. With a few
+under way they wait for the end of the tick only, and with nothing a send goes out at
+once. Belongs to one hub's thread; knows messages only as items.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ _TIMER = 0.001
 #: So many messages are handed over inside the call: a loop that never yields must not
 #: gather for ever. Handing over takes 1 us a message.
 _MOST = 2_048
+#: With so many on their way, those that wait included, gathering gains nothing: each
+#: tick hands over. Ten greenlets then make 13.7k/s instead of 11.9k/s (one Apache Kafka
+#: beside us, 0.7 ms a round trip); 16 and 22 the same either way, 30 lose by it.
+_FEW = 16
 #: Weight of one measured round trip in the smoothed one, as in TCP (RFC 6298).
 _WEIGHT = 1 / 8
 
@@ -94,6 +98,8 @@ class Gatherer(Generic[_Item]):
         idle = not self._under_way and not self._scheduled
         if (idle and len(self.items) == 1) or len(self.items) >= _MOST:
             self.hand_over()
+        elif self._are_few():
+            self._schedule()
         else:
             self._arm()
 
@@ -109,9 +115,7 @@ class Gatherer(Generic[_Item]):
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT
         if count == 1 and not self._under_way and not self.items:
             return  # a lone sender: what it sends next goes out at once
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.run_callback(self._end_of_tick)
+        self._schedule()
 
     def hand_over(self) -> None:
         """Give all that waits to librdkafka, now."""
@@ -131,9 +135,15 @@ class Gatherer(Generic[_Item]):
         items, self.items = self.items, []
         return items
 
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.run_callback(self._end_of_tick)
+
     def _end_of_tick(self) -> None:
         self._scheduled = False
-        self._hand_over_if_due()
+        if self.items and not self._hand_over_if_due():
+            self._arm()
 
     def _on_timer(self) -> None:
         self.enough = 1
@@ -142,10 +152,13 @@ class Gatherer(Generic[_Item]):
             self._arm()
 
     def _hand_over_if_due(self) -> bool:
-        due = not self._under_way or self._has_waited_enough()
+        due = not self._under_way or self._are_few() or self._has_waited_enough()
         if due:
             self.hand_over()
         return due
+
+    def _are_few(self) -> bool:
+        return self._under_way + len(self.items) <= _FEW
 
     def _has_waited_enough(self) -> bool:
         # One round trip after the last hand-over its first messages are back. If these

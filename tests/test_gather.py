@@ -112,9 +112,16 @@ def sink():
 
 
 @pytest.fixture
-def gatherer(fake_hub, sink):
+def usual(fake_hub, sink):
     """Make a gatherer with nothing under way."""
     return Gatherer(fake_hub, sink)
+
+
+@pytest.fixture
+def gatherer(usual, monkeypatch):
+    """Make one to which two are many."""
+    monkeypatch.setattr(_gather, "_FEW", 1)
+    return usual
 
 
 def test_send_goes_out_at_once_when_nothing_is_under_way(gatherer, sink):
@@ -132,6 +139,45 @@ def test_sends_are_gathered_while_something_is_under_way(gatherer, sink):
 
     assert sink.batches == [[1]]
     assert len(gatherer.items) == 2
+
+
+def test_a_few_wait_for_the_end_of_their_tick_only(usual, sink, fake_hub):
+    """Whatever is under way: gathering gains nothing with so few."""
+    for item in (1, 2, 3):
+        add(usual, item)
+    assert sink.batches == [[1]]
+    fake_hub.loop.end_tick()
+    add(usual, 4)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+    assert not fake_hub.loop.timers[0].active
+
+
+def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
+    """One more than a few, and all wait for reports, or for the time to be over."""
+    (timer,) = fake_hub.loop.timers
+    for item in range(_gather._FEW + 1):
+        add(usual, item)
+    usual.reported(0, SLOW)
+    for _ in range(100):
+        usual.hand_over()
+        batches = len(sink.batches)
+        began = time.monotonic()
+        add(usual, "late")
+        usual.hand_over()
+        add(usual, "later")
+        fake_hub.loop.end_tick()
+        if time.monotonic() - began < _gather._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert sink.batches[batches:] == [["late"]]
+    assert timer.active
+    time.sleep(2 * _gather._LONGEST_PACE)
+    timer.fire()
+    assert sink.batches[batches:] == [["late"], ["later"]]
 
 
 def test_gathered_sends_go_out_together_when_all_is_reported(gatherer, sink, fake_hub):
