@@ -436,11 +436,17 @@ class Client:
             IllegalWaitError: The wait could never end, because the caller is the hub
                 itself or the serving task (in a listener).
         """
-        gather = self._gather
-        if gather is not None and gather.current_hub() is gather.hub:
+        # The task first: of what is looked at later another thread may have made a new
+        # one, and that gatherer is not of our hub.
+        task, gather = self._task, self._gather
+        if (
+            isinstance(task, HubTask)
+            and gather is not None
+            and gather.current_hub() is gather.hub
+        ):
             # The common case, spelled out for speed as in `send`.
-            waiter = _waiting.waiter_in(gather.hub)
-            if waiter.greenlet is not self._task.greenlet:  # type: ignore[union-attr]
+            waiter = _waiting.waiter_in(gather.hub, task.room)
+            if waiter.greenlet is not task.greenlet:
                 return waiter
         else:
             self.attend()
@@ -450,16 +456,16 @@ class Client:
                 " bring the report is running that listener"
             )
             raise IllegalWaitError(text)
-        task, other = self._task, _waiting.new_waiter()
+        task = self._task
         if (
             isinstance(task, ThreadTask)
             and (done or task.threadless)
-            and isinstance(other, _waiting.ThreadWaiter)
+            and _waiting.current_hub() is None
             # Stopped while it polls, it would keep all others from polling.
             and not _process.signals_may_stop_threads()
         ):
             return LeadWaiter(task.lead, done)
-        return other
+        return _waiting.new_waiter()
 
     def in_serving_task(self) -> bool:
         """Tell whether the caller is the serving task: a listener."""

@@ -86,6 +86,8 @@ class HubTask:
         if shared is not None:
             shared.ref = False
         self._guard = loop.timer(_GUARD, _GUARD, ref=False)
+        #: Where those wait that it serves.
+        self.room = _waiting.WaitingRoom(hub)
         self._beat = pulse.beat
         self._heart: Any = None
         if pulse.seconds:
@@ -175,6 +177,7 @@ class HubTask:
     def _close_watchers(self) -> None:
         self._guard.close()
         self._io.close()
+        self.room.close()
         if self._heart is not None:
             self._heart.close()
 
@@ -297,8 +300,6 @@ class LeadWaiter:
 
     __slots__ = ("_done", "_lead", "_waiter", "_woken")
 
-    patience = _waiting.ThreadWaiter.patience
-
     def __init__(self, lead: Lead, done: Callable[[], bool] | None) -> None:
         self._lead = lead
         self._woken = False
@@ -312,6 +313,9 @@ class LeadWaiter:
             # client, which does.
             self._waiter.wait(seconds)
         return self._done()
+
+    def wait_patiently(self, seconds: float) -> bool:
+        return self.wait(min(seconds, _waiting.ThreadWaiter.PATIENCE))
 
     def wake(self) -> None:
         self._woken = True

@@ -81,7 +81,7 @@ class TaskLock:
             if left <= 0:
                 return False
             self._refuse_circle(turn)
-            waiter.wait(min(left, waiter.patience))
+            waiter.wait_patiently(left)
         return True
 
     def give_back(self, turn: Turn) -> None:

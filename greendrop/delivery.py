@@ -201,8 +201,7 @@ class DeliveryHandle:
                 while self._reports is not None:
                     if left <= 0:
                         raise self._timed_out(reports.client, timeout)
-                    patience = waiter.patience
-                    woken = waiter.wait(left if left < patience else patience)  # noqa: FURB136 - faster
+                    woken = waiter.wait_patiently(left)
                     if not woken and self._reports is not None:
                         reports.client.look_after()
                     left = deadline - _waiting.monotonic()
