@@ -202,7 +202,9 @@ class DeliveryHandle:
                     if left <= 0:
                         raise self._timed_out(reports.client, timeout)
                     woken = waiter.wait_patiently(left)
-                    if not woken and self._reports is not None:
+                    if self._reports is None:
+                        break
+                    if not woken:
                         reports.client.look_after()
                     left = deadline - _waiting.monotonic()
             finally:

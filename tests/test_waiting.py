@@ -272,6 +272,99 @@ def test_gevent_timeout_ends_a_wait(hub):
     assert waiter.wait(LONG) is True
 
 
+# -- patient waits --------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(hub):
+    """Make a place where the greenlets of this hub wait patiently."""
+    room = _waiting.WaitingRoom(hub)
+    yield room
+    room.close()
+
+
+def test_patient_wait_ends_when_woken(hub, room):
+    """By its own hub's greenlets, and by a thread."""
+    for wake in (lambda waiter: waiter.wake(), lambda waiter: in_thread(waiter.wake)):
+        waiter = _waiting.waiter_in(hub, room)
+        gevent.spawn(wake, waiter)
+
+        assert waiter.wait_patiently(LONG) is True
+
+
+def test_patient_wait_ends_to_have_a_look(hub, room):
+    """Nobody wakes it: it comes back within its patience, and may wait on."""
+    waiters = [_waiting.waiter_in(hub, room)]
+
+    def wait():
+        waiter = _waiting.waiter_in(hub, room)
+        waiters.append(waiter)
+        return waiter.wait_patiently(LONG)
+
+    others = [gevent.spawn(wait) for _ in range(3)]
+    began = time.monotonic()
+    assert waiters[0].wait_patiently(LONG) is False
+    assert time.monotonic() - began < LONG / 2
+    assert [each.get(timeout=LONG) for each in others] == [False] * 3
+
+    gevent.spawn(waiters[0].wake)
+    assert waiters[0].wait_patiently(LONG) is True
+
+
+def test_patient_wait_without_much_time_is_exact(hub, room):
+    """Its own time is over before its patience."""
+    began = time.monotonic()
+
+    assert _waiting.waiter_in(hub, room).wait_patiently(0.02) is False
+    assert time.monotonic() - began < GreenletWaiter.PATIENCE / 2
+
+
+def test_killed_greenlet_stops_waiting_patiently(hub, room):
+    """And what comes too late doesn't switch into it."""
+    waiters = []
+
+    def wait():
+        waiters.append(_waiting.waiter_in(hub, room))
+        try:
+            waiters[0].wait_patiently(LONG)
+        finally:
+            gevent.sleep(0.05)
+        return "not reached"
+
+    greenlet = gevent.spawn(wait)
+    gevent.sleep(0)
+    greenlet.kill(block=False)
+    gevent.sleep(0)
+    waiters[0].wake()
+    waiters[0].send_on()
+    greenlet.join(LONG)
+
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+
+
+def test_room_holds_the_loop_while_somebody_waits(hub, room):
+    """Else the lone waiter would get LoopExit; and not a moment longer."""
+    waiter = _waiting.waiter_in(hub, room)
+    threading.Timer(0.05, waiter.wake).start()
+    assert waiter.wait_patiently(LONG) is True
+
+    began = time.monotonic()
+    gevent.wait()
+    assert time.monotonic() - began < GreenletWaiter.PATIENCE / 2
+
+
+def test_room_that_closes_sends_all_on(hub, room):
+    """Whoever is there; and who comes later has a timer of its own."""
+    waiter = _waiting.waiter_in(hub, room)
+    gevent.spawn(room.close)
+    began = time.monotonic()
+    assert waiter.wait_patiently(LONG) is False
+    assert time.monotonic() - began < GreenletWaiter.PATIENCE / 2
+
+    gevent.spawn_later(0.02, waiter.wake)
+    assert waiter.wait_patiently(LONG) is True
+
+
 def test_greenlet_of_another_hub_is_woken(hub):
     """A waiter of a thread's own hub is woken from here."""
     made = []
