@@ -255,8 +255,8 @@ class GreenletWaiter:
             return self.wait(min(seconds, self.PATIENCE))
         # As above; a timer of its own is a sixth of all that a message costs the hub.
         self._switch = self.greenlet.switch
-        room.enter(self)
         try:
+            room.enter(self)
             while not (self._woken or self._sent_on):
                 self._hub.switch()
         finally:
@@ -267,6 +267,11 @@ class GreenletWaiter:
         if not self._woken:
             self._sent_on, self._callback = False, None
         return self._woken
+
+    @property
+    def waits(self) -> bool:
+        """Whether it does so now."""
+        return self._switch is not None
 
     def send_on(self) -> None:
         """End a patient wait, without waking; in the hub's thread."""
@@ -325,8 +330,12 @@ class WaitingRoom:
     def _send_on(self) -> None:
         for waiter in self._stayed:
             waiter.send_on()
-        # They are here until they leave, so that the loop is held.
-        self._came, self._stayed = set(), self._came | self._stayed
+        # They are here until they leave, so that the loop is held. One may have been
+        # kept from that by a signal handler that raised.
+        there = self._came | self._stayed
+        self._came, self._stayed = set(), {each for each in there if each.waits}
+        if not self._stayed:
+            self._timer.stop()
 
     def close(self) -> None:
         """Send all on, for good."""
