@@ -202,9 +202,7 @@ class DeliveryHandle:
                     if left <= 0:
                         raise self._timed_out(reports.client, timeout)
                     woken = waiter.wait_patiently(left)
-                    if self._reports is None:
-                        break
-                    if not woken:
+                    if not woken and self._reports is not None:
                         reports.client.look_after()
                     left = deadline - _waiting.monotonic()
             finally:
