@@ -111,7 +111,7 @@ class HubTask:
 
     def is_current(self) -> bool:
         """Tell whether the caller is this task: a listener, that is."""
-        return _waiting.current_task() is self.greenlet
+        return _waiting.is_current(self.greenlet)
 
     def guard(self) -> None:
         """Look after outstanding messages, until there are none; from any thread."""

@@ -49,7 +49,7 @@ class TaskLock:
     def is_mine(self) -> bool:
         """Whether the caller has it."""
         turn = self.turn
-        return turn is not None and turn.task == _waiting.current_task()
+        return turn is not None and _waiting.is_current(turn.task)
 
     def acquire(self, turn: Turn, seconds: float) -> bool:
         """Wait for one's turn; False if it did not come in time.

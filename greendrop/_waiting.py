@@ -230,38 +230,36 @@ class GreenletWaiter:
         return hub_is_gone(self._hub)
 
     def wait(self, seconds: float) -> bool:
-        hub = self._hub
-        loop: Any = hub.loop
-        self._switch = switch = self.greenlet.switch
+        loop: Any = self._hub.loop
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
         timer = loop.timer(seconds if seconds > _SHORTEST else _SHORTEST)  # noqa: FURB136 - faster
-        timer.start(switch, update=True)
         try:
-            while not self._woken and timer.active:
-                hub.switch()
+            timer.start(self.send_on, update=True)
+            return self._sleep()
         finally:
-            # From here a late wake-up finds nobody: it must not switch into a
-            # greenlet that has gone on to something else.
-            self._switch = None
             timer.close()
-            if self._callback is not None:
-                self._callback.stop()
-        return self._woken
 
     def wait_patiently(self, seconds: float) -> bool:
         room = self._room
         if room is None or room.closed or seconds < self.PATIENCE:
             return self.wait(min(seconds, self.PATIENCE))
-        # As above; a timer of its own is a sixth of all that a message costs the hub.
-        self._switch = self.greenlet.switch
+        # A timer of its own is a sixth of all that a message costs the hub.
         try:
             room.enter(self)
+            return self._sleep()
+        finally:
+            room.leave(self)
+
+    def _sleep(self) -> bool:
+        self._switch = self.greenlet.switch
+        try:
             while not (self._woken or self._sent_on):
                 self._hub.switch()
         finally:
+            # From here a late wake-up finds nobody: it must not switch into a
+            # greenlet that has gone on to something else.
             self._switch = None
-            room.leave(self)
             if self._callback is not None:
                 self._callback.stop()
         if not self._woken:
@@ -274,7 +272,7 @@ class GreenletWaiter:
         return self._switch is not None
 
     def send_on(self) -> None:
-        """End a patient wait, without waking; in the hub's thread."""
+        """End a wait without waking: its time is over. In the hub's thread."""
         self._sent_on = True
         if self._switch is not None and self._callback is None:
             loop: Any = self._hub.loop
