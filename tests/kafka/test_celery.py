@@ -22,13 +22,13 @@ POOLS = {
 }
 
 
-# Not SIGQUIT for prefork: Celery's handler waits for a lock there. The code that it
-# interrupts may hold that, and then the worker hangs for ever, whoever sends.
+# Not SIGQUIT for prefork and gevent: Celery's handler waits for a lock there. The code
+# that it interrupts may hold that, and then the worker hangs for ever, whoever sends.
 @pytest.mark.parametrize(
     ("pool", "how"),
     [
         *((pool, "SIGTERM") for pool in POOLS),
-        *((pool, "SIGQUIT") for pool in ("gevent", "solo", "threads")),
+        *((pool, "SIGQUIT") for pool in ("solo", "threads")),
     ],
 )
 def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
@@ -55,7 +55,9 @@ def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
         worker.wait()
         found = stored()
 
-    outcomes = [json.loads(file.read_text()) for file in results.iterdir()]
+    # What was cut short while it wrote its result has told nothing.
+    told = [text for file in results.iterdir() if (text := file.read_text())]
+    outcomes = [json.loads(text) for text in told]
     done = {each["result"] for each in outcomes if each["status"] == "SUCCESS"}
     assert 100 < len(done) < TASKS
     # At its end Celery does not wait for a child that has just taken the place of a
