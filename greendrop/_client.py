@@ -1,8 +1,8 @@
-"""One connected client: who sends by it, who serves it, and its end.
+"""One connected client: how messages go to librdkafka, and its end.
 
-Messages go to librdkafka gathered, where there is a hub, or one by one; a serving task
-brings their reports. Knows no rules of dispatch (who may send, how long to wait for
-room): those are in `_core`. Knows nothing of confluent-kafka: that is in `_native`.
+They go gathered, where there is a hub, or one by one; who serves, and so brings their
+reports, is in `_attendant`. Knows no rules of dispatch (who may send, how long to wait
+for room): those are in `_core`. Knows nothing of confluent-kafka: that is in `_native`.
 """
 
 from __future__ import annotations
@@ -12,40 +12,31 @@ import os
 import weakref
 from itertools import repeat
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from greendrop import _process, _waiting
+from greendrop._attendant import Attendant
 from greendrop._engine import KafkaException
-from greendrop._gather import Gatherer, give
-from greendrop._native import Native
+from greendrop._gather import give
 from greendrop._outstanding import Outstanding
 from greendrop._partitioners import partitioner
 from greendrop._routing import Router
-from greendrop._serving import HubTask, LeadWaiter, Pulse, ThreadTask
-from greendrop._settling import Settler
-from greendrop._stalls import Alarm
-from greendrop.delivery import DeliveryHandle, ReportQueue
-from greendrop.errors import (
-    IllegalWaitError,
-    ProduceError,
-    ProducerClosedError,
-    ProducerUsedInParentProcessError,
-)
+from greendrop._serving import Pulse
+from greendrop.delivery import DeliveryHandle
+from greendrop.errors import ProduceError, ProducerClosedError
 from greendrop.message import UNASSIGNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from greendrop._engine import Engine
+    from greendrop._native import Native
     from greendrop.config import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
     from greendrop.message import Message
     from greendrop.oauth import OAuthToken
 
-#: One in so many messages that a thread task serves has a look whether there is a hub
-#: by now that could.
-_ATTEND_EVERY = 16
 #: Seconds between nudges of librdkafka while somebody waits for all deliveries and the
 #: user's `linger.ms` holds messages back.
 _NUDGE_EVERY = 0.05
@@ -69,13 +60,6 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _Wire: TypeAlias = "tuple[Any, ...]"
 
 
-class _Owner(NamedTuple):
-    """What a client calls of whoever built it."""
-
-    on_fatal: Callable[[Client, BrokerError], bool]
-    pulse: Pulse
-
-
 class Client:
     """A connected librdkafka producer. Used from any number of greenlets and threads.
 
@@ -91,9 +75,6 @@ class Client:
         ConfigurationInvalidError: librdkafka refused its configuration.
     """
 
-    # Not more than 29 attributes: with more of them CPython looks each up in a
-    # dictionary, which makes sending 4 % slower.
-
     def __init__(
         self,
         settings: Settings,
@@ -104,69 +85,53 @@ class Client:
         #: `mark[0]` is false in a process forked from the one that built it.
         self.mark = _process.mark()
         self._settings = settings
+        self._on_fatal = on_fatal
         self._outstanding = Outstanding(settings.queue_limit)
-        # No new serving task: one that starts after the last was stopped would go on
-        # for ever.
-        self._ending = False
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._shut = False
-        self._owner = _Owner(on_fatal, Pulse(_seconds_of_pulse(settings), on_pulse))
         # What it was given since it retired, for the client that takes over.
         self._strays: list[_Wire] = []
         self._on_strays: Callable[[], None] | None = None
         # That one is there: who comes here late is sent on to it.
         self._followed = False
-        self._reports = ReportQueue(self, self._on_limit)
-        statistics = (
-            monitor.listens("statistics.emitted")
-            and int(settings.kafka["statistics.interval.ms"]) > 0
+        #: Has it served; who waits for it asks here.
+        self.attendant: Attendant[_Wire] = Attendant(
+            settings,
+            monitor,
+            self.mark,
+            self._outstanding,
+            pulse=Pulse(_seconds_of_pulse(settings), on_pulse),
+            hand_over=self._hand_over,
+            give_all=self._give_all,
+            may_gather=lambda: not (settings.linger_is_users or self._shut),
+            on_lost=self._tell_lost_reports,
         )
-        monitor.freeze_statistics(not statistics)
-        self._native = Native(settings, self._reports, statistics=statistics)
-        self._settler = Settler(
-            reports=self._reports,
-            notices=self._native.notices,
-            pending=self._outstanding.pending,
-            settings=settings,
-            monitor=monitor,
-            verdicts=self._native.verdicts,
-            on_settled=self._on_settled,
-            pause=self._pause,
-        )
-        self._settled_elsewhere = 0
-        # Lock order: _attaching, the native poll_gate, its gate.
-        self._attaching = _waiting.RLock()
-        self._gate = self._native.gate
-        self._produce: Any = self._native.producer.produce
-        # Threads without a hub that are serving: the task's, or those that wait.
-        self._serving_threads: set[int] = set()
-        self._task: HubTask | ThreadTask | None = None
-        self._gather: Gatherer[_Wire] | None = None
+        self._reports = self.attendant.reports
+        #: What its transactions are made by.
+        self.native: Native = self.attendant.native
+        self._gate = self.native.gate
+        self._produce: Any = self.native.producer.produce
         #: Knows where messages with a `partition_key` go. Made once librdkafka has
         #: taken the partitioner's name.
         self.router = Router(
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
-            self._native.ask_partition_count,
-            self.waiter,
+            self.native.ask_partition_count,
+            self.attendant.waiter,
         )
         _clients.add(self)
 
     # --- sending -----------------------------------------------------------------
 
     @property
-    def native(self) -> Native:
-        """What its transactions are made by."""
-        return self._native
-
-    @property
     def polling(self) -> str | None:
         """Which driver serves: "fd", "thread", or None before the first use."""
-        return None if self._task is None else self._task.polling
+        task = self.attendant.task
+        return None if task is None else task.polling
 
     @property
     def engine(self) -> Engine:
         """What it is built with: librdkafka, or what stands for it in a test."""
-        return self._native.engine
+        return self.native.engine
 
     @property
     def outstanding(self) -> int:
@@ -200,9 +165,9 @@ class Client:
         if partition is None:
             partition = UNASSIGNED
         wire = (topic, payload, key, partition, handle, None, timestamp or 0, headers)
-        gather = self._gather
+        gather = self.attendant.gather
         if gather is None or gather.current_hub() is not gather.hub:
-            gather = self._gatherer()
+            gather = self.attendant.gatherer()
             if gather is None:
                 self._send_now(wire)
                 return handle
@@ -219,7 +184,7 @@ class Client:
         Fewer handles than messages mean that something is in the way of the next one;
         `send` says what.
         """
-        gather = self._gatherer()
+        gather = self.attendant.gatherer()
         if gather is None:
             return self._send_each(messages)
         now, reports = self._outstanding, self._reports
@@ -257,24 +222,12 @@ class Client:
                 break
         return handles
 
-    def _gatherer(self) -> Gatherer[_Wire] | None:
-        task = self._task
-        if (
-            isinstance(task, ThreadTask)
-            and task.alive
-            and len(self._outstanding.pending) % _ATTEND_EVERY
-        ):
-            return None  # looking for a better one takes as long as sending
-        self.attend()
-        gather = self._gather
-        return gather if gather is not None and gather.is_here() else None
-
     def flush_gathered(self) -> None:
         """Hand over what is gathered, when called in the thread that gathers.
 
         From another thread there is nothing to do: its hub does it within 1 ms.
         """
-        gather = self._gather
+        gather = self.attendant.gather
         if gather is not None and gather.is_here():
             gather.hand_over()
 
@@ -295,10 +248,9 @@ class Client:
                     self._outstanding.refuse()
                     error = self._queue_full()
                 elif isinstance(error, KafkaException):
-                    error = self._native.refusal(wire[0], error)
+                    error = self.native.refusal(wire[0], error)
                 raise error from error.__cause__
-        if self._task is not None:
-            self._task.guard()
+        self.attendant.guard()
 
     def _hand_over(self, going: Iterator[_Wire]) -> bool:
         """Give gathered messages to librdkafka, all at one go.
@@ -333,25 +285,25 @@ class Client:
                     self._refuse(wire, error)
         if stuck:
             self._outstanding.refuse()
-        self._task.guard()  # type: ignore[union-attr]  # gathering has a task
+        self.attendant.guard()
         return stuck
 
     def _refuse(self, wire: _Wire, error: Exception) -> None:
-        wire[4]._fail(self._native.refusal(wire[0], error))
-        self._native.signal.set()
+        wire[4]._fail(self.native.refusal(wire[0], error))
+        self.native.signal.set()
 
     def _drop(self, wires: Iterable[_Wire], why: Exception | None = None) -> None:
         for wire in wires:
             if why is None:
-                wire[4]._fail(self._native.verdicts.purged(wire[0]))
+                wire[4]._fail(self.native.verdicts.purged(wire[0]))
             else:
-                wire[4]._fail(self._native.refusal(wire[0], why))
-        self._native.signal.set()
-        if self._native.closed:  # the serving task has ended
-            _waiting.start(self._settler.settle)
+                wire[4]._fail(self.native.refusal(wire[0], why))
+        self.native.signal.set()
+        if self.native.closed:  # the serving task has ended
+            _waiting.start(self.attendant.settler.settle)
 
     def _queue_full(self) -> QueueFullError:
-        return self._native.queue_full(self.outstanding)
+        return self.native.queue_full(self.outstanding)
 
     def wait_for_room(self, seconds: float, *, again: bool) -> None:
         """Wait until a report made room in the queue, or the time is over.
@@ -359,7 +311,7 @@ class Client:
         Blocking:
             Lets other greenlets run. First come, first served. Send at once after it.
         """
-        self._outstanding.wait_for_room(self.waiter(), seconds, again=again)
+        self._outstanding.wait_for_room(self.attendant.waiter(), seconds, again=again)
 
     def set_token(self, token: OAuthToken) -> None:
         """Give it the OAuth token to log in with, in the process that built it.
@@ -368,46 +320,7 @@ class Client:
             OAuthTokenError: librdkafka does not take it.
         """
         if self.mark[0]:
-            self._native.set_token(token)
-
-    # --- serving -----------------------------------------------------------------
-
-    def attend(self) -> None:
-        """See to it that somebody serves this client, as well as can be.
-
-        Raises:
-            ProducerUsedInParentProcessError: It was built before a fork.
-        """
-        if not self.mark[0]:
-            text = "this producer was used before the fork; call reset() in the child"
-            raise ProducerUsedInParentProcessError(text)
-        task = self._task
-        hub = _waiting.current_hub() if self._native.signals else None
-        if task is not None and task.alive and (task.polling == "fd" or hub is None):
-            return
-        with self._attaching:
-            if self._ending or task is not self._task:
-                return  # another thread was quicker
-            gather, self._gather = self._gather, None
-            orphans = gather.take() if gather is not None else []
-            if task is not None:
-                task.stop()
-            if hub is None:
-                self._task = ThreadTask(
-                    self._turn, self._native.interrupt_poll, self._owner.pulse
-                )
-            else:
-                self._task = HubTask(
-                    hub,
-                    self._native.signal,
-                    self._turn,
-                    lambda: self._outstanding.count,
-                    pulse=self._owner.pulse,
-                    alarm=Alarm(self._settings.stall_alarm, self._native.note_stall),
-                )
-                if not (self._settings.linger_is_users or self._shut):
-                    self._gather = Gatherer(hub, self._hand_over)
-        self._give_all(orphans)
+            self.native.set_token(token)
 
     def _give_all(self, wires: list[_Wire]) -> None:
         while wires:
@@ -415,135 +328,31 @@ class Client:
             if wires:
                 self.wait_for_room(_NUDGE_EVERY, again=True)
 
-    def look_after(self) -> None:
-        """See to it that somebody serves; for one who waits for long.
-
-        A hub whose thread stands still in a native call serves nobody: a waiting thread
-        then does it itself.
-        """
-        self.attend()
-        task = self._task
-        if isinstance(task, HubTask) and _waiting.current_hub() is None:
-            self._turn(0)
-
-    def waiter(self, done: Callable[[], bool] | None = None) -> _waiting.Waiter:
-        """Make a waiter for the caller, who is going to wait for this client.
-
-        Args:
-            done: Whether that is there what it waits for. A thread then polls for it.
-
-        Raises:
-            IllegalWaitError: The wait could never end, because the caller is the hub
-                itself or the serving task (in a listener).
-        """
-        # The task first: of what is looked at later another thread may have made a new
-        # one, and that gatherer is not of our hub.
-        task, gather = self._task, self._gather
-        if (
-            isinstance(task, HubTask)
-            and gather is not None
-            and gather.current_hub() is gather.hub
-        ):
-            # The common case, spelled out for speed as in `send`.
-            waiter = _waiting.waiter_in(gather.hub, task.room)
-            if waiter.greenlet is not task.greenlet:
-                return waiter
-        else:
-            self.attend()
-        if self.in_serving_task():
-            text = (
-                "can't wait in a listener of the same producer: the task that would"
-                " bring the report is running that listener"
-            )
-            raise IllegalWaitError(text)
-        task = self._task
-        if (
-            isinstance(task, ThreadTask)
-            and (done or task.threadless)
-            and _waiting.current_hub() is None
-            # Stopped while it polls, it would keep all others from polling.
-            and not _process.signals_may_stop_threads()
-        ):
-            return LeadWaiter(task.lead, done)
-        return _waiting.new_waiter()
-
-    def in_serving_task(self) -> bool:
-        """Tell whether the caller is the serving task: a listener."""
-        task = self._task
-        return (
-            task is not None and task.is_current()
-        ) or _waiting.get_ident() in self._serving_threads
-
-    def last_broker_error(self) -> str | None:
-        """Tell what librdkafka last complained of, since the last good report."""
-        return self._native.verdicts.last_error
-
-    def _on_limit(self) -> None:
-        self._native.on_limit()
-
-    def _turn(self, seconds: float) -> BaseException | None:
-        if not self.mark[0]:
-            # The copy of the task that a forked child has.
-            if self._task is not None:
-                self._task.stop()
-            return None
-        # A signal handler may run inside the poll, a listener after it: neither may
-        # wait for this thread. (In a hub the task's greenlet tells that.)
-        me = _waiting.get_ident() if _waiting.current_hub() is None else 0
-        self._serving_threads.add(me)
-        try:
-            interrupt = self._native.poll(seconds)
-            try:
-                self._settler.settle()
-                if self._native.interrupted:
-                    self._tell_lost_reports()
-            except BaseException as error:  # noqa: BLE001
-                self._native.interrupted = True
-                interrupt = error
-        finally:
-            self._serving_threads.discard(me)
-        return interrupt
-
     def _tell_lost_reports(self) -> None:
         # An exception of a signal handler may come up at the very start of a callback,
         # where nothing can catch it, and librdkafka has given the report away. Once it
         # has nothing left, the handles that still wait are those.
-        gather = self._gather
+        gather = self.attendant.gather
         if gather is not None and (gather.items or not gather.is_here()):
             return
         with self._gate:
-            if self._native.closed or not self._native.empty or self._strays:
+            if self.native.closed or not self.native.empty or self._strays:
                 return
-            self._native.interrupted = False
+            self.native.interrupted = False
             pending = self._outstanding.pending
             for handle in list(pending):
                 if handle.done:
                     pending.discard(handle)
                 else:
-                    handle._fail(self._native.verdicts.report_lost(handle.topic))
-        self._settler.settle()
-
-    def _on_settled(self, count: int, latency: float) -> None:
-        if latency >= 0:
-            self._native.verdicts.all_is_well()
-        gather = self._gather
-        if gather is not None and not gather.is_here():
-            self._settled_elsewhere += count  # told when its own thread is at it
-        elif gather is not None:
-            gather.reported(count + self._settled_elsewhere, latency)
-            self._settled_elsewhere = 0
-        self._outstanding.settle(count)
-
-    def _pause(self) -> None:
-        if self._task is not None and self._task.is_current():
-            self._task.pause()
+                    handle._fail(self.native.verdicts.report_lost(handle.topic))
+        self.attendant.settler.settle()
 
     # --- handing on to another client --------------------------------------------
 
     @property
     def has_delivered(self) -> bool:
         """Whether any message of this client was delivered."""
-        return self._native.verdicts.has_delivered
+        return self.native.verdicts.has_delivered
 
     @property
     def awaited(self) -> bool:
@@ -593,7 +402,7 @@ class Client:
         for handle in handles:
             handle._reports = self._reports
         self._outstanding.pending.update(handles)
-        self.attend()
+        self.attendant.attend()
         self._give_all(strays)
 
     def give_up(self, why: Exception | None) -> int:
@@ -607,7 +416,7 @@ class Client:
         with self._gate:
             strays, self._strays = self._strays, []
             self._on_strays = None
-            self._shut = self._native.closed
+            self._shut = self.native.closed
             if strays:
                 self._drop(strays, why)
         return len(strays)
@@ -623,17 +432,15 @@ class Client:
 
         There nobody can gather in between two of its steps that don't wait.
         """
-        gather = self._gather
+        gather = self.attendant.gather
         if gather is None or _waiting.hub_is_gone(gather.hub):
             _waiting.start(function)
         else:
             _waiting.start_in(gather.hub, function)
 
     def _is_replaced_for(self, error: BaseException) -> bool:
-        reason = self._native.reason(error)
-        return (
-            reason is not None and reason.fatal and self._owner.on_fatal(self, reason)
-        )
+        reason = self.native.reason(error)
+        return reason is not None and reason.fatal and self._on_fatal(self, reason)
 
     def _keep(self, wires: Iterable[_Wire]) -> None:
         self._strays += wires
@@ -641,7 +448,7 @@ class Client:
             self._on_strays()
 
     def _send_late(self, wire: _Wire) -> None:
-        if self._native.closed or self._on_strays is None or self._followed:
+        if self.native.closed or self._on_strays is None or self._followed:
             raise ProducerClosedError(self._settings.id)
         self._outstanding.pending.add(wire[4])
         self._keep((wire,))
@@ -666,11 +473,11 @@ class Client:
             if left <= 0:
                 return False
             if self._settings.linger_is_users:
-                self._native.nudge()
-            waiter = self.waiter(lambda: self._outstanding.count <= 0)
+                self.native.nudge()
+            waiter = self.attendant.waiter(lambda: self._outstanding.count <= 0)
             self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
             if self._outstanding.count > 0:
-                self.look_after()
+                self.attendant.look_after()
         return True
 
     def purge(self) -> list[DeliveryHandle]:
@@ -691,7 +498,7 @@ class Client:
 
     def drop_gathered(self) -> None:
         """Drop what librdkafka was not given yet."""
-        gather = self._gather
+        gather = self.attendant.gather
         if gather is not None and gather.is_here():
             self._drop(gather.take())
         elif gather is not None:
@@ -707,11 +514,11 @@ class Client:
             Lets other greenlets run.
         """
         with contextlib.suppress(TimeoutError, ProducerClosedError):
-            _waiting.run_natively(self._native.await_purge, seconds)
+            _waiting.run_natively(self.native.await_purge, seconds)
 
     def purge_queue(self) -> None:
         """Drop what librdkafka has; what is gathered, or kept, stays."""
-        self._native.purge()
+        self.native.purge()
 
     def purge_for_good(self) -> None:
         """Drop all that is not acknowledged, and whatever is still to come."""
@@ -735,7 +542,9 @@ class Client:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 return
-            waiter = self.waiter(lambda: self._outstanding.count <= len(self._strays))
+            waiter = self.attendant.waiter(
+                lambda: self._outstanding.count <= len(self._strays)
+            )
             self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
 
     def close(self) -> None:
@@ -747,25 +556,20 @@ class Client:
             Lets other greenlets run; a millisecond or two, and up to 2 s more if a
             broker is just being asked for metadata.
         """
-        with self._attaching:
-            self._ending = True
-            task = self._task
-            if task is not None:
-                task.stop()
-        ended = task is None or task.join(_TEARDOWN)
+        ended = self.attendant.stop(_TEARDOWN)
         try:
             # One that doesn't end in time is left to its thread.
             with contextlib.suppress(TimeoutError):
                 _waiting.run_natively(lambda: self._tear_down(ended=ended), _TEARDOWN)
         finally:
-            self._settler.settle()
+            self.attendant.settler.settle()
             _clients.discard(self)
 
     def _tear_down(self, *, ended: bool) -> None:
         with self._gate:
             self._shut = True
             self._produce = None  # it holds what is torn down
-        self._native.tear_down(unwatched=ended)
+        self.native.tear_down(unwatched=ended)
 
     def discard(self) -> None:
         """End a client that nobody has used.
@@ -778,9 +582,9 @@ class Client:
 
     def forget_in_child(self) -> None:
         """Let go of the parent's client in a forked child; call nothing native."""
-        if self._gather is not None:
-            self._gather.take()  # what was gathered is the parent's to send
-        self._native.forget_in_child()
+        if self.attendant.gather is not None:
+            self.attendant.gather.take()  # what was gathered is the parent's to send
+        self.native.forget_in_child()
 
 
 def _seconds_of_pulse(settings: Settings) -> float:

@@ -153,7 +153,8 @@ class Connections:
     def in_serving_task(self) -> bool:
         """Tell whether the caller is a listener that a client's serving task runs."""
         return any(
-            client.in_serving_task() for client in (*self.clients, *self._parting)
+            client.attendant.in_serving_task()
+            for client in (*self.clients, *self._parting)
         )
 
     def refuse_after_fork(self) -> None:

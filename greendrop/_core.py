@@ -411,7 +411,7 @@ class Core:
         self._connections.refuse_after_fork()
         _waiting.new_waiter()
         for client in self._connections.clients:
-            client.waiter()
+            client.attendant.waiter()
 
     # --- dropping ----------------------------------------------------------------
 

@@ -420,7 +420,7 @@ class Transactions:
         text = (
             f"{client.outstanding} messages had no verdict within {current.seconds:g} s"
         )
-        if reason := client.last_broker_error():
+        if reason := client.attendant.last_broker_error():
             text += f"; last broker error: {reason}"
         late = DeliveryTimeoutError(text)
         raise TransactionAbortedError(f"not committed: {text}") from late

@@ -369,13 +369,13 @@ def trigger_fatal_error(
     Raises:
         GreendropError: There is no client, or it can't be reached.
     """
-    native = _client(producer)._native  # noqa: SLF001
+    native = _client(producer).native
     native.engine.trigger_fatal_error(native.producer, code, reason)
 
 
 def fatal_error(producer: Producer) -> tuple[int, str] | None:
     """Give code and text of the error that ended a producer's client, if any."""
-    native = _client(producer)._native  # noqa: SLF001
+    native = _client(producer).native
     return native.engine.fatal_error(native.producer)
 
 

@@ -459,4 +459,4 @@ def test_no_timer_when_off(hub, make_producer):
     producer = make_producer()
     send(producer)[0].wait(LONG)
 
-    assert producer._lane.client._task._heart is None
+    assert producer._lane.client.attendant.task._heart is None

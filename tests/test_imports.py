@@ -29,7 +29,7 @@ ROOMS = (
     {"_partitioners", "_engine"},
     {"_settling", "_native", "scope", "_routing"},
     {"_memory_log", "_memory_queue"},
-    {"_memory_producer", "_reading"},
+    {"_attendant", "_memory_producer", "_reading"},
     {"_client"},
     {"_lane", "_idle", "_tokens"},
     {"_recovery", "_connections"},

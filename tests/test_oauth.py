@@ -333,7 +333,7 @@ def test_with_a_provider_no_listener_is_asked(producer, provider):
 def test_librdkafka_gets_the_token(producer):
     """Whoever logs in with it is librdkafka; it refuses what it has no use for."""
     producer.produce_async(**MESSAGE)
-    native = producer._core.main.client._native.producer
+    native = producer._core.main.client.native.producer
     token = OAuthToken(SECRET, time.time() + 60, "shop", {"a": "b", "c": "d"})
 
     assert _librdkafka.set_oauth_token(native, token) == 0

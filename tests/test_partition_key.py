@@ -434,13 +434,13 @@ def test_close_does_not_close_librdkafka_while_a_call_is_inside(make_producer, t
     producer.produce_sync(topic=topic, payload=b"x")
     client = producer._lane.client
 
-    with client._native._long_call():
+    with client.native._long_call():
         began = time.monotonic()
         producer.close()
         assert 2.0 < time.monotonic() - began < 6.0
-        assert client._native.producer.list_topics(topic, LONG).topics
+        assert client.native.producer.list_topics(topic, LONG).topics
 
-    client._native.producer.close()
+    client.native.producer.close()
 
 
 @pytest.mark.slow

@@ -211,12 +211,12 @@ class Ungathered(Greendrop):
 
     def send_and_wait(self, key: bytes | None) -> None:
         super().send_and_wait(key)
-        self.producer._lane.client._gather = None
+        self.producer._lane.client.attendant.gather = None
         # From now on without this detour.
         self.send_and_wait = super().send_and_wait
 
     def close(self) -> None:
-        if self.producer._lane.client._gather is not None:
+        if self.producer._lane.client.attendant.gather is not None:
             raise RuntimeError("it gathers again")
         super().close()
 
