@@ -8,6 +8,7 @@ librdkafka is passed in: `_client` knows that.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from greendrop import _process, _waiting
@@ -20,7 +21,7 @@ from greendrop.delivery import ReportQueue
 from greendrop.errors import IllegalWaitError, ProducerUsedInParentProcessError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from greendrop._gather import HandOver
     from greendrop._outstanding import Outstanding
@@ -66,6 +67,7 @@ class Attendant(Generic[_Wire]):
         "_serving_threads",
         "_settings",
         "_settled_elsewhere",
+        "_tellers",
         "gather",
         "native",
         "reports",
@@ -120,6 +122,8 @@ class Attendant(Generic[_Wire]):
         self._ending = False
         # Threads without a hub that are serving: the task's, or those that wait.
         self._serving_threads: set[int] = set()
+        # Other tasks whose listeners must not wait for it.
+        self._tellers: set[object] = set()
         #: Who serves; None before the first use.
         self.task: HubTask | ThreadTask | None = None
         #: Where a hub's messages are gathered, if a hub serves.
@@ -229,6 +233,7 @@ class Attendant(Generic[_Wire]):
             isinstance(task, HubTask)
             and gather is not None
             and gather.current_hub() is gather.hub
+            and not self._tellers
         ):
             # The common case, spelled out for speed as in `Client.send`.
             waiter = _waiting.waiter_in(gather.hub, task.room)
@@ -254,11 +259,26 @@ class Attendant(Generic[_Wire]):
         return _waiting.new_waiter()
 
     def in_serving_task(self) -> bool:
-        """Tell whether the caller is the serving task: a listener."""
+        """Tell whether the caller is a listener that must not wait for it."""
         task = self.task
         return (
-            task is not None and task.is_current()
-        ) or _waiting.get_ident() in self._serving_threads
+            (task is not None and task.is_current())
+            or _waiting.get_ident() in self._serving_threads
+            or (bool(self._tellers) and _waiting.current_task() in self._tellers)
+        )
+
+    @contextlib.contextmanager
+    def none_waits(self) -> Iterator[None]:
+        """Treat what the caller tells listeners as what the serving task tells.
+
+        For one who does afterwards what these would wait for.
+        """
+        me = _waiting.current_task()
+        self._tellers.add(me)
+        try:
+            yield
+        finally:
+            self._tellers.discard(me)
 
     def last_broker_error(self) -> str | None:
         """Tell what librdkafka last complained of, since the last good report."""

@@ -295,6 +295,7 @@ class Client:
     def _drop(self, wires: Iterable[_Wire], why: Exception | None = None) -> None:
         for wire in wires:
             if why is None:
+                self.native.refused += 1  # librdkafka never hears of it
                 wire[4]._fail(self.native.verdicts.purged(wire[0]))
             else:
                 wire[4]._fail(self.native.refusal(wire[0], why))

@@ -7,6 +7,7 @@ producer any more.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import sys
 import warnings
@@ -116,6 +117,9 @@ class Closing:
             timeout = 0.0 if force else now.settings.max_wait_timeout
         if self._transactions is None:
             self._close(timeout, _waiting.monotonic(), force=force)
+            return
+        if self._transactions.mine and self._transactions.telling:
+            _waiting.start(lambda: self._close_quietly(timeout, force=force))
             return
         if self._transactions.mine and not at_exit:
             text = f"producer {self.name!r} can't be closed inside its own transaction"
@@ -327,11 +331,16 @@ class Closing:
 
     def close_by(self, deadline: float, tell: Callable[[str], object]) -> None:
         """Close within a time limit, and tell what was not delivered or not sent."""
+        under_way = self._connections.outstanding
         try:
             left = max(deadline - _waiting.monotonic(), 0.0)
             self.close(left, force=False, at_exit=True)
         except MessagesAbandonedError as error:
             tell(str(error))
+        except BaseException:
+            text = f"closing producer {self.name!r} was interrupted"
+            tell(f"{text}, with {under_way} messages under way when it began")
+            raise
         if unsent := len(self._buffer):
             text = f"{unsent} buffered messages of producer {self.name!r}"
             tell(f"{text} were not sent")
@@ -353,8 +362,17 @@ def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> No
         return
     seconds = min(longest, max(each.exit_timeout for each in ours))
     deadline = _waiting.monotonic() + seconds
-    for each in ours:
-        each.close_by(deadline, tell)
+    interrupt = None
+    for number, each in enumerate(ours):
+        # None may use up the time of those that come after it.
+        now = _waiting.monotonic()
+        share = max(deadline - now, 0.0) / (len(ours) - number)
+        try:
+            each.close_by(now + share, tell)
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupt, deadline = error, now  # nobody waits any longer
+    if interrupt is not None:
+        raise interrupt
 
 
 def reset_inherited() -> None:
@@ -389,7 +407,8 @@ def abandon(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
 def _close_at_exit() -> None:
     """Close what this process left open, within a bounded time in all."""
     # Logging may be shut down, and is silent by default. This must be seen.
-    close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # it ends anyway
+        close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
 
 
 atexit.register(_close_at_exit)

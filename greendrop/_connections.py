@@ -337,8 +337,8 @@ class Connections:
             if lane.client is not old or self.status != "connected":
                 return False
             new = self._build(lane, settings)
-        self.tell("producer.connected")
-
+        with old.attendant.none_waits():
+            self.tell("producer.connected")
         while strays := self._take_over(lane, old, new):
             new.adopt(strays)
         self._hand_on_late_messages(lane, old)

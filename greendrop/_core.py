@@ -233,8 +233,10 @@ class Core:
         try:
             self.in_transaction(send, seconds)
         except TransactionAbortedError:
-            if sent and sent[0].error is not None:
-                sent[0].wait(0.0)  # raises what came first
+            first = sent[0].error if sent else None
+            # Dropped is what became of it; why is what the transaction says.
+            if first is not None and not isinstance(first, MessagePurgedError):
+                sent[0].wait(0.0)  # raises it
             raise
         return sent[0]
 
@@ -263,13 +265,20 @@ class Core:
         Args:
             send: Queues it, as `dispatch_many`.
             seconds: How long each step of an own transaction may take.
-            undo: Called if that was rolled back, or never begun.
+            undo: Called if nothing of it will ever be visible, though some was queued:
+                its transaction was rolled back, or never begun.
 
         Raises:
             ProduceManyError: A message was not queued, or the transaction failed.
         """
-        if self.transactions is None or self.transactions.joined():
+        if self.transactions is None:
             return send()
+        if (current := self.transactions.joined()) is not None:
+            try:
+                return send()
+            except ProduceManyError:
+                current.on_abort.append(undo)
+                raise
         sent: list[DeliveryHandle] = []
 
         def send_all() -> None:
@@ -280,17 +289,13 @@ class Core:
                 raise
 
         try:
-            self.transactions.alone(send_all, seconds)
+            self.transactions.alone(send_all, seconds, undo)
         except TransactionUnknownError as error:
             text = f"a batch of {len(sent)} messages: {error}"
             raise ProduceManyError(text, dispatched=sent, failed_index=0) from error
         except (ProduceManyError, TransactionError) as error:
-            undo()
             failure = _rolled_back(sent, error)
             raise failure from failure.__cause__
-        except BaseException:
-            undo()
-            raise
         return sent
 
     def partition_count(self, lane: Lane, topic: str) -> int:
@@ -321,7 +326,10 @@ class Core:
             left = deadline - _waiting.monotonic()
             if left <= 0:
                 raise full
-            self._connect(lane).wait_for_room(left, again=again)
+            try:
+                self._connect(lane).wait_for_room(left, again=again)
+            except IllegalWaitError:
+                raise full from full.__cause__  # where nobody may wait
             again = True
             try:
                 return self._connect(lane).send(routed, waited=True)
@@ -380,6 +388,11 @@ class Core:
     def outstanding(self) -> int:
         """Messages that were taken and have no verdict yet."""
         return self._connections.outstanding
+
+    def refuse_closed(self) -> None:
+        """Raise `ProducerClosedError` if it closes, or is closed."""
+        if self._connections.over:
+            raise self._connections.closed_error()
 
     def own_transactions(self) -> Transactions:
         """Give what begins and ends transactions.
@@ -472,9 +485,6 @@ class Core:
         Raises:
             ConfigurationInvalidError: Another producer has the name, or it has none.
         """
-        if not settings.transactional:
-            text = "a transactional producer can't go on without"
-            raise ConfigurationInvalidError({"kafka.transactional.id": text})
         before, self.settings = self.settings, settings
         try:
             _names.claim(self)

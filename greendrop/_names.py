@@ -10,7 +10,7 @@ import gc
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _waiting
+from greendrop import _process, _waiting
 from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Named(Protocol):
 # handler raises in one of these is lost.
 _owners: dict[tuple[str, str], weakref.ref[Named]] = {}
 _changing = _waiting.RLock()
+# Of the process whose names these are.
+_mark = _process.mark()
 
 
 def claim(owner: Named) -> None:
@@ -61,6 +63,7 @@ def _try(owner: Named) -> dict[str, str]:
     names = _names_of(settings)
     taken: dict[str, str] = {}
     with _changing:
+        _rename_after_fork()
         for pair in list(_owners):
             if _owner_of(pair) is None:
                 del _owners[pair]
@@ -76,6 +79,19 @@ def _try(owner: Named) -> dict[str, str]:
         if not taken:
             _owners.update(dict.fromkeys(names.items(), weakref.ref(owner)))
     return taken
+
+
+def _rename_after_fork() -> None:
+    """Take note of what owners are called in this process: `{pid}` differs."""
+    global _mark  # noqa: PLW0603 - once in each process
+    if _mark[0]:
+        return
+    for key, name in list(_owners):
+        reference = _owners.pop((key, name))
+        owner = reference()
+        if owner is not None:
+            _owners[key, _names_of(owner.settings).get(key, name)] = reference
+    _mark = _process.mark()
 
 
 def _names_of(settings: Settings) -> dict[str, str]:

@@ -75,12 +75,12 @@ class Recovery:
         began = _waiting.monotonic()
         attempt = lane.attempts
         try:
-            self._tell_error(error, attempt)
+            self._tell_error(client, error, attempt)
+            facts: dict[str, object] = {"error": error, "attempt": attempt}
             settings = settings_for_new(
                 lane.settings,
-                lambda kafka: self._emit(
-                    "producer.reload",
-                    {"error": error, "attempt": attempt, "kafka": kafka},
+                lambda kafka: self._tell(
+                    client, "producer.reload", {**facts, "kafka": kafka}
                 ),
             )
             client.purge_queue()
@@ -92,7 +92,7 @@ class Recovery:
             else:
                 client.give_up(None)
         except GreendropError as failure:
-            self._tell_error(failure, attempt)
+            self._tell_error(client, failure, attempt)
             client.give_up(failure)
         except BaseException:
             client.give_up(error)
@@ -110,9 +110,15 @@ class Recovery:
         if not self._stopped:
             waiter.wait(seconds)
 
-    def _tell_error(self, error: GreendropError, attempt: int) -> None:
+    def _tell_error(self, client: Client, error: GreendropError, attempt: int) -> None:
         kind = "librdkafka.idempotent_fatal_error"
-        self._emit("error.occurred", {"error": error, "type": kind, "attempt": attempt})
+        facts = {"error": error, "type": kind, "attempt": attempt}
+        self._tell(client, "error.occurred", facts)
+
+    def _tell(self, client: Client, name: str, facts: Mapping[str, object]) -> None:
+        # What a listener sends is kept for the new client, which there is afterwards.
+        with client.attendant.none_waits():
+            self._emit(name, facts)
 
     def _emit(self, name: str, facts: Mapping[str, object]) -> None:
         self._monitor.emit(
@@ -142,6 +148,9 @@ def settings_for_new(
         return settings
     own = {each.name: getattr(settings, each.name) for each in SETTINGS}
     changed = build_settings(MappingProxyType(kafka), own, settings.slot)
+    if changed.transactional != settings.transactional:
+        text = "a producer can't become transactional, or cease to be, by a reload"
+        raise ConfigurationInvalidError({"kafka.transactional.id": text})
     problems = _librdkafka.check_configuration(changed.kafka, changed.secret_keys)
     if problems:
         raise ConfigurationInvalidError(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: Seconds between looks at the queue while messages are outstanding. librdkafka
 #: signals once per non-empty queue: a signal that got lost would be lost for ever.
 _GUARD = 0.5
+#: Seconds between looks whether the hub of a task is gone, while its end is awaited.
+_LOOK = 0.05
 #: Seconds of one blocking poll. From 0.2 s on confluent-kafka 2.13 to 2.15.0 sleeps
 #: the whole time, whatever arrives.
 _POLL = 0.1
@@ -140,12 +142,17 @@ class HubTask:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
-        if not self._ended and not self._over():
+        deadline = _waiting.monotonic() + seconds
+        while not (self._ended or self._over()):
+            left = deadline - _waiting.monotonic()
+            if left <= 0:
+                return False
             waiter = _waiting.new_waiter()
             self._end_waiters.append(waiter)
             if not self._ended:
-                waiter.wait(seconds)
-        return self._ended or self._over()
+                # A hub may be about to end with its thread: it wakes nobody.
+                waiter.wait(min(left, _LOOK))
+        return True
 
     def _run(self) -> None:
         try:

@@ -71,6 +71,7 @@ class Current:
         seconds: How long each of its commands, and the wait for its reports, may take.
         client: By which its messages go.
         turn: Its use of the lock; None if that was there before.
+        on_abort: Called, the last one first, once it was rolled back.
         doomed: Why it is going to be rolled back whatever comes, if it is.
         ending: Its block was left.
         is_over: It has ended, and that was told.
@@ -87,6 +88,8 @@ class Current:
         self.task = _waiting.current_task()
         self.first = _FirstMessage(self.task)
         self.refused_before = client.native.refused
+        self.failed_before = client.native.verdicts.failed
+        self.on_abort: list[Callable[[], object]] = []
         self.doomed: BaseException | None = None
         self.ending = False
         self.is_over = False
@@ -141,6 +144,8 @@ class Transactions:
         self._check_wait = check_wait
         self._lock = TaskLock()
         self._current: Current | None = None
+        #: Whether listeners are just told of one.
+        self.telling = False
         self._clients = TransactionalClients(connections, adopt)
 
     # --- whose turn it is --------------------------------------------------------
@@ -222,7 +227,10 @@ class Transactions:
             self._check_wait()
         except IllegalWaitError as error:
             raise IllegalWaitError(f"{error}; nothing was sent") from error
-        deadline = _waiting.monotonic() + seconds
+        if self._lock.is_mine and not now.is_last_flusher:
+            text = "can't begin a transaction in a listener that is told of another one"
+            raise IllegalWaitError(f"{text}; nothing was sent")
+        deadline = self._deadline(seconds)
         turn = None if self._lock.is_mine else Turn(_waiting.current_task())
         current = None
         try:
@@ -233,6 +241,10 @@ class Transactions:
             if current is None and turn is not None:
                 self._lock.give_back(turn)
         return current
+
+    def _deadline(self, seconds: float) -> float:
+        # Whatever the caller wants, closing has one for all steps of its last flush.
+        return min(_waiting.monotonic() + seconds, self._connections.send_until)
 
     def _await_turn(self, turn: Turn, seconds: float) -> None:
         try:
@@ -300,13 +312,28 @@ class Transactions:
             current.doomed = current.doomed or failure
             raise failure from error
 
-    def alone(self, send: Callable[[], _T], seconds: float) -> _T:
+    def alone(
+        self,
+        send: Callable[[], _T],
+        seconds: float,
+        undo: Callable[[], object] = lambda: None,
+    ) -> _T:
         """Send in a transaction of its own.
+
+        Args:
+            send: Does it.
+            seconds: How long each step may take.
+            undo: Called if it was rolled back, or never begun.
 
         Raises:
             What `send`, `begin` and `end` raise.
         """
-        current = self.begin(seconds)
+        try:
+            current = self.begin(seconds)
+        except BaseException:
+            undo()
+            raise
+        current.on_abort.append(undo)
         try:
             result = send()
         except BaseException as error:
@@ -370,6 +397,9 @@ class Transactions:
             current.outcome = "aborted"
             self._clients.drop(current.client)
         current.first.leave()
+        if current.outcome == "aborted":
+            while current.on_abort:
+                current.on_abort.pop()()
         try:
             facts = {"outcome": current.outcome}
             self._tell("transaction.finished", current.began, facts)
@@ -381,7 +411,7 @@ class Transactions:
 
     def _commit(self, current: Current) -> None:
         began = _waiting.monotonic()
-        deadline = began + current.seconds
+        deadline = self._deadline(current.seconds)
         native = current.client.native
         try:
             self._await_reports(current, deadline)
@@ -413,8 +443,8 @@ class Transactions:
             if refused := client.native.refused - current.refused_before:
                 # The brokers know nothing of these, and would commit the others.
                 raise TransactionAbortedError(
-                    f"not committed: {refused} of its messages were refused; their"
-                    " handles, or what the call raised, say why"
+                    f"not committed: {refused} of its messages were refused or"
+                    " dropped; their handles, or what the call raised, say why"
                 )
             return
         text = (
@@ -427,6 +457,7 @@ class Transactions:
 
     def _fail_commit(self, current: Current, error: Exception) -> None:
         """Find out what a failed commit means, and raise that."""
+        refuted = current.client.native.verdicts.failed > current.failed_before
         if isinstance(error, BrokerError) and error.abortable:
             if self._abort(current, error) is None:
                 raise TransactionAbortedError(f"not committed: {error}") from error
@@ -434,6 +465,10 @@ class Transactions:
             current.outcome = "unknown"
         elif isinstance(error, BrokerError):
             self._clients.replace(current.client, error)
+            if refuted:
+                # librdkafka has not asked for the commit, as a message had failed.
+                current.outcome = "aborted"
+                raise TransactionAbortedError(f"not committed: {error}") from error
         else:
             self._clients.drop(current.client)
         text = f"the commit failed, and may have happened all the same: {error}"
@@ -456,9 +491,8 @@ class Transactions:
             if not interrupted and not _is_from_broker(why):
                 self._await_first(current)
             client.drop_gathered()
-            self._clients.commands.run(
-                "abort", native.abort_transaction, began + seconds
-            )
+            deadline = self._deadline(seconds)
+            self._clients.commands.run("abort", native.abort_transaction, deadline)
             client.wait_settled(PURGE_TIMEOUT)
         except FAILURES as error:
             if interrupted or not isinstance(error, BrokerError):
@@ -480,7 +514,7 @@ class Transactions:
         if not seconds or first is None or first.done:
             return
         client.flush_gathered()
-        deadline = _waiting.monotonic() + min(seconds, current.seconds)
+        deadline = self._deadline(min(seconds, current.seconds))
         while not first.done and (left := deadline - _waiting.monotonic()) > 0:
             if settings.linger_is_users:
                 client.native.nudge()
@@ -498,7 +532,11 @@ class Transactions:
     ) -> None:
         time = {} if began is None else {"time": _waiting.monotonic() - began}
         own = {"producer_id": self._connections.settings.id}
-        self._connections.monitor.emit(name, {**own, **facts, **time})
+        self.telling = True
+        try:
+            self._connections.monitor.emit(name, {**own, **facts, **time})
+        finally:
+            self.telling = False
 
 
 def _is_from_broker(error: BaseException) -> bool:

@@ -83,6 +83,8 @@ class Verdicts:
         self._is_the_reason = False
         #: Whether any message was delivered.
         self.has_delivered = False
+        #: How many messages failed that librdkafka had taken.
+        self.failed = 0
 
     def all_is_well(self) -> None:
         """Forget the last complaint: a message was delivered."""
@@ -143,7 +145,8 @@ class Verdicts:
     def verdict(
         self, topic: str, error: NativeError, partition: int | None
     ) -> DeliveryError:
-        """Turn the error of one message into ours."""
+        """Turn, and count, the error of one message into ours."""
+        self.failed += 1
         cause = self.translate(error)
         if cause.code == _PURGE_QUEUE:
             return self.purged(topic, cause)

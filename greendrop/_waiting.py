@@ -85,8 +85,13 @@ def hub_getter() -> Callable[[], Hub | None]:
     return getter
 
 
+#: Seconds of the longest wait that anybody asks for on purpose. What is above was most
+#: likely written in milliseconds, WaterDrop's and librdkafka's unit.
+LONGEST = 86_400
+
+
 def check_timeout(timeout: object) -> None:
-    """Refuse what is no finite number of seconds.
+    """Refuse what is no finite number of seconds, or looks like milliseconds.
 
     Raises:
         ValueError: It is none.
@@ -97,6 +102,12 @@ def check_timeout(timeout: object) -> None:
         or not 0 <= timeout < float("inf")
     ):
         text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
+        raise ValueError(text)
+    if timeout > LONGEST:
+        text = (
+            f"timeout={timeout!r} seconds is more than a day and looks like"
+            f" milliseconds; did you mean {timeout / 1000:g}?"
+        )
         raise ValueError(text)
 
 

@@ -9,6 +9,7 @@ value is for `_librdkafka` to find out.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -18,16 +19,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greendrop import _placeholders, _secrets
+from greendrop._waiting import LONGEST
 from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
     from greendrop.oauth import OAuthToken
 
 _T = TypeVar("_T")
-
-#: No setting of ours is meant to wait longer than a day (in seconds). What is above
-#: was most likely written in milliseconds, WaterDrop's and librdkafka's unit.
-_LONGEST = 86_400
 
 #: Seconds. An `idle_disconnect_timeout` is not shorter.
 SHORTEST_IDLE_TIMEOUT = 30.0
@@ -58,7 +56,7 @@ def _seconds(value: object) -> float:
         raise _RefusedError(f"{value!r} is not finite; every wait of greendrop ends")
     if value < 0:
         raise _RefusedError(f"{value!r} is negative")
-    if value > _LONGEST:
+    if value > LONGEST:
         raise _RefusedError(
             f"{value!r} seconds is more than a day and looks like milliseconds;"
             f" did you mean {value / 1000!r}?"
@@ -148,12 +146,12 @@ def _provider(value: object) -> object:
 
 
 _PROVIDER = _Rule("a function without arguments", _provider)
-_IDLE = _Rule(f"0, or a number from 30 to {_LONGEST}", _idle_seconds)
+_IDLE = _Rule(f"0, or a number from 30 to {LONGEST}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
 _KEYS = _Rule("keys of librdkafka's statistics, such as `msg_cnt`", _keys)
-_SECONDS = _Rule(f"a number from 0 to {_LONGEST}", _seconds)
-_SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {_LONGEST}", _seconds_above_zero)
+_SECONDS = _Rule(f"a number from 0 to {LONGEST}", _seconds)
+_SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {LONGEST}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
 _BYTES = _Rule("a whole number of at least 1", _bytes_count)
 _IDENTITY = _Rule("text, not empty", _identity)
@@ -576,6 +574,9 @@ _REFUSED_KEYS = {
 }
 
 
+_WHOLE = re.compile(r"-?[0-9]{1,10}")
+
+
 def _whole_configuration(kafka: object, errors: dict[str, str]) -> dict[str, str]:
     if kafka is None:
         errors["kafka"] = "this key is required"
@@ -638,6 +639,9 @@ def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
         return
     given = next((key for key in _BOOTSTRAP if key in values), None)
     text = "must not be empty" if given else "this key is required"
+    meant = [] if given else get_close_matches(_BOOTSTRAP[0], values, 1)
+    if meant:
+        text += f"; {meant[0]!r} is none of librdkafka's keys"
     errors[f"kafka.{given or _BOOTSTRAP[0]}"] = text
 
 
@@ -663,6 +667,9 @@ def _kafka_value(key: str, value: object) -> str:
         # librdkafka reads a C string in UTF-8: it would take the value for a shorter
         # one, or get none at all.
         raise _RefusedError("holds a NUL character or a lone surrogate")
+    if key.endswith(".ms") and key not in _LINGER and not _WHOLE.fullmatch(text):
+        # librdkafka would take what comes before the first letter, or nought.
+        raise _RefusedError(f"needs whole milliseconds, not {value!r}")
     if key == _ONLY_ERRORS and _is_true(text):
         raise _RefusedError(
             "must not be true: handles of delivered messages would never resolve"

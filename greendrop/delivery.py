@@ -7,12 +7,11 @@ after the listeners were told. It may be waited for from any greenlet and any th
 from __future__ import annotations
 
 import copy
-import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _waiting
-from greendrop.errors import DeliveryTimeoutError
+from greendrop.errors import DeliveryTimeoutError, IllegalWaitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,10 +188,13 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
-            if not 0 <= timeout < math.inf:
-                msg = f"timeout needs finite seconds, 0 or more, not {timeout!r}"
-                raise ValueError(msg)
-            waiter = reports.client.waiter(self.ready)
+            if not 0 <= timeout <= _waiting.LONGEST:
+                _waiting.check_timeout(timeout)
+            try:
+                waiter = reports.client.waiter(self.ready)
+            except IllegalWaitError as illegal:
+                illegal.add("the message is on its way all the same")
+                raise
             deadline = _waiting.monotonic() + timeout
             left = timeout
             with _swap:

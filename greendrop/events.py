@@ -282,6 +282,9 @@ _L = TypeVar("_L", bound=Listener)
 _O = TypeVar("_O")
 
 
+_ERRORS = "error.occurred"
+
+
 class Monitor:
     """The listeners of one producer, or of the process.
 
@@ -301,6 +304,8 @@ class Monitor:
         self._changing = _waiting.RLock()
         self._statistics_frozen = False
         self._failures = Repeats()
+        # Who hears of an error, and in which task.
+        self._hearing: set[tuple[object, int]] = set()
 
     def listens(self, name: str) -> bool:
         """Tell whether anybody listens; who builds a payload asks first."""
@@ -374,11 +379,25 @@ class Monitor:
         event = Event(name, payload)
         for _, listener in listeners:
             try:
-                listener(event)
+                if name == _ERRORS:
+                    self._tell_of_error(event, listener)
+                else:
+                    listener(event)
             except (KeyboardInterrupt, SystemExit):
                 raise
             except contained as error:
                 self._tell_failure(event, error, contained)
+
+    def _tell_of_error(self, event: Event, listener: Listener) -> None:
+        # An error that a listener meets while it hears of one is raised there, and not
+        # told to it as well: it would meet the next one.
+        hearing = (_waiting.current_task(), id(listener))
+        if hearing not in self._hearing:
+            self._hearing.add(hearing)
+            try:
+                listener(event)
+            finally:
+                self._hearing.discard(hearing)
 
     def _tell_failure(
         self, event: Event, error: BaseException, contained: type[BaseException]
@@ -401,7 +420,7 @@ class Monitor:
             return  # the one who hears of failing listeners fails; the log has it
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
         payload = {**payload, "event": event.name, **more}
-        self.emit("error.occurred", payload, contained)
+        self.emit(_ERRORS, payload, contained)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
         """Refuse, or allow again, to subscribe to statistics that nobody emits."""

@@ -229,6 +229,14 @@ class ProducerPool:
         if not isinstance(producer, Producer):
             kind = type(producer).__name__
             raise TypeError(f"factory needs to make a Producer, not {kind}")
+        if any(each.producer is producer for each in self._slots):
+            raise ValueError(
+                f"factory gave {producer.id!r}, which the pool has already"
+            )
+        if producer.status in ("closing", "closed"):
+            raise ValueError(
+                f"factory gave {producer.id!r}, which is {producer.status}"
+            )
         slot.producer = producer
         return producer
 

@@ -17,6 +17,7 @@ from greendrop._batches import read_all, send_and_wait
 from greendrop._buffer import Entry, Flush, Sender
 from greendrop._core import Core
 from greendrop._lane import Lane, checked_wait, merged_topic_config
+from greendrop._logging import ERROR, Log
 from greendrop.config import build_settings
 from greendrop.errors import (
     MessagesAbandonedError,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     _Send = Callable[[str], list[DeliveryHandle]]
 
 _T = TypeVar("_T")
+
+_log = Log("greendrop")
 
 # Making a NamedTuple by its own constructor costs twice as much.
 _new_message = tuple.__new__
@@ -145,6 +148,7 @@ class Producer:
             milliseconds.
         """
         core = self._core or self._unconfigured()
+        core.refuse_closed()
         variant = copy.copy(self)
         variant._origin = self  # noqa: SLF001 - of our own kind
         if max_wait_timeout is not None:
@@ -259,20 +263,24 @@ class Producer:
         Raises:
             MessageInvalidError: Names every bad field. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
-            QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
+            QueueFullError: No room within `wait_timeout_on_queue_full`, or now, where
+                nobody may wait. Not sent.
             OAuthTokenError: Not sent: there was no token to log in with.
             DeliveryError: librdkafka refused the message at once.
+            TransactionError: A transactional producer makes a transaction of it, and
+                that failed; see `transaction`.
             ProducerClosedError: Not sent.
             ProducerUsedInParentProcessError: Not sent; see `reset`.
             IllegalWaitError: Not sent: it has a `partition_key`, how many partitions
                 the topic has is not known yet, and in the hub itself or in a listener
-                of this producer nobody may wait for that.
+                of this producer nobody may wait for that; nor for a transaction.
 
         Blocking:
             While the queue is full, for `wait_timeout_on_queue_full` at most; with a
-            `partition_key` also as `partition_count`. While it connects, if there is
-            no OAuth token yet, for half a minute at most. Lets other greenlets run
-            where the thread has a hub, else blocks the thread.
+            `partition_key` also as `partition_count`; a transactional producer outside
+            of a transaction as long as that takes. While it connects, if there is no
+            OAuth token yet, for half a minute at most. Lets other greenlets run where
+            the thread has a hub, else blocks the thread.
         """
         core = self._core or self._unconfigured()
         fields = (
@@ -796,9 +804,11 @@ class Producer:
         variants = f" topic_configs={count}" if (count := self._topic_configs) else ""
         transactions = None if self._core is None else self._core.transactions
         busy = " in_transaction" if transactions and transactions.busy else ""
+        count = 0 if self._core is None else len(self._core.buffer)
+        buffered = f" buffered={count}" if count else ""
         return (
             f"<Producer id={self.id!r} {self.status}{polling}"
-            f" queue_size={self.queue_size}{variants}{busy}>"
+            f" queue_size={self.queue_size}{buffered}{variants}{busy}>"
         )
 
     @property
@@ -898,12 +908,34 @@ class Producer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; an error that is on its way is not hidden by a second one."""
+        """Close; an error that is on its way is not hidden by a second one.
+
+        Raises:
+            MessagesAbandonedError: As `close`; also if messages could not be flushed.
+                They are in `buffered`.
+
+        Blocking:
+            As `close`. What interrupts (Ctrl-C, a `gevent.Timeout`, the end of a
+            greenlet) is held up for `exit_timeout` at most.
+        """
+        timeout = None
+        if error is not None and not isinstance(error, Exception) and self._core:
+            settings = self._core.settings
+            timeout = min(settings.exit_timeout, settings.max_wait_timeout)
+        loss: MessagesAbandonedError | None = None
         try:
-            self.close()
-        except MessagesAbandonedError:
-            if error is None:
-                raise
+            self.close(timeout)
+        except MessagesAbandonedError as abandoned:
+            loss = abandoned
+        unsent = len(self.buffered) if self.status == "closed" else 0
+        if unsent and loss is None:
+            text = f"{unsent} messages were not sent, and are in `buffered`"
+            text = f"producer {self.id!r} is closed; {text}"
+            loss = MessagesAbandonedError(text, count=unsent)
+        if loss is not None and error is None:
+            raise loss
+        if loss is not None:
+            _log.write(ERROR, "producer.messages_abandoned", error=str(loss))
 
     # --- telling -----------------------------------------------------------------
 

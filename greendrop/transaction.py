@@ -150,7 +150,8 @@ class Transaction(Generic[_P]):
 
         Raises:
             AbortTransaction: Always.
-            TransactionRequiredError: It is not open.
+            TransactionRequiredError: It is not open, or it is that of another greenlet
+                or thread.
         """
         current = self._open("aborted")
         stop = AbortTransaction("the program has aborted the transaction")
@@ -202,9 +203,6 @@ class Transaction(Generic[_P]):
             As `mark_as_consumed`.
         """
         current = self._open("marked in")
-        if self._transactions.joined() is not current:
-            text = "messages are marked as consumed by who has begun the transaction"
-            raise TransactionRequiredError(text)
         last = _last_of_each(consumer, messages, metadata)
         if not last:
             return
@@ -227,6 +225,9 @@ class Transaction(Generic[_P]):
         current = self._current
         if current is None or current.is_over or current.ending:
             raise TransactionRequiredError(f"only an open transaction can be {verb}")
+        if self._transactions.joined() is not current:
+            text = f"a transaction is {verb} by the task that has begun it"
+            raise TransactionRequiredError(text)
         return current
 
     def __repr__(self) -> str:

@@ -186,6 +186,16 @@ def test_close_needs_a_finite_time(make_producer, timeout):
     assert producer.status == "configured"
 
 
+def test_time_that_looks_like_milliseconds_is_refused(make_producer):
+    """Where a wait's time is given, as in the settings."""
+    producer = make_producer()
+    handle = producer.produce_async(topic="t", payload=b"x")
+
+    for wait in (producer.close, handle.wait, producer.scope):
+        with pytest.raises(ValueError, match=r"milliseconds; did you mean 180\?"):
+            wait(180_000)
+
+
 @pytest.mark.slow
 def test_close_does_not_wait_for_linger(world, make_producer):
     """What the user's `linger.ms` holds back goes out at once. Acceptance check 90."""
@@ -387,6 +397,34 @@ def test_with_tells_what_was_abandoned(world, make_producer):
     with pytest.raises(MessagesAbandonedError), producer:
         send(producer)
 
+    assert producer.status == "closed"
+
+
+def test_with_tells_what_was_not_flushed(world, make_producer):
+    """A bad message keeps the others in the buffer; nobody is told that all is well."""
+    producer = make_producer()
+    producer.buffer(topic="t", payload=b"x")
+    producer.buffer(topic="t", payload={"forgotten": "dumps"})
+
+    with pytest.raises(
+        MessagesAbandonedError, match="2 messages were not sent"
+    ) as told:
+        producer.__exit__(None, None, None)
+
+    assert told.value.count == len(producer.buffered) == 2
+    assert producer.status == "closed"
+
+
+def test_interrupt_in_a_with_block_is_not_held_up_for_long(world, make_producer):
+    """As at the interpreter's exit: `exit_timeout`, and what was lost is logged."""
+    producer = make_producer(NOWHERE, exit_timeout=0.2)
+    send(producer)
+    began = time.monotonic()
+
+    with pytest.raises(KeyboardInterrupt), producer:
+        raise KeyboardInterrupt
+
+    assert time.monotonic() - began < 5.0
     assert producer.status == "closed"
 
 

@@ -301,6 +301,22 @@ def test_a_configuration_needs_brokers(kafka, key):
     assert list(raised.value.errors) == [key]
 
 
+@pytest.mark.parametrize("value", ["30s", "1 minute", 0.5, "", True, "99999999999"])
+def test_milliseconds_are_whole(value):
+    """What comes before the first letter, nought, or less is what librdkafka takes."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({**KAFKA, "message.timeout.ms": value, "linger.ms": 0.5}, {})
+
+    assert list(raised.value.errors) == ["kafka.message.timeout.ms"]
+    assert "whole milliseconds" in str(raised.value)
+
+
+def test_address_by_another_librarys_name_is_pointed_at():
+    """kafka-python calls it bootstrap_servers."""
+    with pytest.raises(ConfigurationInvalidError, match="'bootstrap_servers' is none"):
+        build_settings({"bootstrap_servers": "a:1"}, {})
+
+
 def test_users_mapping_stays_as_it_is():
     """A frozen mapping will do, and no mapping is written to (check 59)."""
     mine = {"bootstrap.servers": "a:1", "acks": "all"}

@@ -121,6 +121,48 @@ def test_sys_exit_in_a_greenlet_delivers_what_was_sent(
 
 
 @three_modes
+def test_an_unreachable_broker_takes_no_time_from_other_producers(
+    mode, mock_cluster, run_script, stored
+):
+    """Each producer has its share of `exit_timeout`, whoever is closed first."""
+    program = """
+    nowhere = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+    away = [Producer(nowhere, exit_timeout=1.0) for _ in range(2)]
+    for each in away:
+        each.produce_async(topic="events", payload=b"x")
+    producer.buffer_many({"topic": "events", "payload": b"x"} for _ in range(5))
+    """
+    servers = mock_cluster.bootstrap_servers
+
+    run_script(BEGIN + program, mode, servers=servers, fails=True)
+
+    assert stored("events") == 5
+
+
+@three_modes
+def test_an_interrupted_end_tells_what_was_lost(mode, run_script):
+    """Ctrl-C while producers close at the end: no traceback, and nobody waits on."""
+    program = """
+    nowhere = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+    away = [Producer(nowhere, id=f"away-{number}") for number in range(2)]
+    for each in away:
+        each.produce_async(topic="events", payload=b"x")
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    print(time.monotonic())
+    """
+
+    ended = run_script(BEGIN + program, mode, servers="-", fails=True)
+
+    assert time.monotonic() - float(ended.stdout) < 3.0
+    assert "_closing" not in ended.stderr
+    for name in ("away-0", "away-1"):
+        assert f"greendrop: producer '{name}'" in ended.stderr or (
+            f"greendrop: closing producer '{name}' was interrupted" in ended.stderr
+        )
+
+
+@three_modes
 def test_an_unreachable_broker_holds_the_end_up_for_a_while_only(mode, run_script):
     """The end takes `exit_timeout` for all producers together, and tells the loss."""
     program = """

@@ -129,6 +129,30 @@ def test_of_many_threads_one_gets_the_name():
     assert (len(made), len(refused)) == (1, 7)
 
 
+@pytest.mark.patched
+@pytest.mark.slow
+def test_process_number_in_a_name_is_that_of_the_child(run_script):
+    """A producer made before the fork is called anew in the child."""
+    run_script(
+        """
+        from greendrop import ConfigurationInvalidError, Producer
+        from tests.forking import Fork
+
+        kafka = {"bootstrap.servers": "127.0.0.1:9", "transactional.id": "x-{pid}"}
+        first = Producer(kafka)
+
+        def child():
+            try:
+                Producer(kafka)
+            except ConfigurationInvalidError as error:
+                return list(error.errors)
+
+        assert Fork(child).result() == ["kafka.transactional.id"]
+        """,
+        "none",
+    )
+
+
 @pytest.mark.parametrize("mode", ["none", "patched"])
 @pytest.mark.patched
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
 import gevent
@@ -182,6 +183,22 @@ def test_factory_must_be_callable():
     """What can't be called is refused at once."""
     with pytest.raises(TypeError, match="not a callable"):
         ProducerPool(Producer(NOWHERE))
+
+
+def test_factory_must_give_a_producer_of_its_own_each_time():
+    """Two tasks must not get one, nor any a closed one."""
+    shared = Producer(NOWHERE)
+    pool = ProducerPool(lambda: shared, size=2)
+
+    with pool.producer():
+        with ThreadPoolExecutor() as threads:
+            other = threads.submit(lambda: pool.producer().__enter__())
+        with pytest.raises(ValueError, match="the pool has already"):
+            other.result()
+    pool.close()
+    pool = ProducerPool(lambda: shared)
+    with pytest.raises(ValueError, match="is closed"), pool.producer():
+        pass
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "5", True, None])

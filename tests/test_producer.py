@@ -914,6 +914,44 @@ def test_closing_wakes_all_who_wait_for_room(mock_cluster, full, spawn, pause):
     assert max(ended) - began < 2.0
 
 
+def test_full_queue_raises_at_once_in_the_hub_itself(hub, full):
+    """Nobody may wait for room there. The message was not queued, and that is told."""
+    producer, _ = full(round_trip=1.0)
+    raised = []
+
+    def call():
+        try:
+            producer.produce_async(topic="t", payload=b"x")
+        except QueueFullError as error:
+            raised.append(error)
+
+    hub.loop.run_callback(call)
+    gevent.sleep(0.01)
+
+    assert "not queued" in str(raised[0])
+    assert producer.queue_size == 5
+
+
+def test_listener_that_sends_to_a_full_queue_is_not_told_of_itself(world, full):
+    """It would be called again and again: each time it meets a full queue."""
+    producer, _ = full(round_trip=5.0, wait_timeout_on_queue_full=0.05)
+    raised = []
+
+    @producer.monitor.subscribe("error.occurred")
+    def forward(event):
+        try:
+            producer.produce_async(topic="errors", payload=event["type"])
+        except QueueFullError as error:
+            raised.append(error)
+
+    with pytest.raises(QueueFullError):
+        producer.produce_async(topic="t", payload=b"x")
+
+    assert 1 <= len(raised) <= 3
+    producer.monitor.unsubscribe(forward)
+    producer.close(force=True)
+
+
 @pytest.mark.slow
 def test_many_senders_through_a_small_queue_lose_nothing(
     world, make_producer, together, stored
@@ -1105,6 +1143,7 @@ def test_sync_in_a_listener_is_refused_and_the_message_sent(world, make_producer
 
     assert took < 2.0
     assert "listener" in str(raised[0])
+    assert "on its way all the same" in str(raised[0])
     assert acknowledged == ["first", "second"]
 
 

@@ -6,6 +6,7 @@ import pytest
 from greendrop import (
     ConfigurationInvalidError,
     DeliveryError,
+    IllegalWaitError,
     Message,
     MessagePurgedError,
     ProduceError,
@@ -478,3 +479,40 @@ def test_only_the_connection_that_failed_is_replaced(world, reloading):
     assert variant.produce_sync(topic="t", payload=b"x")
     assert variant._lane.settings.kafka["message.timeout.ms"] == "9000"
     assert producer._lane.client is other
+
+
+@pytest.mark.parametrize("name", ["error.occurred", "producer.reload"])
+def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
+    """What it sends waits for the new client, which waits for it; it goes then."""
+    producer = reloading()
+    told = []
+
+    @producer.monitor.subscribe(name)
+    def send_word(event):
+        if event.payload.get("type") in (None, "librdkafka.idempotent_fatal_error"):
+            try:
+                producer.produce_sync(topic="audit", payload=b"x")
+            except IllegalWaitError as error:
+                told.append(str(error))
+
+    trigger_fatal_error(producer, 47)
+    assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
+
+    assert len(told) == 1
+    assert "on its way all the same" in told[0]
+
+
+def test_producer_can_not_become_transactional(world, reloading):
+    """A reload that would make it so is refused, and the messages fail."""
+    producer = reloading()
+    heard = events_of(producer, "error.occurred")
+
+    @producer.monitor.subscribe("producer.reload")
+    def spoil(event):
+        event["kafka"]["transactional.id"] = "x"
+
+    trigger_fatal_error(producer, 47)
+    with pytest.raises(DeliveryError, match=r"transactional\.id"):
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert ConfigurationInvalidError in [type(each["error"]) for each in heard]

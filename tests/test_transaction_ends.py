@@ -7,9 +7,11 @@ import gevent.pool
 import pytest
 
 from greendrop import (
+    ProduceManyError,
     ProducerClosedError,
     ProducerTransactionalCloseAttemptError,
     TransactionAbortedError,
+    TransactionRequiredError,
 )
 from tests.transacting import (
     LONG,
@@ -59,6 +61,33 @@ def test_timeout_within_the_commit(hub, connected, mock_cluster):
     assert tx.outcome == "unknown"
     assert outcomes(heard) == ["unknown"]
     assert send(producer)[0].report
+
+
+def test_flush_that_may_be_committed_is_not_put_back(hub, connected, mock_cluster):
+    """The next flush would send it a second time."""
+    producer = connected()
+    heard = transaction_events(producer)
+    mock_cluster.delay_requests("EndTxn", 1.0)
+    producer.buffer(topic="t", payload=b"x")
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
+        producer.flush_sync()
+
+    assert outcomes(heard) == ["unknown"]
+    assert producer.buffered == ()
+
+
+def test_failed_flush_is_put_back_when_its_block_is_rolled_back(world, transactional):
+    """What it had queued, too, in order, before what it had not."""
+    tight = {"queue.buffering.max.messages": 3, "linger.ms": 5_000}
+    producer = transactional(tight, wait_on_queue_full=False)
+    producer.buffer_many({"topic": "t", "payload": str(each)} for each in range(5))
+
+    with pytest.raises(ProduceManyError), producer.transaction() as tx:
+        producer.flush_sync()
+
+    assert tx.outcome == "aborted"
+    assert [each.payload for each in producer.buffered] == list("01234")
 
 
 def test_killed_greenlet_rolls_back(hub, connected):
@@ -260,3 +289,46 @@ def test_repr_tells_of_a_transaction(transactional):
     with producer.transaction():
         assert "in_transaction" in repr(producer)
     assert "in_transaction" not in repr(producer)
+
+
+@pytest.mark.parametrize("name", ["started", "committed", "finished"])
+def test_listener_may_close(world, transactional, until, name):
+    """Not at once: the transaction ends first, and then the producer is closed."""
+    producer = transactional()
+    producer.monitor.subscribe(f"transaction.{name}", lambda _: producer.close())
+
+    with producer.transaction() as tx:
+        pass
+    until(lambda: producer.status == "closed")
+
+    assert tx.outcome == "committed"
+
+
+def test_closing_has_one_time_for_all_steps_of_the_last_flush(
+    world, connected, mock_cluster
+):
+    """Beginning, sending, committing and rolling back share what `close` was given."""
+    producer = connected()
+    producer.buffer(topic="t", payload=b"x")
+    mock_cluster.broker_down()
+    began = time.monotonic()
+
+    producer.close(timeout=1.0)
+
+    assert time.monotonic() - began < 1.9
+    assert [each.payload for each in producer.buffered] == [b"x"]
+
+
+def test_nobody_else_can_abort(hub, connected):
+    """A transaction is that of the greenlet that has begun it."""
+    producer = connected()
+
+    def intrude(tx):
+        with pytest.raises(TransactionRequiredError, match="task"):
+            tx.abort()
+
+    with producer.transaction() as tx:
+        gevent.spawn(intrude, tx).get()
+        (handle,) = send(producer)
+
+    assert (tx.outcome, handle.error) == ("committed", None)

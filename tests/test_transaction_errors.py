@@ -4,6 +4,7 @@ import pytest
 
 from greendrop import (
     ConfigurationInvalidError,
+    IllegalWaitError,
     ProduceError,
     ProduceManyError,
     TransactionAbortedError,
@@ -460,3 +461,89 @@ def test_beginning_waits_for_brokers(world, transactional, mock_cluster):
     mock_cluster.delay_requests("InitProducerId", 0.3)
 
     assert send(producer)[0].report
+
+
+@pytest.mark.parametrize("verb", ["produce_sync", "produce_async"])
+def test_single_message_tells_why_its_transaction_failed(
+    world, connected, mock_cluster, verb
+):
+    """That the message was dropped is a consequence; the error is the reason."""
+    producer = connected(max_wait_timeout=0.3)
+    mock_cluster.broker_down()
+
+    with pytest.raises(TransactionAbortedError, match="no verdict"):
+        getattr(producer, verb)(topic="t", payload=b"x")
+
+
+def test_commit_that_was_never_asked_for_is_no_mystery(world, connected, mock_cluster):
+    """A message has failed, so librdkafka asks no broker for the commit."""
+    producer = connected()
+    mock_cluster.fail_requests("AddPartitionsToTxn", "PRODUCER_FENCED")
+    mock_cluster.watch_requests()
+
+    with pytest.raises(TransactionAbortedError), producer.transaction() as tx:
+        (handle,) = send(producer)
+
+    assert tx.outcome == "aborted"
+    assert handle.error is not None
+    assert "EndTxn" not in mock_cluster.requests()
+
+
+def test_dropped_messages_fail_the_transaction(hub, connected):
+    """Also those that were only gathered, of which librdkafka never hears."""
+    producer = connected()
+
+    with pytest.raises(TransactionAbortedError), producer.transaction() as tx:
+        handles = send(producer, 4)
+        producer.purge()
+
+    assert tx.outcome == "aborted"
+    assert [each.error for each in handles if each.report is None]
+
+
+# -- listeners ----------------------------------------------------------------------
+
+
+def test_listener_that_forwards_errors_is_told_once(world, connected, mock_cluster):
+    """What it can't send is raised there; it does not call itself, for ever."""
+    producer = connected(max_wait_timeout=0.3)
+    mock_cluster.broker_down()
+    raised = []
+
+    @producer.monitor.subscribe("error.occurred")
+    def forward(event):
+        if event["type"].startswith(("transaction.", "message.")):
+            try:
+                producer.produce_async(topic="errors", payload=event["type"])
+            except ProduceError as error:
+                raised.append(error)
+            except IllegalWaitError as error:
+                raised.append(error)
+
+    began = time.monotonic()
+    with pytest.raises(TransactionAbortedError):
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert time.monotonic() - began < 5.0
+    assert 1 <= len(raised) < 10
+
+
+def test_listener_of_a_reload_can_not_send(world, connected):
+    """The new client is not there yet. It is told so, and one reload is enough."""
+    producer = connected()
+    told = []
+
+    @producer.monitor.subscribe("producer.reload")
+    def send_word(event):
+        try:
+            producer.produce_async(topic="audit", payload=b"reload")
+        except IllegalWaitError as error:
+            told.append(str(error))
+
+    trigger_fatal_error(producer)
+    with pytest.raises(TransactionAbortedError):
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert len(told) == 1
+    assert "nothing was sent" in told[0]
+    assert producer.produce_sync(topic="t", payload=b"x").topic == "t"

@@ -51,8 +51,9 @@ def test_block_commits(world, transactional):
     assert all(0 <= each["time"] < LONG for each in heard)
 
 
-def test_abort_is_silent(world, transactional):
+def test_abort_is_silent(world, transactional, mock_cluster):
     """`tx.abort()` leaves the block, and what was still queued ends as purged."""
+    mock_cluster.round_trip(0.02)
     producer = transactional()
     heard = transaction_events(producer)
 

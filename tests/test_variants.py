@@ -240,6 +240,8 @@ def test_unconfigured_and_closed_producers_have_no_variants(make_producer):
     producer.close()
     with pytest.raises(ProducerClosedError):
         producer.variant(topic_config={"acks": 1})
+    with pytest.raises(ProducerClosedError):
+        producer.variant(max_wait_timeout=1.0)
 
 
 # -- one life -----------------------------------------------------------------------
