@@ -231,6 +231,15 @@ def test_a_bad_message_rolls_back(aliases, database):
         produce_on_commit(topic="events", paylaod="x")
 
 
+def test_a_message_that_is_too_large_is_refused_before_the_commit(aliases, database):
+    """By the limit of the producer that would send it."""
+    small = {**aliases["audit"], "OPTIONS": {"max_payload_size": 10}}
+    with override_settings(GREENDROP={**aliases, "small": small}), transaction.atomic():
+        with pytest.raises(MessageInvalidError, match="max_payload_size=10"):
+            produce_on_commit(topic="events", payload="x" * 11, alias="small")
+        produce_on_commit(topic="events", payload="x" * 11)
+
+
 def test_outside_of_a_transaction_it_is_sent_at_once(aliases, database, stored):
     """As Django's on_commit does. With another alias, by that producer."""
     with get_producer("audit").scope():

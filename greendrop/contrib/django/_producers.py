@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,8 +102,9 @@ def produce_on_commit(
     """
     producer = get_producer(alias)
     made = as_message(message)
-    if not producer.middleware.steps:
-        checked(made, sys.maxsize)
+    core = producer._core  # noqa: SLF001 - knows the producer's limit
+    if core is not None and not producer.middleware.steps:
+        checked(made, core.max_payload_size)
 
     def send() -> None:
         producer.produce_async(**made._asdict())
