@@ -293,7 +293,8 @@ class Monitor:
     """
 
     def __init__(self, events: Mapping[EventName, EventSpec] = EVENTS) -> None:
-        self._events = events
+        #: The table of what it tells.
+        self.events = events
         # Copied on write: who reads never sees a change half made. Only events that
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
@@ -332,7 +333,7 @@ class Monitor:
             return self._add({target: listener}, listener)
         methods = {
             name: method
-            for name in self._events
+            for name in self.events
             if callable(method := getattr(target, "on_" + name.replace(".", "_"), None))
         }
         if not methods:
@@ -422,9 +423,9 @@ class Monitor:
         return owner
 
     def _known(self, name: str) -> None:
-        if name in self._events:
+        if name in self.events:
             return
-        near = get_close_matches(name, self._events, 1)
+        near = get_close_matches(name, self.events, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if name in EVENTS:
             hint = "; that one is told by each producer: producer.monitor"

@@ -15,6 +15,7 @@ from greendrop import (
     OAuthToken,
     Producer,
     ProducerClosedError,
+    monitor,
 )
 from greendrop._engine import KafkaException
 from greendrop._memory_producer import MemoryProducer
@@ -624,6 +625,25 @@ def test_calls_fail_as_ordered(cluster, transactional):
 
 
 # --- recording ------------------------------------------------------------------------
+
+
+def test_recorder_keeps_what_the_process_tells(cluster):
+    """And what a producer tells, in one order."""
+    kafka = {"bootstrap.servers": cluster.bootstrap_servers}
+    with Producer(kafka) as one, Recorder(monitor, one) as recorder:
+        with Producer(kafka) as other:
+            other.produce_sync(topic="t", payload=b"x")
+        one.produce_sync(topic="t", payload=b"x")
+
+        recorder.wait_for("message.acknowledged")
+        (configured,) = recorder.named("producer.configured")
+        (connected,) = recorder.named("producer.connected")
+
+    assert configured["producer"] is other
+    assert connected["producer_id"] == one.id
+    assert recorder.names.index("producer.closed") < recorder.names.index(
+        "producer.connected"
+    )
 
 
 def test_recorder_waits_for_events(world, cluster, producer, spawn, pause):

@@ -590,6 +590,7 @@ def test_in_memory(producer: Producer) -> None:
         all_of_it.clear()
         all_of_it.stop()
     Recorder(producer.monitor, producer)
+    Recorder(greendrop.monitor)
     with MockCluster() as mock:
         assert_type(mock.records("events", uncommitted=True, timeout=5), list[Record])
     records = read_topic("host:9092", "events", kafka={"client.id": "reader"})
