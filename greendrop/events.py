@@ -206,6 +206,10 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             when="a pool was made the default one, with `set_default_pool`",
             payload=("pool", "size", "timeout"),
         ),
+        "connection_pool.reload": EventSpec(
+            when="a pool is about to let go of its producers",
+            payload=("pool",),
+        ),
         "connection_pool.reloaded": EventSpec(
             when="a pool has let go of its producers, for fresh ones",
             payload=("pool",),
