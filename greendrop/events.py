@@ -327,14 +327,15 @@ class Monitor:
 
         Raises:
             EventNotRegisteredError: This monitor has no event of that name.
+            TypeError: The listener can't be called.
             StatisticsNotEnabledError: The client was built without statistics. After
                 `disconnect` it may be tried again.
         """
         if isinstance(target, str):
             self._known(target)
             if listener is None:
-                return lambda function: self._add({target: function}, function)
-            return self._add({target: listener}, listener)
+                return lambda function: self._add_function(target, function)
+            return self._add_function(target, listener)
         methods = {
             name: method
             for name in self.events
@@ -412,6 +413,10 @@ class Monitor:
         """Refuse, or allow again, to subscribe to statistics that nobody emits."""
         self._statistics_frozen = frozen
 
+    def _add_function(self, name: str, listener: _L) -> _L:
+        _check_callable(listener)
+        return self._add({name: listener}, listener)
+
     def _add(self, added: Mapping[Any, Listener], owner: _O) -> _O:
         if self._statistics_frozen and "statistics.emitted" in added:
             text = (
@@ -436,6 +441,12 @@ class Monitor:
         elif name in PROCESS_EVENTS:
             hint = "; that one is told by greendrop.monitor"
         raise EventNotRegisteredError(f"no event {name!r}{hint}")
+
+
+def _check_callable(listener: object) -> None:
+    if not callable(listener):
+        kind = type(listener).__name__
+        raise TypeError(f"a listener needs to be callable, not {kind}")
 
 
 #: Tells of the life of all producers and pools of this process. Here other libraries
