@@ -1,4 +1,4 @@
-"""Errors by their names, Kafka's or librdkafka's, for tests that order some."""
+"""The names of errors: Kafka's are told, and librdkafka's are understood, too."""
 
 from __future__ import annotations
 
@@ -10,30 +10,45 @@ from greendrop import _librdkafka
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Kafka's names where librdkafka has its own.
-_ERRORS = {
-    "NONE": 0,
-    "UNKNOWN_SERVER_ERROR": -1,
-    "UNKNOWN_TOPIC_OR_PARTITION": 3,
-    "NOT_LEADER_OR_FOLLOWER": 6,
-    "MESSAGE_TOO_LARGE": 10,
-    "INVALID_TOPIC_EXCEPTION": 17,
+#: What librdkafka calls an error, where Kafka calls it something else
+#: (org.apache.kafka.common.protocol.Errors).
+_KAFKAS = {
+    "NO_ERROR": "NONE",
+    "UNKNOWN": "UNKNOWN_SERVER_ERROR",
+    "INVALID_MSG": "CORRUPT_MESSAGE",
+    "UNKNOWN_TOPIC_OR_PART": "UNKNOWN_TOPIC_OR_PARTITION",
+    "INVALID_MSG_SIZE": "INVALID_FETCH_SIZE",
+    "NOT_LEADER_FOR_PARTITION": "NOT_LEADER_OR_FOLLOWER",
+    "MSG_SIZE_TOO_LARGE": "MESSAGE_TOO_LARGE",
+    "STALE_CTRL_EPOCH": "STALE_CONTROLLER_EPOCH",
+    "TOPIC_EXCEPTION": "INVALID_TOPIC_EXCEPTION",
 }
+
+
+def kafkas_name(name: str) -> str:
+    """Give Kafka's name of an error; what is librdkafka's own keeps its name.
+
+    Args:
+        name: Kafka's or librdkafka's.
+    """
+    return _KAFKAS.get(name, name)
 
 
 def error_code(error: str | int) -> int:
     """Give the number of an error.
 
     Args:
-        error: Its name, such as "MESSAGE_TOO_LARGE" or "_MSG_TIMED_OUT"; or a number,
-            which is taken as it is.
+        error: Kafka's or librdkafka's name of it, such as "MESSAGE_TOO_LARGE" or
+            "_MSG_TIMED_OUT"; or a number, which is taken as it is.
 
     Raises:
         ValueError: No error has that name.
     """
     if isinstance(error, int):
         return error
-    return number_of(error, {**_librdkafka.error_codes(), **_ERRORS}, "error")
+    codes = _librdkafka.error_codes()
+    kafkas = {kafkas_name(name): code for name, code in codes.items()}
+    return number_of(error, {**codes, **kafkas}, "error")
 
 
 def number_of(name: str, numbers: Mapping[str, int], kind: str) -> int:

@@ -36,6 +36,7 @@ EventName: TypeAlias = Literal[
     "producer.configured",
     "connection_pool.created",
     "connection_pool.setup",
+    "connection_pool.reload",
     "connection_pool.reloaded",
     "connection_pool.shutdown",
 ]

@@ -1,11 +1,11 @@
-"""Keeps the events of producers, for tests."""
+"""Keeps the events of producers, or of the process, for tests."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _waiting
-from greendrop.events import EVENTS, Event, Monitor
+from greendrop.events import EVENTS, PROCESS_EVENTS, Event, Monitor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _STATISTICS = "statistics.emitted"
 #: The one whose listeners have to answer.
 _QUESTION = "oauthbearer.token_refresh"
+_KNOWN = {**EVENTS, **PROCESS_EVENTS}
 
 
 class Monitored(Protocol):
@@ -31,7 +32,8 @@ class Recorder:
     A context manager, which stops recording at the end. The events stay.
 
     Args:
-        sources: Producers, or whatever has a `monitor`; or monitors.
+        sources: Producers, or whatever has a `monitor`; or monitors, such as
+            `greendrop.monitor`.
         statistics: Whether `statistics.emitted` is wanted, too. Then librdkafka makes
             statistics, and it must be asked for before the first message.
     """
@@ -44,7 +46,7 @@ class Recorder:
             each if isinstance(each, Monitor) else each.monitor for each in sources
         ]
         for monitor in self._monitors:
-            for name in EVENTS:
+            for name in monitor.events:
                 if name != _QUESTION and (statistics or name != _STATISTICS):
                     monitor.subscribe(name, self._note)
 
@@ -60,8 +62,8 @@ class Recorder:
 
     def named(self, name: str) -> list[Event]:
         """Give the events of one name."""
-        if name not in EVENTS:
-            raise ValueError(f"no event {name!r}; there are {', '.join(EVENTS)}")
+        if name not in _KNOWN:
+            raise ValueError(f"no event {name!r}; there are {', '.join(_KNOWN)}")
         return [event for event in self.events if event.name == name]
 
     @property
@@ -73,7 +75,7 @@ class Recorder:
         """Wait until so many events of one name have come.
 
         Args:
-            name: A key of `greendrop.events.EVENTS`.
+            name: A key of `greendrop.events.EVENTS`, or of `PROCESS_EVENTS`.
             count: How many, from the beginning.
             timeout: Seconds.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _librdkafka, _waiting
 from greendrop._client import PURGE_TIMEOUT
+from greendrop._error_names import kafkas_name
 from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
@@ -165,4 +166,4 @@ def is_reloadable(settings: Settings, error: BrokerError) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.lower().lstrip("_")
+    return kafkas_name(name.upper().lstrip("_"))

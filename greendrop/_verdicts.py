@@ -1,8 +1,8 @@
 """What librdkafka's errors mean for a message, and for the client as a whole.
 
-Turns them into ours and words their texts: what became of the message, and why, which
-librdkafka itself often says only elsewhere. Takes its error objects as they come, and
-imports nothing of it.
+Turns them into ours, by Kafka's names, and words their texts: what became of the
+message, and why, which librdkafka itself often says only elsewhere. Takes its error
+objects as they come, and imports nothing of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from greendrop._error_names import kafkas_name
 from greendrop.errors import (
     BrokerError,
     DeliveryError,
@@ -39,7 +40,7 @@ class NativeError(Protocol):
         ...
 
     def name(self) -> str:
-        """Kafka's name of it."""
+        """The name that librdkafka has for it."""
         ...
 
     def str(self) -> str:
@@ -64,7 +65,7 @@ class Verdicts:
 
     Args:
         fatal_error: Gives code and text of the error that ended the client, if any.
-        name_of: Gives the name of an error's number.
+        name_of: Gives librdkafka's name of an error's number.
         censored: Takes secrets out of a text.
     """
 
@@ -101,6 +102,7 @@ class Verdicts:
         if real is not None:
             code, text = real[0], self._censored(real[1])
             name, fatal = self._name_of(code), True
+        name = kafkas_name(name)
         return BrokerError(
             f"{text} ({name}, {code})",
             code=code,
@@ -116,7 +118,7 @@ class Verdicts:
         if real is None:
             return None
         code, text = real
-        name = self._name_of(code)
+        name = kafkas_name(self._name_of(code))
         return BrokerError(f"{text} ({name}, {code})", code=code, name=name, fatal=True)
 
     def complaint(self, error: NativeError) -> BrokerError:

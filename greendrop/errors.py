@@ -220,8 +220,8 @@ class BrokerError(GreendropError):
 
     Attributes:
         code: Kafka's error number; negative for librdkafka's own.
-        name: Kafka's or librdkafka's name of it, such as `MSG_SIZE_TOO_LARGE`
-            or `_MSG_TIMED_OUT`.
+        name: Kafka's name of it, such as `MESSAGE_TOO_LARGE`; of librdkafka's own
+            errors its name, such as `_MSG_TIMED_OUT`.
         fatal: The client can't go on; it must be replaced.
         retriable: The same operation may succeed later.
         abortable: The transaction must be aborted; then the client can go on.

@@ -206,6 +206,10 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             when="a pool was made the default one, with `set_default_pool`",
             payload=("pool", "size", "timeout"),
         ),
+        "connection_pool.reload": EventSpec(
+            when="a pool is about to let go of its producers",
+            payload=("pool",),
+        ),
         "connection_pool.reloaded": EventSpec(
             when="a pool has let go of its producers, for fresh ones",
             payload=("pool",),
@@ -296,7 +300,8 @@ class Monitor:
     """
 
     def __init__(self, events: Mapping[EventName, EventSpec] = EVENTS) -> None:
-        self._events = events
+        #: The table of what it tells.
+        self.events = events
         # Copied on write: who reads never sees a change half made. Only events that
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
@@ -327,17 +332,18 @@ class Monitor:
 
         Raises:
             EventNotRegisteredError: This monitor has no event of that name.
+            TypeError: The listener can't be called.
             StatisticsNotEnabledError: The client was built without statistics. After
                 `disconnect` it may be tried again.
         """
         if isinstance(target, str):
             self._known(target)
             if listener is None:
-                return lambda function: self._add({target: function}, function)
-            return self._add({target: listener}, listener)
+                return lambda function: self._add_function(target, function)
+            return self._add_function(target, listener)
         methods = {
             name: method
-            for name in self._events
+            for name in self.events
             if callable(method := getattr(target, "on_" + name.replace(".", "_"), None))
         }
         if not methods:
@@ -426,6 +432,10 @@ class Monitor:
         """Refuse, or allow again, to subscribe to statistics that nobody emits."""
         self._statistics_frozen = frozen
 
+    def _add_function(self, name: str, listener: _L) -> _L:
+        _check_callable(listener)
+        return self._add({name: listener}, listener)
+
     def _add(self, added: Mapping[Any, Listener], owner: _O) -> _O:
         if self._statistics_frozen and "statistics.emitted" in added:
             text = (
@@ -441,15 +451,21 @@ class Monitor:
         return owner
 
     def _known(self, name: str) -> None:
-        if name in self._events:
+        if name in self.events:
             return
-        near = get_close_matches(name, self._events, 1)
+        near = get_close_matches(name, self.events, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if name in EVENTS:
             hint = "; that one is told by each producer: producer.monitor"
         elif name in PROCESS_EVENTS:
             hint = "; that one is told by greendrop.monitor"
         raise EventNotRegisteredError(f"no event {name!r}{hint}")
+
+
+def _check_callable(listener: object) -> None:
+    if not callable(listener):
+        kind = type(listener).__name__
+        raise TypeError(f"a listener needs to be callable, not {kind}")
 
 
 #: Tells of the life of all producers and pools of this process. Here other libraries

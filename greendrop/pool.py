@@ -308,6 +308,8 @@ class ProducerPool:
         if timeout is not None:
             _waiting.check_timeout(timeout)
         self._use()
+        self._refuse_closed()
+        self._tell("reload")
         old = []
         with self._changing:
             self._refuse_closed()

@@ -161,8 +161,8 @@ class MockCluster:
 
         Args:
             request: Such as "Produce"; see `REQUESTS`.
-            error: Kafka's name or number, such as "NOT_LEADER_OR_FOLLOWER";
-                "_TRANSPORT" cuts the connection.
+            error: Kafka's or librdkafka's name of it, or its number, such as
+                "NOT_LEADER_OR_FOLLOWER"; "_TRANSPORT" cuts the connection.
             times: How many requests.
         """
         codes = [error_code(error)] * times

@@ -159,12 +159,12 @@ def test_errors_reach_who_asked_for_the_task(outcomes, pool, serializer):
     assert got["invalid"].errors.keys() == {"topic"}
     for name in ("too_large", "again", "automatically"):
         assert isinstance(got[name], DeliveryError), got[name]
-        assert "MSG_SIZE_TOO_LARGE" in str(got[name])
+        assert "MESSAGE_TOO_LARGE" in str(got[name])
     assert isinstance(got["batch"], ProduceManyError)
     assert got["batch"].failed_index == 1
     assert isinstance(got["in_the_end"], int)
     if serializer == "pickle":
-        assert got["too_large"].name == "MSG_SIZE_TOO_LARGE"
+        assert got["too_large"].name == "MESSAGE_TOO_LARGE"
         assert got["batch"].dispatched[0].report.topic == "events"
 
 

@@ -96,7 +96,7 @@ def deliver(handle):
 def error():
     """Make a verdict with a cause."""
     verdict = DeliveryError("a message was not delivered: message too large")
-    verdict.__cause__ = BrokerError("too large", code=10, name="MSG_SIZE_TOO_LARGE")
+    verdict.__cause__ = BrokerError("too large", code=10, name="MESSAGE_TOO_LARGE")
     return verdict
 
 
@@ -153,7 +153,7 @@ def test_failed_handle_tells_why(handle):
 
     assert handle.done is True
     assert handle.report is None
-    assert handle.error.name == "MSG_SIZE_TOO_LARGE"
+    assert handle.error.name == "MESSAGE_TOO_LARGE"
     assert repr(handle) == "<DeliveryHandle 'orders' failed label='a label'>"
 
 

@@ -58,6 +58,11 @@ def prepare(producer):
     prepared.append(producer)
 
 
+def raising(_):
+    """Do what a project may do by mistake."""
+    raise ZeroDivisionError("no such")
+
+
 def problems():
     """Run the system checks; give the texts of ours by their ids."""
     return [
@@ -170,6 +175,42 @@ def test_the_system_check_names_what_is_wrong(one, text):
     assert f"{raised.value}." == told
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"KAFKA": None}, ": KAFKA: needs a mapping, not NoneType"),
+        ({"KAFKA": "x:1"}, ": KAFKA: needs a mapping, not str"),
+        ({"OPTIONS": None}, ": OPTIONS: needs a mapping, not NoneType"),
+        ({"OPTIONS": ["id"]}, ": OPTIONS: needs a mapping, not list"),
+        (
+            {"OPTIONS": {"kafka": {}}},
+            ": OPTIONS.kafka: librdkafka's keys go into KAFKA",
+        ),
+        ({"OPTIONS": {1: 1}}, ": OPTIONS: [1] are no names of settings"),
+        ({"PREPARE": None}, ", PREPARE needs a function's dotted path, not NoneType"),
+        (
+            {"PREPARE": prepare},
+            ", PREPARE needs a function's dotted path, not function",
+        ),
+        ({"PREPARE": "prepare"}, ", PREPARE: prepare doesn't look like a module path"),
+        ({"PREPARE": "django.VERSION"}, ", PREPARE: 'django.VERSION' can't be called"),
+        (
+            {"PREPARE": "tests.test_django.raising"},
+            ", PREPARE raised ZeroDivisionError: no such",
+        ),
+    ],
+)
+def test_the_system_check_survives_what_it_checks(wrong, text):
+    """Values of any type are told of, and what the project's own function raises."""
+    one = {"KAFKA": {"bootstrap.servers": "x:1"}, **wrong}
+    with override_settings(GREENDROP={"default": one}):
+        assert problems() == [
+            ("greendrop.E002", f"settings.GREENDROP['default']{text}.")
+        ]
+        with pytest.raises(ImproperlyConfigured):
+            get_producer()
+
+
 def test_the_system_check_misses_settings_and_default(aliases):
     """No mapping at all is an error, no default something to be warned of."""
     with override_settings(GREENDROP=None):
@@ -229,6 +270,15 @@ def test_a_bad_message_rolls_back(aliases, database):
         produce_on_commit(topic="not a topic", payload="x")
     with pytest.raises(MessageInvalidError), transaction.atomic():
         produce_on_commit(topic="events", paylaod="x")
+
+
+def test_a_message_that_is_too_large_is_refused_before_the_commit(aliases, database):
+    """By the limit of the producer that would send it."""
+    small = {**aliases["audit"], "OPTIONS": {"max_payload_size": 10}}
+    with override_settings(GREENDROP={**aliases, "small": small}), transaction.atomic():
+        with pytest.raises(MessageInvalidError, match="max_payload_size=10"):
+            produce_on_commit(topic="events", payload="x" * 11, alias="small")
+        produce_on_commit(topic="events", payload="x" * 11)
 
 
 def test_outside_of_a_transaction_it_is_sent_at_once(aliases, database, stored):

@@ -34,9 +34,9 @@ CLASSES = sorted(
 )
 
 BROKER_ERROR = BrokerError(
-    "message too large (MSG_SIZE_TOO_LARGE, 10)",
+    "message too large (MESSAGE_TOO_LARGE, 10)",
     code=10,
-    name="MSG_SIZE_TOO_LARGE",
+    name="MESSAGE_TOO_LARGE",
     fatal=True,
     retriable=True,
     abortable=True,
@@ -207,7 +207,7 @@ def test_produce_errors_speak_for_their_cause(kind):
     error = example_of(kind)
 
     assert error.code == 10
-    assert error.name == "MSG_SIZE_TOO_LARGE"
+    assert error.name == "MESSAGE_TOO_LARGE"
     assert error.fatal is True
     assert error.retriable is True
     assert error.abortable is True

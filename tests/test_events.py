@@ -142,6 +142,16 @@ def test_unknown_event_like_no_other_is_refused(monitor):
     assert "did you mean" not in str(raised.value)
 
 
+def test_what_is_not_callable_is_refused_at_once(monitor):
+    """Not when the event comes, where only the log would tell."""
+    with pytest.raises(TypeError, match="callable, not int"):
+        monitor.subscribe(NAME, 5)
+    with pytest.raises(TypeError, match="callable, not str"):
+        monitor.subscribe(NAME)("print")
+
+    assert not monitor.listens(NAME)
+
+
 def test_decorator_refuses_an_unknown_event_at_once(monitor):
     """The name is looked at before the function is there."""
     with pytest.raises(EventNotRegisteredError):

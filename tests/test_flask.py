@@ -83,6 +83,18 @@ def test_a_missing_configuration_is_told():
         Greendrop(Flask("shop"))
 
 
+@pytest.mark.parametrize("kafka", [None, "localhost:9092", ["localhost:9092"]])
+@pytest.mark.parametrize("settings", [None, "id", {"kafka": {}}, {1: 1}])
+def test_every_setting_that_can_be_none_is_named(make_app, kafka, settings):
+    """As one gets them from an environment that lacks a variable, for instance."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        make_app(Greendrop(), GREENDROP_KAFKA=kafka, GREENDROP_SETTINGS=settings)
+
+    theirs, ours = raised.value.errors
+    assert theirs == "GREENDROP_KAFKA"
+    assert ours.removesuffix(".kafka") == "GREENDROP_SETTINGS"
+
+
 def test_several_instances_have_names_and_keys_of_their_own(make_app, mock_cluster):
     """An app that sends to two clusters has two extensions."""
     app = make_app(Greendrop())

@@ -15,6 +15,7 @@ from greendrop import (
     OAuthToken,
     Producer,
     ProducerClosedError,
+    monitor,
 )
 from greendrop._engine import KafkaException
 from greendrop._memory_producer import MemoryProducer
@@ -332,7 +333,7 @@ def test_unknown_topics_are_an_error_where_none_are_created():
         with pytest.raises(DeliveryError) as raised:
             producer.produce_sync(topic="t", payload=b"x")
 
-        assert raised.value.name == "UNKNOWN_TOPIC_OR_PART"
+        assert raised.value.name == "UNKNOWN_TOPIC_OR_PARTITION"
         assert cluster.topics == {"known": 1}
 
 
@@ -370,6 +371,17 @@ def test_messages_fail_as_ordered(world, cluster, producer):
     assert payloads(cluster.records()) == [b"2", b"3"]
 
 
+@pytest.mark.parametrize("name", ["MESSAGE_TOO_LARGE", "MSG_SIZE_TOO_LARGE"])
+def test_errors_are_told_by_kafkas_names(cluster, producer, name):
+    """Whatever librdkafka calls them. An order may use either name."""
+    cluster.fail_messages(name)
+
+    with pytest.raises(DeliveryError, match=r"\(MESSAGE_TOO_LARGE, 10\)") as raised:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert raised.value.name == "MESSAGE_TOO_LARGE"
+
+
 def test_chosen_messages_fail(cluster, producer):
     """By their topic, or by whatever a function makes of them."""
     cluster.fail_messages("_MSG_TIMED_OUT", None, topic="bad")
@@ -377,7 +389,7 @@ def test_chosen_messages_fail(cluster, producer):
 
     with pytest.raises(DeliveryError, match="_MSG_TIMED_OUT"):
         producer.produce_sync(topic="bad", payload=b"x")
-    with pytest.raises(DeliveryError, match="INVALID_MSG"):
+    with pytest.raises(DeliveryError, match="CORRUPT_MESSAGE"):
         producer.produce_sync(topic="t", key="poison", payload=b"x")
     producer.produce_sync(topic="t", key="good", payload=b"x")
 
@@ -613,6 +625,25 @@ def test_calls_fail_as_ordered(cluster, transactional):
 
 
 # --- recording ------------------------------------------------------------------------
+
+
+def test_recorder_keeps_what_the_process_tells(cluster):
+    """And what a producer tells, in one order."""
+    kafka = {"bootstrap.servers": cluster.bootstrap_servers}
+    with Producer(kafka) as one, Recorder(monitor, one) as recorder:
+        with Producer(kafka) as other:
+            other.produce_sync(topic="t", payload=b"x")
+        one.produce_sync(topic="t", payload=b"x")
+
+        recorder.wait_for("message.acknowledged")
+        (configured,) = recorder.named("producer.configured")
+        (connected,) = recorder.named("producer.connected")
+
+    assert configured["producer"] is other
+    assert connected["producer_id"] == one.id
+    assert recorder.names.index("producer.closed") < recorder.names.index(
+        "producer.connected"
+    )
 
 
 def test_recorder_waits_for_events(world, cluster, producer, spawn, pause):

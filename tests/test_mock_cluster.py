@@ -287,10 +287,23 @@ def test_wrong_orders_are_refused(local, order, hint):
         order(local)
 
 
-@pytest.mark.parametrize("name", ["NOT_LEADER_OR_FOLLOWER", "NOT_LEADER_FOR_PARTITION"])
-def test_kafkas_names_and_librdkafkas_are_known(name):
+@pytest.mark.parametrize(
+    ("code", "kafkas", "librdkafkas"),
+    [
+        (-1, "UNKNOWN_SERVER_ERROR", "UNKNOWN"),
+        (0, "NONE", "NO_ERROR"),
+        (2, "CORRUPT_MESSAGE", "INVALID_MSG"),
+        (3, "UNKNOWN_TOPIC_OR_PARTITION", "UNKNOWN_TOPIC_OR_PART"),
+        (4, "INVALID_FETCH_SIZE", "INVALID_MSG_SIZE"),
+        (6, "NOT_LEADER_OR_FOLLOWER", "NOT_LEADER_FOR_PARTITION"),
+        (10, "MESSAGE_TOO_LARGE", "MSG_SIZE_TOO_LARGE"),
+        (11, "STALE_CONTROLLER_EPOCH", "STALE_CTRL_EPOCH"),
+        (17, "INVALID_TOPIC_EXCEPTION", "TOPIC_EXCEPTION"),
+    ],
+)
+def test_kafkas_names_and_librdkafkas_are_known(code, kafkas, librdkafkas):
     """Errors go by both names."""
-    assert error_code(name) == 6
+    assert error_code(kafkas) == error_code(librdkafkas) == code
 
 
 def test_closing_twice_does_no_harm(cluster):

@@ -183,9 +183,27 @@ def test_pool_is_told_of_in_order(heard):
     assert told(heard) == [
         ("connection_pool.created", size),
         ("connection_pool.setup", size),
+        ("connection_pool.reload", {"pool": pool}),
         ("connection_pool.reloaded", {"pool": pool}),
         ("connection_pool.shutdown", {"pool": pool}),
     ]
+
+
+def test_reload_is_told_before_it_begins(heard, subscribe):
+    """While the pool has its old producers; a closed one is not reloaded."""
+    pool = ProducerPool(lambda: Producer(NOWHERE), size=1)
+    with pool.producer() as old:
+        pass
+    status = []
+    subscribe("connection_pool.reload", lambda _: status.append(old.status))
+
+    pool.reload()
+    pool.close()
+    heard.clear()
+    with pytest.raises(greendrop.PoolClosedError):
+        pool.reload()
+
+    assert (status, old.status, heard) == (["configured"], "closed", [])
 
 
 def test_no_default_pool_is_no_setup(heard):

@@ -499,11 +499,11 @@ def test_message_too_large_for_librdkafka_is_told(world, make_producer):
     for _ in range(2):
         with pytest.raises(DeliveryError) as raised:
             producer.produce_async(topic="t", payload=b"x" * 2_000).wait(LONG)
-        assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+        assert raised.value.name == "MESSAGE_TOO_LARGE"
         assert raised.value.code == 10
         with pytest.raises(DeliveryError) as raised:
             producer.produce_sync(topic="t", payload=b"x" * 2_000)
-        assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+        assert raised.value.name == "MESSAGE_TOO_LARGE"
 
     assert producer.produce_sync(topic="t", payload=b"small").topic == "t"
     assert producer.queue_size == 0

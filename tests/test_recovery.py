@@ -305,6 +305,18 @@ def test_excluded_errors_replace_nothing(world, reloading, names):
     assert raised.value.name == "_FENCED"
 
 
+@pytest.mark.parametrize("name", ["INVALID_TOPIC_EXCEPTION", "topic_exception"])
+def test_excluded_errors_go_by_kafkas_names_and_librdkafkas(world, reloading, name):
+    """Settings that were written for librdkafka's names go on to hold."""
+    producer = reloading(non_reloadable_errors=[name])
+    trigger_fatal_error(producer, 17)
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert raised.value.name == "INVALID_TOPIC_EXCEPTION"
+
+
 def test_any_error_may_be_included(world, reloading):
     """An empty list excludes nothing."""
     producer = reloading(non_reloadable_errors=())

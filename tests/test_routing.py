@@ -15,7 +15,7 @@ from tests.tasks import Task, await_true, together
 #: Seconds that no wait here takes when it works.
 LONG = 10.0
 
-UNKNOWN_TOPIC = BrokerError("no such topic", code=3, name="UNKNOWN_TOPIC_OR_PART")
+UNKNOWN_TOPIC = BrokerError("no such topic", code=3, name="UNKNOWN_TOPIC_OR_PARTITION")
 NO_LEADER = BrokerError("no leader", code=5, name="LEADER_NOT_AVAILABLE")
 NO_ANSWER = BrokerError("timed out", code=-185, name="_TIMED_OUT")
 FORBIDDEN = BrokerError("no", code=29, name="TOPIC_AUTHORIZATION_FAILED")

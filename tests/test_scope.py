@@ -20,7 +20,7 @@ from greendrop.scope import _MANY
 from tests.interpreter import MODES
 from tests.tasks import Task
 
-REFUSED = "MSG_SIZE_TOO_LARGE"
+REFUSED = "MESSAGE_TOO_LARGE"
 
 
 def send(producer, count=1, **fields):

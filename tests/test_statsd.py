@@ -374,6 +374,12 @@ def test_any_object_with_the_methods_will_do(make_producer):
             StatsdListener(other)
 
 
+def test_one_text_is_no_list_of_tags():
+    """It would be as many tags as it has letters."""
+    with pytest.raises(TypeError, match="list of tags, not 'service:shop'"):
+        StatsdListener(Tagged(), default_tags="service:shop")
+
+
 def test_client_that_raises_hurts_nobody(make_producer):
     """Acceptance check 112: it is told as `listener.error`, and sending goes on."""
 

@@ -304,11 +304,11 @@ def test_bad_message_fails_the_transaction_only(world, transactional, caught):
 
     with pytest.raises(ProduceError) as raised:
         producer.produce_sync(topic="t", payload=b"x" * 5_000)
-    assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+    assert raised.value.name == "MESSAGE_TOO_LARGE"
     assert producer.produce_sync(topic="t", payload=b"x")
     with pytest.raises(ProduceError) as raised:
         producer.produce_async(topic="t", payload=b"x" * 5_000)
-    assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+    assert raised.value.name == "MESSAGE_TOO_LARGE"
     assert producer.produce_async(topic="t", payload=b"x")
     assert names(heard) == ["producer.connected"]
 
@@ -383,7 +383,7 @@ def test_batch_is_visible_as_a_whole_or_not_at_all(world, transactional, verb):
     error = raised.value
     assert error.dispatched == ()
     assert error.failed_index == 1
-    assert error.__cause__.name == "MSG_SIZE_TOO_LARGE"
+    assert error.__cause__.name == "MESSAGE_TOO_LARGE"
     assert all(handle.done for handle in error.rolled_back)
     assert producer.produce_many_sync([Message("t", b"x")])
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
+from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
-from greendrop.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from flask import Flask
+
+    from greendrop.producer import Producer
 
 __all__ = ["Greendrop"]
 
@@ -85,11 +85,16 @@ class Greendrop:
             raise RuntimeError(text) from None
 
     def _made(self, app: Flask) -> Producer:
-        kafka: Mapping[str, object] | None = app.config.get(self._key("KAFKA"))
-        if kafka is None:
+        kafka, settings = self._key("KAFKA"), self._key("SETTINGS")
+        if kafka not in app.config:
             text = "is not in app.config; a mapping with librdkafka's keys"
-            raise ConfigurationInvalidError({self._key("KAFKA"): text})
-        return Producer(kafka=kafka, **app.config.get(self._key("SETTINGS"), {}))
+            raise ConfigurationInvalidError({kafka: text})
+        return producer_from(
+            app.config[kafka],
+            app.config.get(settings, {}),
+            kafka_key=kafka,
+            settings_key=settings,
+        )
 
     def _key(self, what: str) -> str:
         return f"{self._name.upper()}_{what}"

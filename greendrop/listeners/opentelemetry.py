@@ -21,7 +21,7 @@ from opentelemetry.propagators.textmap import Getter, Setter
 from greendrop.errors import EventNotRegisteredError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from greendrop.config import Settings
     from greendrop.events import Event, Monitor
@@ -150,7 +150,7 @@ class _Tracing:
             "messaging.operation.name": "send",
             "messaging.operation.type": "send",
             "messaging.client.id": settings.kafka["client.id"],
-            **_server(settings.kafka["bootstrap.servers"]),
+            **_server(settings.kafka),
         }
 
     def on_send(self, message: Message) -> Message:
@@ -257,11 +257,12 @@ def _fail(span: api.Span, error: BaseException) -> None:
     span.set_status(api.Status(api.StatusCode.ERROR, str(error)))
 
 
-def _server(servers: str) -> dict[str, str | int]:
+def _server(kafka: Mapping[str, str]) -> dict[str, str | int]:
     """Name the server, if there is only one to begin with."""
-    host, _, port = servers.rpartition("://")[2].rpartition(":")
-    if "," in servers:
+    servers = kafka.get("bootstrap.servers") or kafka.get("metadata.broker.list")
+    if not servers or "," in servers:
         return {}
+    host, _, port = servers.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal()):
         return {"server.address": servers}
     return {"server.address": host.strip("[]"), "server.port": int(port)}

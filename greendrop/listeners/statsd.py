@@ -113,7 +113,8 @@ class StatsdListener:
         metrics: What to tell of statistics. With none of them, statistics stay off.
 
     Raises:
-        TypeError: The client has neither of the two sets of methods.
+        TypeError: The client has neither of the two sets of methods, or `default_tags`
+            is one text, not a list of tags.
         ValueError: A metric's scope or kind is none that there is.
     """
 
@@ -125,6 +126,8 @@ class StatsdListener:
         default_tags: Iterable[str] = (),
         metrics: Sequence[Metric] = METRICS,
     ) -> None:
+        if isinstance(default_tags, str):
+            raise TypeError(f"default_tags needs a list of tags, not {default_tags!r}")
         for metric in metrics:
             _check(metric)
         self._namespace = namespace

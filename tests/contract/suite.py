@@ -162,7 +162,7 @@ def test_a_message_that_is_too_large_is_refused(
     with pytest.raises(DeliveryError) as raised:
         producer.produce_sync(topic=topic, payload=bytes(3000))
 
-    assert raised.value.name == "MSG_SIZE_TOO_LARGE"
+    assert raised.value.name == "MESSAGE_TOO_LARGE"
     assert producer.queue_size == 0
     producer.produce_sync(topic=topic, payload=b"after")
     assert values(cluster.records(topic)) == [b"after"]

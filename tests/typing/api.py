@@ -454,7 +454,7 @@ def make_up_errors() -> tuple[GreendropError, ...]:
     return (
         DeliveryError("text"),
         QueueFullError("text"),
-        BrokerError("text", code=10, name="MSG_SIZE_TOO_LARGE", fatal=True),
+        BrokerError("text", code=10, name="MESSAGE_TOO_LARGE", fatal=True),
         ProduceManyError("text", dispatched=[], failed_index=0),
         MessagesAbandonedError("text", count=3),
         MessageInvalidError({"topic": "text"}),
@@ -567,7 +567,7 @@ def test_in_memory(producer: Producer) -> None:
         cluster.round_trip(0.1)
         cluster.broker_down()
         cluster.broker_up()
-        cluster.fail_messages("MSG_SIZE_TOO_LARGE", 2, topic="events")
+        cluster.fail_messages("MESSAGE_TOO_LARGE", 2, topic="events")
         cluster.fail_messages(10, None, when=lambda record: record.key == b"k")
         cluster.fail_calls("commit_transaction", "UNKNOWN", times=1, abortable=True)
         cluster.forgive()
@@ -590,6 +590,7 @@ def test_in_memory(producer: Producer) -> None:
         all_of_it.clear()
         all_of_it.stop()
     Recorder(producer.monitor, producer)
+    Recorder(greendrop.monitor)
     with MockCluster() as mock:
         assert_type(mock.records("events", uncommitted=True, timeout=5), list[Record])
     records = read_topic("host:9092", "events", kafka={"client.id": "reader"})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -12,9 +11,14 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from greendrop import _waiting
+from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.message import as_message, checked
-from greendrop.producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greendrop.producer import Producer
 
 #: What the settings of an alias may have.
 KEYS = ("KAFKA", "OPTIONS", "PREPARE")
@@ -34,8 +38,8 @@ def get_producer(alias: str = "default") -> Producer:
             producer, to subscribe listeners or to add middleware, and does not wait.
 
     Raises:
-        django.core.exceptions.ImproperlyConfigured: The settings are wrong; the system
-            check `manage.py check` tells the same.
+        django.core.exceptions.ImproperlyConfigured: The settings are wrong, or
+            `PREPARE` raised; the system check `manage.py check` tells the same.
     """
     producer = _producers.get(alias)
     if producer is None:
@@ -103,8 +107,9 @@ def produce_on_commit(
     """
     producer = get_producer(alias)
     made = as_message(message)
-    if not producer.middleware.steps:
-        checked(made, sys.maxsize)
+    core = producer._core  # noqa: SLF001 - knows the producer's limit
+    if core is not None and not producer.middleware.steps:
+        checked(made, core.max_payload_size)
 
     def send() -> None:
         producer.produce_async(**made._asdict())
@@ -130,14 +135,34 @@ def _configured(where: str, one: Any) -> Producer:  # noqa: ANN401 - a user's
     if unknown := [key for key in one if key not in KEYS]:
         text = f"{where} has unknown keys {unknown}; there are {', '.join(KEYS)}"
         raise ImproperlyConfigured(text)
+    where_prepare = f"{where}, PREPARE"
+    prepare = _imported(where_prepare, one["PREPARE"]) if "PREPARE" in one else None
     try:
-        prepare = import_string(one["PREPARE"]) if "PREPARE" in one else None
-    except ImportError as error:
-        raise ImproperlyConfigured(f"{where}, PREPARE: {error}") from error
-    try:
-        producer = Producer(kafka=one["KAFKA"], **one.get("OPTIONS", {}))
+        producer = producer_from(
+            one["KAFKA"],
+            one.get("OPTIONS", {}),
+            kafka_key="KAFKA",
+            settings_key="OPTIONS",
+        )
     except ConfigurationInvalidError as error:
         raise ImproperlyConfigured(f"{where}: {error}") from error
     if prepare is not None:
-        prepare(producer)
+        try:
+            prepare(producer)
+        except Exception as error:
+            text = f"{where_prepare} raised {type(error).__name__}: {error}"
+            raise ImproperlyConfigured(text) from error
     return producer
+
+
+def _imported(where: str, path: object) -> Callable[[Producer], object]:
+    if not isinstance(path, str):
+        text = f"{where} needs a function's dotted path, not {type(path).__name__}"
+        raise ImproperlyConfigured(text)
+    try:
+        found: object = import_string(path)
+    except Exception as error:
+        raise ImproperlyConfigured(f"{where}: {error}") from error
+    if not callable(found):
+        raise ImproperlyConfigured(f"{where}: {path!r} can't be called")
+    return found
