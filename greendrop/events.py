@@ -332,7 +332,7 @@ class Monitor:
 
         Raises:
             EventNotRegisteredError: This monitor has no event of that name.
-            TypeError: The listener can't be called.
+            TypeError: The listener can't be called, or is a class with such methods.
             StatisticsNotEnabledError: The client was built without statistics. After
                 `disconnect` it may be tried again.
         """
@@ -341,6 +341,9 @@ class Monitor:
             if listener is None:
                 return lambda function: self._add_function(target, function)
             return self._add_function(target, listener)
+        if isinstance(target, type):
+            text = f"{target.__name__} is a class; subscribe an object of it"
+            raise TypeError(text)
         methods = {
             name: method
             for name in self.events

@@ -152,6 +152,17 @@ def test_what_is_not_callable_is_refused_at_once(monitor):
     assert not monitor.listens(NAME)
 
 
+def test_class_is_no_listener(monitor):
+    """Its methods would be called without an object: somebody forgot to make one."""
+
+    class Listener:
+        def on_message_acknowledged(self, event):
+            pass
+
+    with pytest.raises(TypeError, match="Listener is a class"):
+        monitor.subscribe(Listener)
+
+
 def test_decorator_refuses_an_unknown_event_at_once(monitor):
     """The name is looked at before the function is there."""
     with pytest.raises(EventNotRegisteredError):
