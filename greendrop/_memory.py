@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from greendrop import _closing, _engine
 from greendrop._error_names import error_code
-from greendrop._memory_log import CallFailure, Failure, MemoryLog, Record
+from greendrop._memory_log import (
+    CallFailure,
+    Failure,
+    MemoryLog,
+    Record,
+    check_partitions,
+)
 from greendrop._memory_producer import MemoryProducer
 from greendrop.errors import GreendropError
 
@@ -96,6 +102,7 @@ class MemoryCluster:
     """
 
     def __init__(self, *, partitions: int = 4, create_topics: bool = True) -> None:
+        check_partitions(partitions)
         self._log = MemoryLog(partitions, create_topics=create_topics)
         self._engine = _Engine(self._log)
         # A name that no resolver knows (RFC 2606), should it ever get to one.
@@ -121,7 +128,9 @@ class MemoryCluster:
 
         Raises:
             GreendropError: It does.
+            ValueError: It can't have so many partitions.
         """
+        check_partitions(partitions)
         if not self._log.create(topic, partitions):
             raise GreendropError(f"topic {topic!r} exists already")
 

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from greendrop.message import HeaderValue
 
 
+#: More partitions than anybody's test needs. librdkafka aborts the process when there
+#: is no memory for them.
+_MOST_PARTITIONS = 10_000
+
+
+def check_partitions(count: object) -> None:
+    """Refuse what is no number of partitions of a topic.
+
+    Raises:
+        ValueError: It is none.
+    """
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= _MOST_PARTITIONS:  # type: ignore[operator]
+        text = f"a topic has 1 to {_MOST_PARTITIONS:,} partitions, not {count!r}"
+        raise ValueError(text)
+
+
 class Record(NamedTuple):
     """One record of a topic.
 

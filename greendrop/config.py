@@ -531,7 +531,8 @@ def _unknown(name: str) -> str:
 
 # -- the mapping `kafka` ------------------------------------------------------------
 
-_BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
+#: The two names that librdkafka has for the brokers' addresses.
+BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
 _MOCK = "test.mock.num.brokers"
 _LINGER = ("linger.ms", "queue.buffering.max.ms")
 _QUEUE_KEY = "queue.buffering.max.messages"
@@ -633,16 +634,16 @@ def _whose_tokens(values: Mapping[str, str]) -> str:
 
 def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
     """Refuse a configuration that leads to no broker."""
-    if any(f"kafka.{key}" in errors for key in (*_BOOTSTRAP, _MOCK)):
+    if any(f"kafka.{key}" in errors for key in (*BOOTSTRAP, _MOCK)):
         return  # told already
-    if any(values.get(key) for key in _BOOTSTRAP) or _number(values.get(_MOCK), 0) > 0:
+    if any(values.get(key) for key in BOOTSTRAP) or _number(values.get(_MOCK), 0) > 0:
         return
-    given = next((key for key in _BOOTSTRAP if key in values), None)
+    given = next((key for key in BOOTSTRAP if key in values), None)
     text = "must not be empty" if given else "this key is required"
-    meant = [] if given else get_close_matches(_BOOTSTRAP[0], values, 1)
+    meant = [] if given else get_close_matches(BOOTSTRAP[0], values, 1)
     if meant:
         text += f"; {meant[0]!r} is none of librdkafka's keys"
-    errors[f"kafka.{given or _BOOTSTRAP[0]}"] = text
+    errors[f"kafka.{given or BOOTSTRAP[0]}"] = text
 
 
 def _kafka_key(key: object) -> str:
@@ -670,6 +671,9 @@ def _kafka_value(key: str, value: object) -> str:
     if key.endswith(".ms") and key not in _LINGER and not _WHOLE.fullmatch(text):
         # librdkafka would take what comes before the first letter, or nought.
         raise _RefusedError(f"needs whole milliseconds, not {value!r}")
+    if key in BOOTSTRAP and "@" in text:
+        # librdkafka knows none there, and would show it in what it writes.
+        raise _RefusedError("an address has no user or password; see sasl.username")
     if key == _ONLY_ERRORS and _is_true(text):
         raise _RefusedError(
             "must not be true: handles of delivered messages would never resolve"

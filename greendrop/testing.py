@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greendrop import _reading
 from greendrop._error_names import error_code, number_of
 from greendrop._memory import MemoryCluster, in_memory
-from greendrop._memory_log import Record
+from greendrop._memory_log import Record, check_partitions
 from greendrop._mock_cluster import NativeMockCluster
 from greendrop._recorder import Recorder
 from greendrop.errors import GreendropError
@@ -132,7 +132,12 @@ class MockCluster:
         return str(self._driver.call("bootstraps"))
 
     def create_topic(self, topic: str, partitions: int = 4) -> None:
-        """Create a topic that does not exist yet."""
+        """Create a topic that does not exist yet.
+
+        Raises:
+            ValueError: It can't have so many partitions.
+        """
+        check_partitions(partitions)
         self._driver.call("topic_create", topic, partitions)
 
     def round_trip(self, seconds: float, broker: int | None = None) -> None:

@@ -115,6 +115,15 @@ def test_count_ends_it(mock_cluster, servers):
     assert len(mock_cluster.records("t")) == 2
 
 
+def test_count_is_that_of_messages_sent(mock_cluster, servers):
+    """A line that is refused is not one of them."""
+    command = ("produce", "-b", servers, "-t", "t", "--json", "-c2")
+    text = 'no JSON\n{"payload": "1"}\n{"payload": "2"}\n{"payload": "3"}\n'
+
+    assert run(*command, text=text).status == 1
+    assert contents(mock_cluster.records("t")) == [(None, b"1"), (None, b"2")]
+
+
 def test_settings_come_from_a_file_and_the_environment(mock_cluster, servers, tmp_path):
     """Options come before both."""
     file = tmp_path / "kafka.properties"
@@ -173,6 +182,67 @@ def test_lines_that_are_wrong_are_told_of(mock_cluster, servers):
     assert contents(mock_cluster.records("t")) == [(None, b"good")]
 
 
+def test_a_line_that_nests_too_deep_costs_only_itself(mock_cluster, servers):
+    """Python can't read it. Those after it are sent."""
+    deep = "[" * 2_000 + "1" + "]" * 2_000
+    text = "".join(f'{{"payload": {each}}}\n' for each in ("1", deep, "3"))
+
+    done = run("produce", "-b", servers, "-t", "t", "--json", text=text)
+
+    assert done.status == 1
+    assert "line 2: no JSON: " in done.stderr
+    assert contents(mock_cluster.records("t")) == [(None, b"1"), (None, b"3")]
+
+
+def test_numbers_may_be_keys(mock_cluster, servers):
+    """As in the help's example, where jq makes a key of each object's id."""
+    text = '{"key": 7, "payload": {"id": 7}}\n'
+
+    done = run("produce", "-b", servers, "-t", "t", "--json", text=text)
+
+    assert done == (0, "", "")
+    assert contents(mock_cluster.records("t")) == [(b"7", b'{"id":7}')]
+
+
+def test_bytes_that_are_no_text_are_taken_as_they_are(mock_cluster, servers):
+    """In delimiters, keys and headers, as by kcat. A header may have no value."""
+    odd = os.fsdecode(b"\xff")
+    options = ("-t", "t", "-k", odd, "-D", odd, "-H", f"a={odd}", "-H", "null")
+
+    done = run("produce", "-b", servers, *options, text="x")
+
+    assert done == (0, "", "")
+    (record,) = mock_cluster.records("t")
+    assert (record.key, record.payload) == (b"\xff", b"x")
+    assert record.headers == [("a", b"\xff"), ("null", None)]
+
+
+def test_large_messages_need_librdkafkas_setting_only(mock_cluster, servers):
+    """`message.max.bytes` is the limit, by its default and as it is set."""
+    text = "x" * 1_100_000
+    command = ("produce", "-b", servers, "-t", "t")
+
+    refused = run(*command, text=text)
+    done = run(*command, "-X", "message.max.bytes=5000000", text=text)
+
+    assert (refused.status, done.status) == (1, 0)
+    assert len(mock_cluster.records("t")) == 1
+
+
+def test_the_nearest_address_counts(mock_cluster, servers):
+    """-b first, then either of librdkafka's names for it, then the environment."""
+    elsewhere = {"GREENDROP_BOOTSTRAP_SERVERS": NOWHERE}
+    named = ("-X", f"metadata.broker.list={servers}")
+    other = ("-X", f"metadata.broker.list={NOWHERE}")
+
+    by_name = run("produce", "-t", "t", *named, text="x", **elsewhere)
+    by_option = run("produce", "-t", "t", *other, "-b", servers, text="x", **elsewhere)
+
+    assert (by_name.status, by_option.status) == (0, 0)
+    assert len(mock_cluster.records("t")) == 2
+    assert run("doctor", *named, **elsewhere).status == 0
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -181,7 +251,8 @@ def test_lines_that_are_wrong_are_told_of(mock_cluster, servers):
         (("-b", NOWHERE, "-X", "bogus=1"), "bogus: librdkafka has no such property"),
         (("-b", NOWHERE, "-X", "acks=some"), "acks: Invalid value"),
         (("-b", NOWHERE, "-t", "a b"), "topic 'a b' is no legal topic name"),
-        (("-b", NOWHERE, "-H", "h"), "-H takes NAME=VALUE"),
+        (("-b", NOWHERE, "-H", "=h"), "-H takes NAME[=VALUE]"),
+        (("-b", "me:secret@a:1"), "an address has no user or password"),
         (("-b", NOWHERE, "-K", ""), "-K takes at least one character"),
         (("-b", NOWHERE, "-F", "/none"), "can't read /none: No such file"),
         (("-b", NOWHERE, "-c", "0"), "argument -c/--count: invalid positive value"),

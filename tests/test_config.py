@@ -317,6 +317,16 @@ def test_address_by_another_librarys_name_is_pointed_at():
         build_settings({"bootstrap_servers": "a:1"}, {})
 
 
+@pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
+def test_address_has_no_user(key):
+    """Nobody reads it there, and librdkafka would show the password."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({key: "a:1,SASL_SSL://me:hunter2@b:1"}, {})
+
+    assert list(raised.value.errors) == [f"kafka.{key}"]
+    assert "hunter2" not in str(raised.value)
+
+
 def test_users_mapping_stays_as_it_is():
     """A frozen mapping will do, and no mapping is written to (check 59)."""
     mine = {"bootstrap.servers": "a:1", "acks": "all"}

@@ -688,3 +688,13 @@ def test_reading_says_what_is_wrong():
         cluster.broker_down()
         with pytest.raises(GreendropError, match="can't read 't'"):
             cluster.records("t", timeout=0.5)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2**31, 1.5, True, "4"])
+@pytest.mark.parametrize("kind", [MemoryCluster, MockCluster])
+def test_topics_have_partitions_that_can_be(kind, count):
+    """The mock cluster of librdkafka would end the interpreter."""
+    with kind() as cluster, pytest.raises(ValueError, match="1 to 10,000 partitions"):
+        cluster.create_topic("t", count)
+    with pytest.raises(ValueError, match="1 to 10,000 partitions"):
+        MemoryCluster(partitions=count)

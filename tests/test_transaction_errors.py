@@ -13,6 +13,7 @@ from greendrop import (
 )
 from greendrop.testing import trigger_fatal_error
 from tests.transacting import (
+    LONG,
     Failing,
     events_of,
     names,
@@ -468,7 +469,7 @@ def test_single_message_tells_why_its_transaction_failed(
     world, connected, mock_cluster, verb
 ):
     """That the message was dropped is a consequence; the error is the reason."""
-    producer = connected(max_wait_timeout=0.3)
+    producer = connected().variant(max_wait_timeout=0.3)
     mock_cluster.broker_down()
 
     with pytest.raises(TransactionAbortedError, match="no verdict"):
@@ -506,7 +507,7 @@ def test_dropped_messages_fail_the_transaction(hub, connected):
 
 def test_listener_that_forwards_errors_is_told_once(world, connected, mock_cluster):
     """What it can't send is raised there; it does not call itself, for ever."""
-    producer = connected(max_wait_timeout=0.3)
+    producer = connected(max_wait_timeout=2.0)
     mock_cluster.broker_down()
     raised = []
 
@@ -524,7 +525,7 @@ def test_listener_that_forwards_errors_is_told_once(world, connected, mock_clust
     with pytest.raises(TransactionAbortedError):
         producer.produce_sync(topic="t", payload=b"x")
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < LONG
     assert 1 <= len(raised) < 10
 
 

@@ -7,6 +7,7 @@ for their reports, how long each waits, and how long everything else stands stil
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -302,7 +303,10 @@ def _bulk_row(contender: _Contender, duration: float) -> Row:
 
 
 def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[int(share * (len(values) - 1))] if values else _MISSING
+    """Give the smallest value that so many, at least, are not above."""
+    if not values:
+        return _MISSING
+    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 class _Gap:

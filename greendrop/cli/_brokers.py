@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from greendrop._verdicts import Verdicts
 from greendrop.cli._finding import Finding
+from greendrop.config import BOOTSTRAP
 from greendrop.errors import GreendropError
 from greendrop.producer import Producer
 
@@ -71,7 +72,7 @@ def settings(of: Settings) -> Iterator[Finding]:
 
 def reach(of: Settings, timeout: float) -> Iterator[Finding]:
     """Connect, log in and ask for metadata."""
-    addresses = of.kafka["bootstrap.servers"].split(",")
+    addresses = next(filter(None, map(of.kafka.get, BOOTSTRAP)), "").split(",")
     findings = [_connects("broker", each.strip()) for each in addresses]
     reached = any(each.state == "ok" for each in findings)
     for each in findings:

@@ -115,7 +115,7 @@ class Input:
     def _from_json(self, text: bytes) -> dict[str, Any]:
         try:
             given = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MistakeError(f"no JSON: {error}") from error
         if not isinstance(given, dict):
             raise MistakeError(f"no JSON object, but {type(given).__name__}")
@@ -131,6 +131,9 @@ class Input:
             payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
         if payload == "" and self._empty_is_null:
             payload = None
+        key = given.get("key")
+        if isinstance(key, (int, float)) and not isinstance(key, bool):
+            given["key"] = json.dumps(key)
         fields = {**self._defaults, **given, "payload": payload}
         if not fields["topic"]:
             raise MistakeError("no topic, neither here nor by -t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ from greendrop.producer import Producer
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from greendrop.events import Event
 
@@ -80,10 +81,10 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
         "-H",
         "--header",
         dest="headers",
-        metavar="NAME=VALUE",
+        metavar="NAME[=VALUE]",
         action="append",
         default=[],
-        help="a header of all messages; repeatable",
+        help="a header of all messages, without a value null; repeatable",
     )
     message.add_argument("-p", "--partition", type=int, help="their partition")
     message.add_argument(
@@ -112,8 +113,10 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
 def run(options: argparse.Namespace) -> int:
     """Send; exit status 1 if a message was not delivered."""
     reader = _reader(options)
+    kafka = configuration(options)
     producer = Producer(
-        kafka=configuration(options),
+        kafka=kafka,
+        max_payload_size=_limit(kafka),
         wait_timeout_on_queue_full=_ROOM,
         instrument_on_wait_queue_full=False,
     )
@@ -125,10 +128,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _reader(options: argparse.Namespace) -> Input:
-    form = "NAME=VALUE"
-    headers = [
-        named_value(each, "-H", form, allow_empty=True) for each in options.headers
-    ]
+    headers = [_header(each) for each in options.headers]
     if options.topic is not None:
         try:
             check_topic(options.topic)
@@ -146,11 +146,24 @@ def _reader(options: argparse.Namespace) -> Input:
         as_json=options.json,
         defaults={
             "topic": options.topic,
-            "key": options.key,
+            "key": None if options.key is None else os.fsencode(options.key),
             "headers": headers or None,
             "partition": options.partition,
         },
     )
+
+
+def _header(text: str) -> tuple[str, bytes | None]:
+    if "=" not in text:
+        return text, None
+    name, value = named_value(text, "-H", "NAME[=VALUE]", allow_empty=True)
+    return name, os.fsencode(value)
+
+
+def _limit(kafka: Mapping[str, str]) -> int:
+    """Give the most bytes of a payload: what librdkafka was told, or its default."""
+    told = kafka.get("message.max.bytes", "")
+    return int(told) if told.isdecimal() and int(told) else 1_000_012
 
 
 def _unescaped(text: str, option: str) -> bytes:
@@ -158,7 +171,7 @@ def _unescaped(text: str, option: str) -> bytes:
     try:
         delimiter = text.encode().decode("unicode_escape").encode("latin-1")
     except UnicodeError:
-        delimiter = text.encode()
+        delimiter = os.fsencode(text)
     if not delimiter:
         raise MistakeError(f"{option} takes at least one character")
     return delimiter
@@ -171,9 +184,9 @@ def _send_all(
         for stream, name in _streams(options.files, tally):
             for line in reader.lines(stream, name):
                 _send(producer, reader, line, tally)
-                if tally.taken == options.count:
+                if tally.sent == options.count:
                     break
-            if tally.taken == options.count:
+            if tally.sent == options.count:
                 break
     except (KeyboardInterrupt, Terminated):
         _end_early(producer, tally)
@@ -230,6 +243,7 @@ def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
     try:
         fields = reader.fields(line)
         producer.produce_async(**fields, label=line.place)
+        tally.sent += 1
     except (MistakeError, MessageInvalidError, ProduceError) as error:
         tally.fail(line.place, error)
     tally.show_progress()
@@ -240,6 +254,7 @@ class _Tally:
 
     def __init__(self, *, report: bool, quiet: bool) -> None:
         self.taken = 0
+        self.sent = 0
         self.delivered = 0
         self.failed = 0
         #: Why no report can be written any more: nobody reads them, say.

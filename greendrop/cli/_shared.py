@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from greendrop.config import BOOTSTRAP
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
@@ -114,11 +116,13 @@ def configuration(options: argparse.Namespace) -> dict[str, str]:
         for each in options.properties
     )
     servers = options.bootstrap_servers
-    if servers is None and "bootstrap.servers" not in kafka:
+    if servers is None and not kafka.keys() & set(BOOTSTRAP):
         servers = os.environ.get(_SERVERS)
     if servers is not None:
-        kafka["bootstrap.servers"] = servers
-    if not kafka.get("bootstrap.servers"):
+        for key in BOOTSTRAP:
+            kafka.pop(key, None)
+        kafka[BOOTSTRAP[0]] = servers
+    if not any(map(kafka.get, BOOTSTRAP)):
         raise MistakeError(f"no brokers are named: use -b HOST:PORT, or set {_SERVERS}")
     return kafka
 
