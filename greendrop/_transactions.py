@@ -397,10 +397,10 @@ class Transactions:
             current.outcome = "aborted"
             self._clients.drop(current.client)
         current.first.leave()
-        if current.outcome == "aborted":
-            while current.on_abort:
-                current.on_abort.pop()()
         try:
+            if current.outcome == "aborted":
+                while current.on_abort:
+                    current.on_abort.pop()()
             facts = {"outcome": current.outcome}
             self._tell("transaction.finished", current.began, facts)
         finally:

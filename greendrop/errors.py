@@ -166,10 +166,11 @@ class MessagesAbandonedError(GreendropError):
     """`close` reached its timeout and dropped messages. The producer is closed.
 
     Each of their handles says `MessagePurgedError`. Those that were in flight may
-    have been stored by the broker all the same.
+    have been stored by the broker all the same. At the end of a `with` it may also be
+    that messages could not be flushed: they are in the producer's `buffered`.
     """
 
-    #: How many messages were dropped.
+    #: How many messages were dropped, or not flushed.
     count: int
 
     def __init__(self, text: str, count: int) -> None:
