@@ -233,7 +233,7 @@ def test_the_nearest_address_counts(mock_cluster, servers):
     """-b first, then either of librdkafka's names for it, then the environment."""
     elsewhere = {"GREENDROP_BOOTSTRAP_SERVERS": NOWHERE}
     named = ("-X", f"metadata.broker.list={servers}")
-    other = ("-X", f"metadata.broker.list={NOWHERE}")
+    other = ("-X", f"bootstrap.servers={NOWHERE}")
 
     by_name = run("produce", "-t", "t", *named, text="x", **elsewhere)
     by_option = run("produce", "-t", "t", *other, "-b", servers, text="x", **elsewhere)
@@ -252,6 +252,7 @@ def test_the_nearest_address_counts(mock_cluster, servers):
         (("-b", NOWHERE, "-X", "acks=some"), "acks: Invalid value"),
         (("-b", NOWHERE, "-t", "a b"), "topic 'a b' is no legal topic name"),
         (("-b", NOWHERE, "-H", "=h"), "-H takes NAME[=VALUE]"),
+        (("-b", NOWHERE, "-H", ""), "-H takes NAME[=VALUE]"),
         (("-b", "me:secret@a:1"), "an address has no user or password"),
         (("-b", NOWHERE, "-K", ""), "-K takes at least one character"),
         (("-b", NOWHERE, "-F", "/none"), "can't read /none: No such file"),

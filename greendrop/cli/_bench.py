@@ -18,6 +18,7 @@ from greendrop.cli._shared import (
     FAILED,
     add_connection,
     configuration,
+    payload_limit,
     positive,
     say,
     seconds,
@@ -140,7 +141,11 @@ class _Greendrop:
     name = "greendrop"
 
     def __init__(self, kafka: dict[str, str], topic: str, size: int) -> None:
-        self._producer = Producer(kafka=kafka, instrument_on_wait_queue_full=False)
+        self._producer = Producer(
+            kafka=kafka,
+            max_payload_size=payload_limit(kafka),
+            instrument_on_wait_queue_full=False,
+        )
         self._topic, self._payload = topic, bytes(size)
         self._failed: list[GreendropError] = []
         self._producer.monitor.subscribe("error.occurred", self._on_error)

@@ -18,6 +18,7 @@ from greendrop.cli._shared import (
     add_connection,
     configuration,
     named_value,
+    payload_limit,
     positive,
     say,
     sigterm_raises,
@@ -32,7 +33,7 @@ from greendrop.producer import Producer
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from greendrop.events import Event
 
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     kafka = configuration(options)
     producer = Producer(
         kafka=kafka,
-        max_payload_size=_limit(kafka),
+        max_payload_size=payload_limit(kafka),
         wait_timeout_on_queue_full=_ROOM,
         instrument_on_wait_queue_full=False,
     )
@@ -154,16 +155,10 @@ def _reader(options: argparse.Namespace) -> Input:
 
 
 def _header(text: str) -> tuple[str, bytes | None]:
-    if "=" not in text:
+    if text and "=" not in text:
         return text, None
     name, value = named_value(text, "-H", "NAME[=VALUE]", allow_empty=True)
     return name, os.fsencode(value)
-
-
-def _limit(kafka: Mapping[str, str]) -> int:
-    """Give the most bytes of a payload: what librdkafka was told, or its default."""
-    told = kafka.get("message.max.bytes", "")
-    return int(told) if told.isdecimal() and int(told) else 1_000_012
 
 
 def _unescaped(text: str, option: str) -> bytes:

@@ -13,7 +13,7 @@ from greendrop.config import BOOTSTRAP
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 #: Exit statuses; see the epilog of `greendrop --help`.
 DONE, FAILED, USAGE = 0, 1, 2
@@ -111,20 +111,29 @@ def configuration(options: argparse.Namespace) -> dict[str, str]:
     kafka: dict[str, str] = {}
     if options.config_file is not None:
         kafka.update(read_properties(options.config_file))
-    kafka.update(
-        named_value(each, "-X", "NAME=VALUE", allow_empty=True)
-        for each in options.properties
-    )
+    for each in options.properties:
+        _set(kafka, *named_value(each, "-X", "NAME=VALUE", allow_empty=True))
     servers = options.bootstrap_servers
     if servers is None and not kafka.keys() & set(BOOTSTRAP):
         servers = os.environ.get(_SERVERS)
     if servers is not None:
-        for key in BOOTSTRAP:
-            kafka.pop(key, None)
-        kafka[BOOTSTRAP[0]] = servers
+        _set(kafka, BOOTSTRAP[0], servers)
     if not any(map(kafka.get, BOOTSTRAP)):
         raise MistakeError(f"no brokers are named: use -b HOST:PORT, or set {_SERVERS}")
     return kafka
+
+
+def _set(kafka: dict[str, str], name: str, value: str) -> None:
+    """Set it, in place of what it is called otherwise, too."""
+    for other in BOOTSTRAP if name in BOOTSTRAP else ():
+        kafka.pop(other, None)
+    kafka[name] = value
+
+
+def payload_limit(kafka: Mapping[str, str]) -> int:
+    """Give the most bytes of a payload: what librdkafka was told, or our default."""
+    told = kafka.get("message.max.bytes", "")
+    return int(told) if told.isdecimal() and int(told) else 1_000_012
 
 
 def named_value(

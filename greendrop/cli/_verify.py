@@ -76,7 +76,7 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
         type=int,
         default=-1,
         metavar="N",
-        help="messages a second, about; below 0 all it can (default)",
+        help="messages a second, about; 0 or below: all it can (default)",
     )
     parser.add_argument(
         "--acks",
