@@ -88,7 +88,7 @@ class HubTask:
         if shared is not None:
             shared.ref = False
         self._guard = loop.timer(_GUARD, _GUARD, ref=False)
-        #: Where those wait that it serves.
+        #: Where those wait that it serves. With it the hub takes mail.
         self.room = _waiting.WaitingRoom(hub)
         self._beat = pulse.beat
         self._heart: Any = None

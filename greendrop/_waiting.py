@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop.errors import IllegalWaitError
@@ -87,7 +88,7 @@ def hub_getter() -> Callable[[], Hub | None]:
 
 #: Seconds of the longest wait that anybody asks for on purpose. What is above was most
 #: likely written in milliseconds, WaterDrop's and librdkafka's unit.
-LONGEST = 86_400
+DAY = 86_400
 
 
 def check_timeout(timeout: object) -> None:
@@ -103,7 +104,7 @@ def check_timeout(timeout: object) -> None:
     ):
         text = f"timeout needs to be finite seconds, 0 or more, not {timeout!r}"
         raise ValueError(text)
-    if timeout > LONGEST:
+    if timeout > DAY:
         text = (
             f"timeout={timeout!r} seconds is more than a day and looks like"
             f" milliseconds; did you mean {timeout / 1000:g}?"
@@ -314,6 +315,7 @@ class WaitingRoom:
     __slots__ = ("_came", "_stayed", "_timer", "closed")
 
     def __init__(self, hub: Hub) -> None:
+        take_mail(hub)
         loop: Any = hub.loop
         rest = GreenletWaiter.PATIENCE / 2
         self._timer: Any = loop.timer(rest, rest)
@@ -390,7 +392,49 @@ def call_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> Non
     if get_ident() == hub.thread_ident:
         loop.run_callback(function, *args)
     else:
-        loop.run_callback_threadsafe(function, *args)
+        # Whoever can be woken in a hub has looked into its mail before.
+        mail: Mail = getattr(hub, _MAIL)
+        mail.send(function, *args)
+
+
+class Mail:
+    """What other threads want a hub to call. Made by `take_mail`.
+
+    gevent's own `run_callback_threadsafe` counts in the loop, from the other thread.
+    When a timer of the hub fires at that moment, a count gets lost: the loop then takes
+    itself for idle, and ends with `LoopExit` while greenlets wait. (Two threads and
+    thirty greenlets that sleep: within half a second, gevent 26.9.) Here only an async
+    watcher is sent to, and that counts nothing.
+    """
+
+    __slots__ = ("_loop", "_wanted", "_watcher")
+
+    def __init__(self, hub: Hub) -> None:
+        """Begin to take some; in the hub's thread."""
+        self._loop: Any = hub.loop
+        self._wanted: deque[tuple[Any, ...]] = deque()
+        self._watcher: Any = self._loop.async_(ref=False)
+        self._watcher.start(self._open)
+
+    def send(self, *wanted: object) -> None:
+        """Have a function called, with arguments; from any thread."""
+        self._wanted.append(wanted)
+        with contextlib.suppress(ValueError):  # the loop was just destroyed
+            self._watcher.send()
+
+    def _open(self) -> None:
+        while self._wanted:
+            self._loop.run_callback(*self._wanted.popleft())
+
+
+#: The attribute of a hub that has its mail.
+_MAIL = "greendrop_mail"
+
+
+def take_mail(hub: Hub) -> None:
+    """Let other threads call in a hub from now on; in its own thread."""
+    if getattr(hub, _MAIL, None) is None:
+        setattr(hub, _MAIL, Mail(hub))
 
 
 def new_waiter() -> ThreadWaiter | GreenletWaiter:
@@ -402,6 +446,7 @@ def new_waiter() -> ThreadWaiter | GreenletWaiter:
     hub = current_hub()
     if hub is None:
         return ThreadWaiter()
+    take_mail(hub)
     return waiter_in(hub)
 
 
@@ -427,6 +472,7 @@ def link(callback: Callable[[Any], object], source: object) -> LinkWaiter:
     hub = current_hub()
     if hub is None:
         hub = sys.modules["gevent._hub_local"].get_hub()
+    take_mail(hub)
     return LinkWaiter(hub, callback, source)
 
 

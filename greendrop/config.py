@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greendrop import _placeholders, _secrets
-from greendrop._waiting import LONGEST
+from greendrop._waiting import DAY
 from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _seconds(value: object) -> float:
         raise _RefusedError(f"{value!r} is not finite; every wait of greendrop ends")
     if value < 0:
         raise _RefusedError(f"{value!r} is negative")
-    if value > LONGEST:
+    if value > DAY:
         raise _RefusedError(
             f"{value!r} seconds is more than a day and looks like milliseconds;"
             f" did you mean {value / 1000!r}?"
@@ -146,12 +146,12 @@ def _provider(value: object) -> object:
 
 
 _PROVIDER = _Rule("a function without arguments", _provider)
-_IDLE = _Rule(f"0, or a number from 30 to {LONGEST}", _idle_seconds)
+_IDLE = _Rule(f"0, or a number from 30 to {DAY}", _idle_seconds)
 _COUNT = _Rule("a whole number of at least 1", _count)
 _NAMES = _Rule("names of errors, such as `fenced`", _error_names)
 _KEYS = _Rule("keys of librdkafka's statistics, such as `msg_cnt`", _keys)
-_SECONDS = _Rule(f"a number from 0 to {LONGEST}", _seconds)
-_SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {LONGEST}", _seconds_above_zero)
+_SECONDS = _Rule(f"a number from 0 to {DAY}", _seconds)
+_SECONDS_ABOVE_ZERO = _Rule(f"a number above 0, up to {DAY}", _seconds_above_zero)
 _BOOLEAN = _Rule("True or False", _boolean)
 _BYTES = _Rule("a whole number of at least 1", _bytes_count)
 _IDENTITY = _Rule("text, not empty", _identity)

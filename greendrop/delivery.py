@@ -188,7 +188,7 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
-            if not 0 <= timeout <= _waiting.LONGEST:
+            if not 0 <= timeout <= _waiting.DAY:
                 _waiting.check_timeout(timeout)
             try:
                 waiter = reports.client.waiter(self.ready)

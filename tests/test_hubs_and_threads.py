@@ -7,6 +7,7 @@ import time
 import gevent
 import pytest
 
+from greendrop import _waiting
 from tests.tasks import LongestGap, await_true, together
 
 #: Seconds that a hub may stand still.
@@ -444,3 +445,39 @@ def test_a_thread_without_a_hub_waits_natively(make_producer, mock_cluster):
     assert len(results) == 8
     assert time.monotonic() - began < 1.2
     assert producer.polling == "thread"
+
+
+@pytest.mark.slow
+def test_calls_from_threads_keep_the_loop_in_balance(hub):
+    """Two threads call in a hub all the time, while its timers fire.
+
+    gevent's own way loses count of what the loop waits for, within half a second: then
+    the loop ends, with LoopExit, though greenlets wait.
+    """
+    answered = []
+    over = False
+    _waiting.take_mail(hub)
+    # Not always 0: the main thread's next loop goes on with the count of the last one.
+    held_before = hub.loop.activecnt
+
+    def call():
+        for _ in range(10_000):
+            _waiting.call_in_hub(hub, answered.append, None)
+            time.sleep(0.00002)
+
+    def doze():
+        while not over:
+            gevent.sleep(0.001)  # the least that libuv knows
+
+    dozing = [gevent.spawn(doze) for _ in range(30)]
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(answered) < 20_000:
+        gevent.sleep(0.01)
+    over = True
+    gevent.joinall(dozing)
+    gevent.sleep(0.05)
+
+    held_now = hub.loop.activecnt
+    assert held_now == held_before
