@@ -403,7 +403,9 @@ def test_size_is_judged_when_the_rest_is_right():
 
 
 @pytest.mark.parametrize(
-    "label", [None, 0, "text", {"a": [1]}, object(), lambda: None], ids=str
+    "label",
+    [None, 0, "text", {"a": [1]}, object(), lambda: None],
+    ids=lambda label: type(label).__name__,
 )
 def test_label_is_anything_and_stays_the_same_object(label):
     """A label is the caller's business."""
