@@ -117,7 +117,7 @@ class Attendant(Generic[_Wire]):
             pause=self._pause,
         )
         self._settled_elsewhere = 0
-        self._attaching = _waiting.RLock()
+        self._attaching = _waiting.new_lock()
         # No new task: one that starts after the last was stopped would go on for ever.
         self._ending = False
         # Threads without a hub that are serving: the task's, or those that wait.

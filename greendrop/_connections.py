@@ -109,7 +109,7 @@ class Connections:
         #: The OAuth token that all clients log in with.
         self.tokens = Tokens(settings, monitor, self._give_token)
         #: Held over each change of the above.
-        self.changing = _waiting.RLock()
+        self.changing = _waiting.new_lock()
         # Clients that are being closed while others take their place, or could.
         self._parting: list[Client] = []
         self._end_waiters: deque[_waiting.Waiter] = deque()
@@ -386,7 +386,7 @@ class Connections:
         self.disconnecting = None
         self._parting = []
         # A thread of the parent may have held them at the moment of the fork.
-        self.changing = _waiting.RLock()
+        self.changing = _waiting.new_lock()
         self._end_waiters = deque()
         self.status = "closed" if self.status == "closing" else "configured"
         self.let_go()

@@ -149,7 +149,7 @@ class MemoryLog:
         #: What goes wrong at present.
         self.faults = Faults()
         # Held for a moment, and alone.
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
         # Next offsets, by partition.
         self._topics: dict[str, list[int]] = {}
         # In the order in which they came.
@@ -160,7 +160,7 @@ class MemoryLog:
 
     def renew_lock(self) -> None:
         """Have a lock that nobody holds, in a forked child."""
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
 
     def create(self, topic: str, partitions: int) -> bool:
         """Create a topic; False if there is one of that name."""

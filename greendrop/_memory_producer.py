@@ -148,7 +148,7 @@ class MemoryProducer:
         self.fatal: tuple[int, str] | None = None
         self._closed = False
         # Held for a moment; then the log's.
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
         # In the order of sending, in which they are also answered and time out.
         self._sent: deque[_Sent] = deque()
         self._bytes = 0

@@ -31,7 +31,7 @@ class Named(Protocol):
 # By setting and name. A WeakValueDictionary has callbacks: what a signal
 # handler raises in one of these is lost.
 _owners: dict[tuple[str, str], weakref.ref[Named]] = {}
-_changing = _waiting.RLock()
+_changing = _waiting.new_lock()
 # Of the process whose names these are.
 _mark = _process.mark()
 

@@ -93,9 +93,9 @@ class Native:
         # Lock order: poll_gate, gate.
         #: Held around each poll, so that closing can keep everybody out: librdkafka's
         #: close while another thread is inside is a crash.
-        self.poll_gate = _waiting.RLock()
+        self.poll_gate = _waiting.new_lock()
         #: Held around each call that queues messages, for the same reason.
-        self.gate = _waiting.RLock()
+        self.gate = _waiting.new_lock()
         #: A signal handler raised in a poll, and with that maybe a report was lost.
         self.interrupted = False
         self._poll_ident = 0

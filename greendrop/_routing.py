@@ -95,7 +95,7 @@ class Router:
         # which they came: in that order they are woken, and send. Changed under the
         # lock, which is held for a few instructions.
         self._asking: dict[str, dict[_waiting.Waiter, None]] = {}
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
         self._stopped = False
 
     def routed(self, message: Message, counts: dict[str, int]) -> Message:

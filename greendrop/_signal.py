@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from greendrop import _waiting
+
 
 class Signal:
     """A file descriptor that is readable while set: an eventfd, else a pipe.
@@ -59,13 +61,13 @@ class Signal:
         os.dup2(read, self._read, inheritable=False)
         if write != read:
             os.dup2(write, self._write, inheritable=False)
-            os.close(write)
-        os.close(read)
+            _waiting.close_fd(write)
+        _waiting.close_fd(read)
 
     def close(self) -> None:
         read, write = self._read, self._write
         # A late `set` must not write into whatever file gets the number next.
         self._read = self._write = -1
-        os.close(read)
+        _waiting.close_fd(read)
         if write != read:
-            os.close(write)
+            _waiting.close_fd(write)

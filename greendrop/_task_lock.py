@@ -43,7 +43,7 @@ class TaskLock:
         self.turn: Turn | None = None
         self._queue: deque[Turn] = deque()
         # Held over code that can't switch greenlets only.
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
 
     @property
     def is_mine(self) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,30 +20,29 @@ from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
     from gevent.hub import Hub
 
 monotonic = time.monotonic
 
 
-def _native(name: str) -> Any:  # noqa: ANN401 - whatever _thread has there
-    """Get a function of `_thread` as it was before monkey-patching.
+def _native(module: ModuleType, name: str) -> Any:  # noqa: ANN401 - whatever it has
+    """Get a function of a module as it was before monkey-patching.
 
     Bound once at import: patching replaces names in modules, not what we hold.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None:
-        return monkey.get_original("_thread", name)
-    return getattr(_thread, name)
+        return monkey.get_original(module.__name__, name)
+    return getattr(module, name)
 
 
-allocate_lock: Callable[[], _thread.LockType] = _native("allocate_lock")
-get_ident: Callable[[], int] = _native("get_ident")
-start_new_thread: Callable[..., int] = _native("start_new_thread")
-#: A lock that its own thread may take again (a signal handler does). gevent leaves
-#: `_thread.RLock` alone, so it is native, patched or not. Hold it only over code that
-#: can't switch greenlets: all greenlets of a thread own it together.
-RLock = _thread.RLock
+allocate_lock: Callable[[], _thread.LockType] = _native(_thread, "allocate_lock")
+get_ident: Callable[[], int] = _native(_thread, "get_ident")
+start_new_thread: Callable[..., int] = _native(_thread, "start_new_thread")
+#: gevent's own leaves a descriptor open until the hub comes round, if it ever does.
+close_fd: Callable[[int], None] = _native(os, "close")
 
 #: Seconds that libev takes for "in the next round of the loop".
 _NEXT_ROUND = 1e-6
@@ -146,7 +146,7 @@ def in_hub() -> bool:
 
 
 class Lock(Protocol):
-    """What `RLock` makes."""
+    """What `new_lock` makes."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
         """Take it; False if it was not to be had."""
@@ -155,6 +155,39 @@ class Lock(Protocol):
     def release(self) -> None:
         """Give it back."""
         ...
+
+
+# References without callbacks: what a signal handler raises in one of those is lost.
+_locks: set[weakref.ref[Any]] = set()
+#: Locks from which on those that are gone are looked for.
+_many_locks = 100
+
+
+def new_lock() -> Any:  # noqa: ANN401 - a `Lock`, and a context manager
+    """Make a lock that its own thread may take again (a signal handler does).
+
+    gevent leaves `_thread.RLock` alone, so it is native, patched or not. Hold it only
+    over code that can't switch greenlets: all greenlets of a thread own it together. It
+    is free in a forked child, whoever of the parent's threads held it.
+    """
+    global _many_locks  # noqa: PLW0603 - grows with what lives
+    lock = _thread.RLock()
+    _locks.add(weakref.ref(lock))
+    if len(_locks) > _many_locks:
+        _locks.difference_update({each for each in list(_locks) if each() is None})
+        _many_locks = 100 + 2 * len(_locks)
+    return lock
+
+
+def _free_locks_in_child() -> None:
+    for reference in list(_locks):
+        lock: Any = reference()
+        # One that this thread holds is released by it.
+        if lock is not None and not lock._is_owned():  # noqa: SLF001 - as `threading` does
+            lock._at_fork_reinit()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_free_locks_in_child)
 
 
 class Waiter(Protocol):

@@ -75,7 +75,7 @@ class ReportQueue(deque["DeliveryHandle"]):
 _Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None"
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
-_swap = _waiting.RLock()
+_swap = _waiting.new_lock()
 
 
 def _unpickled(state: dict[str, object]) -> DeliveryHandle:

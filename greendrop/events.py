@@ -306,7 +306,7 @@ class Monitor:
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
         self._statistics_frozen = False
         self._failures = Repeats()
         # Who hears of an error, and in which task.

@@ -39,7 +39,7 @@ class Middleware:
     def __init__(self) -> None:
         #: Replaced as a whole, never changed.
         self.steps: tuple[Step, ...] = ()
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
 
     def append(self, step: _S) -> _S:
         """Add a step after all others; gives it back, so it works as a decorator.

@@ -84,7 +84,7 @@ class ProducerPool:
 
     def _start_over(self) -> None:
         # Held over code that can't switch greenlets only.
-        self._changing = _waiting.RLock()
+        self._changing = _waiting.new_lock()
         # A stack: what was used last is used next, so that others may stay idle.
         self._idle = self._slots[::-1]
         self._queue: deque[_Checkout] = deque()

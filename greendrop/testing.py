@@ -28,7 +28,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greendrop import _reading
+from greendrop import _reading, _waiting
 from greendrop._error_names import error_code, number_of
 from greendrop._memory import MemoryCluster, in_memory
 from greendrop._memory_log import Record, check_partitions
@@ -97,8 +97,8 @@ class _Driver(Protocol):
 class MockCluster:
     """Brokers on local ports, in memory, that fail when told to.
 
-    A context manager. One caller at a time. Topics that are not created get four
-    partitions when first used.
+    A context manager. Any greenlet and any thread may call it. Topics that are not
+    created get four partitions when first used.
 
     Args:
         brokers: How many; they are numbered from 1.
@@ -264,25 +264,31 @@ class _Elsewhere:
     """
 
     def __init__(self, brokers: int) -> None:
-        self._child = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "greendrop.testing", str(brokers)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # Ctrl-C is for this process, which then ends the child in good order.
-            start_new_session=True,
-        )
+        # Pipes of our own: gevent's would belong to the hub that started the child.
+        orders, self._stdin = os.pipe()
+        self._stdout, answers = os.pipe()
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "greendrop.testing", str(brokers)],
+                stdin=orders,
+                stdout=answers,
+                # Ctrl-C is for this process, which then ends the child in good order.
+                start_new_session=True,
+            )
+        except BaseException:
+            self._hang_up()
+            raise
+        finally:
+            _waiting.close_fd(orders)
+            _waiting.close_fd(answers)
+        self._closed = False
+        #: Held while an order waits for its answer.
+        self._talking = _waiting.allocate_lock()
 
     def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
-        stdin, stdout = self._child.stdin, self._child.stdout
-        if stdin is None or stdout is None or stdin.closed:
-            raise GreendropError("the mock cluster is closed")
-        try:
-            stdin.write(json.dumps([name, arguments]) + "\n")
-            stdin.flush()
-            answer = stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+        order = json.dumps([name, arguments]).encode() + b"\n"
+        # Off the hub, where nobody can be cut short between order and answer either.
+        answer = _waiting.run_natively(lambda: self._ask(order), _PATIENCE)
         if not answer:
             status = self._child.wait(_PATIENCE)
             raise GreendropError(f"the mock cluster's process ended, status {status}")
@@ -291,13 +297,31 @@ class _Elsewhere:
             raise GreendropError(problem)
         return result
 
-    def close(self) -> None:
-        for stream in (self._child.stdin, self._child.stdout):
-            # An order that the child did not live to read is written once more.
+    def _ask(self, order: bytes) -> bytes:
+        """Give the line that answers, or nothing if the child has ended."""
+        with self._talking:
+            if self._closed:
+                raise GreendropError("the mock cluster is closed")
+            answer = b""
             with suppress(BrokenPipeError):
-                if stream is not None:
-                    stream.close()
+                os.write(self._stdin, order)
+                while not answer.endswith(b"\n") and (more := self._read()):
+                    answer += more
+        return answer
+
+    def _read(self) -> bytes:
+        return os.read(self._stdout, 65_536)
+
+    def close(self) -> None:
+        with self._talking:
+            if not self._closed:
+                self._closed = True
+                self._hang_up()
         self._child.wait(_PATIENCE)
+
+    def _hang_up(self) -> None:
+        _waiting.close_fd(self._stdin)
+        _waiting.close_fd(self._stdout)
 
 
 def _serve(brokers: int) -> None:

@@ -443,3 +443,40 @@ def test_a_fork_tells_listeners_nothing_of_the_other_process(
     """
 
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_locks_that_a_thread_of_the_parent_held_are_free(
+    mode, mock_cluster, run_script
+):
+    """The fork comes when another thread is inside, which the child does not have."""
+    program = """
+    from greendrop import _waiting, delivery
+
+    held = [producer._core._connections.changing, delivery._swap]
+    inside, over = _waiting.allocate_lock(), _waiting.allocate_lock()
+    inside.acquire()
+    over.acquire()
+
+    def hold():
+        for lock in held:
+            lock.acquire()
+        inside.release()
+        over.acquire()
+        for lock in held:
+            lock.release()
+
+    def use():
+        handle = producer.produce_async(topic="events", payload=b"x")
+        return handle.wait(5).topic
+
+    _waiting.start_thread(hold)
+    inside.acquire()
+    for fork in forks().values():
+        assert Fork(use, fork).result() == "events"
+    over.release()
+    assert use() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)

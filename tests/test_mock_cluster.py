@@ -453,3 +453,43 @@ def test_spawned_cluster_works_in_a_patched_program():
         """,
         "patched",
     )
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", ["unpatched", "patched", "late"])
+def test_spawned_cluster_answers_many_at_once(mode):
+    """Each caller gets its own answer, also when others are cut short beside it."""
+    run(
+        """
+        import gevent
+        from greendrop import _waiting
+        from greendrop.testing import MockCluster
+
+        answers, ended = [], []
+
+        def ask(times=50):
+            for _ in range(times):
+                answers.append(cluster.bootstrap_servers)
+                cluster.round_trip(0)
+            ended.append(True)
+
+        def ask_in_a_hurry():
+            for _ in range(50):
+                with gevent.Timeout(0.0002, False):
+                    cluster.requests()
+
+        with MockCluster.spawn() as cluster:
+            expected = cluster.bootstrap_servers
+            for _ in range(2):
+                assert _waiting.start_thread(ask)
+            tasks = [gevent.spawn(each) for each in (ask, ask, ask_in_a_hurry)]
+            gevent.joinall(tasks, timeout=20, raise_error=True)
+            with gevent.Timeout(20):
+                while len(ended) < 4:
+                    gevent.sleep(0.01)
+
+        assert answers == [expected] * 200
+        """,
+        mode,
+    )

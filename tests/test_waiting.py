@@ -659,3 +659,29 @@ def test_child_does_not_take_the_parents_signals(signal):
     os.waitpid(pid, 0)
 
     assert readable(signal)
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", ["unpatched", "patched", "late"])
+def test_descriptors_are_closed_at_once(mode, run_script):
+    """Not when the hub comes round, as gevent's `os.close` does it."""
+    run_script(
+        """
+        import gevent, os
+        from greendrop._signal import Signal
+
+        gevent.sleep(0)
+        signal = Signal()
+        fd = signal.fileno()
+        os.fstat(fd)
+        signal.close()
+        try:
+            os.fstat(fd)
+        except OSError:
+            pass
+        else:
+            raise AssertionError("still open")
+        """,
+        mode,
+    )

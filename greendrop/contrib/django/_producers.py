@@ -25,7 +25,7 @@ KEYS = ("KAFKA", "OPTIONS", "PREPARE")
 
 _producers: dict[str, Producer] = {}
 # Held while one is made, which doesn't switch greenlets.
-_making = _waiting.RLock()
+_making = _waiting.new_lock()
 
 
 def get_producer(alias: str = "default") -> Producer:
