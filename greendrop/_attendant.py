@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from greendrop import _process, _waiting
+from greendrop import _process, _threads, _waiting
 from greendrop._gather import Gatherer
 from greendrop._native import Native
 from greendrop._serving import HubTask, LeadWaiter, ThreadTask
@@ -117,7 +117,7 @@ class Attendant(Generic[_Wire]):
             pause=self._pause,
         )
         self._settled_elsewhere = 0
-        self._attaching = _waiting.new_lock()
+        self._attaching = _threads.new_lock()
         # No new task: one that starts after the last was stopped would go on for ever.
         self._ending = False
         # Threads without a hub that are serving: the task's, or those that wait.
@@ -263,7 +263,7 @@ class Attendant(Generic[_Wire]):
         task = self.task
         return (
             (task is not None and task.is_current())
-            or _waiting.get_ident() in self._serving_threads
+            or _threads.get_ident() in self._serving_threads
             or (bool(self._tellers) and _waiting.current_task() in self._tellers)
         )
 
@@ -294,7 +294,7 @@ class Attendant(Generic[_Wire]):
             return None
         # A signal handler may run inside the poll, a listener after it: neither may
         # wait for this thread. (In a hub the task's greenlet tells that.)
-        me = _waiting.get_ident() if _waiting.current_hub() is None else 0
+        me = _threads.get_ident() if _waiting.current_hub() is None else 0
         self._serving_threads.add(me)
         try:
             interrupt = self.native.poll(seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from greendrop import _process, _waiting
+from greendrop import _process, _threads
 from greendrop._batches import read_all
 from greendrop.errors import GreendropError
 from greendrop.message import detached
@@ -76,7 +76,7 @@ class Buffer:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         # Held only over code that can't switch greenlets.
-        self._lock = _waiting.new_lock()
+        self._lock = _threads.new_lock()
         self._mark: _process.Mark | None = None
         self._shut = False
 
@@ -130,7 +130,7 @@ class Buffer:
             self._mark = None
             self._entries = []
             # A thread of the parent may have held it at the moment of the fork.
-            self._lock = _waiting.new_lock()
+            self._lock = _threads.new_lock()
 
 
 class Flush:

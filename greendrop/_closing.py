@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _process, _waiting
+from greendrop import _process, _threads, _waiting
 from greendrop._buffer import Flush
 from greendrop._client import PURGE_TIMEOUT
 from greendrop._logging import ERROR, Log
@@ -184,7 +184,7 @@ class Closing:
             return
         # Closed first: a warning may have been made an error. Where no thread is to be
         # had, the program is ending, which closes it as well.
-        _waiting.start_thread(lambda: self._close_quietly(None, force=False))
+        _threads.start_thread(lambda: self._close_quietly(None, force=False))
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _librdkafka, _process, _waiting, events
+from greendrop import _librdkafka, _process, _threads, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
 from greendrop._tokens import Tokens
@@ -109,7 +109,7 @@ class Connections:
         #: The OAuth token that all clients log in with.
         self.tokens = Tokens(settings, monitor, self._give_token)
         #: Held over each change of the above.
-        self.changing = _waiting.new_lock()
+        self.changing = _threads.new_lock()
         # Clients that are being closed while others take their place, or could.
         self._parting: list[Client] = []
         self._end_waiters: deque[_waiting.Waiter] = deque()
@@ -386,7 +386,7 @@ class Connections:
         self.disconnecting = None
         self._parting = []
         # A thread of the parent may have held them at the moment of the fork.
-        self.changing = _waiting.new_lock()
+        self.changing = _threads.new_lock()
         self._end_waiters = deque()
         self.status = "closed" if self.status == "closing" else "configured"
         self.let_go()

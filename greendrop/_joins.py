@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from greendrop._waiting import get_ident
+from greendrop._threads import get_ident
 
 
 def waits_for(task: object, other: object) -> bool:

@@ -22,7 +22,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ def _readable(address: int) -> bool:
     except OSError:
         return False
     finally:
-        _waiting.close_fd(reader)
-        _waiting.close_fd(writer)
+        _threads.close_fd(reader)
+        _threads.close_fd(writer)
 
 
 class MainQueue:
@@ -228,8 +228,8 @@ class MainQueue:
             works = self._tried(reader, writer)
         finally:
             self._enable(fd if works else -1)
-            _waiting.close_fd(reader)
-            _waiting.close_fd(writer)
+            _threads.close_fd(reader)
+            _threads.close_fd(writer)
         return works
 
     def _tried(self, reader: int, writer: int) -> bool:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,7 +149,7 @@ class MemoryLog:
         #: What goes wrong at present.
         self.faults = Faults()
         # Held for a moment, and alone.
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
         # Next offsets, by partition.
         self._topics: dict[str, list[int]] = {}
         # In the order in which they came.
@@ -160,7 +160,7 @@ class MemoryLog:
 
     def renew_lock(self) -> None:
         """Have a lock that nobody holds, in a forked child."""
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
 
     def create(self, topic: str, partitions: int) -> bool:
         """Create a topic; False if there is one of that name."""

@@ -15,7 +15,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._engine import KafkaException, native_error
 from greendrop._memory_log import MemoryLog, Record, Transaction, choose_partition
 from greendrop._memory_queue import Arrived
@@ -148,7 +148,7 @@ class MemoryProducer:
         self.fatal: tuple[int, str] | None = None
         self._closed = False
         # Held for a moment; then the log's.
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
         # In the order of sending, in which they are also answered and time out.
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
@@ -293,7 +293,7 @@ class MemoryProducer:
         # Only while something is to happen later: who needs no delays has no thread.
         if not self._clock_runs and seconds < math.inf:
             self._clock_runs = True
-            _waiting.start_new_thread(self._run_clock, ())
+            _threads.start_new_thread(self._run_clock, ())
 
     def _run_clock(self) -> None:
         while True:

@@ -10,7 +10,7 @@ import gc
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _process, _waiting
+from greendrop import _process, _threads
 from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Named(Protocol):
 # By setting and name. A WeakValueDictionary has callbacks: what a signal
 # handler raises in one of these is lost.
 _owners: dict[tuple[str, str], weakref.ref[Named]] = {}
-_changing = _waiting.new_lock()
+_changing = _threads.new_lock()
 # Of the process whose names these are.
 _mark = _process.mark()
 

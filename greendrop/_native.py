@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import cimpl
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._engine import engine_for
 from greendrop._signal import Signal
 from greendrop._verdicts import Verdicts
@@ -93,9 +93,9 @@ class Native:
         # Lock order: poll_gate, gate.
         #: Held around each poll, so that closing can keep everybody out: librdkafka's
         #: close while another thread is inside is a crash.
-        self.poll_gate = _waiting.new_lock()
+        self.poll_gate = _threads.new_lock()
         #: Held around each call that queues messages, for the same reason.
-        self.gate = _waiting.new_lock()
+        self.gate = _threads.new_lock()
         #: A signal handler raised in a poll, and with that maybe a report was lost.
         self.interrupted = False
         self._poll_ident = 0
@@ -125,7 +125,7 @@ class Native:
         else:
             kafka["statistics.interval.ms"] = "0"
         try:
-            with _waiting.polite_threads():
+            with _threads.polite_threads():
                 return self.engine.build(kafka, _LogLines(self._note))
         except cimpl.KafkaException as error:
             reason = self.verdicts.translate(error.args[0])
@@ -152,7 +152,7 @@ class Native:
         Returns:
             An exception of the program's own signal handler, if that raised in here.
         """
-        me = _waiting.get_ident()
+        me = _threads.get_ident()
         if not seconds and self._poll_ident not in (0, me):
             # Another thread polls, and tells. A hub must not wait for it; it comes
             # back at once, after a turn for the others.
@@ -210,7 +210,7 @@ class Native:
 
         Inside poll, or inside a flush or close that another thread makes.
         """
-        if _waiting.get_ident() != self._poll_ident:
+        if _threads.get_ident() != self._poll_ident:
             self.signal.set()
         elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
             # librdkafka keeps the rest, in order, and signals again.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop.errors import BrokerError, IllegalWaitError, ProducerClosedError
 from greendrop.message import Message
 
@@ -95,7 +95,7 @@ class Router:
         # which they came: in that order they are woken, and send. Changed under the
         # lock, which is held for a few instructions.
         self._asking: dict[str, dict[_waiting.Waiter, None]] = {}
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
         self._stopped = False
 
     def routed(self, message: Message, counts: dict[str, int]) -> Message:
@@ -200,7 +200,7 @@ class Router:
                 return
             self._asking[topic] = {}
         try:
-            if not _waiting.start_thread(self._find_out, topic):
+            if not _threads.start_thread(self._find_out, topic):
                 self._find_out(topic)  # the interpreter is ending
         except RuntimeError:  # the system has no more threads
             self._answer(topic, None)

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._stalls import StallWatch
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class ThreadTask:
         self._rest = _waiting.ThreadWaiter()
         #: Whether there is no thread, because the interpreter is ending and starts
         #: none. Who waits has to poll.
-        self.threadless = not _waiting.start_thread(self._run)
+        self.threadless = not _threads.start_thread(self._run)
 
     @property
     def alive(self) -> bool:
@@ -252,7 +252,7 @@ class ThreadTask:
 
     def is_current(self) -> bool:
         """Tell whether the caller is this task: a listener, that is."""
-        return _waiting.get_ident() == self._ident
+        return _threads.get_ident() == self._ident
 
     def guard(self) -> None:
         """Do nothing: it polls all the time."""
@@ -277,7 +277,7 @@ class ThreadTask:
         return self._ended
 
     def _run(self) -> None:
-        self._ident = _waiting.get_ident()
+        self._ident = _threads.get_ident()
         last_beat = _waiting.monotonic()
         try:
             while not self._stopped:

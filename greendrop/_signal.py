@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from greendrop import _waiting
+from greendrop import _threads
 
 
 class Signal:
@@ -61,13 +61,13 @@ class Signal:
         os.dup2(read, self._read, inheritable=False)
         if write != read:
             os.dup2(write, self._write, inheritable=False)
-            _waiting.close_fd(write)
-        _waiting.close_fd(read)
+            _threads.close_fd(write)
+        _threads.close_fd(read)
 
     def close(self) -> None:
         read, write = self._read, self._write
         # A late `set` must not write into whatever file gets the number next.
         self._read = self._write = -1
-        _waiting.close_fd(read)
+        _threads.close_fd(read)
         if write != read:
-            _waiting.close_fd(write)
+            _threads.close_fd(write)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ class StallWatch:
         self._stopped = False
         self._awake = _waiting.ThreadWaiter()
         self._rest = _waiting.ThreadWaiter()
-        _waiting.start_new_thread(self._run, ())
+        _threads.start_new_thread(self._run, ())
 
     def look(self) -> None:
         """Begin to ask, if it does not yet; from any thread."""
@@ -84,7 +84,7 @@ class StallWatch:
 
     def _run(self) -> None:
         while not self._over():
-            self._awake.wait(_waiting.LONGEST)
+            self._awake.wait(_threads.LONGEST)
             while self._busy() and not self._over():
                 self._ask()
                 self._sleep()

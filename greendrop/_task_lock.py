@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._joins import waits_for
 
 
@@ -43,7 +43,7 @@ class TaskLock:
         self.turn: Turn | None = None
         self._queue: deque[Turn] = deque()
         # Held over code that can't switch greenlets only.
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
 
     @property
     def is_mine(self) -> bool:

@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop.errors import (
     ConfigurationInvalidError,
     IllegalWaitError,
@@ -166,7 +166,7 @@ class Tokens:
             raise OAuthTokenError(text)
 
     def _new_waiter(self, refresh: _Refresh) -> _waiting.Waiter:
-        if refresh.thread == _waiting.get_ident():
+        if refresh.thread == _threads.get_ident():
             text = f"{self._asked} can't wait for the token itself; nothing was sent"
             raise IllegalWaitError(text)
         try:
@@ -204,7 +204,7 @@ class Tokens:
         return None
 
     def _refresh(self, process: int, refresh: _Refresh) -> None:
-        refresh.thread = _waiting.get_ident()
+        refresh.thread = _threads.get_ident()
         try:
             try:
                 self._use(self._ask())

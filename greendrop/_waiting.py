@@ -1,48 +1,27 @@
 """How greendrop waits: letting greenlets run where there is a hub, blocking elsewhere.
 
-The only importer of gevent, greenlet and threads, and the only place that decides
-between them. It decides at the moment of waiting, from the calling thread, and never
-imports gevent for a program that did not. Knows nothing of Kafka.
+The only importer of gevent and greenlet, and the only place that decides between those
+and native threads (`_threads`). It decides at the moment of waiting, from the calling
+thread, and never imports gevent for a program that did not. Knows nothing of Kafka.
 """
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import os
 import sys
 import time
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greendrop import _threads
 from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from collections.abc import Callable
 
     from gevent.hub import Hub
 
 monotonic = time.monotonic
-
-
-def _native(module: ModuleType, name: str) -> Any:  # noqa: ANN401 - whatever it has
-    """Get a function of a module as it was before monkey-patching.
-
-    Bound once at import: patching replaces names in modules, not what we hold.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        return monkey.get_original(module.__name__, name)
-    return getattr(module, name)
-
-
-allocate_lock: Callable[[], _thread.LockType] = _native(_thread, "allocate_lock")
-get_ident: Callable[[], int] = _native(_thread, "get_ident")
-start_new_thread: Callable[..., int] = _native(_thread, "start_new_thread")
-#: gevent's own leaves a descriptor open until the hub comes round, if it ever does.
-close_fd: Callable[[int], None] = _native(os, "close")
 
 #: Seconds that libev takes for "in the next round of the loop".
 _NEXT_ROUND = 1e-6
@@ -50,8 +29,6 @@ _NEXT_ROUND = 1e-6
 _SHORTEST = 0.001
 #: Seconds between two looks of a timer that is only there to hold the loop.
 _LONG = 3600.0
-#: Longest single wait that a C lock takes, in seconds.
-LONGEST: float = _thread.TIMEOUT_MAX
 
 
 def current_hub() -> Hub | None:
@@ -69,7 +46,7 @@ def current_hub() -> Hub | None:
         if (
             monkey is not None
             and monkey.is_module_patched("threading")
-            and get_ident() == sys.modules["gevent.hub"].MAIN_THREAD_IDENT
+            and _threads.get_ident() == sys.modules["gevent.hub"].MAIN_THREAD_IDENT
         ):
             hub = local.get_hub()
     return hub
@@ -129,7 +106,7 @@ def current_task() -> object:
         current = sys.modules["greenlet"].getcurrent()
         if current.parent is not None:
             return current
-    return get_ident()
+    return _threads.get_ident()
 
 
 def is_current(task: object) -> bool:
@@ -143,51 +120,6 @@ def in_hub() -> bool:
     """Tell whether the caller runs in the hub itself, where nobody may wait."""
     hub = current_hub()
     return hub is not None and sys.modules["greenlet"].getcurrent() is hub
-
-
-class Lock(Protocol):
-    """What `new_lock` makes."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
-        """Take it; False if it was not to be had."""
-        ...
-
-    def release(self) -> None:
-        """Give it back."""
-        ...
-
-
-# References without callbacks: what a signal handler raises in one of those is lost.
-_locks: set[weakref.ref[Any]] = set()
-#: Locks from which on those that are gone are looked for.
-_many_locks = 100
-
-
-def new_lock() -> Any:  # noqa: ANN401 - a `Lock`, and a context manager
-    """Make a lock that its own thread may take again (a signal handler does).
-
-    gevent leaves `_thread.RLock` alone, so it is native, patched or not. Hold it only
-    over code that can't switch greenlets: all greenlets of a thread own it together. It
-    is free in a forked child, whoever of the parent's threads held it.
-    """
-    global _many_locks  # noqa: PLW0603 - grows with what lives
-    lock = _thread.RLock()
-    _locks.add(weakref.ref(lock))
-    if len(_locks) > _many_locks:
-        _locks.difference_update({each for each in list(_locks) if each() is None})
-        _many_locks = 100 + 2 * len(_locks)
-    return lock
-
-
-def _free_locks_in_child() -> None:
-    for reference in list(_locks):
-        lock: Any = reference()
-        # One that this thread holds is released by it.
-        if lock is not None and not lock._is_owned():  # noqa: SLF001 - as `threading` does
-            lock._at_fork_reinit()  # noqa: SLF001
-
-
-os.register_at_fork(after_in_child=_free_locks_in_child)
 
 
 class Waiter(Protocol):
@@ -221,11 +153,11 @@ class ThreadWaiter:
     gone = False
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = _threads.allocate_lock()
         self._lock.acquire()
 
     def wait(self, seconds: float) -> bool:
-        return self._lock.acquire(timeout=min(max(seconds, 0.0), LONGEST))
+        return self._lock.acquire(timeout=min(max(seconds, 0.0), _threads.LONGEST))
 
     def wait_patiently(self, seconds: float) -> bool:
         return self.wait(min(seconds, self.PATIENCE))
@@ -327,7 +259,7 @@ class GreenletWaiter:
         self._woken = True
         hub = self._hub
         loop: Any = hub.loop
-        if loop is None or get_ident() != hub.thread_ident:
+        if loop is None or _threads.get_ident() != hub.thread_ident:
             call_in_hub(hub, self._resume)
         elif self._switch is not None and self._callback is None:
             # The short way: in this thread nothing runs between question and answer.
@@ -422,7 +354,7 @@ def call_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> Non
     loop: Any = hub.loop
     if loop is None:
         return
-    if get_ident() == hub.thread_ident:
+    if _threads.get_ident() == hub.thread_ident:
         loop.run_callback(function, *args)
     else:
         # Whoever can be woken in a hub has looked into its mail before.
@@ -521,30 +453,6 @@ def give_way() -> None:
         sys.modules["gevent"].sleep(grain)
 
 
-@contextlib.contextmanager
-def polite_threads() -> Iterator[None]:
-    """Make native threads that are started inside not preempt others when they wake.
-
-    Threads inherit Linux's SCHED_BATCH: same share of the processor, no privilege
-    needed. librdkafka wakes a thread at the first message that it is handed; if that
-    one takes the processor over at once, it sends the message alone, and the next, and
-    the next, at ten times the price. Polite, it waits until the hub sleeps or another
-    processor is free. See docs/decisions/0005. Does nothing elsewhere than on Linux,
-    or where it is forbidden, or when the caller has a policy of its own.
-    """
-    try:
-        usual = os.sched_getscheduler(0) == os.SCHED_OTHER
-        if usual:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except (AttributeError, OSError):
-        usual = False
-    try:
-        yield
-    finally:
-        if usual:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
 class Turns:
     """Lets others run every so often, in a long loop of our own."""
 
@@ -566,24 +474,6 @@ class Turns:
             self._ends = monotonic() + self.LENGTH
 
 
-def start_thread(function: Callable[..., object], *args: object) -> bool:
-    """Start a native thread; False if there is none to be had any more.
-
-    Python 3.12 starts none once the main thread has come to its end, also not for what
-    is run at exit.
-
-    Raises:
-        RuntimeError: The system has no more threads.
-    """
-    try:
-        start_new_thread(function, args)
-    except RuntimeError as error:
-        if "shutdown" not in str(error):
-            raise
-        return False
-    return True
-
-
 def start(function: Callable[[], object]) -> None:
     """Run a function by itself: in a greenlet where there is a hub, else a thread.
 
@@ -591,7 +481,7 @@ def start(function: Callable[[], object]) -> None:
     """
     if current_hub() is not None:
         sys.modules["gevent"].spawn(function)
-    elif not start_thread(function):
+    elif not _threads.start_thread(function):
         function()
 
 
@@ -608,7 +498,7 @@ def start_apart(function: Callable[[], object]) -> None:
         finally:
             _end_own_hub()
 
-    if not start_thread(work):
+    if not _threads.start_thread(work):
         function()
 
 
@@ -654,7 +544,7 @@ class NativeCall:
             if waiter is not None:
                 waiter.wake()
 
-        if not start_thread(work):
+        if not _threads.start_thread(work):
             work()  # the interpreter is ending: nobody else needs the hub
 
     @property

@@ -10,7 +10,7 @@ import copy
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop.errors import DeliveryTimeoutError, IllegalWaitError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ReportQueue(deque["DeliveryHandle"]):
 _Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None"
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
-_swap = _waiting.new_lock()
+_swap = _threads.new_lock()
 
 
 def _unpickled(state: dict[str, object]) -> DeliveryHandle:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._logging import ERROR, Log
 from greendrop._repeats import Repeats
 from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
@@ -306,7 +306,7 @@ class Monitor:
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
         self._statistics_frozen = False
         self._failures = Repeats()
         # Who hears of an error, and in which task.

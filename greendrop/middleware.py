@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from greendrop import _waiting
+from greendrop import _threads
 from greendrop.errors import MiddlewareError
 from greendrop.message import Message, detached
 
@@ -39,7 +39,7 @@ class Middleware:
     def __init__(self) -> None:
         #: Replaced as a whole, never changed.
         self.steps: tuple[Step, ...] = ()
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
 
     def append(self, step: _S) -> _S:
         """Add a step after all others; gives it back, so it works as a decorator.

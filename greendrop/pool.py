@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _waiting, events
+from greendrop import _threads, _waiting, events
 from greendrop._logging import ERROR, Log
 from greendrop._placeholders import current_slot
 from greendrop.errors import (
@@ -84,7 +84,7 @@ class ProducerPool:
 
     def _start_over(self) -> None:
         # Held over code that can't switch greenlets only.
-        self._changing = _waiting.new_lock()
+        self._changing = _threads.new_lock()
         # A stack: what was used last is used next, so that others may stay idle.
         self._idle = self._slots[::-1]
         self._queue: deque[_Checkout] = deque()

@@ -28,7 +28,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greendrop import _reading, _waiting
+from greendrop import _reading, _threads, _waiting
 from greendrop._error_names import error_code, number_of
 from greendrop._memory import MemoryCluster, in_memory
 from greendrop._memory_log import Record, check_partitions
@@ -279,11 +279,11 @@ class _Elsewhere:
             self._hang_up()
             raise
         finally:
-            _waiting.close_fd(orders)
-            _waiting.close_fd(answers)
+            _threads.close_fd(orders)
+            _threads.close_fd(answers)
         self._closed = False
         #: Held while an order waits for its answer.
-        self._talking = _waiting.allocate_lock()
+        self._talking = _threads.new_lock()
 
     def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
         order = json.dumps([name, arguments]).encode() + b"\n"
@@ -302,15 +302,12 @@ class _Elsewhere:
         with self._talking:
             if self._closed:
                 raise GreendropError("the mock cluster is closed")
-            answer = b""
+            reader, answer = self._stdout, b""
             with suppress(BrokenPipeError):
                 os.write(self._stdin, order)
-                while not answer.endswith(b"\n") and (more := self._read()):
+                while not answer.endswith(b"\n") and (more := os.read(reader, 4096)):
                     answer += more
         return answer
-
-    def _read(self) -> bytes:
-        return os.read(self._stdout, 65_536)
 
     def close(self) -> None:
         with self._talking:
@@ -320,8 +317,8 @@ class _Elsewhere:
         self._child.wait(_PATIENCE)
 
     def _hang_up(self) -> None:
-        _waiting.close_fd(self._stdin)
-        _waiting.close_fd(self._stdout)
+        _threads.close_fd(self._stdin)
+        _threads.close_fd(self._stdout)
 
 
 def _serve(brokers: int) -> None:

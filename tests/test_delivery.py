@@ -8,7 +8,7 @@ import time
 import gevent
 import pytest
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop.delivery import DeliveryHandle, DeliveryReport, ReportQueue
 from greendrop.errors import (
     BrokerError,
@@ -423,13 +423,13 @@ def test_gevent_wait_wakes_for_a_verdict_of_another_thread(hub, handle):
 def test_linked_callback_is_called_in_the_hub_of_who_linked(hub, handle):
     """A link is called with the handle, once, in the thread that made it."""
     called = []
-    handle.rawlink(lambda each: called.append((each, _waiting.get_ident())))
+    handle.rawlink(lambda each: called.append((each, _threads.get_ident())))
     timer = by_thread(deliver, handle)
     await_true(lambda: called)
     timer.join()
     gevent.sleep(0.01)
 
-    assert called == [(handle, _waiting.get_ident())]
+    assert called == [(handle, _threads.get_ident())]
 
 
 def test_unlinked_callback_is_not_called(hub, handle):

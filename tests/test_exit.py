@@ -241,12 +241,12 @@ def test_warnings_that_are_errors_change_nothing(
 
 NO_MORE_THREADS = """
     # As Python 3.12 does from the end of the main thread on, before any exit handler.
-    from greendrop import _waiting
+    from greendrop import _threads
 
     def refuse(*_):
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    _waiting.start_new_thread = refuse
+    _threads.start_new_thread = refuse
 """
 
 

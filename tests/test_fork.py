@@ -451,10 +451,10 @@ def test_locks_that_a_thread_of_the_parent_held_are_free(
 ):
     """The fork comes when another thread is inside, which the child does not have."""
     program = """
-    from greendrop import _waiting, delivery
+    from greendrop import _threads, delivery
 
     held = [producer._core._connections.changing, delivery._swap]
-    inside, over = _waiting.allocate_lock(), _waiting.allocate_lock()
+    inside, over = _threads.allocate_lock(), _threads.allocate_lock()
     inside.acquire()
     over.acquire()
 
@@ -470,7 +470,7 @@ def test_locks_that_a_thread_of_the_parent_held_are_free(
         handle = producer.produce_async(topic="events", payload=b"x")
         return handle.wait(5).topic
 
-    _waiting.start_thread(hold)
+    _threads.start_thread(hold)
     inside.acquire()
     for fork in forks().values():
         assert Fork(use, fork).result() == "events"

@@ -17,7 +17,7 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_event_names", "_logging", "_secrets", "_placeholders"},
+    {"_event_names", "_logging", "_secrets", "_placeholders", "_threads"},
     {"oauth", "_waiting", "_process", "_signal"},
     {"_librdkafka", "_repeats", "_joins"},
     {"_error_names"},
@@ -49,8 +49,8 @@ LEAVES = {"listeners", "contrib", "cli", "__main__"}
 OWNERS = {
     "gevent": {"_waiting"},
     "greenlet": {"_waiting"},
-    "threading": {"_waiting"},
-    "_thread": {"_waiting"},
+    "threading": set(),
+    "_thread": {"_threads"},
     "concurrent": set(),
     "asyncio": set(),
     "ctypes": {"_librdkafka", "_mock_cluster"},

@@ -463,7 +463,7 @@ def test_spawned_cluster_answers_many_at_once(mode):
     run(
         """
         import gevent
-        from greendrop import _waiting
+        from greendrop import _threads
         from greendrop.testing import MockCluster
 
         answers, ended = [], []
@@ -482,7 +482,7 @@ def test_spawned_cluster_answers_many_at_once(mode):
         with MockCluster.spawn() as cluster:
             expected = cluster.bootstrap_servers
             for _ in range(2):
-                assert _waiting.start_thread(ask)
+                assert _threads.start_thread(ask)
             tasks = [gevent.spawn(each) for each in (ask, ask, ask_in_a_hurry)]
             gevent.joinall(tasks, timeout=20, raise_error=True)
             with gevent.Timeout(20):

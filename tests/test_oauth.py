@@ -27,7 +27,7 @@ from greendrop import (
     Producer,
     ProducerClosedError,
     _librdkafka,
-    _waiting,
+    _threads,
 )
 from greendrop._tokens import Tokens
 from greendrop.config import build_settings
@@ -672,7 +672,7 @@ def test_no_thread_to_ask_in_is_a_failure(tokens, clock, until, monkeypatch):
 
     wait(tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(_waiting, "start_new_thread", refuse)
+        patch.setattr(_threads, "start_new_thread", refuse)
         clock.seconds = 1e9 + 80
         review(tokens, until)
         clock.seconds = 1e9 + 100

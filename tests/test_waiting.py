@@ -6,7 +6,7 @@ import time
 import gevent
 import pytest
 
-from greendrop import _waiting
+from greendrop import _threads, _waiting
 from greendrop._signal import Signal
 from greendrop._waiting import GreenletWaiter, ThreadWaiter
 from greendrop.errors import IllegalWaitError
@@ -421,7 +421,7 @@ def test_thread_that_waits_is_never_gone():
 
 def test_native_call_without_a_hub_is_made_on_the_spot():
     """With nobody to let run, there is no use for a second thread."""
-    assert _waiting.run_natively(_waiting.get_ident, LONG) == _waiting.get_ident()
+    assert _waiting.run_natively(_threads.get_ident, LONG) == _threads.get_ident()
 
 
 @pytest.mark.slow
@@ -429,10 +429,10 @@ def test_native_call_with_a_hub_lets_greenlets_run(longest_gap):
     """What blocks natively blocks another thread than the hub's."""
     with longest_gap() as gap:
         ident = _waiting.run_natively(
-            lambda: (time.sleep(0.3), _waiting.get_ident())[1], LONG
+            lambda: (time.sleep(0.3), _threads.get_ident())[1], LONG
         )
 
-    assert ident != _waiting.get_ident()
+    assert ident != _threads.get_ident()
     assert gap.seconds < 0.15
 
 
@@ -474,20 +474,20 @@ def test_start_runs_in_a_thread_without_a_hub():
     """Without a hub, what is started has a thread."""
     idents = []
     ended = threading.Event()
-    _waiting.start(lambda: (idents.append(_waiting.get_ident()), ended.set()))
+    _waiting.start(lambda: (idents.append(_threads.get_ident()), ended.set()))
 
     assert ended.wait(LONG)
-    assert idents != [_waiting.get_ident()]
+    assert idents != [_threads.get_ident()]
 
 
 def test_start_runs_in_a_greenlet_with_a_hub(hub):
     """With a hub, what is started has a greenlet of it."""
     idents = []
-    _waiting.start(lambda: idents.append(_waiting.get_ident()))
+    _waiting.start(lambda: idents.append(_threads.get_ident()))
     assert idents == []
     gevent.sleep(0.01)
 
-    assert idents == [_waiting.get_ident()]
+    assert idents == [_threads.get_ident()]
 
 
 def test_give_way_lets_others_run_once(hub):
