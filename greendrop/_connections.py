@@ -160,11 +160,14 @@ class Connections:
     def refuse_after_fork(self) -> None:
         """Raise `ProducerUsedInParentProcessError` in a child of who connected."""
         if self.inherited:
-            text = (
-                f"producer {self.settings.id!r} was used before this process was"
-                " forked; call reset() here, or use it only after the fork"
-            )
-            raise ProducerUsedInParentProcessError(text)
+            raise self.inherited_error()
+
+    def inherited_error(self) -> ProducerUsedInParentProcessError:
+        """Make the error of who uses in a child what its parent uses."""
+        return ProducerUsedInParentProcessError(
+            f"producer {self.settings.id!r} was used before this process was forked;"
+            " call reset() here, or use it only after the fork"
+        )
 
     def closed_error(self) -> ProducerClosedError:
         """Make the error of whoever comes too late."""

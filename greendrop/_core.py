@@ -471,13 +471,15 @@ class Core:
 
     def reset(self) -> None:
         """See `Producer.reset`."""
-        if not self._connections.inherited:
+        transactions = self.transactions
+        turn_is_parents = transactions is not None and transactions.inherited
+        if not (self._connections.inherited or turn_is_parents):
             return
         if self.status != "closing":
             _names.claim(self)
         self._connections.reset()
-        if self.transactions is not None:
-            self.transactions.reset()
+        if transactions is not None:
+            transactions.reset()
 
     def _change_settings(self, settings: Settings) -> None:
         """Take what a listener of `producer.reload` made of the settings.

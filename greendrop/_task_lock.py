@@ -5,6 +5,7 @@ Who waits for it lets other greenlets run. Knows nothing of what it protects.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from contextlib import suppress
 
@@ -15,10 +16,11 @@ from greendrop._joins import waits_for
 class Turn:
     """A task's use of the lock, from the moment it asks to the moment it gives back."""
 
-    __slots__ = ("task", "waiter")
+    __slots__ = ("pid", "task", "waiter")
 
     def __init__(self, task: object) -> None:
         self.task = task
+        self.pid = os.getpid()
         self.waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter | None = None
 
     @property
@@ -29,6 +31,10 @@ class Turn:
 
 class OwnerWaitsError(Exception):
     """Who has the lock waits for the one who asks, so neither would ever go on."""
+
+
+class OwnerInParentError(Exception):
+    """Who has the lock is a task of the process that this one was forked from."""
 
 
 class TaskLock:
@@ -51,6 +57,12 @@ class TaskLock:
         turn = self.turn
         return turn is not None and _waiting.is_current(turn.task)
 
+    @property
+    def inherited(self) -> bool:
+        """Whether a task of the process that this one was forked from has it."""
+        turn = self.turn
+        return turn is not None and turn.pid != os.getpid()
+
     def acquire(self, turn: Turn, seconds: float) -> bool:
         """Wait for one's turn; False if it did not come in time.
 
@@ -62,12 +74,15 @@ class TaskLock:
 
         Raises:
             OwnerWaitsError: The one who has it waits for the end of the caller.
+            OwnerInParentError: The one who has it would never give it back here.
             IllegalWaitError: Another one has it, and the caller is the hub itself.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread.
         """
+        if self.inherited:
+            raise OwnerInParentError
         with self._changing:
             # In the queue first: it decides, also when others come at this moment.
             self._queue.append(turn)

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from greendrop import _waiting
 from greendrop._client import PURGE_TIMEOUT
-from greendrop._task_lock import OwnerWaitsError, TaskLock, Turn
+from greendrop._task_lock import (
+    OwnerInParentError,
+    OwnerWaitsError,
+    TaskLock,
+    Turn,
+)
 from greendrop._transactional_clients import (
     FAILURES,
     TransactionalClients,
@@ -160,6 +165,11 @@ class Transactions:
         """Whether the caller has one, be it about to begin or to end."""
         return self._lock.is_mine
 
+    @property
+    def inherited(self) -> bool:
+        """Whether it is the parent's turn, in a forked child."""
+        return self._lock.inherited
+
     def joined(self) -> Current | None:
         """Give the caller's own transaction, if it has one that is open.
 
@@ -188,7 +198,7 @@ class Transactions:
         """
         try:
             return self._lock.acquire(turn, seconds)
-        except OwnerWaitsError:
+        except (OwnerWaitsError, OwnerInParentError):
             return False
 
     def admit(self, turn: Turn) -> None:
@@ -253,6 +263,8 @@ class Transactions:
             text = f"that of another task did not end within {seconds:g} s"
         except OwnerWaitsError:
             text = "the task that has a transaction waits for this one to end"
+        except OwnerInParentError as error:
+            raise self._connections.inherited_error() from error
         raise TransactionBusyError(
             f"no transaction was begun, and nothing sent: {text} (greendrop runs the"
             " transactions of one producer one after the other)"

@@ -8,6 +8,7 @@ thread, and never imports gevent for a program that did not. Knows nothing of Ka
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
@@ -394,12 +395,30 @@ class Mail:
 
 #: The attribute of a hub that has its mail.
 _MAIL = "greendrop_mail"
+#: The hub that a forked child got from its parent, until it is used.
+_inherited: Hub | None = None
 
 
 def take_mail(hub: Hub) -> None:
     """Let other threads call in a hub from now on; in its own thread."""
+    global _inherited  # noqa: PLW0603 - once in each child
+    if hub is _inherited:
+        _inherited = None
+        # After an `os.fork` without gevent's patches, as multiprocessing's, it listens
+        # where its parent does. If gevent has done this already, it does no harm.
+        loop: Any = hub.loop
+        loop.reinit()
     if getattr(hub, _MAIL, None) is None:
         setattr(hub, _MAIL, Mail(hub))
+
+
+def _note_inherited_hub() -> None:
+    global _inherited  # noqa: PLW0603 - once in each child
+    local: Any = sys.modules.get("gevent._hub_local")
+    _inherited = None if local is None else local.get_hub_if_exists()
+
+
+os.register_at_fork(after_in_child=_note_inherited_hub)
 
 
 def new_waiter() -> ThreadWaiter | GreenletWaiter:

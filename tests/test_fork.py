@@ -480,3 +480,36 @@ def test_locks_that_a_thread_of_the_parent_held_are_free(
     """
 
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_turn_that_a_task_of_the_parent_had_is_never_waited_for(
+    mode, mock_cluster, run_script
+):
+    """Between two clients of a transactional producer only the turn tells of a fork."""
+    program = """
+    from greendrop._task_lock import Turn
+
+    kafka = {"bootstrap.servers": servers, "transactional.id": "t-{pid}"}
+    producer = Producer(kafka=kafka, max_wait_timeout=5.0)
+    turn = Turn(-1)  # a thread
+    assert producer._core.transactions._lock.acquire(turn, 0.0)
+
+    def use():
+        began = time.monotonic()
+        refused = caught(send)
+        took = time.monotonic() - began
+        producer.reset()
+        sent = send()
+        producer.close()
+        return [refused, took < 2, sent]
+
+    for fork in forks().values():
+        expected = ["ProducerUsedInParentProcessError", True, "events"]
+        assert Fork(use, fork).result() == expected
+    producer._core.transactions._lock.give_back(turn)
+    assert send() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
