@@ -1,4 +1,4 @@
-"""Write docs/settings.md, docs/events.md and the names of events for type checkers.
+"""Write the pages docs/reference/settings.md and events.md, and the names of events.
 
 All of it from the tables in the code.
 
@@ -7,6 +7,7 @@ Run it after a change of a table; a test says when it was forgotten.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,10 +175,17 @@ EventName: TypeAlias = Literal[
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n"
-        for line in lines
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Escape a cell, and turn `docs/x/y.md` of a table in the code into a link."""
+    linked = re.sub(
+        r"docs/(\w+/([\w-]+))\.md",
+        lambda found: f"[{found[2]}](../{found[1]}.md)",
+        text,
     )
+    return linked.replace("|", "\\|")
 
 
 def _written(value: object) -> str:
@@ -188,8 +196,8 @@ def _written(value: object) -> str:
 def pages() -> Mapping[Path, str]:
     """Give the text of each generated page."""
     return {
-        DOCS / "settings.md": settings(),
-        DOCS / "events.md": listed_events(),
+        DOCS / "reference" / "settings.md": settings(),
+        DOCS / "reference" / "events.md": listed_events(),
         NAMES: names(),
     }
 

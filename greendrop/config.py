@@ -1,9 +1,9 @@
 """Each setting of a producer: default, unit, rule and reason.
 
 The fields of `Settings` are the only place where a setting is described: checks,
-hints and docs/settings.md are made from them. Knows librdkafka's keys only as far as
-greendrop gives them a default or depends on them; whether librdkafka accepts a key or
-value is for `_librdkafka` to find out.
+hints and docs/reference/settings.md are made from them. Knows librdkafka's keys only
+as far as greendrop gives them a default or depends on them; whether librdkafka accepts
+a key or value is for `_librdkafka` to find out.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class Settings:
         unit="yes or no",
         why="Replace the client of an idempotent producer that a fatal error has ended,"
         " and send on with the new one. What was in flight fails; whoever sends it"
-        " again may get it twice, or out of order. See docs/recovery.md.",
+        " again may get it twice, or out of order. See docs/send/recovery.md.",
         waterdrop="reload_on_idempotent_fatal_error, false",
     )
     wait_backoff_on_idempotent_fatal_error: float = _setting(
@@ -303,7 +303,7 @@ class Settings:
         why="Replace the client of a transactional producer that a fatal error, a"
         " failed abort or an unanswered commit has ended. The error is raised all the"
         " same; the next transaction begins with a new client. See"
-        " docs/transactions.md.",
+        " docs/send/transactions.md.",
         waterdrop="reload_on_transaction_fatal_error, true",
     )
     wait_backoff_on_transaction_fatal_error: float = _setting(
@@ -346,8 +346,8 @@ class Settings:
         _KEYS,
         "keys",
         "Numbers in librdkafka's statistics whose change is told beside them, as KEY_d"
-        " and KEY_fd; see docs/statistics.md. The default is what the metrics of"
-        " greendrop need.",
+        " and KEY_fd; see docs/observe/statistics.md. The default is what the metrics"
+        " of greendrop need.",
         "statistics_decorator",
     )
     stall_alarm: float = _setting(
@@ -356,7 +356,7 @@ class Settings:
         "seconds",
         "Tell `hub.stalled` when the hub was held for so long while messages were on"
         " their way. 0 turns it off. Costs a native thread, which runs only while"
-        " messages are on their way; see docs/stalls.md.",
+        " messages are on their way; see docs/observe/stalls.md.",
     )
     oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
         None,
@@ -364,7 +364,7 @@ class Settings:
         "a function",
         "Gives an `OAuthToken` each time one is needed, if `sasl.mechanisms` is"
         " OAUTHBEARER. Called on a native thread of its own, where it may block. See"
-        " docs/oauth.md.",
+        " docs/run/oauth.md.",
         "oauth.token_provider_listener, false",
     )
     exit_timeout: float = _setting(
@@ -415,7 +415,7 @@ class Settings:
 
 
 class Setting(NamedTuple):
-    """One setting, described. A row of docs/settings.md."""
+    """One setting, described. A row of docs/reference/settings.md."""
 
     name: str
     default: object

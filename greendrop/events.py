@@ -1,9 +1,9 @@
 """What greendrop tells: the tables of events, and the monitors that tell them.
 
-The tables are the single source of the names, of `docs/events.md`, of the types in
-`_event_names.py` and of what a listener object may listen to. A monitor calls its
-listeners one after the other, in the order of subscription; a listener can't hurt what
-it listens to.
+The tables are the single source of the names, of `docs/reference/events.md`, of the
+types in `_event_names.py` and of what a listener object may listen to. A monitor calls
+its listeners one after the other, in the order of subscription; a listener can't hurt
+what it listens to.
 """
 
 from __future__ import annotations
@@ -160,21 +160,21 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
         "oauthbearer.token_refresh": EventSpec(
             when="a token is needed, and there is no oauth_token_provider: give"
             " `bearer` one, or say why there is none. Told on a native thread of its"
-            " own (docs/oauth.md)",
+            " own (docs/run/oauth.md)",
             payload=("producer_id", "bearer"),
         ),
         "statistics.emitted": EventSpec(
             when="librdkafka emitted statistics (statistics.interval.ms); see"
-            " [statistics](statistics.md)",
+            " docs/observe/statistics.md",
             payload=("producer_id", "statistics"),
         ),
         "hub.stalled": EventSpec(
             when="the hub was held for `seconds` while messages waited to be told of"
-            " (`stall_alarm`); `stack` is where, or None; see [stalls](stalls.md)",
+            " (`stall_alarm`); `stack` is where, or None; see docs/observe/stalls.md",
             payload=("producer_id", "seconds", "stack"),
         ),
         "error.occurred": EventSpec(
-            when="something failed; `type` says what (docs/events.md)",
+            when="something failed; `type` says what (docs/reference/events.md)",
             payload=("producer_id", "error", "type"),
         ),
     }

@@ -72,7 +72,7 @@ class Producer:
 
     Args:
         kafka: librdkafka's configuration, by its own keys and in its own units.
-        **settings: See docs/settings.md. Durations are seconds.
+        **settings: See docs/reference/settings.md. Durations are seconds.
 
     Raises:
         ConfigurationInvalidError: Names every bad setting.
@@ -81,7 +81,7 @@ class Producer:
     def __init__(
         self,
         kafka: Mapping[str, object] | None = None,
-        **settings: Any,  # noqa: ANN401 - checked by name and type, see docs/settings.md
+        **settings: Any,  # noqa: ANN401 - checked by name and type, see docs/reference/settings.md
     ) -> None:
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor()
@@ -672,7 +672,7 @@ class Producer:
 
         `with producer.scope():` collects what this greenlet or thread sends through
         this producer in the block, by any verb, and waits for it at the end: for these
-        messages only, not for those of others. See docs/scope.md.
+        messages only, not for those of others. See docs/send/scopes.md.
 
         Args:
             timeout: Seconds to wait at the end of the block, for all messages
@@ -697,7 +697,7 @@ class Producer:
         the end of the block, also if that is left by `return`, `break` or `continue`;
         any exception rolls it back and goes on. `tx.abort()`, or an `AbortTransaction`,
         rolls it back and ends there. Inside of another block of the same greenlet or
-        thread it joins that one. See docs/transactions.md.
+        thread it joins that one. See docs/send/transactions.md.
 
         Raises:
             ProducerNotTransactionalError: There is no `transactional.id`.

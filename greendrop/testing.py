@@ -16,7 +16,7 @@ hides aborted transactions: an Apache Kafka decides what these are about.
         producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
 
 `Recorder` keeps events. None of it takes part in a program that does not import this
-module; docs/testing.md says when to use what.
+module; docs/start/testing.md says when to use what.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A web application with metrics, for gunicorn with several workers.
 
-As in docs/metrics.md: each worker keeps its metrics in files of a folder, and whichever
-is asked adds up all of them.
+As in docs/observe/metrics.md: each worker keeps its metrics in files of a folder, and
+whichever is asked adds up all of them.
 """
 
 import os

@@ -102,8 +102,8 @@ def test_names_keep_the_rules():
 
 
 def test_every_metric_is_on_the_page_of_docs():
-    """docs/metrics.md has each metric, with its labels."""
-    text = (DOCS / "metrics.md").read_text()
+    """docs/observe/metrics.md has each metric, with its labels."""
+    text = (DOCS / "observe" / "metrics.md").read_text()
 
     for spec in METRICS:
         (row,) = [line for line in text.splitlines() if f"| `{spec.name}`" in line]

@@ -16,7 +16,7 @@ START, END = "```python\n", "```\n"
 
 PAGES = sorted(
     page.relative_to(ROOT)
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
     if START in page.read_text()
 )
 # What a reader would do with a program that only defines something: by a line of it.

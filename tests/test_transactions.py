@@ -325,7 +325,7 @@ def test_failed_message_fails_the_transaction(world, transactional, mock_cluster
     assert tx.outcome == "aborted"
     assert handle.error.name == "INVALID_RECORD"
     with producer.transaction() as tx:
-        # librdkafka has skipped a number in the other one: see docs/transactions.md.
+        # librdkafka has skipped a sequence number: see docs/send/transactions.md.
         send(producer, partition=1)
     assert tx.outcome == "committed"
     assert heard == []

@@ -38,7 +38,7 @@ class Greendrop:
     | key | |
     |---|---|
     | `GREENDROP_KAFKA` | librdkafka's configuration, a mapping; required |
-    | `GREENDROP_SETTINGS` | greendrop's settings (docs/settings.md), a mapping |
+    | `GREENDROP_SETTINGS` | greendrop's settings (docs/reference/settings.md) |
     | `GREENDROP_PRODUCER` | a producer to be used instead of a new one, for tests |
 
     With another name these begin with that name in capitals. An application that sends

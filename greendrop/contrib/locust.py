@@ -54,7 +54,7 @@ class GreendropUser(User):
     #: librdkafka's configuration. Without `bootstrap.servers` these are Locust's host
     #: (`--host`, or the class's `host`).
     kafka: ClassVar[Mapping[str, object]] = {}
-    #: greendrop's settings, see docs/settings.md.
+    #: greendrop's settings, see docs/reference/settings.md.
     settings: ClassVar[Mapping[str, Any]] = {}
     #: The type of the requests in Locust's statistics.
     request_type: ClassVar[str] = "KAFKA"

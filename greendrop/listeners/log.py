@@ -27,7 +27,7 @@ _SHOWN = 10
 
 
 class LogListener:
-    """Writes a line for each event of the table in docs/logging.md.
+    """Writes a line for each event of the table in docs/observe/logging.md.
 
     One may listen to any number of producers. Override a method `on_...` to write
     something else, or nothing.

@@ -33,9 +33,10 @@ def get_producer(alias: str = "default") -> Producer:
 
     Args:
         alias: A key of `settings.GREENDROP`. Its value may have `KAFKA` (librdkafka's
-            configuration, required), `OPTIONS` (greendrop's settings, docs/settings.md)
-            and `PREPARE`: the dotted path of a function that is called with the new
-            producer, to subscribe listeners or to add middleware, and does not wait.
+            configuration, required), `OPTIONS` (greendrop's settings, see
+            docs/reference/settings.md) and `PREPARE`: the dotted path of a function
+            that is called with the new producer, to subscribe listeners or to add
+            middleware, and does not wait.
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: The settings are wrong, or
