@@ -56,7 +56,7 @@ class Core:
 
     def __init__(self, settings: Settings, monitor: Monitor) -> None:
         self.settings = settings
-        self.max_payload_size = settings.max_payload_size
+        self.size_limit = settings.size_limit
         self.monitor = monitor
         self.buffer = Buffer()
         self._connections = Connections(

@@ -20,7 +20,7 @@ from greendrop._engine import KafkaException, native_error
 from greendrop._memory_log import MemoryLog, Record, Transaction, choose_partition
 from greendrop._memory_queue import Arrived
 from greendrop._partitioners import partitioner
-from greendrop.message import UNASSIGNED
+from greendrop.message import UNASSIGNED, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -208,10 +208,10 @@ class MemoryProducer:
             raise _raised(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
         if self._id is not None and self._transaction is None:
             raise _raised(_STATE, "no transaction is open")
-        size = _size(record)
-        if size > self._most_bytes:
+        if size_of(record.payload, record.key, record.headers) > self._most_bytes:
             raise _raised(_TOO_LARGE)
         messages, total = self._limits
+        size = _size(record)
         if len(self) >= messages or self._bytes + size > total:
             raise BufferError("Local: Queue full")
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from greendrop import _placeholders, _secrets
 from greendrop._waiting import DAY
 from greendrop.errors import ConfigurationInvalidError
+from greendrop.message import SizeLimit
 
 if TYPE_CHECKING:
     from greendrop.oauth import OAuthToken
@@ -32,6 +33,8 @@ SHORTEST_IDLE_TIMEOUT = 30.0
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
+#: librdkafka's own default of `message.max.bytes`.
+_SIZE_LIMIT = 1_000_000
 #: Milliseconds. Below `max_wait_timeout`, so that librdkafka's verdict comes first.
 _MESSAGE_TIMEOUT = 150_000
 #: Milliseconds. librdkafka wants it at or above `message.timeout.ms`.
@@ -198,9 +201,11 @@ class Settings:
         1_000_012,
         _BYTES,
         "bytes",
-        "A larger payload is refused before it is queued. The number was Kafka's own"
-        " limit until 2.4; later brokers take 1,048,588 bytes for a whole batch. To"
-        " send more, raise librdkafka's message.max.bytes and the topic's limit too.",
+        "A larger message is refused before it is queued. Payload, key, headers and 36"
+        " bytes for the record count, as librdkafka counts them; librdkafka's"
+        " message.max.bytes (1,000,000) is a limit too, and the smaller of the two"
+        " holds. Brokers take 1,048,588 bytes for a whole batch; to send more, raise"
+        " both settings and the topic's max.message.bytes.",
         "max_payload_size, 1_000_012",
     )
     max_wait_timeout: float = _setting(
@@ -377,6 +382,14 @@ class Settings:
     )
 
     @property
+    def size_limit(self) -> SizeLimit:
+        """The size of the largest message: the smaller one of the two limits."""
+        whole = int(_number(self.kafka.get(_SIZE_KEY), _SIZE_LIMIT))
+        if self.max_payload_size < whole:
+            return SizeLimit(self.max_payload_size, "max_payload_size")
+        return SizeLimit(whole, f"kafka's {_SIZE_KEY}")
+
+    @property
     def transactional_id(self) -> str | None:
         """The `transactional.id` as it is in this process; None if there is none."""
         if not self.transactional:
@@ -536,6 +549,7 @@ BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
 _MOCK = "test.mock.num.brokers"
 _LINGER = ("linger.ms", "queue.buffering.max.ms")
 _QUEUE_KEY = "queue.buffering.max.messages"
+_SIZE_KEY = "message.max.bytes"
 _DELIVERY_TIMEOUT = ("message.timeout.ms", "delivery.timeout.ms")
 _ONLY_ERRORS = "delivery.report.only.error"
 

@@ -228,7 +228,7 @@ class Producer:
         message = _new_message(Message, fields)
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        message = checked(message, core.max_payload_size)
+        message = checked(message, core.size_limit)
         told = "message.produced_sync" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -296,7 +296,7 @@ class Producer:
         message = _new_message(Message, fields)
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        message = checked(message, core.max_payload_size)
+        message = checked(message, core.size_limit)
         told = "message.produced_async" in self.monitor.listeners
         began = _waiting.monotonic() if told else 0.0
         try:
@@ -375,7 +375,7 @@ class Producer:
     def _checked_batch(
         self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
     ) -> list[Message]:
-        limit = core.max_payload_size
+        limit = core.size_limit
         if self.middleware.steps:
             return read_all(messages, lambda item: self._prepare(as_message(item)))
         return read_all(
@@ -388,7 +388,7 @@ class Producer:
         core = self._core or self._unconfigured()
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        return checked(message, core.max_payload_size)
+        return checked(message, core.size_limit)
 
     def _many_sync(
         self,
@@ -529,7 +529,7 @@ class Producer:
 
     def _tombstone(self, item: object) -> Message:
         core = self._core or self._unconfigured()
-        return as_tombstone(item, core.max_payload_size)
+        return as_tombstone(item, core.size_limit)
 
     # --- the buffer --------------------------------------------------------------
 

@@ -43,7 +43,7 @@ app.conf.update(
     },
 )
 producer = Producer(
-    kafka={"bootstrap.servers": os.environ["SERVERS"]}, max_payload_size=2_000_000
+    kafka={"bootstrap.servers": os.environ["SERVERS"]}
 )
 
 if os.environ["CONNECT"]:
@@ -58,31 +58,33 @@ def invalid():
     producer.produce_sync(topic="not a topic", payload=b"x")
 
 @app.task
-def too_large():
-    producer.produce_sync(topic="events", payload=bytes(1_500_000))
+def refused():
+    producer.produce_sync(topic="events", payload="x", partition=99)
 
 @app.task
 def batch():
-    good, bad = ({"topic": "events", "payload": bytes(n)} for n in (1, 1_500_000))
+    good, bad = ({"topic": "events", "payload": "x", "partition": n} for n in (0, 99))
     producer.produce_many_sync([good, bad])
 
 @app.task(bind=True, max_retries=2, default_retry_delay=0)
 def again(task):
     try:
-        producer.produce_sync(topic="events", payload=bytes(1_500_000))
+        producer.produce_sync(topic="events", payload="x", partition=99)
     except DeliveryError as error:
         # So that the retry, too, has gone through the serializer.
         raise task.retry(exc=error)
 
 @app.task(autoretry_for=(DeliveryError,), max_retries=2, default_retry_delay=0)
 def automatically():
-    producer.produce_sync(topic="events", payload=bytes(1_500_000))
+    producer.produce_sync(topic="events", payload="x", partition=99)
 
 @app.task(bind=True, max_retries=3, default_retry_delay=0)
 def in_the_end(task):
-    size = 1_500_000 if task.request.retries < 2 else 10
+    partition = 99 if task.request.retries < 2 else 0
     try:
-        return producer.produce_sync(topic="events", payload=bytes(size)).offset
+        return producer.produce_sync(
+            topic="events", payload="x", partition=partition
+        ).offset
     except DeliveryError as error:
         raise task.retry(exc=error)
 """
@@ -151,29 +153,29 @@ def test_errors_reach_who_asked_for_the_task(outcomes, pool, serializer):
 
     The worker's main process has used the producer: in children it was reset.
     """
-    tasks = ("invalid", "too_large", "batch", "again", "automatically", "in_the_end")
+    tasks = ("invalid", "refused", "batch", "again", "automatically", "in_the_end")
 
     got = outcomes(pool, tasks, serializer)
 
     assert isinstance(got["invalid"], MessageInvalidError)
     assert got["invalid"].errors.keys() == {"topic"}
-    for name in ("too_large", "again", "automatically"):
+    for name in ("refused", "again", "automatically"):
         assert isinstance(got[name], DeliveryError), got[name]
-        assert "MESSAGE_TOO_LARGE" in str(got[name])
+        assert "_UNKNOWN_PARTITION" in str(got[name])
     assert isinstance(got["batch"], ProduceManyError)
     assert got["batch"].failed_index == 1
     assert isinstance(got["in_the_end"], int)
     if serializer == "pickle":
-        assert got["too_large"].name == "MESSAGE_TOO_LARGE"
+        assert got["refused"].name == "_UNKNOWN_PARTITION"
         assert got["batch"].dispatched[0].report.topic == "events"
 
 
 def test_a_producer_that_the_parent_has_used_says_so(outcomes):
     """Without `connect` a child of the prefork pool is told to reset it."""
-    got = outcomes("prefork", ["too_large"], connect="")
+    got = outcomes("prefork", ["refused"], connect="")
 
-    assert isinstance(got["too_large"], ProducerUsedInParentProcessError)
-    assert "reset()" in str(got["too_large"])
+    assert isinstance(got["refused"], ProducerUsedInParentProcessError)
+    assert "reset()" in str(got["refused"])
 
 
 @pytest.fixture

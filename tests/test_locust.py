@@ -46,7 +46,7 @@ from tests.kafka.running import tell
 
 class One(GreendropUser):
     fixed_count = 2
-    settings = {"max_payload_size": 2_000_000}
+    settings = {"max_payload_size": 500_000}
     wait_time = constant(0.05)
 
     def context(self):
@@ -60,10 +60,10 @@ class One(GreendropUser):
         assert len(client.produce_many_sync(many)) == 2
         assert client.produce_async(topic="orders", payload="12", name="later")
         # Failures don't raise. They are in the statistics.
-        large = {"topic": "orders", "payload": bytes(1_500_000)}
-        assert client.produce_sync(**large, name="large") is None
-        client.produce_async(**large, name="large, later")
-        assert client.produce_many_sync([large], name="large, many") is None
+        refused = {"topic": "orders", "payload": "x", "partition": 99}
+        assert client.produce_sync(**refused, name="refused") is None
+        client.produce_async(**refused, name="refused, later")
+        assert client.produce_many_sync([refused], name="refused, many") is None
 
 class Two(One):
     fixed_count = 1
@@ -146,9 +146,9 @@ def test_each_message_is_a_request(run, mock_cluster):
     assert told["orders"][0] == 3
     assert told["batch"][0] == 10
     assert told["later"][0] == 2
-    assert "large" in told
+    assert "refused" in told
     for _, name, _, milliseconds, error in facts["requests"]:
-        if name.startswith("large"):
+        if name.startswith("refused"):
             assert error.endswith("Error"), name
         else:
             assert error == "NoneType"

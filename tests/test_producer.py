@@ -492,21 +492,54 @@ def test_max_wait_timeout_ends_a_sync_verb(world, mock_cluster, make_producer):
     assert [event["type"] for event in errors] == ["message.produce_sync"]
 
 
-@pytest.mark.slow
-def test_message_too_large_for_librdkafka_is_told(world, make_producer):
-    """A message over `message.max.bytes` fails at once: on the call or its handle."""
-    producer = make_producer({"message.max.bytes": 1_000})
-    for _ in range(2):
-        with pytest.raises(DeliveryError) as raised:
-            producer.produce_async(topic="t", payload=b"x" * 2_000).wait(LONG)
-        assert raised.value.name == "MESSAGE_TOO_LARGE"
-        assert raised.value.code == 10
-        with pytest.raises(DeliveryError) as raised:
-            producer.produce_sync(topic="t", payload=b"x" * 2_000)
-        assert raised.value.name == "MESSAGE_TOO_LARGE"
+@pytest.mark.parametrize(
+    ("kafka", "settings", "limit"),
+    [
+        ({"message.max.bytes": 1_000}, {}, "kafka's message.max.bytes=1000"),
+        (
+            {"message.max.bytes": 1_000},
+            {"max_payload_size": 1_000},
+            "kafka's message.max.bytes=1000",
+        ),
+        (
+            {"message.max.bytes": 2_000},
+            {"max_payload_size": 1_000},
+            "max_payload_size=1000",
+        ),
+        ({}, {"max_payload_size": 2_000_000}, "kafka's message.max.bytes=1000000"),
+        ({}, {}, "kafka's message.max.bytes=1000000"),
+    ],
+)
+def test_the_smaller_limit_of_size_holds_and_is_named(
+    make_producer, kafka, settings, limit
+):
+    """A message above it is refused by each verb, before anything is opened."""
+    producer = make_producer(kafka, **settings)
+    large = {"topic": "t", "payload": b"x" * (int(limit.rpartition("=")[2]) - 35)}
+    small = {"topic": "t", "payload": b"x"}
 
-    assert producer.produce_sync(topic="t", payload=b"small").topic == "t"
-    assert producer.queue_size == 0
+    for verb in (producer.produce_sync, producer.produce_async):
+        with pytest.raises(MessageInvalidError) as raised:
+            verb(**large)
+        assert limit in raised.value.errors["payload"]
+        assert "nothing was sent" in str(raised.value)
+    for verb in (producer.produce_many_sync, producer.produce_many_async):
+        with pytest.raises(MessageInvalidError) as raised:
+            verb([small, large])
+        assert limit in raised.value.errors["messages[1].payload"]
+    assert producer.status == "configured"
+
+
+def test_a_large_key_or_header_is_refused(make_producer):
+    """All of a message counts; the error names the field that takes most of it."""
+    producer = make_producer({"message.max.bytes": 1_000})
+
+    for field, value in (("key", b"k" * 970), ("headers", {"h": b"v" * 970})):
+        with pytest.raises(MessageInvalidError) as raised:
+            producer.produce_sync(topic="t", payload=b"x", **{field: value})
+        assert raised.value.errors.keys() == {field}
+    with pytest.raises(MessageInvalidError):
+        producer.tombstone_sync(topic="t", key=b"k" * 970, partition=0)
 
 
 def test_message_larger_than_the_queue_does_not_jam_it(world, make_producer):

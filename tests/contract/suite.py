@@ -153,19 +153,27 @@ def test_a_partition_that_is_not_there_is_an_error(
     assert sorted(values(cluster.records(topic))) == [b"after", b"before"]
 
 
-def test_a_message_that_is_too_large_is_refused(
-    world, cluster, topic, producer_on_cluster
+@pytest.mark.parametrize(
+    "sized",
+    [
+        (36, {}),
+        (136, {"key": b"k" * 100}),
+        (36 + 66 + 68 + 3, {"headers": {"a": b"v" * 63, "b": [b"v" * 64, None]}}),
+    ],
+)
+def test_a_message_may_be_as_large_as_the_limit(
+    world, cluster, topic, producer_on_cluster, sized
 ):
-    """And no other message suffers."""
+    """One byte more is refused, and no other message suffers."""
+    size, rest = sized
     producer = producer_on_cluster({"message.max.bytes": 2000})
 
-    with pytest.raises(DeliveryError) as raised:
-        producer.produce_sync(topic=topic, payload=bytes(3000))
+    with pytest.raises(MessageInvalidError):
+        producer.produce_sync(topic=topic, payload=bytes(2001 - size), **rest)
 
-    assert raised.value.name == "MESSAGE_TOO_LARGE"
     assert producer.queue_size == 0
-    producer.produce_sync(topic=topic, payload=b"after")
-    assert values(cluster.records(topic)) == [b"after"]
+    producer.produce_sync(topic=topic, payload=bytes(2000 - size), **rest)
+    assert values(cluster.records(topic)) == [bytes(2000 - size)]
 
 
 def test_a_message_that_breaks_the_rules_is_not_sent(

@@ -110,7 +110,7 @@ def produce_on_commit(
     made = as_message(message)
     core = producer._core  # noqa: SLF001 - knows the producer's limit
     if core is not None and not producer.middleware.steps:
-        checked(made, core.max_payload_size)
+        checked(made, core.size_limit)
 
     def send() -> None:
         producer.produce_async(**made._asdict())
