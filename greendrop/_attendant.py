@@ -166,7 +166,13 @@ class Attendant(Generic[_Wire]):
                 )
                 if self._may_gather():
                     self.gather = Gatherer(hub, self._hand_over)
-        self._give_all(orphans)
+        try:
+            self._give_all(orphans)
+        except BaseException:
+            # A signal handler raised: the messages that are left have no other way.
+            if orphans:
+                _waiting.start(lambda: self._give_all(orphans))
+            raise
 
     def gatherer(self) -> Gatherer[_Wire] | None:
         """Give that of the caller's hub, if messages are gathered there.
@@ -233,6 +239,7 @@ class Attendant(Generic[_Wire]):
             isinstance(task, HubTask)
             and gather is not None
             and gather.current_hub() is gather.hub
+            and not gather.hub.dead
             and not self._tellers
         ):
             # The common case, spelled out for speed as in `Client.send`.

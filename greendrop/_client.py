@@ -500,9 +500,11 @@ class Client:
     def drop_gathered(self) -> None:
         """Drop what librdkafka was not given yet."""
         gather = self.attendant.gather
-        if gather is not None and gather.is_here():
+        if gather is None:
+            return
+        if gather.is_here() or _waiting.hub_is_gone(gather.hub):
             self._drop(gather.take())
-        elif gather is not None:
+        else:
             _waiting.call_in_hub(gather.hub, lambda: self._drop(gather.take()))
 
     def finish_purge(self, seconds: float) -> None:

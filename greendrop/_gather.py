@@ -60,6 +60,10 @@ def give(items: list[_Item], hand_over: HandOver[_Item]) -> int:
     return given
 
 
+def _no_hub() -> Hub | None:
+    return None
+
+
 class Gatherer(Generic[_Item]):
     """The list of sends that wait for their batch."""
 
@@ -95,6 +99,11 @@ class Gatherer(Generic[_Item]):
 
     def review(self) -> None:
         """Hand over what was added, or see to it that this is done soon."""
+        if self.hub.dead:
+            # No tick of it will end. The next send gets another poller, and no batch.
+            self.current_hub = _no_hub
+            self.hand_over()
+            return
         idle = not self._under_way and not self._scheduled
         if (idle and len(self.items) == 1) or len(self.items) >= _MOST:
             self.hand_over()

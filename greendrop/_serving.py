@@ -136,6 +136,8 @@ class HubTask:
         if self.greenlet.dead and not self._ended:
             _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
+            if self.hub.thread_ident == _threads.get_ident() and self.hub.loop:
+                self._close_watchers()  # a dead hub of this thread
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
             # for ever. The client behind it need not stay as well.
             del self._turn, self._outstanding, self._beat

@@ -12,9 +12,11 @@ import os
 import sys
 import time
 from collections import deque
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _threads
+from greendrop._deadline import Deadline
 from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ monotonic = time.monotonic
 _NEXT_ROUND = 1e-6
 #: Shortest time that a timer of every loop knows (libuv's grain), in seconds.
 _SHORTEST = 0.001
+#: Seconds after which the timer of a wait fires again, until the wait has ended.
+_REPEAT = 0.1
+#: Seconds between two checks whether a greenlet of a dead hub has been woken.
+_DEAD_HUB_POLL = 0.01
 #: Seconds between two looks of a timer that is only there to hold the loop.
 _LONG = 3600.0
 
@@ -37,6 +43,9 @@ def current_hub() -> Hub | None:
 
     A monkey-patched main thread is given its hub: everything that will wait there
     waits on it. Other native threads are not: no greenlet lives there to be starved.
+    A dead hub counts as none. An exception that reaches a hub while it starts, such as
+    the KeyboardInterrupt of a signal, kills it. gevent keeps it as the thread's hub,
+    but no greenlet of the thread can run any more, so blocking it starves nobody.
     """
     local: Any = sys.modules.get("gevent._hub_local")
     if local is None:
@@ -50,7 +59,7 @@ def current_hub() -> Hub | None:
             and _threads.get_ident() == sys.modules["gevent.hub"].MAIN_THREAD_IDENT
         ):
             hub = local.get_hub()
-    return hub
+    return None if hub is None or hub.dead else hub
 
 
 def hub_getter() -> Callable[[], Hub | None]:
@@ -211,10 +220,12 @@ class GreenletWaiter:
         loop: Any = self._hub.loop
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
-        timer = loop.timer(seconds if seconds > _SHORTEST else _SHORTEST)  # noqa: FURB136 - faster
+        # It repeats, because a signal handler may raise at the entry of `send_on`: the
+        # exception goes to the main greenlet, and a one-shot timer would be spent.
+        timer = loop.timer(seconds if seconds > _SHORTEST else _SHORTEST, _REPEAT)  # noqa: FURB136 - faster
         try:
             timer.start(self.send_on, update=True)
-            return self._sleep()
+            return self._sleep(seconds)
         finally:
             timer.close()
 
@@ -225,15 +236,18 @@ class GreenletWaiter:
         # A timer of its own is a sixth of all that a message costs the hub.
         try:
             room.enter(self)
-            return self._sleep()
+            return self._sleep(self.PATIENCE)
         finally:
             room.leave(self)
 
-    def _sleep(self) -> bool:
+    def _sleep(self, seconds: float) -> bool:
+        hub = self._hub
         self._switch = self.greenlet.switch
         try:
             while not (self._woken or self._sent_on):
-                self._hub.switch()
+                if hub.dead:
+                    return self._block(seconds)
+                hub.switch()
         finally:
             # From here a late wake-up finds nobody: it must not switch into a
             # greenlet that has gone on to something else.
@@ -242,6 +256,18 @@ class GreenletWaiter:
                 self._callback.stop()
         if not self._woken:
             self._sent_on, self._callback = False, None
+        return self._woken
+
+    def _block(self, seconds: float) -> bool:
+        """Block the thread until woken or for some seconds, because the hub is dead.
+
+        The hub can't run a timer or resume a greenlet any more. A switch to it returns
+        at once, so that a loop around the switch would spin without an end.
+        """
+        deadline = Deadline(seconds)
+        pause = ThreadWaiter()
+        while not (self._woken or deadline.has_expired):
+            pause.wait(min(deadline.remaining(), _DEAD_HUB_POLL))
         return self._woken
 
     @property
@@ -352,9 +378,9 @@ class LinkWaiter:
 
 def call_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> None:
     """Have a hub call a function soon; from any thread. Ignored if the hub is gone."""
-    loop: Any = hub.loop
-    if loop is None:
+    if hub_is_gone(hub):
         return
+    loop: Any = hub.loop
     if _threads.get_ident() == hub.thread_ident:
         loop.run_callback(function, *args)
     else:
@@ -388,9 +414,16 @@ class Mail:
         with contextlib.suppress(ValueError):  # the loop was just destroyed
             self._watcher.send()
 
+    def resume(self) -> None:
+        """Schedule what an interrupted `_open` has left; in the hub's thread."""
+        if self._wanted:
+            self._watcher.send()
+
     def _open(self) -> None:
-        while self._wanted:
-            self._loop.run_callback(*self._wanted.popleft())
+        # No bytecode runs between taking a call and scheduling it: a signal handler
+        # that raised there would lose the call.
+        with contextlib.suppress(IndexError):
+            deque(starmap(self._loop.run_callback, iter(self._wanted.popleft, None)), 0)
 
 
 #: The attribute of a hub that has its mail.
@@ -408,8 +441,11 @@ def take_mail(hub: Hub) -> None:
         # where its parent does. If gevent has done this already, it does no harm.
         loop: Any = hub.loop
         loop.reinit()
-    if getattr(hub, _MAIL, None) is None:
+    mail: Mail | None = getattr(hub, _MAIL, None)
+    if mail is None:
         setattr(hub, _MAIL, Mail(hub))
+    else:
+        mail.resume()
 
 
 def _note_inherited_hub() -> None:

@@ -64,6 +64,9 @@ class FakeLoop:
 class FakeHub:
     """gevent's hub, as far as a gatherer uses it."""
 
+    #: Whether an exception has ended it.
+    dead = False
+
     def __init__(self):
         self.loop = FakeLoop()
 
@@ -515,4 +518,17 @@ def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):
 
     assert not gatherer.is_here()
     gevent.get_hub()
+    assert not gatherer.is_here()
+
+
+def test_dead_hub_batches_nothing(gatherer, fake_hub, sink):
+    """When the hub has died no tick will end, so a send goes out at once."""
+    gatherer.current_hub = lambda: fake_hub
+    add(gatherer, 1)
+    fake_hub.dead = True
+    gatherer.items.append(2)
+
+    add(gatherer, 3)
+
+    assert sink.batches == [[1], [2, 3]]
     assert not gatherer.is_here()

@@ -17,7 +17,7 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_event_names", "_logging", "_secrets", "_placeholders", "_threads"},
+    {"_event_names", "_logging", "_secrets", "_placeholders", "_threads", "_deadline"},
     {"oauth", "_waiting", "_process", "_signal"},
     {"_librdkafka", "_repeats", "_joins"},
     {"_error_names"},
