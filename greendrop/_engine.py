@@ -77,7 +77,7 @@ class _Librdkafka:
     """The real one."""
 
     def build(self, kafka: dict[str, Any], logger: Any) -> Any:  # noqa: ANN401
-        return cimpl.Producer(kafka, logger=logger)
+        return _librdkafka.extension_class(cimpl.Producer)(kafka, logger=logger)
 
     def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
         return _librdkafka.MainQueue.of(producer)

@@ -27,7 +27,6 @@ from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from types import ModuleType
 
     from greendrop.oauth import OAuthToken
 
@@ -89,8 +88,8 @@ _PAGE = 0x1000
 class Library(NamedTuple):
     """librdkafka as confluent-kafka has loaded it."""
 
-    #: The extension module.
-    cimpl: ModuleType
+    #: confluent-kafka's producer, as its extension module defines it.
+    producer_class: type
     #: Calls that keep the GIL.
     short: ctypes.PyDLL
     #: Calls that let go of it.
@@ -107,11 +106,13 @@ def load_library() -> Library | None:
         # find_spec imports the package, and with it cimpl.
         spec = find_spec(_CIMPL)
         cimpl = sys.modules[_CIMPL]
-        if spec is None or spec.origin is None or not _as_known(cimpl.Producer):
+        producer_class = extension_class(cimpl.Producer)
+        if spec is None or spec.origin is None or not _as_known(producer_class):
             return None
         # Symbols are looked up in cimpl's own file: dlsym searches what that file
         # depends on, so a second librdkafka in the process can't be picked by mistake.
-        library = Library(cimpl, ctypes.PyDLL(spec.origin), ctypes.CDLL(spec.origin))
+        short, blocking = ctypes.PyDLL(spec.origin), ctypes.CDLL(spec.origin)
+        library = Library(producer_class, short, blocking)
         declare(library.short, _SHORT)
         declare(library.blocking, _BLOCKING)
     except (ImportError, KeyError, OSError, AttributeError):
@@ -125,6 +126,21 @@ def declare(dll: ctypes.CDLL, prototypes: Mapping[str, tuple[Any, Any]]) -> None
         function = getattr(dll, name)
         function.restype = restype
         function.argtypes = argtypes
+
+
+def extension_class(found: Any) -> Any:  # noqa: ANN401 - a producer or a consumer
+    """Return the class that confluent-kafka's extension module defines.
+
+    Tracing agents put a subclass of their own into the module. New Relic's, for one,
+    keeps only the last one of repeated headers, and hides the class whose layout is
+    known here.
+
+    Args:
+        found: What the module has. If that is no class, it is returned as it is.
+    """
+    while isinstance(found, type) and found.__base__ not in {None, object}:
+        found = found.__base__
+    return found
 
 
 def _as_known(producer: type) -> bool:
@@ -142,7 +158,7 @@ def _native(producer: object) -> int | None:
     if library is None:
         return None
     # Not isinstance: that believes an object's own __class__.
-    if not issubclass(type(producer), library.cimpl.Producer):
+    if not issubclass(type(producer), library.producer_class):
         return None
     # Inside the object, so reading it is safe whatever it is.
     address = c_void_p.from_address(id(producer) + object.__basicsize__).value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import cimpl
 
-from greendrop import _waiting
+from greendrop import _librdkafka, _waiting
 from greendrop._memory_log import Record
 from greendrop.errors import GreendropError
 
@@ -64,7 +64,7 @@ def read_topic(
 
 def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:
     deadline = _waiting.monotonic() + seconds
-    consumer = cimpl.Consumer(conf)
+    consumer = _librdkafka.extension_class(cimpl.Consumer)(conf)
     records: list[Record] = []
     try:
         left = _partitions(consumer, topic, seconds)

@@ -1,8 +1,9 @@
-"""greendrop's spans beside agents that patch confluent-kafka for all programs."""
+"""greendrop beside agents that patch confluent-kafka for all programs."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 
 import pytest
 
@@ -100,3 +101,91 @@ def test_beside_other_agents(run_script, mock_cluster, provider, order):
     assert set(told["names"]) == {"send events", "web"}
     assert told["gap"] < 0.2
     assert "Traceback" not in ended.stderr
+
+
+#: How each agent begins, before or after greendrop is imported. None of them reports.
+AGENTS = {
+    "newrelic": """
+        os.environ |= {"NEW_RELIC_DEVELOPER_MODE": "true", "NEW_RELIC_LOG": "/dev/null"}
+        import newrelic.agent
+        newrelic.agent.initialize()
+        import confluent_kafka.cimpl
+        assert hasattr(confluent_kafka.cimpl.Producer.produce, "__wrapped__")
+        application = newrelic.agent.register_application(timeout=10.0)
+        work = newrelic.agent.BackgroundTask(application, "work")
+        """,
+    "ddtrace": """
+        os.environ["DD_INSTRUMENTATION_TELEMETRY_ENABLED"] = "false"
+        os.environ["DD_REMOTE_CONFIGURATION_ENABLED"] = "false"
+        os.environ["DD_TRACE_ENABLED"] = "false"
+        import ddtrace
+        ddtrace.patch(kafka=True)
+        work = ddtrace.tracer.trace("work")
+        """,
+    "opentelemetry": """
+        from opentelemetry.instrumentation.confluent_kafka import (
+            ConfluentKafkaInstrumentor,
+        )
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.trace import get_tracer, set_tracer_provider
+        set_tracer_provider(TracerProvider())
+        ConfluentKafkaInstrumentor().instrument()
+        work = get_tracer("work").start_as_current_span("work")
+        """,
+    "sentry": """
+        import sentry_sdk
+        from sentry_sdk.transport import Transport
+
+        class Nowhere(Transport):
+            def capture_envelope(self, envelope):
+                pass
+
+        sentry_sdk.init(
+            dsn="http://key@127.0.0.1:9/1", traces_sample_rate=1.0, transport=Nowhere
+        )
+        work = sentry_sdk.start_transaction(name="work")
+        """,
+}
+
+USE = """
+from greendrop import ConfigurationInvalidError, Producer
+from greendrop.testing import MockCluster
+
+try:
+    Producer(kafka={"bootstrap.servers": "localhost:9092", "lingr.ms": 5})
+except ConfigurationInvalidError as error:
+    assert "'linger.ms'" in error.errors["kafka.lingr.ms"], error
+else:
+    raise AssertionError("a misspelt key was accepted")
+
+headers = {"tag": ["one", "two"], "other": None}
+with (
+    MockCluster() as cluster,
+    Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers}) as producer,
+):
+    with work:
+        for payload in (b"1", b"2"):
+            producer.produce_sync(topic="events", payload=payload, headers=headers)
+        producer.produce_many_sync(
+            [{"topic": "events", "payload": b"3", "headers": headers}]
+        )
+    assert producer.polling == "fd", producer.polling
+    stored = [record.headers for record in cluster.records("events")]
+    assert stored == [[("tag", b"one"), ("tag", b"two"), ("other", None)]] * 3, stored
+"""
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("order", ["greendrop first", "agent first"])
+def test_no_agent_changes_what_a_producer_does(run_script, agent, order):
+    """Checks of the configuration, polling, mock clusters and headers are as without.
+
+    New Relic's agent replaces the class that greendrop builds on, in the extension
+    module itself; the others replace the one that `confluent_kafka` exports.
+    """
+    start = textwrap.dedent(AGENTS[agent])
+    imported = ("import greendrop", start)
+    if order == "agent first":
+        imported = imported[::-1]
+
+    run_script("\n".join(("import os", *imported, USE)), "patched")
