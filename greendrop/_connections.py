@@ -46,6 +46,9 @@ Status = Literal[
 #: Seconds that one who sends the first message waits for an OAuth token: as long as
 #: most HTTP clients wait for an answer.
 _TOKEN_PATIENCE = 30.0
+#: Seconds that building a client may take: it takes one or two milliseconds, and ten
+#: with TLS.
+_LONGEST_BUILD = 10.0
 #: Topic configurations of one producer, each with a client: connections, threads and
 #: memory. More are most likely made by mistake, one for each message.
 _MOST_LANES = 16
@@ -110,6 +113,8 @@ class Connections:
         self.tokens = Tokens(settings, monitor, self._give_token)
         #: Held over each change of the above.
         self.changing = _threads.new_lock()
+        # Held by the native threads that build clients, and by nothing else.
+        self._building = _threads.new_lock()
         # Clients that are being closed while others take their place, or could.
         self._parting: list[Client] = []
         self._end_waiters: deque[_waiting.Waiter] = deque()
@@ -239,12 +244,16 @@ class Connections:
                 return client
             if lane.settings.wants_tokens and self.tokens.current() is None:
                 return None
-            client = self._build(lane, lane.settings)
+            built = self._build(lane, None, lane.settings)
+            # Looked up again: a signal handler may have sent, or closed, meanwhile.
+            client = lane.client
+            if client is None or (self.over and not self.is_last_flusher):
+                raise self.closed_error()
             if not self.over:
                 lane.open = None if transactional else client
                 self.status = "connected"
-            self.keep()
-        self.tell("producer.connected")
+        if built:
+            self.tell("producer.connected")
         return client
 
     def stay_connected(self) -> None:
@@ -254,29 +263,60 @@ class Connections:
         for lane in self.lanes:
             lane.open = None if lane.settings.transactional else lane.client
 
-    def _build(self, lane: Lane, settings: Settings) -> Client:
-        """Make the client of a lane, with a token if there is one; under `changing`."""
+    def _build(self, lane: Lane, old: Client | None, settings: Settings) -> bool:
+        """Give a lane a client in place of its old one; under `changing`.
+
+        The client is built on a native thread, so that no signal handler can leave half
+        of one behind. A handler that sends while the caller waits for that thread comes
+        here as well, and its own thread finds the client that the first one has built.
+
+        Returns:
+            Whether a client was built: False if the old one is not there any more.
+        """
         if _process.threads_stand_still():
             raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
-        client = Client(
-            settings,
-            self.monitor,
-            on_fatal=lambda client, error: self._on_fatal(lane, client, error),
-            on_pulse=self._on_pulse,
-        )
-        before = lane.settings, lane.client
-        # It is seen by who has a new token before it asks for the last one. The other
-        # way round it could get neither.
-        lane.settings, lane.client = settings, client
-        token = self.tokens.current() if settings.wants_tokens else None
         try:
-            if token is not None:
-                client.set_token(token)
-        except GreendropError:
-            lane.settings, lane.client = before
-            client.discard()
-            raise
-        return client
+            built: bool = _threads.run_apart(
+                lambda: self._build_apart(lane, old, settings), _LONGEST_BUILD
+            )
+        except TimeoutError as error:
+            text = f"librdkafka built no client within {_LONGEST_BUILD:g} s"
+            raise GreendropError(text) from error
+        return built
+
+    def _build_apart(self, lane: Lane, old: Client | None, settings: Settings) -> bool:
+        with self._building:
+            if lane.client is not old:
+                return False
+            client = Client(
+                settings,
+                self.monitor,
+                on_fatal=lambda client, error: self._on_fatal(lane, client, error),
+                on_pulse=self._on_pulse,
+            )
+            before = lane.settings, old
+            self.keep()
+            # Publish the client before reading the current token. In the opposite order
+            # a refresh in between would miss this client, and it would keep the old
+            # token.
+            lane.settings, lane.client = settings, client
+            token = self.tokens.current() if settings.wants_tokens else None
+            try:
+                if token is not None:
+                    client.set_token(token)
+            except GreendropError:
+                lane.settings, lane.client = before
+                client.discard()
+                raise
+            if self.over and self.last_flusher is None:
+                # The caller was interrupted, and then closed the producer. Closing
+                # reads the clients after it has changed the status, so either it found
+                # this one or this thread sees the status.
+                lane.settings, lane.client = before
+                client.discard()
+                self.let_go()
+                return False
+        return True
 
     def _give_token(self, token: OAuthToken) -> None:
         for lane in list(self.lanes):
@@ -339,7 +379,8 @@ class Connections:
                 self.stay_connected()
             if lane.client is not old or self.status != "connected":
                 return False
-            new = self._build(lane, settings)
+            if not self._build(lane, old, settings) or (new := lane.client) is None:
+                return False
         with old.attendant.none_waits():
             self.tell("producer.connected")
         while strays := self._take_over(lane, old, new):

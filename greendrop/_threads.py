@@ -100,6 +100,47 @@ def start_thread(function: Callable[..., object], *args: object) -> bool:
     return True
 
 
+def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+    """Run a function on a native thread of its own, and wait for its result natively.
+
+    Signal handlers run in the main thread only. They may run, and raise, while the
+    caller waits here, and so may anything else that interrupts it: the function goes on
+    to its end all the same. So what it does is done as a whole or not at all.
+
+    On the spot, when the interpreter is ending and starts no thread.
+
+    Args:
+        function: Ends by itself. It must not need a lock that the caller may hold.
+        seconds: How long to wait.
+
+    Raises:
+        TimeoutError: It did not end in time; it goes on by itself.
+        RuntimeError: The system has no more threads.
+
+    Blocking:
+        Blocks the thread, and its hub.
+    """
+    outcome: list[tuple[Any, BaseException | None]] = []
+    running = allocate_lock()
+    running.acquire()
+
+    def work() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
+            outcome.append((None, error))
+        running.release()
+
+    if not start_thread(work):
+        work()
+    if not running.acquire(timeout=seconds):
+        raise TimeoutError
+    value, error = outcome.pop()
+    if error is not None:
+        raise error
+    return value
+
+
 @contextlib.contextmanager
 def polite_threads() -> Iterator[None]:
     """Make native threads that are started inside not preempt others when they wake.

@@ -1,0 +1,88 @@
+"""Interruptions at a chosen place: at the entry of a function of greendrop.
+
+Signals arrive at random places. A trace function finds the same place each time, and
+raises a signal there, or does by itself what the signal's handler would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+
+@contextlib.contextmanager
+def at_entry(
+    function: Callable[..., Any], action: Callable[[], object]
+) -> Iterator[list[int]]:
+    """Call `action` once, at the next entry of a function in this thread.
+
+    What the action raises is raised in that function.
+
+    Yields:
+        A list that has one element once the action was called.
+    """
+    code = function.__code__
+    calls: list[int] = []
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is code and not calls:
+            calls.append(1)
+            sys.settrace(None)
+            action()
+
+    sys.settrace(trace)
+    try:
+        yield calls
+    finally:
+        sys.settrace(None)
+
+
+@contextlib.contextmanager
+def signals_every(seconds: float, number: int) -> Iterator[None]:
+    """Send this process a signal again and again, at no particular moments.
+
+    From a thread: the timer of the process belongs to pytest-timeout.
+    """
+    stopped = threading.Event()
+
+    def send() -> None:
+        while not stopped.wait(seconds):
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        sender.join()
+
+
+@contextlib.contextmanager
+def signal_after(seconds: float, number: int) -> Iterator[None]:
+    """Send this process a signal once, while the block runs or at its end."""
+    sender = threading.Timer(seconds, signal.raise_signal, (number,))
+    sender.start()
+    try:
+        yield
+    finally:
+        sender.join()
+
+
+@contextlib.contextmanager
+def handling(
+    number: int, handler: Callable[[], object]
+) -> Iterator[Callable[[], None]]:
+    """Handle a signal; yields a function that raises it in this process."""
+    before = signal.signal(number, lambda *_: handler())
+    try:
+        yield lambda: signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
