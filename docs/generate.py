@@ -76,13 +76,19 @@ milliseconds is refused. All mistakes are told at once, in `ConfigurationInvalid
 ## kafka
 
 The mapping `kafka` is librdkafka's configuration, by its own keys and in its own units.
-`bootstrap.servers` is required. greendrop sets these where you don't:
+`bootstrap.servers` is required: HOST:PORT, several of them separated by commas, or a
+list of them. IPv6 addresses stand in brackets. greendrop sets these where you don't:
 
 {_table(("key", "value", "why"), kafka)}
 Everything else keeps librdkafka's default. Callbacks (`error_cb`, `stats_cb`,
 `on_delivery` and so on) are refused, with a word on what to use instead: they would run
 inside librdkafka, where a greenlet that waits can end the process.
 `delivery.report.only.error` must not be true, because handles would never resolve.
+
+Numbers are plain decimals: librdkafka itself would read `"1e+06"` as 1 and `"100k"` as
+100, so these are refused. Settings and keys that have no effect, such as a consumer's
+`group.id`, or `transaction.timeout.ms` without a `transactional.id`, are logged once as
+the warning `configuration.no_effect`, with the reason.
 
 ## Coming from WaterDrop
 

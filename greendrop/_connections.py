@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from greendrop import _librdkafka, _process, _threads, _waiting, events
 from greendrop._client import Client
 from greendrop._lane import Lane, topic_settings
+from greendrop._no_effect import warn_no_effect
 from greendrop._tokens import Tokens
 from greendrop.errors import (
     ConfigurationInvalidError,
@@ -92,6 +93,7 @@ class Connections:
                     for key, text in problems.items()
                 }
             )
+        warn_no_effect(settings)
         self.settings = settings
         self.monitor = monitor
         self.keep = keep

@@ -63,6 +63,7 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (c_void_p, c_char_p, c_char_p, c_char_p, c_size_t),
     ),
+    "rd_kafka_conf_get": (c_int, (c_void_p, c_char_p, c_char_p, POINTER(c_size_t))),
     "rd_kafka_conf_properties_show": (None, (c_void_p,)),
     "rd_kafka_get_err_descs": (None, (c_void_p, c_void_p)),
     "rd_kafka_mem_free": (None, (c_void_p, c_void_p)),
@@ -403,9 +404,18 @@ _NOT_TRIED = {
 _MECHANISMS_NOT_TRIED = {"GSSAPI", "OAUTHBEARER"}
 _SASL_WITHOUT = {"SASL_SSL": "ssl", "SASL_PLAINTEXT": "plaintext"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
-# A row of librdkafka's table of properties: the name, and C for consumers, P for
-# producers or * for both.
-_PRODUCER_ROW = re.compile(rf"^({_NAME.pattern})\s*\|\s*[P*]\s*\|", re.MULTILINE)
+# A row of librdkafka's table of properties: the name; C for consumers, P for producers
+# or * for both; and the type at the end of the description, if it is not the version.
+_ROW = re.compile(
+    rf"^({_NAME.pattern})\s*\|\s*([CP*])\s*\|(?:.*\*Type: ([^*\n]*)\*)?", re.MULTILINE
+)
+# librdkafka reads as much of a number as it understands: "1e+06" as 1, "100k" as 100,
+# "010" as 8. Names of values, such as `all` for acks, don't begin like a number.
+_LIKE_A_NUMBER = re.compile(r"\s*[-+.]?\d")
+_PLAIN_NUMBER = {
+    "integer": (re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII), "a whole number"),
+    "float": (re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?", re.ASCII), "a number"),
+}
 _SHORT_SECRET = 4
 
 
@@ -438,8 +448,16 @@ def check_configuration(
     conf = library.short.rd_kafka_conf_new()
     for key, value in kafka.items():
         told = set_property(library, conf, key, value)
+        if told is None:
+            told = _misread_number(library, conf, key, value)
         if told is not None:
             errors[key] = told
+    if _lacks_kerberos(library, conf, kafka):
+        errors["sasl.mechanisms"] = (
+            "this build of librdkafka has no GSSAPI (Kerberos): the wheels of"
+            " confluent-kafka come without it; use another mechanism, or build"
+            " confluent-kafka from source with libsasl2"
+        )
     library.short.rd_kafka_conf_destroy(conf)
     if not errors:
         errors = _try_out(library, _trial(kafka))
@@ -465,10 +483,40 @@ def set_property(library: Library, conf: int, key: str, value: str) -> str | Non
         conf, key.encode(), value.encode(), told, len(told)
     )
     if result == _UNKNOWN_PROPERTY:
-        near = get_close_matches(key.replace("_", "."), _property_names(), 1, 0.75)
+        near = get_close_matches(_with_dots(key), _property_names(), 1, 0.75)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"librdkafka has no such property{hint}"
     return _text(told) if result else None
+
+
+def _with_dots(key: str) -> str:
+    return re.sub("[_ -]", ".", key.strip().lower())
+
+
+def _misread_number(library: Library, conf: int, key: str, value: str) -> str | None:
+    """Describe a number that librdkafka has taken for another one, or None."""
+    plain, meant = _PLAIN_NUMBER.get(_properties().get(key, ("", ""))[1], (None, ""))
+    if plain is None:
+        return None
+    if meant == "a number" and value.strip().lower() == "nan":
+        return f"needs {meant}"
+    if not _LIKE_A_NUMBER.match(value):
+        return None
+    buffer, size = ctypes.create_string_buffer(_TEXT_SIZE), c_size_t(_TEXT_SIZE)
+    library.short.rd_kafka_conf_get(conf, key.encode(), buffer, ctypes.byref(size))
+    got = _text(buffer)
+    if plain.fullmatch(value) and (meant == "a number" or int(value) == int(got)):
+        return None
+    return f"needs {meant}; librdkafka would read it as {got}"
+
+
+def _lacks_kerberos(library: Library, conf: int, kafka: Mapping[str, str]) -> bool:
+    """Whether a configuration needs Kerberos and librdkafka was built without."""
+    mechanism = kafka.get("sasl.mechanisms", kafka.get("sasl.mechanism", "GSSAPI"))
+    protocol = kafka.get("security.protocol", "plaintext").lower()
+    if mechanism.upper() != "GSSAPI" or protocol not in map(str.lower, _SASL_WITHOUT):
+        return False
+    return set_property(library, conf, "builtin.features", "sasl_gssapi") is not None
 
 
 def _trial(kafka: Mapping[str, str]) -> dict[str, str]:
@@ -513,13 +561,30 @@ def new_client(library: Library, conf: int) -> tuple[int | None, str]:
 
 @cache
 def _property_names() -> frozenset[str]:
-    """Name all properties of librdkafka, which it will only print to a C file."""
+    """Name all properties that producers have."""
+    return frozenset(name for name, (of, _) in _properties().items() if of != "C")
+
+
+def find_consumer_properties(kafka: Mapping[str, str]) -> tuple[str, ...]:
+    """Find the keys that librdkafka accepts and only consumers read."""
+    known = _properties()
+    return tuple(key for key in kafka if known.get(key, ("", ""))[0] == "C")
+
+
+@cache
+def _properties() -> Mapping[str, tuple[str, str]]:
+    """Read librdkafka's table of properties, which it will only print to a C file.
+
+    Returns:
+        For each name who reads it ("C" consumers, "P" producers, "*" both) and the
+        type, such as "integer".
+    """
     library = load_library()
     libc = ctypes.PyDLL(None)
     libc.tmpfile.restype = c_void_p
     file = libc.tmpfile()
     if library is None or not file:
-        return frozenset()
+        return {}
     for function in (libc.fileno, libc.fflush, libc.fclose):
         function.argtypes = (c_void_p,)
     library.short.rd_kafka_conf_properties_show(file)
@@ -527,7 +592,9 @@ def _property_names() -> frozenset[str]:
     descriptor = libc.fileno(file)
     table = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
     libc.fclose(file)
-    return frozenset(_PRODUCER_ROW.findall(table))
+    # A few keys are there twice, for clients and for topics; the producer's row counts.
+    rows = sorted(_ROW.findall(table), key=lambda row: row[1] == "C", reverse=True)
+    return {name: (of, kind) for name, of, kind in rows}
 
 
 def _without(text: str, hidden: Sequence[str]) -> str:

@@ -34,6 +34,10 @@ _CHANGING = re.compile(r"\d+")
 _HUNG_UP = r".*\bdisconnected\b.*\(after \d+ms in state UP\b"
 
 
+# Of a key that the producer's constructor has warned of.
+_ONLY_CONSUMERS = "is a consumer property and will be ignored"
+
+
 class Rule(NamedTuple):
     """Which lines are of a kind, by their facility or by what they say."""
 
@@ -103,6 +107,8 @@ class LogLines:
             facts["broker"] = broker["broker"]
             # Some lines tell it twice.
             text = text[broker.end() :].removeprefix(broker[0])
+        if facility == "CONFWARN" and _ONLY_CONSUMERS in text:
+            return
         kind, level = classified(level, facility, text)
         repeated = (kind, facts.get("broker"), _CHANGING.sub("#", text))
         # Who has turned on `debug` wants to see everything.

@@ -1,8 +1,9 @@
 """Where log lines go: to structlog if the program has configured it, else to `logging`.
 
 Neither is configured here, and structlog is not imported for a program that did not:
-it can't have configured it. Without any configuration nothing is written anywhere;
-above all not to stdout, which is where structlog prints by itself.
+it can't have configured it. Without any configuration warnings and errors go to
+standard error by Python's own handler of last resort, so that a program that can reach
+no broker says so; nothing goes to stdout, which is where structlog prints by itself.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ ERROR = logging.ERROR
 _METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error"}
 # What need not be quoted.
 _PLAIN = re.compile(r"[^\s\"'=]+")
-
-logging.getLogger("greendrop").addHandler(logging.NullHandler())
 
 
 class Log:

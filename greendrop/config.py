@@ -12,18 +12,19 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greendrop import _placeholders, _secrets
+from greendrop import _addresses, _kafka_checks, _placeholders, _secrets
 from greendrop._waiting import DAY
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.message import SizeLimit
 
 if TYPE_CHECKING:
+    from greendrop._kafka_checks import NoEffect
     from greendrop.oauth import OAuthToken
 
 _T = TypeVar("_T")
@@ -178,6 +179,7 @@ class Settings:
         idempotent: librdkafka writes each message once; so with transactions.
         wants_tokens: It logs in by OAUTHBEARER, with tokens that greendrop gives it.
         secret_keys: Keys of `kafka` whose values must not be shown.
+        no_effect: What the user set in vain: a reason, and the names.
     """
 
     kafka: Mapping[str, str]
@@ -188,6 +190,7 @@ class Settings:
     wants_tokens: bool
     secret_keys: frozenset[str]
     slot: int | None
+    no_effect: tuple[NoEffect, ...]
 
     id: str = _setting(
         "greendrop-...",
@@ -460,6 +463,8 @@ _RULES: dict[str, _Rule] = {
     each.name: each.metadata["rule"] for each in fields(Settings) if each.metadata
 }
 
+_DEFAULTS: dict[str, object] = {each.name: each.default for each in SETTINGS}
+
 # WaterDrop's options that a newcomer from there will look for.
 _ABSENT = {
     "wait_backoff_on_queue_full": "a waiter wakes when room appears, there is no"
@@ -489,6 +494,8 @@ def build_settings(
     errors: dict[str, str] = {}
     own = own_settings(options, errors)
     users = _whole_configuration(kafka, errors)
+    for key, text in _kafka_checks.find_errors(users).items():
+        errors.setdefault(f"kafka.{key}", text)
     slot = _placeholders.current_slot.get() if slot is None else slot
     transactional_id = users.get("transactional.id", "")
     if wrong := _placeholders.complaint(transactional_id, slot):
@@ -500,6 +507,11 @@ def build_settings(
         raise ConfigurationInvalidError(errors)
     transactional = bool(transactional_id)
     merged = _with_defaults(users, transactional=transactional)
+    no_effect = [
+        (reason, tuple(f"kafka.{key}" for key in keys))
+        for reason, keys in _kafka_checks.find_no_effect(users)
+    ]
+    no_effect += [found for found in _own_no_effect(own, merged) if found[1]]
     own.setdefault("id", f"greendrop-{uuid.uuid4().hex[:12]}")
     return Settings(
         kafka=MappingProxyType(merged),
@@ -512,6 +524,7 @@ def build_settings(
             key for key, value in merged.items() if _secrets.is_secret(key, value)
         ),
         slot=slot,
+        no_effect=tuple(no_effect),
         **own,
     )
 
@@ -531,6 +544,37 @@ def own_settings(
         except _RefusedError as refused:
             errors[name] = str(refused)
     return own
+
+
+def _own_no_effect(
+    own: Mapping[str, Any], kafka: Mapping[str, str]
+) -> Iterator[NoEffect]:
+    """Find the settings of greendrop that change nothing beside the others.
+
+    Args:
+        own: What the user set. A value that is the default needs no warning.
+        kafka: librdkafka's configuration, defaults merged.
+    """
+    changed = [name for name in own if own[name] != _DEFAULTS[name]]
+    of_transactions = tuple(name for name in changed if "_transaction_" in name)
+    of_recovery = tuple(
+        name for name in changed if name.endswith("_on_idempotent_fatal_error")
+    )
+    if kafka.get("transactional.id"):
+        reason = "a transactional producer has settings of its own for this"
+        yield reason, of_recovery
+    else:
+        yield "there is no kafka.transactional.id", of_transactions
+        if not _is_true(kafka.get("enable.idempotence")):
+            yield "kafka.enable.idempotence is not true", of_recovery
+        elif not own.get("reload_on_idempotent_fatal_error", False):
+            yield "reload_on_idempotent_fatal_error is False", of_recovery
+    if not own.get("wait_on_queue_full", True):
+        names = ["wait_timeout_on_queue_full", "instrument_on_wait_queue_full"]
+        reason = "wait_on_queue_full is False"
+        yield reason, tuple(name for name in names if name in changed)
+    if kafka.get("statistics.interval.ms") == "0" and "statistics_deltas" in changed:
+        yield "kafka.statistics.interval.ms is 0", ("statistics_deltas",)
 
 
 def _unknown(name: str) -> str:
@@ -650,14 +694,28 @@ def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
     """Refuse a configuration that leads to no broker."""
     if any(f"kafka.{key}" in errors for key in (*BOOTSTRAP, _MOCK)):
         return  # told already
+    protocol = _kafka_checks.protocol_of(values)
+    for key in BOOTSTRAP:
+        if addresses := values.get(key):
+            mistake = _addresses.find_mistake(addresses.split(","), protocol)
+            if mistake is not None:
+                errors[f"kafka.{key}"] = mistake
     if any(values.get(key) for key in BOOTSTRAP) or _number(values.get(_MOCK), 0) > 0:
         return
     given = next((key for key in BOOTSTRAP if key in values), None)
     text = "must not be empty" if given else "this key is required"
-    meant = [] if given else get_close_matches(BOOTSTRAP[0], values, 1)
-    if meant:
-        text += f"; {meant[0]!r} is none of librdkafka's keys"
+    if not given and (meant := _meant_for_addresses(values)):
+        text += f"; {meant!r} is not librdkafka's name for it"
     errors[f"kafka.{given or BOOTSTRAP[0]}"] = text
+
+
+def _meant_for_addresses(values: Mapping[str, str]) -> str | None:
+    """Find the key that the user wrote instead of `bootstrap.servers`."""
+    spellings = {re.sub("[_ -]", ".", key.strip().lower()): key for key in values}
+    for known in BOOTSTRAP:
+        if near := get_close_matches(known, spellings, 1):
+            return spellings[near[0]]
+    return None
 
 
 def _kafka_key(key: object) -> str:
@@ -673,6 +731,8 @@ def _kafka_key(key: object) -> str:
 def _kafka_value(key: str, value: object) -> str:
     if value is None:
         raise _RefusedError("None is no value; leave the key out to get its default")
+    if key in BOOTSTRAP:
+        value = _address_list(value)
     if not isinstance(value, (str, int, float)):
         raise _RefusedError(
             f"needs text, a number or a boolean, not {type(value).__name__}"
@@ -693,6 +753,25 @@ def _kafka_value(key: str, value: object) -> str:
             "must not be true: handles of delivered messages would never resolve"
         )
     return text
+
+
+def _address_list(value: object) -> str:
+    """Return addresses as librdkafka reads them: joined by commas, without blanks."""
+    if isinstance(value, str):
+        addresses = _addresses.split_addresses(str.__str__(value))
+        return ",".join(addresses)
+    if not isinstance(value, (list, tuple)):
+        raise _RefusedError(
+            f"needs HOST:PORT,HOST:PORT or a list of HOST:PORT, not"
+            f" {type(value).__name__}"
+        )
+    for address in value:
+        if not isinstance(address, str):
+            raise _RefusedError(
+                f"needs a list of text, and {address!r:.40} is of type"
+                f" {type(address).__name__}"
+            )
+    return ",".join(address.strip() for address in value)
 
 
 def _as_text(value: str | float) -> str:

@@ -279,12 +279,21 @@ def test_a_topic_is_needed():
 
 def test_a_broker_that_is_not_there_is_told_of():
     """At once, and again as the reason of what fails."""
-    options = ("-t", "t", "-X", "message.timeout.ms=1000", "-X", "sasl.password=s3cret")
+    options = (
+        "-t",
+        "t",
+        "-X",
+        "message.timeout.ms=1000",
+        "-X",
+        "ssl.key.password=s3cret",
+    )
+    options += ("-X", "security.protocol=plaintext")
 
     done = run("produce", "-b", NOWHERE, *options, text="x\n")
 
     assert done.status == 1
-    first, *others, last = done.stderr.splitlines()
+    warned, first, *others, last = done.stderr.splitlines()
+    assert "settings=kafka.ssl.key.password" in warned
     assert "Connection refused" in first
     assert first.endswith("trying on")
     # librdkafka may complain once more in between.
@@ -541,7 +550,7 @@ def test_doctor_says_why_there_are_no_messages(mock_cluster, servers):
 def test_doctor_shows_no_secrets(tmp_path):
     """Whether they are in options or in files."""
     file = tmp_path / "secret"
-    file.write_text("sasl.password=hunter2\n")
+    file.write_text("sasl.password=hunter2\nsecurity.protocol=plaintext\n")
 
     done = run(
         "doctor", "-b", NOWHERE, "-F", str(file), "-X", "sasl.username=me", "--json"

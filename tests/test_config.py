@@ -7,6 +7,7 @@ import pytest
 
 from greendrop.config import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError
+from tests.interpreter import run
 
 KAFKA = MappingProxyType({"bootstrap.servers": "localhost:9092"})
 
@@ -311,10 +312,263 @@ def test_milliseconds_are_whole(value):
     assert "whole milliseconds" in str(raised.value)
 
 
-def test_address_by_another_librarys_name_is_pointed_at():
-    """kafka-python calls it bootstrap_servers."""
-    with pytest.raises(ConfigurationInvalidError, match="'bootstrap_servers' is none"):
-        build_settings({"bootstrap_servers": "a:1"}, {})
+@pytest.mark.parametrize(
+    "key",
+    [
+        "bootstrap_servers",
+        "BOOTSTRAP.SERVERS",
+        "BOOTSTRAP_SERVERS",
+        "bootstrap-servers",
+        "metadata_broker_list",
+    ],
+)
+def test_another_spelling_of_the_addresses_key_is_pointed_out(key):
+    """As kafka-python has it, or variables of the environment: the error names it."""
+    with pytest.raises(ConfigurationInvalidError, match=f"'{key}' is not librdkafka's"):
+        build_settings({key: "a:1"}, {})
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        "a",
+        "a:1",
+        "a-b.c_d:65535",
+        "10.0.0.1:9092,b:1",
+        "[::1]:9092",
+        "[::1]",
+        "[fe80::1%eth0]:1",
+        "plaintext://a:1",
+        "PLAINTEXT://a:1",
+    ],
+)
+def test_addresses_of_brokers_are_taken(addresses):
+    """Names, IPv4, IPv6 in brackets; with or without a port, or the right protocol."""
+    assert settings({"bootstrap.servers": addresses}).kafka["bootstrap.servers"] == (
+        addresses
+    )
+
+
+@pytest.mark.parametrize(
+    ("addresses", "hint"),
+    [
+        ("localhost:99999", "'localhost:99999' has a port that is not between 1 and"),
+        ("a:0", "between 1 and 65535"),
+        ("a:1,b:70000", "'b:70000' has a port"),
+        ("a:port", "no number: 'port'"),
+        ("a:1/path", "no number: '1/path'"),
+        ("a:", "no port behind its colon"),
+        (":9092", "has no host"),
+        ("9092", "did you mean 'localhost:9092'?"),
+        (",", "address 1 of 2 is empty"),
+        ("a:1,,b:1", "address 2 of 3 is empty"),
+        ("a:1,", "address 2 of 2 is empty"),
+        ("a:1;b:1", "write HOST:PORT,HOST:PORT"),
+        ("a:1 b:1", "write HOST:PORT,HOST:PORT"),
+        ("a:1|b:1", "write HOST:PORT,HOST:PORT"),
+        ("::1", "in brackets, as [::1]:9092"),
+        ("::1:9092", "in brackets, as [::1]:9092"),
+        ("[a]:1", "has no valid host: '[a]'"),
+        ("http://a:8082", "write 'a:8082'"),
+        ("https://a/", "write 'a' and set security.protocol to 'ssl'"),
+        ("kafka+ssl://a:1", "write 'a:1' and set security.protocol to 'ssl'"),
+        ("SASL_SSL://a:1", "security.protocol is 'plaintext'; write 'a:1' and set"),
+        ("   ", "must not be empty"),
+        ([], "must not be empty"),
+        (["a:1", 5], "5 is of type int"),
+        (["a:1", "b"], None),
+        ({"a": 1}, "not dict"),
+        (9092, "not int"),
+    ],
+)
+@pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
+def test_addresses_that_lead_to_no_broker_are_refused(key, addresses, hint):
+    """What librdkafka would only fail to connect to says what to write instead."""
+    if hint is None:
+        build_settings({key: addresses}, {})
+        return
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({key: addresses}, {})
+
+    assert list(raised.value.errors) == [f"kafka.{key}"]
+    assert hint in raised.value.errors[f"kafka.{key}"]
+
+
+@pytest.mark.parametrize("given", [["a:1", "b:2"], ("a:1", "b:2"), " a:1 , b:2\n"])
+def test_addresses_may_be_a_list(given):
+    """A list of addresses becomes librdkafka's text; blanks around them don't count."""
+    assert settings({"bootstrap.servers": given}).kafka["bootstrap.servers"] == (
+        "a:1,b:2"
+    )
+
+
+# -- keys that need each other ------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["SASL_SSL", "sasl_plaintext"])
+def test_login_needs_a_mechanism(protocol):
+    """Without one librdkafka takes GSSAPI, and fails at the first message."""
+    kafka = {"security.protocol": protocol, "sasl.username": "u", "sasl.password": "p"}
+
+    assert "PLAIN, SCRAM-SHA-256" in problems(kafka)["kafka.sasl.mechanisms"]
+
+
+@pytest.mark.parametrize(
+    ("key", "protocol"),
+    [
+        ("sasl.username", "SASL_SSL, or SASL_PLAINTEXT"),
+        ("sasl.mechanism", "SASL_SSL, or SASL_PLAINTEXT"),
+        ("ssl.cipher.suites", "SSL"),
+        ("enable.ssl.certificate.verification", "SSL"),
+    ],
+)
+def test_login_and_encryption_need_a_protocol(key, protocol):
+    """Without `security.protocol` librdkafka would connect in plaintext."""
+    text = problems({key: "false"})["kafka.security.protocol"]
+
+    assert f"librdkafka ignores {key} without it; set it to {protocol}" in text
+
+
+def test_empty_values_are_not_given():
+    """A variable of the environment that is empty asks for nothing."""
+    assert settings({"sasl.username": "", "ssl.ca.location": ""}).no_effect == ()
+
+
+@pytest.mark.parametrize(
+    "key", ["ssl.ca.location", "ssl.key.location", "ssl.certificate.location"]
+)
+def test_files_must_exist(key, tmp_path):
+    """A file that isn't there is named; OpenSSL would only number its error."""
+    kafka = {"security.protocol": "ssl", key: str(tmp_path / "none.pem")}
+
+    assert "there is no file" in problems(kafka)[f"kafka.{key}"]
+    assert "none.pem" in problems(kafka)[f"kafka.{key}"]
+    assert "expand '~'" in problems({**kafka, key: "~/ca.pem"})[f"kafka.{key}"]
+    settings({**kafka, key: str(tmp_path)})
+
+
+def test_place_of_certificates_may_be_probed():
+    """`probe` is librdkafka's word for the usual places, and no file."""
+    settings({"security.protocol": "ssl", "ssl.ca.location": "probe"})
+
+
+PLAIN = {"security.protocol": "SASL_SSL", "sasl.mechanisms": "PLAIN"}
+TOKENS = {**PLAIN, "sasl.mechanisms": "OAUTHBEARER"}
+
+
+@pytest.mark.parametrize(
+    ("kafka", "options", "names"),
+    [
+        ({"security.protocol": "ssl", "sasl.username": "u"}, {}, "kafka.sasl.username"),
+        (
+            {"security.protocol": "plaintext", "ssl.ca.location": "/none"},
+            {},
+            "kafka.ssl.ca.location",
+        ),
+        (
+            {**PLAIN, "sasl.kerberos.keytab": "/none"},
+            {},
+            "kafka.sasl.kerberos.keytab",
+        ),
+        ({**TOKENS, "sasl.username": "u"}, {}, "kafka.sasl.username"),
+        (
+            {**TOKENS, "sasl.oauthbearer.scope": "u"},
+            {},
+            "kafka.sasl.oauthbearer.scope",
+        ),
+        ({"transaction.timeout.ms": 1}, {}, "kafka.transaction.timeout.ms"),
+        ({"test.mock.num.brokers": 1}, {}, "kafka.bootstrap.servers"),
+        (
+            {},
+            {"wait_backoff_on_transaction_command": 2.0},
+            "wait_backoff_on_transaction_command",
+        ),
+        (
+            {"enable.idempotence": True},
+            {"max_attempts_on_idempotent_fatal_error": 2},
+            "max_attempts_on_idempotent_fatal_error",
+        ),
+        (
+            {"transactional.id": "t"},
+            {"reload_on_idempotent_fatal_error": True},
+            "reload_on_idempotent_fatal_error",
+        ),
+        (
+            {},
+            {"wait_on_queue_full": False, "wait_timeout_on_queue_full": 1.0},
+            "wait_timeout_on_queue_full",
+        ),
+        (
+            {"statistics.interval.ms": 0},
+            {"statistics_deltas": ["tx"]},
+            "statistics_deltas",
+        ),
+    ],
+)
+def test_settings_without_effect_are_found(kafka, options, names):
+    """What the rest of the configuration makes ineffective has a reason."""
+    [(reason, found)] = settings(kafka, **options).no_effect
+
+    assert found == (names,)
+    assert reason
+
+
+@pytest.mark.parametrize(
+    ("kafka", "options"),
+    [
+        ({}, {}),
+        ({**PLAIN, "sasl.username": "u", "sasl.password": "p"}, {}),
+        ({**TOKENS, "sasl.oauthbearer.config": "x"}, {}),
+        (
+            {
+                **TOKENS,
+                "sasl.oauthbearer.method": "oidc",
+                "sasl.oauthbearer.client.id": "x",
+            },
+            {},
+        ),
+        ({"security.protocol": "ssl", "ssl.cipher.suites": "x"}, {}),
+        ({"transactional.id": "t", "transaction.timeout.ms": 1}, {}),
+        (
+            {"enable.idempotence": True},
+            {
+                "reload_on_idempotent_fatal_error": True,
+                "max_attempts_on_idempotent_fatal_error": 2,
+            },
+        ),
+        ({}, {"wait_backoff_on_transaction_command": 0.5}),
+    ],
+)
+def test_settings_with_an_effect_are_not_warned_of(kafka, options):
+    """Nor is a setting that has the value of its default."""
+    assert settings(kafka, **options).no_effect == ()
+
+
+def test_warning_of_settings_without_effect_is_given_once():
+    """Two producers, one line for each reason, by Python's own default handler."""
+    ended = run(
+        """
+        import greendrop
+
+        for _ in range(2):
+            greendrop.Producer(
+                kafka={
+                    "bootstrap.servers": "localhost:1",
+                    "group.id": "g",
+                    "auto.offset.reset": "earliest",
+                    "transaction.timeout.ms": 1000,
+                },
+                id="p",
+            )
+        """,
+        "none",
+        fails=True,
+    )
+
+    lines = sorted(ended.stderr.splitlines())
+    assert (ended.returncode, len(lines)) == (0, 2), ended.stderr
+    assert "kafka.group.id, kafka.auto.offset.reset" in lines[0]
+    assert "kafka.transaction.timeout.ms" in lines[1]
 
 
 @pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
@@ -556,7 +810,7 @@ SECRETS = {
 @pytest.mark.parametrize("key", sorted(SECRETS))
 def test_secrets_are_not_shown(key):
     """Values of secret keys are neither in the repr nor in what is shown."""
-    built = settings({key: "hunter2", "ssl.ca.location": "/ca.pem"})
+    built = settings({key: "hunter2", "security.protocol": "plaintext"})
 
     assert key in built.secret_keys
     assert "hunter2" not in repr(built)
@@ -569,7 +823,9 @@ def test_secrets_are_not_shown(key):
 )
 def test_what_helps_to_find_a_mistake_is_shown(key):
     """Names of files and mechanisms are no secrets."""
-    assert settings({key: "visible"}).redacted()["kafka"][key] == "visible"
+    kafka = {key: "visible", "security.protocol": "plaintext"}
+
+    assert settings(kafka).redacted()["kafka"][key] == "visible"
 
 
 def test_secrets_are_not_in_errors():

@@ -17,7 +17,16 @@ MODULES = {name.removesuffix(".__init__") for name in FILES.values()}
 #: lines above its own; leaves are imported by nobody.
 ROOMS = (
     {"errors"},
-    {"_event_names", "_logging", "_secrets", "_placeholders", "_threads", "_deadline"},
+    {
+        "_event_names",
+        "_logging",
+        "_secrets",
+        "_placeholders",
+        "_threads",
+        "_deadline",
+        "_addresses",
+    },
+    {"_kafka_checks"},
     {"oauth", "_waiting", "_process", "_signal"},
     {"_librdkafka", "_repeats", "_joins"},
     {"_error_names"},
@@ -33,7 +42,7 @@ ROOMS = (
     {"_memory_log", "_memory_queue"},
     {"_attendant", "_memory_producer", "_reading"},
     {"_client"},
-    {"_lane", "_idle", "_tokens"},
+    {"_lane", "_idle", "_tokens", "_no_effect"},
     {"_recovery", "_connections"},
     {"_transactional_clients"},
     {"_transactions"},

@@ -9,7 +9,7 @@ from greendrop import EventNotRegisteredError, Producer, ProducerPool, _event_na
 from greendrop.events import EVENTS, PROCESS_EVENTS
 
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
-PASSWORD = {"sasl.password": "hunter2"}
+PASSWORD = {"sasl.password": "hunter2", "security.protocol": "plaintext"}
 
 
 @pytest.fixture

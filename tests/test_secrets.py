@@ -142,7 +142,9 @@ def test_there_are_secrets():
 def test_secret_is_kept_whether_the_configuration_is_good_or_not(out, key):
     """Refused or taken, alone or with a bad neighbour: the value is nowhere."""
     value = secret(key)
-    for kafka in ({}, {"no.such.key": 1}, {"acks": 17}, {"ssl.ca.location": "/none"}):
+    login = {"security.protocol": "plaintext"}
+    bad = {"security.protocol": "ssl", "ssl.ca.location": "/none"}
+    for kafka in ({}, login, {"no.such.key": 1}, {"acks": 17}, bad):
         make(out, {**DEAD, **kafka, key: value}).close()
 
     check(out, "S3cr3t")
@@ -227,6 +229,7 @@ def test_recovery_tells_no_secret(hub, out, mock_cluster):
     kafka = {
         "bootstrap.servers": mock_cluster.bootstrap_servers,
         "enable.idempotence": True,
+        "security.protocol": "plaintext",
         "sasl.password": "S3cr3tPassword",
         "sasl.username": "S3cr3tUser",
     }
@@ -260,6 +263,7 @@ def test_recovery_tells_no_secret(hub, out, mock_cluster):
 def censored(text, **kafka):
     """Have secrets cut out of a text, as a broker might write it."""
     kafka = {key.replace("_", "."): value for key, value in kafka.items()}
+    kafka["security.protocol"] = "plaintext"
     return build_settings({**DEAD, **kafka}, {}).censored(text)
 
 

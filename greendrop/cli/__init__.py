@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import signal
 import sys
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments, without the program's name. None: those of the process.
     """
     _mend_streams()
+    # The commands report what goes wrong with brokers in their own words.
+    logging.getLogger("greendrop.librdkafka").addHandler(logging.NullHandler())
+    logging.getLogger("greendrop.librdkafka").propagate = False
     options = _parser().parse_args(argv)
     try:
         status: int = options.run(options)
