@@ -160,7 +160,7 @@ class Attendant(Generic[_Wire]):
                     hub,
                     self.native.signal,
                     self._turn,
-                    lambda: self._outstanding.count,
+                    self._count_outstanding,
                     pulse=self._pulse,
                     alarm=Alarm(self._settings.stall_alarm, self.native.note_stall),
                 )
@@ -316,6 +316,10 @@ class Attendant(Generic[_Wire]):
             self._serving_threads.discard(me)
         return interrupt
 
+    def _count_outstanding(self) -> int:
+        # What a forked child has inherited is the parent's to look after.
+        return self._outstanding.count if self._mark[0] else 0
+
     def _on_limit(self) -> None:
         self.native.on_limit()
 
@@ -329,6 +333,8 @@ class Attendant(Generic[_Wire]):
             gather.reported(count + self._settled_elsewhere, latency)
             self._settled_elsewhere = 0
         self._outstanding.settle(count)
+        if self.task is not None and not self._outstanding.pending:
+            self.task.release()
 
     def _pause(self) -> None:
         if self.task is not None and self.task.is_current():

@@ -76,10 +76,13 @@ class HubTask:
         self._outstanding = outstanding
         self._stopped = False
         self._ended = False
+        # Whether the guard's timer runs, and whether it holds the loop.
         self._guarded = False
+        self._holds = False
         self._end_waiters: list[_waiting.Waiter] = []
-        # Neither may keep gevent's loop alive by itself: `gevent.wait()` would never
-        # return. Who waits for a report holds the loop with the timer of that wait.
+        # An idle producer must not hold gevent's loop: `gevent.wait()` would never
+        # return. While messages are outstanding the guard's timer holds it: a program
+        # that only waits for what a listener does would get `LoopExit`.
         loop: Any = hub.loop
         self._io = loop.io(signal.fileno(), 1, ref=False)
         # libuv shares one handle between the watchers of a descriptor, and forgets to
@@ -116,12 +119,34 @@ class HubTask:
         return _waiting.is_current(self.greenlet)
 
     def guard(self) -> None:
-        """Look after outstanding messages, until there are none; from any thread."""
+        """Hold the loop, and look after messages, until none is outstanding.
+
+        From any thread.
+        """
+        if self._holds:
+            return
+        self._holds = True
         if not self._guarded:
             self._guarded = True
             if self._watch is not None:
                 self._watch.look()
-            _waiting.call_in_hub(self.hub, self._start_guard)
+        if _threads.get_ident() == self.hub.thread_ident:
+            self._hold()
+        else:
+            _waiting.call_in_hub(self.hub, self._hold)
+
+    def release(self) -> None:
+        """Let go of the loop, because no message is outstanding.
+
+        In another thread than the hub's this does nothing: the guard does it.
+        """
+        if self._holds and _threads.get_ident() == self.hub.thread_ident:
+            # The flag first, then the count: a thread that sends in between sets it.
+            self._holds = False
+            if not self._ended:
+                self._guard.ref = False
+            if self._outstanding() > 0:
+                self.guard()
 
     def pause(self) -> None:
         """Let the hub have a turn."""
@@ -137,6 +162,7 @@ class HubTask:
             _waiting.call_in_hub(self.hub, self._close_watchers)
         if _waiting.hub_is_gone(self.hub):
             if self.hub.thread_ident == _threads.get_ident() and self.hub.loop:
+                self._ended = True
                 self._close_watchers()  # a dead hub of this thread
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
             # for ever. The client behind it need not stay as well.
@@ -199,20 +225,21 @@ class HubTask:
         finally:
             self._io.stop()
 
-    def _start_guard(self) -> None:
-        if not self._ended:
-            self._guard.again(self._on_guard, update=True)
+    def _hold(self) -> None:
+        if not (self._ended or self._stopped):
+            self._guard.ref = True
+            if not self._guard.active:
+                self._guard.again(self._on_guard, update=True)
 
     def _on_guard(self) -> None:
-        # Taken down first, then looked: who sends in between puts it up again.
-        self._guarded = False
-        if self._outstanding() <= 0:
+        # The flags first, then the count: a thread that sends in between sets them.
+        self._guarded = self._holds = False
+        if self._stopped or self._outstanding() <= 0:
+            self._guard.ref = False
             self._guard.stop()
         else:
-            self._guarded = True
+            self.guard()
             self._signal.set()
-            if self._watch is not None:
-                self._watch.look()  # it may have seen it taken down
 
 
 class ThreadTask:
@@ -258,6 +285,9 @@ class ThreadTask:
 
     def guard(self) -> None:
         """Do nothing: it polls all the time."""
+
+    def release(self) -> None:
+        """Do nothing: it holds no loop."""
 
     def pause(self) -> None:
         """Do nothing: it holds no hub."""
