@@ -27,6 +27,22 @@ _PURGE_INFLIGHT = -151
 _PURGE_QUEUE = -152
 _ALL_BROKERS_DOWN = -187
 _MSG_TIMED_OUT = -192
+_INVALID_DIFFERENT_RECORD = -138
+# Kafka's.
+_MESSAGE_TOO_LARGE = 10
+_RECORD_LIST_TOO_LARGE = 18
+_INVALID_TIMESTAMP = 32
+_INVALID_RECORD = 87
+
+#: Errors for which a broker rejects a whole batch because of one record in it. Kafka
+#: checks all records of a batch before it stores the first.
+_REJECTS_BATCH = {
+    _MESSAGE_TOO_LARGE,
+    _RECORD_LIST_TOO_LARGE,
+    _INVALID_TIMESTAMP,
+    _INVALID_RECORD,
+    _INVALID_DIFFERENT_RECORD,
+}
 
 # Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
 _FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
@@ -108,7 +124,8 @@ class Verdicts:
             code=code,
             name=name,
             fatal=fatal,
-            retriable=error.retriable(),
+            # librdkafka says no, although nothing is wrong with the message.
+            retriable=error.retriable() or code == _INVALID_DIFFERENT_RECORD,
             abortable=error.txn_requires_abort(),
         )
 
@@ -158,6 +175,8 @@ class Verdicts:
                 MessagePurgedError, f"{_named(topic)} was dropped, {where}", cause
             )
         text = f"{_named(topic)} was not delivered: {cause}"
+        if cause.code in _REJECTS_BATCH:
+            return _rejected_with_batch(text, cause)
         if self.last_error is not None and self.last_error not in text:
             text += f"; last broker error: {self.last_error}"
         elif cause.code == _MSG_TIMED_OUT and (partition is None or partition < 0):
@@ -179,8 +198,27 @@ class Verdicts:
         return ReportLostError(text)
 
     def refusal(self, topic: str, cause: Exception) -> DeliveryError:
-        """Tell that librdkafka did not take a message."""
-        return _caused(DeliveryError, f"{_named(topic)} was not queued: {cause}", cause)
+        """Make the error of a message that librdkafka did not accept."""
+        why = str(cause)
+        if isinstance(cause, BrokerError) and cause.code == _MESSAGE_TOO_LARGE:
+            # librdkafka's own text blames the broker, which has not seen it.
+            why = (
+                "librdkafka counts more bytes than its message.max.bytes allows"
+                f" ({cause.name}, {cause.code})"
+            )
+        return _caused(DeliveryError, f"{_named(topic)} was not queued: {why}", cause)
+
+
+def _rejected_with_batch(text: str, cause: BrokerError) -> DeliveryError:
+    reason = "for this message or another one in it"
+    if cause.code == _INVALID_DIFFERENT_RECORD:
+        reason = "for another message in it"
+    text += (
+        f"; the broker rejected the whole batch {reason}, and stored none of the batch"
+    )
+    error = _caused(DeliveryError, text, cause)
+    error.batch_rejected = True
+    return error
 
 
 def _named(topic: str) -> str:

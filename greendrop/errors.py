@@ -315,6 +315,11 @@ class DeliveryError(ProduceError):
     have stored it all the same.
     """
 
+    #: The broker rejected the whole batch that librdkafka had put the message in, for
+    #: this message or another one, and stored none of the batch. Sending the message
+    #: again, by itself, can't duplicate it.
+    batch_rejected: bool = False
+
 
 class MessagePurgedError(DeliveryError):
     """The message was dropped: by a forced close, a purge or an aborted transaction."""

@@ -19,8 +19,10 @@ import pytest
 from greendrop import (
     DeliveryError,
     DeliveryTimeoutError,
+    Message,
     MessagePurgedError,
     MessagesAbandonedError,
+    ProduceManyError,
     Producer,
     ProducerClosedError,
 )
@@ -351,6 +353,51 @@ def test_a_message_that_the_broker_finds_too_large_fails(
     # librdkafka fails the whole request: those who share it hear the same.
     assert {error.name for error in load.failed.values()} <= {"MESSAGE_TOO_LARGE"}
     load.check(read_topic(kafka.bootstrap_servers, topic))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (
+            {"max.message.bytes": "1000"},
+            [Message("", b"x" * 2000)],
+            {"MESSAGE_TOO_LARGE"},
+        ),
+        ({"cleanup.policy": "compact"}, [Message("", b"x")], {"INVALID_RECORD"}),
+        (
+            {"cleanup.policy": "compact"},
+            [Message("", b"x"), Message("", b"y")],
+            {"INVALID_RECORD", "_INVALID_DIFFERENT_RECORD"},
+        ),
+        (
+            {"message.timestamp.after.max.ms": "3600000"},
+            [Message("", b"x", b"key", timestamp=4_000_000_000_000)],
+            {"INVALID_TIMESTAMP"},
+        ),
+    ],
+    ids=["too large", "no key", "twice no key", "from the future"],
+)
+def test_what_a_bad_message_takes_along_can_be_sent_again(
+    kafka, topic, read_topic, producer_of, case
+):
+    """All of its batch fails and says so; nothing was stored, so nothing is doubled."""
+    config, bad, names = case
+    kafka.create_topic(topic, config=config)
+    settings = {"bootstrap.servers": kafka.bootstrap_servers, "linger.ms": 500}
+    good = [Message(topic, b"%d" % number, b"key") for number in range(3)]
+    bad = [message._replace(topic=topic) for message in bad]
+
+    with producer_of(settings) as producer:
+        with pytest.raises(ProduceManyError) as caught:
+            producer.produce_many_sync([good[0], *bad, *good[1:]])
+        errors = [handle.error for handle in caught.value.dispatched]
+        for message in good:
+            producer.produce_sync(**message._asdict())
+
+    assert {error.name for error in errors} == names
+    assert all(error.batch_rejected for error in errors)
+    records = read_topic(kafka.bootstrap_servers, topic)
+    assert [record.value for record in records] == [b"0", b"1", b"2"]
 
 
 # The sender --------------------------------------------------------------------------
