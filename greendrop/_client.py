@@ -139,6 +139,11 @@ class Client:
         return self._outstanding.count
 
     @property
+    def pending(self) -> list[DeliveryHandle]:
+        """The handles of these messages."""
+        return list(self._outstanding.pending)
+
+    @property
     def settled(self) -> int:
         """How many verdicts it has told."""
         return self._outstanding.settled

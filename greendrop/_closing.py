@@ -11,6 +11,7 @@ import contextlib
 import math
 import sys
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _process, _threads, _waiting
@@ -20,8 +21,11 @@ from greendrop._logging import ERROR, Log
 from greendrop._task_lock import Turn
 from greendrop.errors import (
     GreendropError,
+    MessagePurgedError,
     MessagesAbandonedError,
+    ProduceError,
     ProducerTransactionalCloseAttemptError,
+    TransactionUnknownError,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +59,78 @@ class SendBatch(Protocol):
         undo: Callable[[], object],
         /,
     ) -> list[DeliveryHandle]: ...
+
+
+class _Account:
+    """What one `close` has to deliver, and what became of it.
+
+    Args:
+        timeout: Seconds that it may take.
+
+    Attributes:
+        flushes: The last flush of the buffer, and its repetitions.
+        failure: Why not all that was buffered was handed over.
+        is_late: Messages were dropped, since the time was over.
+        loss: What `close` raises; None if everything was delivered.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.flushes: list[Flush] = []
+        self.failure: Exception | None = None
+        self.is_late = False
+        self.loss: MessagesAbandonedError | None = None
+        self._handles: set[DeliveryHandle] = set()
+
+    def add(self, client: Client) -> None:
+        """Account for the messages that a client has not delivered yet."""
+        self._handles.update(client.pending)
+
+    def settle(self, name: str, buffer: Buffer) -> None:
+        """Sum up the loss; put buffered messages that were not delivered back.
+
+        Args:
+            name: The producer's id.
+            buffer: Where the program can read them.
+        """
+        cause = None if self.failure is None else self.failure.__cause__
+        unknown = isinstance(cause, TransactionUnknownError)
+        reasons = [self.failure if cause is None else cause]
+        for flush in reversed(self.flushes):
+            self._handles.difference_update(flush.handles, flush.returned)
+            reasons.append(flush.return_undelivered(unknown=unknown))
+        lost = [handle for handle in self._handles if handle.report is None]
+        reasons += [handle.error for handle in lost]
+        if not (lost or buffer.unsent):
+            return
+        parts = [f"producer {name!r} is closed"]
+        if lost:
+            late = f" within {self.timeout:g} s and dropped" if self.is_late else ""
+            parts.append(f"{_count(len(lost), 'message')} not delivered{late}")
+        if buffer.unsent:
+            text = f"{_count(buffer.unsent, 'buffered message')} not delivered"
+            parts.append(f"{text}, and can be read in `buffered`")
+        reason = next(filter(_is_telling, reasons), None)
+        if reason is not None:
+            parts.append(f"the reason: {reason}")
+        count = len(lost) + buffer.unsent
+        self.loss = MessagesAbandonedError(
+            "; ".join(parts), count=count, buffered=buffer.messages()
+        )
+        self.loss.__cause__ = reason
+
+
+def _is_telling(reason: BaseException | None) -> bool:
+    """Whether an error says more than that a message was dropped.
+
+    The text of others than ours may quote a message.
+    """
+    dropped = isinstance(reason, MessagePurgedError)
+    return isinstance(reason, GreendropError) and not dropped
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun} was" if number == 1 else f"{number} {noun}s were"
 
 
 class Closing:
@@ -162,19 +238,24 @@ class Closing:
         self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
     ) -> None:
         now = self._connections
-        abandoned = 0
+        account = _Account(timeout)
+        for client in clients:
+            account.add(client)
         now.tokens.wake()
         try:
-            now.tell("producer.closing")
-        finally:
-            # Also when a listener was interrupted: it always ends closed.
-            abandoned = self._close_clients(clients, timeout, began, force=force)
-        if abandoned and not force:
-            text = (
-                f"producer {self.name!r} is closed; {abandoned} messages were"
-                f" not delivered within {timeout:g} s and dropped"
-            )
-            raise MessagesAbandonedError(text, count=abandoned)
+            try:
+                now.tell("producer.closing")
+            finally:
+                # Also when a listener was interrupted: it always ends closed.
+                self._close_clients(account, clients, began, force=force)
+        except BaseException:
+            if account.loss is not None:  # the caller gets the interrupt only
+                _log.write(
+                    ERROR, "producer.messages_abandoned", error=str(account.loss)
+                )
+            raise
+        if account.loss is not None and not force:
+            raise account.loss
 
     def release(self) -> None:
         """Close in the background: the last `Producer` is gone."""
@@ -192,40 +273,38 @@ class Closing:
         )
 
     def _close_clients(
-        self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
-    ) -> int:
-        deadline = began + timeout
-        abandoned = 0
+        self,
+        account: _Account,
+        clients: Sequence[Client],
+        began: float,
+        *,
+        force: bool,
+    ) -> None:
+        deadline = began + account.timeout
         try:
             # Nobody takes over any more: what waits for that would wait for ever.
             self._recovery.stop()
-            abandoned = sum(client.give_up(None) for client in clients)
-            # One who gives nothing the time to be delivered keeps it readable instead.
-            if self._buffer and (timeout or not force):
-                self._flush_last(deadline)
+            for client in clients:
+                client.give_up(None)
+            # A forced close without time has none to deliver anything either.
+            if self._buffer and (account.timeout or not force):
+                self._flush_last(account, deadline)
         except BaseException:
-            deadline = began  # cut short: whoever did that doesn't wait any longer
+            deadline = began  # interrupted: wait no longer
             raise
         finally:
-            abandoned += self._end_all(deadline, began)
-        return abandoned
+            self._end_all(account, deadline, began)
 
-    def _flush_last(self, deadline: float) -> None:
+    def _flush_last(self, account: _Account, deadline: float) -> None:
         """Send what is buffered; `close` itself waits for the deliveries."""
         now = self._connections
         now.send_until = deadline
         now.last_flusher = _waiting.current_task()
         began = _waiting.monotonic()
-        batch: list[Message] = []
         try:
-            with Flush(self._buffer) as flush:
-                batch = flush.prepare()
-                self._send_batch(
-                    lambda: flush.dispatch("produce_many_async"),
-                    max(deadline - _waiting.monotonic(), 0.0),
-                    flush.undo,
-                )
+            batch = self._flush_all(account, deadline)
         except Exception as error:  # noqa: BLE001 - nothing stops the teardown
+            account.failure = error
             told = isinstance(error, GreendropError)  # others may quote a message
             _log.write(
                 ERROR,
@@ -234,7 +313,6 @@ class Closing:
                 kind=type(error).__name__,
                 error=str(error) if told else None,
             )
-            now.tell_error("buffer.flush", error)
         else:
             time = _waiting.monotonic() - began
             facts = {"producer_id": self.name, "messages": batch, "time": time}
@@ -243,40 +321,76 @@ class Closing:
         finally:
             now.last_flusher = None
 
-    def _end_all(self, deadline: float, began: float) -> int:
+    def _flush_all(self, account: _Account, deadline: float) -> list[Message]:
+        """Flush; once more without the refused messages if these made all fail.
+
+        That is so in a transaction. Each round has at least one message less than the
+        one before, so the rounds come to an end.
+        """
+        if self._transactions is not None and self._transactions.joined() is not None:
+            text = "a transaction is open that will not be committed; nothing was sent"
+            raise ProducerTransactionalCloseAttemptError(text)
+        failure: ProduceError | None = None
+        batch: list[Message] = []
+        while self._buffer:
+            with Flush(self._buffer) as flush:
+                account.flushes.append(flush)
+                batch = flush.take()
+                try:
+                    self._send_batch(
+                        partial(flush.dispatch, "produce_many_async"),
+                        max(deadline - _waiting.monotonic(), 0.0),
+                        flush.undo,
+                    )
+                except ProduceError as error:
+                    failure = failure or error
+                    if not (flush.is_undone and flush.entries):
+                        break
+        if failure is not None:
+            raise failure from failure.__cause__
+        return batch
+
+    def _end_all(self, account: _Account, deadline: float, began: float) -> None:
         now = self._connections
-        abandoned = 0
         try:
             for client in now.clients:
-                abandoned += self._end(client, deadline)
+                self._end(account, client, deadline)
         finally:
             # Also when a wait was cut short: it always ends closed.
             try:
                 for client in now.clients:
-                    abandoned += self._end(client, began)
+                    self._end(account, client, began)
                 now.wait_parted(PURGE_TIMEOUT)
             finally:
+                account.settle(self.name, self._buffer)
                 now.status = "closed"
                 self.let_go()
                 now.wake_end_waiters()
+                self._report_unsent(account)
                 now.tell("producer.closed", began)
-        return abandoned
 
-    def _end(self, client: Client, deadline: float) -> int:
-        """Await deliveries, drop the rest, tear down. Gives how many were dropped."""
-        abandoned = 0
+    def _report_unsent(self, account: _Account) -> None:
+        """Emit that buffered messages were not delivered, if there are any."""
+        if account.loss is not None and self._buffer.unsent:
+            error = account.failure or account.loss
+            facts = {"messages": self._buffer.messages()}
+            self._connections.tell_error("buffer.flush", error, facts)
+
+    def _end(self, account: _Account, client: Client, deadline: float) -> None:
+        """Await deliveries, drop the rest, tear down."""
         client.stop_taking()
+        account.add(client)
         try:
             client.wait_delivered(max(deadline - _waiting.monotonic(), 0.0))
         finally:
             try:
-                abandoned = max(client.outstanding, 0)
-                if abandoned:
+                if client.outstanding > 0:
+                    account.add(client)
+                    account.is_late = True
                     client.purge_for_good()
                     client.wait_delivered(PURGE_TIMEOUT)
             finally:
                 self._connections.part_with([client])
-        return abandoned
 
     def _close_quietly(self, timeout: float | None, *, force: bool) -> None:
         # Nobody is there to catch it: the handles and the log have to tell.
@@ -330,20 +444,24 @@ class Closing:
         return self._connections.settings.exit_timeout
 
     def close_by(self, deadline: float, tell: Callable[[str], object]) -> None:
-        """Close within a time limit, and tell what was not delivered or not sent."""
+        """Close within a time limit, and tell in one line what was not delivered."""
         under_way = self._connections.outstanding
         try:
             left = max(deadline - _waiting.monotonic(), 0.0)
             self.close(left, force=False, at_exit=True)
         except MessagesAbandonedError as error:
             tell(str(error))
+            return
         except BaseException:
             text = f"closing producer {self.name!r} was interrupted"
-            tell(f"{text}, with {under_way} messages under way when it began")
+            text += f", with {under_way} messages under way when it began"
+            if unsent := self._buffer.unsent:
+                text += f"; {_count(unsent, 'buffered message')} not delivered"
+            tell(text)
             raise
-        if unsent := len(self._buffer):
-            text = f"{unsent} buffered messages of producer {self.name!r}"
-            tell(f"{text} were not sent")
+        if unsent := self._buffer.unsent:  # another task has closed it
+            text = f"producer {self.name!r} is closed"
+            tell(f"{text}; {_count(unsent, 'buffered message')} not delivered")
 
 
 def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> None:

@@ -19,6 +19,7 @@ from greendrop._connections import Connections
 from greendrop._disconnecting import Disconnecting
 from greendrop._recovery import Recovery
 from greendrop._transactions import Transactions
+from greendrop.delivery import refused_handle
 from greendrop.errors import (
     ConfigurationInvalidError,
     IllegalWaitError,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from greendrop._lane import Lane
     from greendrop.config import Settings
     from greendrop.delivery import DeliveryHandle
-    from greendrop.errors import BrokerError
+    from greendrop.errors import BrokerError, DeliveryError
     from greendrop.events import Monitor
     from greendrop.interception import Interceptor
     from greendrop.message import Message
@@ -351,6 +352,25 @@ class Core:
         if self.status == "closed":
             self._closing.let_go()  # by another thread, since it was added
 
+    def refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
+        """Report that librdkafka refused a message for good, as the poller would.
+
+        Returns:
+            A handle that has failed with the error.
+        """
+        handle = refused_handle(message.topic, message.label, error)
+        facts = {
+            "topic": message.topic,
+            "partition": message.partition,
+            "offset": None,
+            "label": message.label,
+            "delivery_report": None,
+        }
+        self._connections.tell_error("librdkafka.dispatch_error", error, facts)
+        if self.scopes:
+            self.scopes.collect((handle,))
+        return handle
+
     def intercept(self, interceptor: Interceptor) -> None:
         """Have all that is sent from now on pass an interceptor, after those before.
 
@@ -432,14 +452,16 @@ class Core:
         """See `Producer.purge`."""
         self._connections.refuse_after_fork()
         began = _waiting.monotonic()
-        self.buffer.clear()
+        unsent = self.buffer.clear()
         clients = self._connections.clients
         dropped = [handle for client in clients for handle in client.purge()]
         if self._connections.may_wait():
             for client in clients:
                 client.finish_purge(PURGE_TIMEOUT)
             self._await_verdicts(dropped, began + PURGE_TIMEOUT)
-        self._connections.tell("buffer.purged", began)
+        facts = {"producer_id": self.settings.id, "messages": unsent}
+        time = _waiting.monotonic() - began
+        self.monitor.emit("buffer.purged", {**facts, "time": time})
 
     @staticmethod
     def _await_verdicts(handles: Iterable[DeliveryHandle], deadline: float) -> None:

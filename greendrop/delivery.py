@@ -11,7 +11,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _threads, _waiting
-from greendrop.errors import DeliveryTimeoutError, IllegalWaitError
+from greendrop.errors import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    IllegalWaitError,
+    MessagePurgedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +81,11 @@ _Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
 _swap = _threads.new_lock()
+
+
+def refused_handle(topic: str, label: object, error: DeliveryError) -> DeliveryHandle:
+    """Make the handle of a message that librdkafka has refused; it is done."""
+    return _unpickled({"topic": topic, "label": label, "_error": error})
 
 
 def _unpickled(state: dict[str, object]) -> DeliveryHandle:
@@ -167,6 +177,16 @@ class DeliveryHandle:
         """Why the message was not delivered, else None. Never blocks."""
         error: ProduceError | None = self._error if self.done else None
         return error
+
+    @property
+    def refusal(self) -> DeliveryError | None:
+        """Why librdkafka did not accept the message, if it did not. Never blocks.
+
+        Known before the listeners are called and the handle is `done`.
+        """
+        error = getattr(self, "_error", None)
+        refused = isinstance(error, DeliveryError) and not hasattr(self, "_partition")
+        return error if refused and not isinstance(error, MessagePurgedError) else None
 
     def wait(self, timeout: float = 180.0) -> DeliveryReport:
         """Wait for the verdict on this message.

@@ -12,7 +12,7 @@
     ├── EventNotRegisteredError         no event of that name
     ├── StatisticsNotEnabledError       subscribed to statistics too late
     ├── IllegalWaitError                waiting here could never end
-    ├── MessagesAbandonedError          close gave up on some messages
+    ├── MessagesAbandonedError          close did not deliver some messages
     ├── PoolTimeoutError                no producer of a pool became free in time
     ├── PoolClosedError                 the pool was closed
     ├── PoolNotConfiguredError          there is no default pool
@@ -163,18 +163,21 @@ class IllegalWaitError(GreendropError, RuntimeError):
 
 
 class MessagesAbandonedError(GreendropError):
-    """`close` reached its timeout and dropped messages. The producer is closed.
+    """`close` did not deliver some messages. The producer is closed all the same.
 
-    Each of their handles says `MessagePurgedError`. Those that were in flight may
-    have been stored by the broker all the same. At the end of a `with` it may also be
-    that messages could not be flushed: they are in the producer's `buffered`.
+    These are messages that had no outcome when `close` began, and buffered ones. What
+    was dropped since the time was over fails with `MessagePurgedError`; if it was in
+    flight the broker may have stored it. The cause is the first error among the others.
     """
 
-    #: How many messages were dropped, or not flushed.
+    #: How many messages were not delivered.
     count: int
+    #: The buffered ones among them, as they were buffered: nothing else knows of them.
+    buffered: tuple[Any, ...]
 
-    def __init__(self, text: str, count: int) -> None:
+    def __init__(self, text: str, count: int, buffered: Sequence[Any] = ()) -> None:
         self.count = count
+        self.buffered = tuple(buffered)
         super().__init__(text, count)
 
 

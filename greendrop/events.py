@@ -64,8 +64,9 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             payload=("producer_id", "attempt", "time"),
         ),
         "buffer.purged": EventSpec(
-            when="purge has dropped all that was on its way",
-            payload=("producer_id", "time"),
+            when="purge has dropped all messages; `messages` are those that were"
+            " buffered",
+            payload=("producer_id", "messages", "time"),
         ),
         "producer.closing": EventSpec(
             when="close begins; no message is taken any more",
@@ -233,8 +234,8 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages`"
         " and `dispatched`",
         "messages.produce_many_async": "a `produce_many_async` failed; the same",
-        "buffer.flush": "`close` could not send all that was buffered; what it did not"
-        " send stays readable in `buffered`",
+        "buffer.flush": "`close` did not deliver all that was buffered; what it did not"
+        " deliver stays readable in `buffered`, also after `close(force=True)`",
         "librdkafka.dispatch_error": "one message was not delivered; also `topic`,"
         " `partition` (None if it got none), `label`, and `offset` and"
         " `delivery_report`, which are None",

@@ -337,8 +337,9 @@ class ProducerPool:
             force: Drop what isn't delivered in time, and don't complain.
 
         Raises:
-            MessagesAbandonedError: So many messages were not delivered in time and
-                were dropped. The producers are closed all the same. Not with `force`.
+            MessagesAbandonedError: So many messages were not delivered; `buffered` has
+                those that were buffered. The producers are closed all the same. Not
+                with `force`.
 
         Blocking:
             As `Producer.close`: lets other greenlets run. In the hub itself it returns
@@ -474,25 +475,27 @@ def _close_all(
     if timeout is None:
         timeout = 0.0 if force else max(map(_longest_wait, producers), default=0.0)
     deadline = _waiting.monotonic() + timeout
-    abandoned = 0
+    losses: list[MessagesAbandonedError] = []
     failure: BaseException | None = None
     for producer in producers:
         try:
             producer.close(max(deadline - _waiting.monotonic(), 0.0), force=force)
         except MessagesAbandonedError as error:
-            abandoned += error.count
+            losses.append(error)
         except BaseException as error:  # noqa: BLE001 - raised below
             # Interrupted: be quick with the others.
             failure = failure or error
             deadline = 0.0
     if failure is not None:
         raise failure
-    if abandoned:
+    if losses:
+        count = sum(loss.count for loss in losses)
         text = (
-            f"{abandoned} messages of a pool's producers were not delivered within"
-            f" {timeout:g} s and dropped"
+            f"{count} messages of a pool's producers were not delivered within"
+            f" {timeout:g} s; the first: {losses[0]}"
         )
-        raise MessagesAbandonedError(text, count=abandoned)
+        buffered = [message for loss in losses for message in loss.buffered]
+        raise MessagesAbandonedError(text, count, buffered) from losses[0]
 
 
 def _free_names(producer: Producer, timeout: float | None, *, force: bool) -> None:
@@ -505,8 +508,7 @@ def _free_names(producer: Producer, timeout: float | None, *, force: bool) -> No
     if core is None:
         return
     if core.settings.transactional:
-        with suppress(MessagesAbandonedError):  # told where it is closed
-            producer.close(timeout, force=force)
+        _close_and_log(producer, timeout, force=force)
     core.give_up_id()
 
 
@@ -520,14 +522,15 @@ def _close_in_background(
     timeout: float | None,
     force: bool,  # noqa: FBT001 - handed on
 ) -> None:
-    def close() -> None:
-        try:
-            producer.close(timeout, force=force)
-        except MessagesAbandonedError as error:
-            # Nobody is there to catch it: the handles and the log have to tell.
-            _log.write(ERROR, "producer.messages_abandoned", error=str(error))
+    _waiting.start(lambda: _close_and_log(producer, timeout, force=force))
 
-    _waiting.start(close)
+
+def _close_and_log(producer: Producer, timeout: float | None, *, force: bool) -> None:
+    """Close a producer where no caller could catch what was not delivered."""
+    try:
+        producer.close(timeout, force=force)
+    except MessagesAbandonedError as error:
+        _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
 
 # --- the process-wide default -------------------------------------------------------

@@ -545,11 +545,14 @@ class Producer:
         timestamp: int | datetime | None = None,
         label: object = None,
     ) -> None:
-        """Keep one message until the next flush. Nothing is sent, checked or connected.
+        """Keep one message until the next flush. Nothing is sent or connected.
 
-        The fields are those of `Message`.
+        The fields are those of `Message`. The message passes the middleware and all
+        checks now, so that a mistake is raised to the caller that made it.
 
         Raises:
+            MessageInvalidError: Names every bad field. It was not kept.
+            MiddlewareError: A step of `middleware` failed. It was not kept.
             ProducerClosedError, ProducerUsedInParentProcessError: It was not kept.
         """
         core = self._core or self._unconfigured()
@@ -565,7 +568,8 @@ class Producer:
         )
         message = _new_message(Message, fields)
         began = _waiting.monotonic()
-        core.hold([Entry(message, self._sender())])
+        prepared = self._prepare(message)
+        core.hold([Entry(message, prepared, self._sender())])
         if self.monitor.listens("message.buffered"):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
@@ -573,11 +577,15 @@ class Producer:
     def buffer_many(self, messages: Iterable[Message | Mapping[str, Any]]) -> None:
         """Keep several messages until the next flush, next to each other.
 
+        All pass the middleware and the checks now; if one fails, none is kept.
+
         Args:
             messages: As for `produce_many_sync`.
 
         Raises:
-            MessageInvalidError: Some have unknown or missing fields. None was kept.
+            MessageInvalidError: Names every bad field of the first bad messages, as
+                `messages[3].topic`. None was kept.
+            MiddlewareError: A step of `middleware` failed. None was kept.
             ProducerClosedError, ProducerUsedInParentProcessError: None was kept.
 
         Blocking:
@@ -585,9 +593,17 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         began = _waiting.monotonic()
-        batch = read_all(messages, as_message)
         sender = self._sender()
-        core.hold([Entry(message, sender) for message in batch])
+        entries: list[Entry] = []
+
+        def read(item: object) -> Message:
+            message = as_message(item)
+            prepared = self._prepare(message)
+            entries.append(Entry(message, prepared, sender))
+            return message
+
+        batch = read_all(messages, read)
+        core.hold(entries)
         if self.monitor.listens("messages.buffered"):
             held = core.buffer.messages()
             self._tell("messages.buffered", began, messages=batch, buffer=held)
@@ -596,25 +612,27 @@ class Producer:
     def buffered(self) -> tuple[Message, ...]:
         """The messages that wait for a flush, as they were buffered. Never blocks.
 
-        Those that are being flushed are not among them.
+        Messages that are being flushed are not among them. On a closed producer: the
+        messages that `close` could not deliver.
         """
         return () if self._core is None else self._core.buffer.messages()
 
     def flush_sync(self) -> list[DeliveryReport]:
         """Send all that is buffered, in order, and wait until the broker has it.
 
-        However it fails, messages that were not queued are in the buffer again, at the
-        front and in order; the error's text says how many. Those that were queued are
-        not, whatever becomes of them: their handles tell.
+        A message that librdkafka refuses for good (too large, or to a partition that
+        does not exist) is reported, as an event and in the raised error, and leaves the
+        buffer; the others are sent. However the flush fails, the messages that were not
+        handed over are in the buffer again, at the front and in order; the error's text
+        says how many. What was handed over is not put back: its handle has the outcome.
 
         Returns:
             The reports, in the order of the messages.
 
         Raises:
-            MessageInvalidError: As for `produce_many_sync`; the index is that in the
-                buffer. Nothing was sent.
-            MiddlewareError: Nothing was sent.
-            ProduceManyError: As for `produce_many_sync`.
+            ProduceManyError: Some were not sent or not delivered; `dispatched` holds
+                the handles of those that were queued or refused for good. All of these
+                are final, unless the cause is a `DeliveryTimeoutError`.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
 
         Blocking:
@@ -624,7 +642,7 @@ class Producer:
         began = _waiting.monotonic()
         reports: list[DeliveryReport] = []
         with Flush(core.buffer) as flush:
-            if batch := flush.prepare():
+            if batch := flush.take():
                 reports = self._many_sync(batch, flush.dispatch, flush.undo)
         self._tell("buffer.flushed_sync", began, messages=batch)
         return reports
@@ -636,8 +654,8 @@ class Producer:
             The handles, in the order of the messages.
 
         Raises:
-            ProduceManyError: A message was not queued, nor were those after it: these
-                are in the buffer again. See `flush_sync` for this and the others.
+            ProduceManyError: Some were refused, or not handed over, which are in the
+                buffer again. See `flush_sync` for this and the others.
 
         Blocking:
             As `produce_many_async`.
@@ -646,14 +664,15 @@ class Producer:
         began = _waiting.monotonic()
         handles: list[DeliveryHandle] = []
         with Flush(core.buffer) as flush:
-            if batch := flush.prepare():
+            if batch := flush.take():
                 handles = self._many_async(batch, flush.dispatch, flush.undo)
         self._tell("buffer.flushed_async", began, messages=batch)
         return handles
 
     def _sender(self) -> Sender:
+        core = self._core or self._unconfigured()
         # Of bound methods, since these are equal whenever their producer is the same.
-        return Sender(self._prepare, self._dispatch_many)
+        return Sender(self._dispatch_many, core.refuse)
 
     def _dispatch_many(
         self,
@@ -820,10 +839,10 @@ class Producer:
     def purge(self) -> None:
         """Drop all that is on its way; the producer goes on taking messages.
 
-        What is buffered, too. Each handle says `MessagePurgedError`; its text tells
-        whether the message was still queued (no broker has it) or in flight (a broker
-        may have stored it). A producer that is not connected has only its buffer to
-        drop.
+        What is buffered, too: the event `buffer.purged` has these messages. The handles
+        of the others fail with `MessagePurgedError`, whose text says whether the
+        message was still queued (no broker has it) or in flight (a broker may have
+        stored it). A producer that is not connected has only its buffer to drop.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.
@@ -860,24 +879,30 @@ class Producer:
         return self._core is not None and self._core.disconnect()
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
-        """Stop taking messages, await those that are on their way, and end.
+        """Stop taking messages, send what is buffered, await the deliveries, and end.
 
         It always ends closed. Closing again, or closing what was never used, does
-        nothing; while another closes, it waits for that.
+        nothing; while another task closes the producer, it waits for that.
+
+        Buffered messages that were not delivered, for whatever reason, can be read in
+        `buffered` afterwards.
 
         Args:
             timeout: Seconds to wait for deliveries. None means `max_wait_timeout`;
-                with `force`, no wait at all.
-            force: Drop what isn't delivered in time, and don't complain. Their
-                handles say `MessagePurgedError`.
+                with `force`, no wait at all: what is buffered is not sent then.
+            force: Drop what isn't delivered in time, and don't raise. The handles
+                fail with `MessagePurgedError`.
 
         Raises:
-            MessagesAbandonedError: Some messages were not delivered in time, and were
-                dropped. The producer is closed all the same. Not with `force`.
+            MessagesAbandonedError: Some messages were not delivered: they failed, or
+                were dropped since the time was over. The producer is closed all the
+                same. Failures that handles reported before `close` began are not
+                repeated. Not with `force`.
 
         Blocking:
             Lets other greenlets run. In a listener, or in the hub itself, where nobody
-            may wait, it returns at once and closing goes on by itself.
+            may wait, it returns at once and closing goes on by itself; what it could
+            not deliver is logged.
         """
         if timeout is not None:
             _waiting.check_timeout(timeout)
@@ -911,8 +936,8 @@ class Producer:
         """Close; an error that is on its way is not hidden by a second one.
 
         Raises:
-            MessagesAbandonedError: As `close`; also if messages could not be flushed.
-                They are in `buffered`.
+            MessagesAbandonedError: As `close`; also if the producer was closed before
+                and `buffered` has messages.
 
         Blocking:
             As `close`. What interrupts (Ctrl-C, a `gevent.Timeout`, the end of a
@@ -927,11 +952,11 @@ class Producer:
             self.close(timeout)
         except MessagesAbandonedError as abandoned:
             loss = abandoned
-        unsent = len(self.buffered) if self.status == "closed" else 0
-        if unsent and loss is None:
-            text = f"{unsent} messages were not sent, and are in `buffered`"
-            text = f"producer {self.id!r} is closed; {text}"
-            loss = MessagesAbandonedError(text, count=unsent)
+        unsent = self.buffered if self.status == "closed" else ()
+        if unsent and loss is None:  # closed before, or by another task
+            text = f"producer {self.id!r} is closed; buffered messages not delivered:"
+            text = f"{text} {len(unsent)}, which can be read in `buffered`"
+            loss = MessagesAbandonedError(text, count=len(unsent), buffered=unsent)
         if loss is not None and error is None:
             raise loss
         if loss is not None:

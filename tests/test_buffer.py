@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from greendrop import (
+    DeliveryError,
     DeliveryHandle,
     DeliveryReport,
     Message,
@@ -25,6 +26,8 @@ from greendrop import (
     QueueFullError,
 )
 from greendrop._buffer import Buffer, Entry, Flush, Sender
+from greendrop.delivery import refused_handle
+from greendrop.testing import trigger_fatal_error
 from tests.tasks import await_true, together
 
 #: Seconds. Nothing here takes nearly as long when it works.
@@ -74,14 +77,14 @@ def payloads(messages):
 
 
 def test_buffering_opens_nothing(make_producer):
-    """Messages are kept in order, and nothing is checked or connected."""
+    """Messages are kept in order, as they were written, and nothing is connected."""
     producer = make_producer()
 
-    producer.buffer(topic="no topic!", payload=b"0", label="first")
+    producer.buffer(topic="events", payload="0", label="first")
     producer.buffer_many([{"topic": "events", "payload": b"1"}, *numbered(1, 2)])
 
-    assert payloads(producer.buffered) == [b"0", b"1", b"2"]
-    assert producer.buffered[0] == Message("no topic!", b"0", label="first")
+    assert payloads(producer.buffered) == ["0", b"1", b"2"]
+    assert producer.buffered[0] == Message("events", "0", label="first")
     assert (producer.status, producer.queue_size) == ("configured", 0)
 
 
@@ -124,6 +127,70 @@ def test_unknown_fields_are_refused_at_once(make_producer):
         "messages[2].message",
     ]
     assert producer.buffered == ()
+
+
+BAD = {
+    "type": ({"payload": 5}, "payload"),
+    "size": ({"payload": bytes(2_000_000)}, "payload"),
+    "topic": ({"payload": b"", "topic": "no topic!"}, "topic"),
+    "partition": ({"payload": b"", "partition": -2}, "partition"),
+    "empty key": ({"payload": b"", "key": b""}, "key"),
+}
+
+
+@pytest.mark.parametrize(("fields", "wrong"), BAD.values(), ids=BAD)
+def test_bad_message_is_refused_when_it_is_buffered(
+    make_producer, stored, fields, wrong
+):
+    """The caller that made the mistake gets the error; messages of others go out."""
+    producer = make_producer()
+    message = {"topic": "events", **fields}
+    producer.buffer_many(numbered(2))
+
+    with pytest.raises(MessageInvalidError) as one:
+        producer.buffer(**message)
+    with pytest.raises(MessageInvalidError) as many:
+        producer.buffer_many([*numbered(1), message])
+
+    assert list(one.value.errors) == [wrong]
+    assert list(many.value.errors) == [f"messages[1].{wrong}"]
+    assert producer.status == "configured"
+    assert len(producer.flush_sync()) == 2
+    assert stored("events") == 2
+
+
+def test_broken_middleware_is_raised_when_a_message_is_buffered(make_producer):
+    """None of a batch is kept then; what was buffered before stays."""
+    producer = make_producer()
+    producer.buffer_many(numbered(1))
+    step = producer.middleware.append(
+        lambda message: None if message.payload == b"2" else message
+    )
+
+    with pytest.raises(MiddlewareError):
+        producer.buffer_many(numbered(3, 1))
+    with pytest.raises(MiddlewareError):
+        producer.buffer(topic="events", payload=b"2")
+    assert payloads(producer.buffered) == [b"0"]
+
+    producer.middleware.remove(step)
+    assert len(producer.flush_sync()) == 1
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, gevent.GreenletExit, SystemExit])
+def test_interrupt_while_buffering_keeps_what_was_there(make_producer, kind):
+    """An exception of a step that is no error keeps its type."""
+    producer = make_producer()
+    producer.buffer_many(numbered(2))
+
+    @producer.middleware.append
+    def step(message):
+        raise kind
+
+    with pytest.raises(kind):
+        producer.buffer_many(numbered(2, 2))
+
+    assert payloads(producer.buffered) == [b"0", b"1"]
 
 
 def test_unconfigured_producer_buffers_nothing():
@@ -240,25 +307,6 @@ def test_label_is_found_again(make_producer):
 
 
 @both_flushes
-def test_bad_message_keeps_all_in_the_buffer(make_producer, flush):
-    """Of two valid messages and an invalid one nothing is sent and nothing is lost.
-
-    Acceptance checks 2 and 47.
-    """
-    producer = make_producer()
-    producer.buffer_many(numbered(2))
-    producer.buffer(topic="no topic!", payload=b"2")
-
-    with pytest.raises(MessageInvalidError) as raised:
-        flush(producer)
-
-    assert list(raised.value.errors) == ["messages[2].topic"]
-    assert str(raised.value).endswith("3 messages are back in the buffer")
-    assert payloads(producer.buffered) == [b"0", b"1", b"2"]
-    assert producer.status == "configured"
-
-
-@both_flushes
 def test_full_queue_keeps_the_rest_in_the_buffer(world, make_producer, flush):
     """What was queued is gone; the exact rest is back, in order, before what is new.
 
@@ -313,66 +361,153 @@ def test_undelivered_messages_are_not_put_back(mock_cluster, make_producer):
 
 
 @both_flushes
-def test_broken_middleware_loses_nothing(make_producer, flush):
-    """A step that raises keeps all in the buffer."""
-    producer = make_producer()
-    producer.buffer_many(numbered(3))
-    step = producer.middleware.append(
-        lambda message: None if message.payload == b"1" else message
-    )
-
-    with pytest.raises(MiddlewareError, match="3 messages are back"):
-        flush(producer)
-    assert payloads(producer.buffered) == [b"0", b"1", b"2"]
-
-    producer.middleware.remove(step)
-    assert len(flush(producer)) == 3
-
-
-@both_flushes
 def test_messages_pass_middleware_and_checks_once(make_producer, flush):
-    """What was prepared before a flush failed is sent as it is by the next one.
+    """They pass when they are buffered, and not again at a flush that fails or not.
 
     Acceptance checks 70 and 71.
     """
-    producer = make_producer()
-    sent = heard_by(producer, "messages.produced_sync", "messages.produced_async")
+    producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
     calls = []
-    repair = []
 
     @producer.middleware.append
     def step(message):
         calls.append(message.payload)
-        if message.payload == b"2" and not repair:
-            raise ValueError("not now")
         return message._replace(payload=message.payload + b"!")
 
+    told = heard_by(producer, "error.occurred")
     producer.buffer_many(numbered(4))
-    with pytest.raises(MiddlewareError):
-        flush(producer)
-    assert payloads(producer.buffered) == [b"0", b"1", b"2", b"3"]
-    repair.append(True)
-    flush(producer)
+    producer.buffer(topic="events", payload=b"4", partition=0)
+    assert calls == payloads(numbered(5))
 
-    assert calls == [b"0", b"1", b"2", b"2", b"3"]
-    assert payloads(sent[0]["messages"]) == [b"0!", b"1!", b"2!", b"3!"]
+    for _ in range(2):
+        with pytest.raises(ProduceManyError):
+            flush(producer)
+
+    assert calls == payloads(numbered(5))
+    assert payloads(producer.buffered) == [b"3", b"4"]
+    first, second = (each for each in told if each["type"].startswith("messages."))
+    assert payloads(first["messages"]) == [b"0!", b"1!", b"2!", b"3!", b"4!"]
+    assert payloads(second["messages"]) == [b"3!", b"4!"]
+    producer.close(force=True)
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, gevent.GreenletExit, SystemExit])
+# -- messages that librdkafka refuses -------------------------------------------------
+
+
+def with_bad_ones(producer, count, bad):
+    """Buffer messages of which some are for a partition that does not exist."""
+    producer.produce_sync(topic="events", payload=b"warm", partition=0)
+    for message in numbered(count):
+        number = int(message.payload)
+        partition = 9 if number in bad else 0
+        producer.buffer(**message._replace(partition=partition, label=number)._asdict())
+
+
 @both_flushes
-def test_interrupted_middleware_loses_nothing(make_producer, flush, kind):
-    """Whatever ends a flush, all that was not queued is back."""
+@pytest.mark.parametrize("bad", [[0], [2], [4], [0, 1, 3], [0, 1, 2, 3, 4]])
+def test_refused_messages_keep_no_others_back(  # noqa: PLR0917 - fixtures
+    world, mock_cluster, make_producer, stored, flush, bad
+):
+    """The others are sent; the refused ones are reported and leave the buffer."""
+    mock_cluster.create_topic("events", partitions=1)
     producer = make_producer()
+    told = heard_by(producer, "error.occurred")
+    with_bad_ones(producer, 5, bad)
+
+    with pytest.raises(ProduceManyError) as raised:
+        flush(producer)
+
+    good = [number for number in range(5) if number not in bad]
+    assert producer.buffered == ()
+    error = raised.value
+    assert (error.failed_index, error.name) == (bad[0], "_UNKNOWN_PARTITION")
+    assert f"{len(bad)} of 5 messages were refused" in str(error)
+    assert [each.label for each in error.dispatched] == [0, 1, 2, 3, 4]
+    for handle in error.dispatched:
+        if handle.label in bad:
+            with pytest.raises(DeliveryError, match="was not queued"):
+                handle.wait(LONG)
+        else:
+            assert handle.wait(LONG).offset == 1 + good.index(handle.label)
+    await_true(lambda: len(told) == len(bad) + 1)
+    kinds = [each["type"] for each in told]
+    assert kinds.count("librdkafka.dispatch_error") == len(bad)
+    reported = [each for each in told if each["type"] == "librdkafka.dispatch_error"]
+    assert sorted(each["label"] for each in reported) == bad
+    assert {each["partition"] for each in reported} <= {None, 9}
+    assert flush(producer) == []
+    producer.close()
+    assert stored("events") == 1 + len(good)
+
+
+@both_flushes
+def test_failed_client_keeps_messages_in_the_buffer(world, make_producer, flush):
+    """After a fatal error another client may accept them, so they are not dropped."""
+    producer = make_producer({"enable.idempotence": True})
+    producer.produce_sync(topic="events", payload=b"warm")
+    trigger_fatal_error(producer)
     producer.buffer_many(numbered(3))
 
-    @producer.middleware.append
-    def step(message):
-        raise kind
-
-    with pytest.raises(kind):
+    with pytest.raises(ProduceManyError, match="3 messages are back") as raised:
         flush(producer)
 
+    assert raised.value.fatal
+    assert raised.value.dispatched == ()
     assert payloads(producer.buffered) == [b"0", b"1", b"2"]
+    producer.close(force=True)
+
+
+@both_flushes
+def test_refused_messages_are_collected_by_a_scope(
+    world, mock_cluster, make_producer, flush
+):
+    """As any other message that is sent in its block."""
+    mock_cluster.create_topic("events", partitions=1)
+    producer = make_producer()
+    with_bad_ones(producer, 3, [1])
+
+    def flush_in_scope():
+        with producer.scope(), pytest.raises(ProduceManyError):
+            flush(producer)
+
+    with pytest.raises(ProduceManyError, match="1 were not delivered") as raised:
+        flush_in_scope()
+
+    assert [each.label for each in raised.value.dispatched] == [0, 1, 2]
+
+
+@both_flushes
+def test_refused_message_rolls_back_a_flush_of_its_own(
+    world, mock_cluster, make_producer, stored, flush
+):
+    """The others are in the buffer again, and the next flush sends them."""
+    mock_cluster.create_topic("events", partitions=1)
+    producer = make_producer({"transactional.id": "t"})
+    with_bad_ones(producer, 4, [2])
+
+    with pytest.raises(ProduceManyError, match="3 messages are back") as raised:
+        flush(producer)
+
+    assert raised.value.failed_index == 2
+    assert payloads(producer.buffered) == [b"0", b"1", b"3"]
+    assert len(flush(producer)) == 3
+    assert producer.buffered == ()
+
+
+def test_refused_message_of_a_flush_in_a_block_does_not_come_back(
+    world, mock_cluster, make_producer
+):
+    """The others come back when the block is rolled back, and can be flushed."""
+    mock_cluster.create_topic("events", partitions=1)
+    producer = make_producer({"transactional.id": "t"})
+    with_bad_ones(producer, 4, [2])
+
+    with pytest.raises(ProduceManyError), producer.transaction():
+        producer.flush_sync()
+
+    assert payloads(producer.buffered) == [b"0", b"1", b"3"]
+    with producer.transaction():
+        assert len(producer.flush_async()) == 3
 
 
 @both_flushes
@@ -443,6 +578,20 @@ def test_messages_are_sent_by_who_buffered_them(make_producer):
     assert [report.offset for report in reports] == [0, 1, 2, 3]
 
 
+class Queued:
+    """What stands for the handle of a message that was queued."""
+
+    refusal = None
+
+    def __init__(self, message):
+        self.message = message
+
+
+def refuse(message, error):
+    """Fail: no message of these tests is refused for good."""
+    raise error
+
+
 class Recorder:
     """Senders that note which messages they queue, and stop at one of them."""
 
@@ -453,19 +602,16 @@ class Recorder:
     def sender(self, name):
         """Make one; each has functions of its own."""
 
-        def prepare(message):
-            return message._replace(label=name)
-
         def dispatch(messages, verb, handles, end):
             run = messages[len(handles) : end]
             self.calls.append((name, payloads(run)))
             for message in run:
                 if message.payload == self._stop_at:
                     raise gevent.GreenletExit
-                handles.append(message)
+                handles.append(Queued(message))
             return handles
 
-        return Sender(prepare, dispatch)
+        return Sender(dispatch, refuse)
 
 
 def test_neighbours_of_one_sender_are_sent_together():
@@ -473,10 +619,10 @@ def test_neighbours_of_one_sender_are_sent_together():
     buffer, recorder = Buffer(), Recorder()
     one, other = recorder.sender("one"), recorder.sender("other")
     for sender, message in zip([one, one, other, one], numbered(4), strict=True):
-        buffer.append([Entry(message, sender)])
+        buffer.append([Entry(message, message._replace(label="wire"), sender)])
 
     with Flush(buffer) as flush:
-        flush.prepare()
+        flush.take()
         handles = flush.dispatch("verb")
 
     assert recorder.calls == [
@@ -484,7 +630,7 @@ def test_neighbours_of_one_sender_are_sent_together():
         ("other", [b"2"]),
         ("one", [b"3"]),
     ]
-    assert [each.label for each in handles] == ["one", "one", "other", "one"]
+    assert [each.message.label for each in handles] == ["wire"] * 4
     assert len(buffer) == 0
 
 
@@ -495,11 +641,11 @@ def test_runs_after_the_one_that_failed_are_put_back():
     for sender, message in zip(
         [one, other, other, other, one], numbered(5), strict=True
     ):
-        buffer.append([Entry(message, sender)])
+        buffer.append([Entry(message, message._replace(label="wire"), sender)])
 
     def flush_all():
         with Flush(buffer) as flush:
-            flush.prepare()
+            flush.take()
             flush.dispatch("verb")
 
     with pytest.raises(gevent.GreenletExit):
@@ -613,10 +759,10 @@ def test_close_sends_what_is_buffered(world, make_producer, stored):
 
 
 def test_closed_producer_refuses_to_buffer(make_producer):
-    """What it could not send stays readable."""
+    """What it did not send stays readable."""
     producer = make_producer()
-    producer.buffer(topic="no topic!", payload=b"x")
-    producer.close()
+    producer.buffer_many(numbered(1))
+    producer.close(force=True)
 
     with pytest.raises(ProducerClosedError):
         producer.buffer(topic="events", payload=b"x")
@@ -638,58 +784,175 @@ def test_flush_of_a_closed_producer_loses_nothing(make_producer, flush):
     assert payloads(producer.buffered) == [b"0", b"1"]
 
 
-def break_middleware(producer):
-    """Have each message fail."""
-    producer.middleware.append(lambda _: None)
+def refuse_all(mock_cluster):
+    """Have the broker refuse each message."""
+    mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
 
 
-PROBLEMS = {
-    "bad message": (lambda p: p.buffer(topic="no topic!", payload=b""), 4),
-    "middleware": (break_middleware, 3),
+QUICK_TO_FAIL = {"message.timeout.ms": 500}
+IMPATIENT = {**NOWHERE, **QUICK_TO_FAIL}
+TRANSACTIONAL = {"transactional.id": "t", "transaction.timeout.ms": 1000}
+
+#: Why a message is not delivered: settings, what to do first with the producer, and
+#: with the cluster, and the partition.
+LOSSES = {
+    "dead broker": (IMPATIENT, None, None, 0),
+    "refusing broker": ({}, None, refuse_all, 0),
+    "no such partition": (QUICK_TO_FAIL, None, None, 99),
+    "partition known to be none": (
+        QUICK_TO_FAIL,
+        lambda producer: producer.produce_sync(topic="events", payload=b"warm"),
+        None,
+        99,
+    ),
+    "fatal error": (
+        {"enable.idempotence": True},
+        lambda producer: (
+            producer.produce_sync(topic="events", payload=b"warm"),
+            trigger_fatal_error(producer),
+        ),
+        None,
+        0,
+    ),
+    "transaction, dead broker": ({**NOWHERE, **TRANSACTIONAL}, None, None, 0),
+    "transaction, refusing broker": (TRANSACTIONAL, None, refuse_all, 0),
+    "transaction, no such partition": (TRANSACTIONAL, None, None, 99),
 }
+each_loss = pytest.mark.parametrize(
+    ("kafka", "prepare", "spoil", "partition"), LOSSES.values(), ids=LOSSES
+)
 
 
-@pytest.mark.parametrize(("spoil", "left"), PROBLEMS.values(), ids=PROBLEMS)
-def test_close_ends_closed_whatever_is_buffered(
-    world, make_producer, caplog, spoil, left
+@pytest.fixture
+def doomed(  # noqa: PLR0917 - fixtures
+    make_producer, mock_cluster, kafka, prepare, spoil, partition
 ):
-    """A last flush that fails is told, and doesn't stop the teardown.
+    """Make a producer with three buffered messages that can't be delivered."""
+    producer = make_producer(kafka, id="p", max_wait_timeout=5.0)
+    if prepare is not None:
+        prepare(producer)
+    if spoil is not None:
+        spoil(mock_cluster)
+    producer.buffer_many(
+        message._replace(partition=partition) for message in numbered(3)
+    )
+    return producer
 
-    What was not sent stays readable.
-    """
+
+@each_loss
+def test_close_reports_buffered_messages_that_were_not_delivered(world, doomed):
+    """It raises, ends closed, and they can be read; an event tells of them as well."""
+    heard = heard_by(doomed, "error.occurred")
+
+    with pytest.raises(MessagesAbandonedError) as raised:
+        doomed.close()
+
+    assert doomed.status == "closed"
+    assert payloads(doomed.buffered) == [b"0", b"1", b"2"]
+    assert raised.value.count == 3
+    text = "producer 'p' is closed; 3 buffered messages were not delivered"
+    assert str(raised.value).startswith(text)
+    assert raised.value.__cause__ is not None
+    (event,) = (each for each in heard if each["type"] == "buffer.flush")
+    assert payloads(event["messages"]) == [b"0", b"1", b"2"]
+
+
+@each_loss
+def test_with_reports_buffered_messages_that_were_not_delivered(world, doomed):
+    """Leaving the block does not claim that all is well."""
+    with pytest.raises(MessagesAbandonedError, match="3 buffered messages"), doomed:
+        pass
+
+    assert payloads(doomed.buffered) == [b"0", b"1", b"2"]
+
+
+def test_close_leaves_only_what_was_not_delivered(world, mock_cluster, make_producer):
+    """Messages that were stored are not in `buffered`; the others are in order."""
+    mock_cluster.create_topic("events", partitions=1)
     producer = make_producer(id="p")
+    with_bad_ones(producer, 5, [1, 3])
+
+    with pytest.raises(MessagesAbandonedError, match="2 buffered messages") as raised:
+        producer.close()
+
+    assert "_UNKNOWN_PARTITION" in str(raised.value)
+    assert payloads(producer.buffered) == [b"1", b"3"]
+
+
+def test_close_sends_again_what_a_refused_message_rolled_back(
+    world, mock_cluster, make_producer, stored
+):
+    """In a transaction the refused message fails all; the others get another one."""
+    mock_cluster.create_topic("events", partitions=1)
+    producer = make_producer({"transactional.id": "t"})
+    acknowledged = heard_by(producer, "message.acknowledged")
+    with_bad_ones(producer, 4, [0, 2])
+
+    with pytest.raises(MessagesAbandonedError) as raised:
+        producer.close()
+
+    assert raised.value.count == 2
+    assert payloads(producer.buffered) == [b"0", b"2"]
+    assert [each["label"] for each in acknowledged][-2:] == [1, 3]
+
+
+def test_close_counts_each_undelivered_message_once(world, make_producer):
+    """Flushed before, sent without a buffer, or flushed by `close` itself."""
+    producer = make_producer(IMPATIENT, id="p")
+    producer.buffer_many(numbered(2))
+    handles = producer.flush_async()
+    handles += producer.produce_many_async(numbered(3))
+    producer.buffer_many(numbered(4))
+
+    with pytest.raises(MessagesAbandonedError) as raised:
+        producer.close()
+
+    text = str(raised.value)
+    assert "5 messages were not delivered; 4 buffered messages were" in text
+    assert raised.value.count == 9
+    assert len(producer.buffered) == 4
+    assert all(isinstance(each.error, DeliveryError) for each in handles)
+
+
+def test_failures_that_were_reported_before_are_not_repeated_by_close(
+    world, mock_cluster, make_producer
+):
+    """What had its outcome before `close` began has been reported by then."""
+    producer = make_producer()
     heard = heard_by(producer, "error.occurred")
-    producer.produce_sync(topic="events", payload=b"x")
+    refuse_all(mock_cluster)
     producer.buffer_many(numbered(3))
-    spoil(producer)
+    (*_, last) = producer.flush_async()
+    with pytest.raises(DeliveryError):
+        last.wait(LONG)
 
     producer.close()
 
-    assert producer.status == "closed"
-    assert len(producer.buffered) == left
-    (event,) = heard
-    assert event["type"] == "buffer.flush"
-    assert f"{left} messages are back in the buffer" in str(event["error"])
-    assert "producer.closes_without_flush producer_id=p" in caplog.text
+    kinds = [each["type"] for each in heard]
+    assert kinds.count("librdkafka.dispatch_error") == 3
+    assert producer.buffered == ()
 
 
 def test_close_keeps_what_has_no_room_readable(world, make_producer):
-    """The last flush waits no longer than close does."""
+    """The last flush waits no longer than close does; what it queued is dropped."""
     producer = make_producer(TIGHT)
     heard = heard_by(producer, "error.occurred")
     producer.buffer_many(numbered(8))
     began = time.monotonic()
 
-    with pytest.raises(MessagesAbandonedError, match="3 messages were not delivered"):
+    with pytest.raises(MessagesAbandonedError, match="8 buffered messages were not"):
         producer.close(timeout=0.2)
 
     assert time.monotonic() - began < 5.0
-    assert payloads(producer.buffered) == payloads(numbered(5, 3))
-    assert [each["type"] for each in heard if each["type"] == "buffer.flush"]
+    assert payloads(producer.buffered) == payloads(numbered(8))
+    assert [each["type"] for each in heard].count("buffer.flush") == 1
 
 
-def test_close_that_is_cut_short_keeps_messages_readable(hub, make_producer):
-    """A Timeout in the last flush ends the flush, and not the teardown."""
+def test_close_that_is_cut_short_keeps_messages_readable(hub, make_producer, caplog):
+    """A Timeout in the last flush ends the flush, and not the teardown.
+
+    The timeout is what the caller gets, so the log tells of the messages.
+    """
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
 
@@ -697,17 +960,59 @@ def test_close_that_is_cut_short_keeps_messages_readable(hub, make_producer):
         producer.close()
 
     assert producer.status == "closed"
+    assert payloads(producer.buffered) == payloads(numbered(8))
+    assert "8 buffered messages were not delivered" in caplog.text
+
+
+@pytest.mark.parametrize("timeout", [None, 0.2])
+def test_forced_close_keeps_messages_readable(world, make_producer, timeout):
+    """It doesn't raise; without time it queues nothing. An event tells of the loss."""
+    producer = make_producer(NOWHERE)
+    heard = heard_by(producer, "error.occurred")
+    producer.buffer_many(numbered(3))
+
+    producer.close(timeout, force=True)
+
+    assert producer.status == "closed"
+    assert payloads(producer.buffered) == [b"0", b"1", b"2"]
+    (event,) = (each for each in heard if each["type"] == "buffer.flush")
+    assert payloads(event["messages"]) == [b"0", b"1", b"2"]
+
+
+def test_close_reports_what_another_flush_could_not_hand_over(hub, make_producer):
+    """A flush that waits for room is sent away: its messages are readable, too."""
+    producer = make_producer(TIGHT)
+    producer.buffer_many(numbered(8))
+    failures = []
+
+    def flush():
+        try:
+            producer.flush_async()
+        except ProduceManyError as error:
+            failures.append(str(error))
+
+    flushing = gevent.spawn(flush)
+    await_true(lambda: producer.queue_size == 3)
+
+    with pytest.raises(MessagesAbandonedError, match="5 buffered messages") as raised:
+        producer.close(timeout=0.2)
+
+    assert raised.value.count == 8
+    flushing.join(LONG)
+    assert failures[0].endswith("5 messages are back in the buffer")
     assert payloads(producer.buffered) == payloads(numbered(5, 3))
 
 
-def test_forced_close_keeps_messages_readable(make_producer, stored, mock_cluster):
-    """It has no time to deliver anything, so it queues nothing."""
-    producer = make_producer()
+def test_background_close_logs_buffered_messages(hub, make_producer, caplog):
+    """Where nobody could catch the error, as in a callback of the hub."""
+    producer = make_producer(IMPATIENT)
     producer.buffer_many(numbered(3))
 
-    producer.close(force=True)
+    hub.loop.run_callback(producer.close)
+    await_true(lambda: producer.status == "closed")
 
-    assert (producer.status, len(producer.buffered)) == ("closed", 3)
+    await_true(lambda: "3 buffered messages were not delivered" in caplog.text)
+    assert payloads(producer.buffered) == [b"0", b"1", b"2"]
 
 
 def test_close_in_the_hub_flushes_by_itself(hub, make_producer, stored):
@@ -721,19 +1026,13 @@ def test_close_in_the_hub_flushes_by_itself(hub, make_producer, stored):
     assert stored("events") == 5
 
 
-def test_others_are_refused_during_the_last_flush(hub, make_producer):
+def test_others_are_refused_during_the_last_flush(hub, mock_cluster, make_producer):
     """Only the one who closes sends; a second close waits for it."""
     producer = make_producer()
-
-    @producer.middleware.append
-    def slow(message):
-        gevent.sleep(0.1)
-        return message
-
+    mock_cluster.round_trip(0.3)
     producer.buffer_many(numbered(1))
     closing = gevent.spawn(producer.close)
     await_true(lambda: producer.status == "closing")
-    producer.middleware.remove(slow)
     with pytest.raises(ProducerClosedError):
         producer.produce_async(topic="events", payload=b"x")
     with pytest.raises(ProducerClosedError):
@@ -764,20 +1063,48 @@ def test_end_of_a_program_sends_what_is_buffered(
     assert stored("events") == 100
 
 
+SPOILED = {
+    "dead broker": 'producer = Producer({**kafka, "bootstrap.servers": "127.0.0.1:1"})',
+    "no such partition": "producer = Producer(kafka)",
+    "fatal error": "del kafka['message.timeout.ms'];"
+    "producer = Producer({**kafka, 'enable.idempotence': True});"
+    "producer.produce_sync(topic='events', payload=b'');"
+    "trigger_fatal_error(producer)",
+    "transaction": "producer = Producer({**kafka, 'transactional.id': 't',"
+    " 'bootstrap.servers': '127.0.0.1:1'}, exit_timeout=1)",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.patched
-def test_end_of_a_program_tells_what_was_not_sent(run_script):
-    """On standard error, where it is seen."""
-    program = """
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+@pytest.mark.parametrize("begin", SPOILED.values(), ids=SPOILED)
+def test_end_of_a_program_reports_what_was_not_delivered(
+    mode, mock_cluster, run_script, begin
+):
+    """In one line on standard error, with the reason."""
+    program = f"""
     from greendrop import Producer
-    producer = Producer({"bootstrap.servers": "127.0.0.1:1"}, id="p")
-    producer.buffer(topic="no topic!", payload=b"x")
+    from greendrop.testing import trigger_fatal_error
+    kafka = {{
+        "bootstrap.servers": servers,
+        "message.timeout.ms": 500,
+        "transaction.timeout.ms": 1000,
+        "log_level": 0,
+    }}
+    {begin}
+    for _ in range(3):
+        producer.buffer(topic="events", payload=b"x", partition=99)
+    del producer
     """
 
-    ended = run_script(program, "none", fails=True)
+    servers = mock_cluster.bootstrap_servers
+    ended = run_script(program, mode, fails=True, servers=servers)
 
     assert ended.returncode == 0
-    assert "1 buffered messages of producer 'p' were not sent" in ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if "greendrop: " in line]
+    (line,) = lines
+    assert "is closed; 3 buffered messages were not delivered" in line
 
 
 # -- forks ----------------------------------------------------------------------------
@@ -845,26 +1172,27 @@ class BufferMachine(RuleBasedStateMachine):
         self.waiting = []
         self.sent = []
         self.model_sent = []
-        self.prepared = []
+        self.refused = []
+        self.model_refused = []
         self.number = 0
         self.room = 0
         self.bad = None
-        self.senders = [Sender(self._prepare, self._dispatch(n)) for n in range(2)]
+        self.senders = [Sender(self._dispatch(n), self._refuse) for n in range(2)]
 
-    def _prepare(self, message):
-        if message.payload == self.bad:
-            raise MessageInvalidError({"payload": "bad"})
-        self.prepared.append(message.payload)
-        return message
+    def _refuse(self, message, error):
+        self.refused.append(message.payload)
+        return refused_handle(message.topic, None, error)
 
     def _dispatch(self, name):
         def dispatch(messages, verb, handles, end):
             for message in messages[len(handles) : end]:
+                if message.payload == self.bad:
+                    raise ProduceManyError("refused", 0) from DeliveryError("bad")
                 if not self.room:
                     raise RefusedError
                 self.room -= 1
                 self.sent.append((name, message.payload))
-                handles.append(message)
+                handles.append(Queued(message))
             return handles
 
         return dispatch
@@ -873,30 +1201,39 @@ class BufferMachine(RuleBasedStateMachine):
     def append(self, names):
         """Buffer some messages through two senders."""
         for name in names:
-            entry = Entry(Message("t", self.number), self.senders[name])
+            message = Message("t", self.number)
+            entry = Entry(message, message, self.senders[name])
             assert self.buffer.append([entry])
             self.waiting.append((name, self.number))
             self.number += 1
 
     @rule(room=st.integers(0, 12), bad=st.none() | st.integers(0, 40))
     def flush(self, room, bad):
-        """Flush with so much room; maybe one message is bad."""
-        self.room = room
-        fresh = [each for _, each in self.waiting if each not in self.prepared]
-        self.bad = bad if bad in fresh else None
+        """Flush with so much room; maybe librdkafka refuses one message for good."""
+        self.room, self.bad = room, bad
+        expected = []
+        stuck = False
+        while self.waiting and not stuck:
+            if self.waiting[0][1] == bad:
+                expected.append(self.waiting.pop(0)[1])
+            elif room:
+                room -= 1
+                self.model_sent.append(self.waiting.pop(0))
+            else:
+                stuck = True
+        self.model_refused += expected
         try:
             with Flush(self.buffer) as flush:
-                flush.prepare()
+                flush.take()
                 flush.dispatch("verb")
-        except MessageInvalidError:
-            assert self.bad is not None
         except RefusedError:
-            self.model_sent += self.waiting[:room]
-            del self.waiting[:room]
+            assert stuck
+        except ProduceManyError:
+            assert expected
+            assert not stuck
         else:
-            assert self.bad is None
-            self.model_sent += self.waiting
-            self.waiting = []
+            assert not stuck
+            assert not expected
 
     @rule()
     def clear(self):
@@ -906,11 +1243,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_as_the_model_says(self):
-        """All that is not sent is there, in order, and was prepared once at most."""
+        """All that is neither sent nor refused is there, in order."""
         assert payloads(self.buffer.messages()) == [each for _, each in self.waiting]
         assert len(self.buffer) == len(self.waiting)
         assert self.sent == self.model_sent
-        assert len(set(self.prepared)) == len(self.prepared)
+        assert self.refused == self.model_refused
 
 
 TestBufferAgainstAModel = BufferMachine.TestCase

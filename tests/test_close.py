@@ -400,21 +400,6 @@ def test_with_tells_what_was_abandoned(world, make_producer):
     assert producer.status == "closed"
 
 
-def test_with_tells_what_was_not_flushed(world, make_producer):
-    """A bad message keeps the others in the buffer; nobody is told that all is well."""
-    producer = make_producer()
-    producer.buffer(topic="t", payload=b"x")
-    producer.buffer(topic="t", payload={"forgotten": "dumps"})
-
-    with pytest.raises(
-        MessagesAbandonedError, match="2 messages were not sent"
-    ) as told:
-        producer.__exit__(None, None, None)
-
-    assert told.value.count == len(producer.buffered) == 2
-    assert producer.status == "closed"
-
-
 def test_interrupt_in_a_with_block_is_not_held_up_for_long(world, make_producer):
     """As at the interpreter's exit: `exit_timeout`, and what was lost is logged."""
     producer = make_producer(NOWHERE, exit_timeout=0.2)

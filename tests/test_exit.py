@@ -300,7 +300,7 @@ def test_an_end_without_threads_ends_in_time(mode, run_script):
     took = time.monotonic() - float(ended.stdout)
     assert ended.returncode == 0
     assert 0.4 < took < 2.5
-    assert "greendrop: producer 'lost' is closed; 10 messages" in ended.stderr
+    assert "greendrop: producer 'lost' is closed; 10 buffered messages" in ended.stderr
 
 
 # --- signals --------------------------------------------------------------------------
