@@ -1,8 +1,8 @@
 """Orders that are buffered, and sent when their transaction in a database is committed.
 
 Nothing leaves before the commit. A step of the middleware adds a header to each
-message; another one has a bug, which makes a flush fail. Then all is in the buffer
-again, and the last flush, that of `close`, sends it.
+message. A mistake is raised to the code that buffers, and a flush goes on without a
+message that librdkafka refuses. What is left, the last flush sends, that of `close`.
 
     python examples/buffer.py
 
@@ -22,7 +22,7 @@ from pathlib import Path
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
-from greendrop import Message, MiddlewareError, Producer
+from greendrop import Message, MessageInvalidError, ProduceManyError, Producer
 from greendrop.testing import MockCluster
 
 TOPIC = "greendrop-buffer"
@@ -39,11 +39,6 @@ def take_orders(database: sqlite3.Connection, producer: Producer, count: int) ->
 def add_source(message: Message) -> Message:
     """Tell consumers where a message comes from."""
     return message._replace(headers={"source": "shop"})
-
-
-def out_of_order(message: Message) -> Message:
-    """Fail as a step with a bug does."""
-    raise RuntimeError(f"no idea what to do with {message.topic}")
 
 
 def main() -> int:
@@ -65,14 +60,20 @@ def main() -> int:
         print(f"committed, and {len(reports)} messages stored")
 
         take_orders(database, producer, 3)
+        try:
+            producer.buffer(topic=TOPIC, payload={"forgotten": "json.dumps"})
+        except MessageInvalidError as error:
+            print(f"not buffered: {error}")
+        producer.buffer(topic=TOPIC, payload="lost", partition=1_000)
         database.commit()
-        producer.middleware.append(out_of_order)
         try:
             producer.flush_sync()
-        except MiddlewareError as error:
-            print(f"flush failed: {error}")
+        except ProduceManyError as error:
+            stored = sum(each.report is not None for each in error.dispatched)
+            print(f"{stored} messages stored, and one refused: {error}")
 
-        producer.middleware.remove(out_of_order)
+        take_orders(database, producer, 2)
+        database.commit()
         print(f"{len(producer.buffered)} messages wait; close sends them")
     print(f"closed, {len(producer.buffered)} messages left")
     return 0

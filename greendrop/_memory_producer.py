@@ -153,6 +153,8 @@ class MemoryProducer:
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
         self._last_due = 0.0
+        # Topics of which the brokers have said how many partitions there are.
+        self._known_topics: set[str] = set()
         #: What has come in and was not polled.
         self.arrived = Arrived()
         self._clock_runs = False
@@ -210,6 +212,11 @@ class MemoryProducer:
             raise _raised(_STATE, "no transaction is open")
         if size_of(record.payload, record.key, record.headers) > self._most_bytes:
             raise _raised(_TOO_LARGE)
+        # librdkafka refuses at once what it knows to have no place.
+        if record.topic in self._known_topics and record.partition != UNASSIGNED:
+            count = self._log.partitions_of(record.topic, create=False)
+            if record.partition >= count:
+                raise _raised(_UNKNOWN_PARTITION)
         messages, total = self._limits
         size = _size(record)
         if len(self) >= messages or self._bytes + size > total:
@@ -260,6 +267,7 @@ class MemoryProducer:
         count = self._log.partitions_of(record.topic, create=True)
         if not count:
             return record, _UNKNOWN_TOPIC
+        self._known_topics.add(record.topic)
         if record.partition == UNASSIGNED:
             name, function = self._partitioner_name, self._partitioner
             chosen = choose_partition(record.key, count, name, function)

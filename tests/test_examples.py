@@ -103,13 +103,14 @@ def test_threads_stand_in_when_there_is_no_gevent():
     assert changes(speakers(output)) > 10
 
 
-def test_flush_that_fails_loses_nothing():
-    """What a flush did not send is sent by close."""
+def test_a_mistake_and_a_refused_message_keep_no_others_back():
+    """A flush sends what it can, and close sends the rest."""
     output = run(EXAMPLES / "buffer.py")
 
     assert "committed, and 5 messages stored" in output
-    assert "flush failed: middleware step 'out_of_order'" in output
-    assert "3 messages are back in the buffer" in output
+    assert "not buffered: payload: needs bytes, text or None, not dict" in output
+    assert "3 messages stored, and one refused: 1 of 4 messages were" in output
+    assert "2 messages wait" in output
     assert output.endswith("closed, 0 messages left\n")
 
 

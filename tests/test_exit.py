@@ -303,6 +303,56 @@ def test_an_end_without_threads_ends_in_time(mode, run_script):
     assert "greendrop: producer 'lost' is closed; 10 buffered messages" in ended.stderr
 
 
+@three_modes
+def test_the_end_reports_what_an_open_transaction_keeps_from_being_sent(
+    mode, mock_cluster, run_script, stored
+):
+    """A block that is never left is never committed, so nothing is sent in it."""
+    program = """
+    own = Producer(
+        {"bootstrap.servers": servers, "transactional.id": "t", "log_level": 0},
+        id="own",
+        exit_timeout=2.0,
+    )
+    own.buffer(topic="events", payload=b"x")
+    block = own.transaction()
+    block.__enter__()
+    """
+
+    servers = mock_cluster.bootstrap_servers
+    ended = run_script(BEGIN + program, mode, servers=servers, fails=True)
+
+    assert ended.returncode == 0
+    text = "greendrop: producer 'own' is closed; 1 buffered message was not delivered"
+    (line,) = (each for each in ended.stderr.splitlines() if "greendrop: " in each)
+    assert line.startswith(text)
+    assert "a transaction is open" in line
+
+
+@three_modes
+def test_the_end_reports_what_fails_before_its_time_is_over(mode, run_script):
+    """A message that was sent without waiting, and timed out while the program ends."""
+    program = """
+    lost = Producer(
+        {
+            "bootstrap.servers": "127.0.0.1:1",
+            "message.timeout.ms": 300,
+            "log_level": 0,
+        },
+        id="lost",
+    )
+    lost.produce_async(topic="events", payload=b"x")
+    """
+
+    ended = run_script(BEGIN + program, mode, servers="-", fails=True)
+
+    assert ended.returncode == 0
+    text = "greendrop: producer 'lost' is closed; 1 message was not delivered;"
+    (line,) = (each for each in ended.stderr.splitlines() if "greendrop: " in each)
+    assert line.startswith(text)
+    assert "_MSG_TIMED_OUT" in line
+
+
 # --- signals --------------------------------------------------------------------------
 
 

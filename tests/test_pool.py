@@ -1088,6 +1088,57 @@ def test_without_a_time_the_longest_of_the_producers_counts(world, hold):
     assert 0.29 < time.monotonic() - began < 0.9
 
 
+@pytest.mark.slow
+def test_close_reports_buffered_messages_of_all_producers(world, hold):
+    """The error has them: the pool's producers can't be asked any more."""
+    pool = ProducerPool(
+        lambda: Producer({**NOWHERE, "message.timeout.ms": 300}), size=2
+    )
+    holders = [hold(pool) for _ in range(2)]
+    for number, holder in enumerate(holders):
+        holder.producer.buffer(topic="t", payload=str(number))
+        holder.leave()
+
+    with pytest.raises(MessagesAbandonedError, match="buffered") as raised:
+        pool.close()
+
+    assert raised.value.count == 2
+    assert {each.payload for each in raised.value.buffered} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_loss_of_a_replaced_transactional_producer_is_logged(world, spawn, caplog):
+    """The task that waits for the old one to close may be the one that closes it."""
+    kafka = {**NOWHERE, "transaction.timeout.ms": 1000}
+    pool = ProducerPool(
+        lambda slot: Producer(
+            {**kafka, "transactional.id": f"{slot}"}, id=f"{slot}", max_wait_timeout=2
+        ),
+        size=2,
+    )
+    with pool.producer() as one, pool.producer() as two:
+        old = [one, two]
+        for each in old:
+            each.buffer(topic="t", payload="x")
+    lost = []
+
+    def reload():
+        try:
+            pool.reload()
+        except MessagesAbandonedError as error:
+            lost.extend(error.buffered)
+
+    task = spawn(reload)
+    with pool.producer(), pool.producer():
+        pass
+    task.join(LONG)
+
+    assert {each.status for each in old} == {"closed"}
+    logged = caplog.text.count("1 buffered message was not delivered")
+    assert len(lost) + logged == 2
+    pool.close(force=True)
+
+
 def test_forced_close_drops_at_once(world, hold):
     """`force` waits for nothing and does not complain."""
     pool = ProducerPool(make, size=2)

@@ -61,8 +61,10 @@ def test_handles_of_purged_messages_say_so(world, stuck, count):
 
 @pytest.mark.parametrize("connected", [False, True])
 def test_buffered_messages_are_purged_too(world, make_producer, connected):
-    """The buffer is empty afterwards. Acceptance check 69."""
+    """The buffer is empty afterwards; the event has them. Acceptance check 69."""
     producer = make_producer()
+    heard = []
+    producer.monitor.subscribe("buffer.purged", heard.append)
     if connected:
         producer.produce_sync(topic="t", payload=b"x")
     producer.buffer(topic="t", payload=b"x")
@@ -70,6 +72,7 @@ def test_buffered_messages_are_purged_too(world, make_producer, connected):
     producer.purge()
 
     assert producer.buffered == ()
+    assert [event["messages"] for event in heard] == [(Message("t", b"x"),)]
     assert producer.flush_sync() == []
 
 

@@ -138,3 +138,20 @@ def test_close_tells_what_was_not_delivered(world, cluster, topic, producer_on_c
     assert raised.value.count == 1
     assert isinstance(handle.error, MessagePurgedError)
     assert producer.status == "closed"
+
+
+def test_close_reports_what_brokers_that_are_down_did_not_get(
+    world, cluster, topic, producer_on_cluster
+):
+    """Also when the messages fail before the time is over."""
+    producer = producer_on_cluster({"message.timeout.ms": 500, **QUICK})
+    producer.produce_sync(topic=topic, payload=b"x", partition=0)
+    cluster.broker_down()
+    producer.produce_async(topic=topic, payload=b"sent", partition=0)
+    producer.buffer(topic=topic, payload=b"buffered", partition=0)
+
+    with pytest.raises(MessagesAbandonedError) as raised:
+        producer.close()
+
+    assert raised.value.count == 2
+    assert [each.payload for each in producer.buffered] == [b"buffered"]

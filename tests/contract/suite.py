@@ -13,6 +13,8 @@ from greendrop import (
     DeliveryError,
     Message,
     MessageInvalidError,
+    MessagesAbandonedError,
+    ProduceManyError,
     Producer,
     ProducerClosedError,
     ProducerPool,
@@ -258,6 +260,48 @@ def test_what_is_buffered_is_sent_by_a_flush(
 
     assert before == [b"first"]
     assert [each.offset for each in reports] == [1]
+    assert values(cluster.records(topic)) == [b"first", b"second"]
+
+
+def test_a_flush_drops_what_is_refused_and_sends_the_rest(
+    world, cluster, topic, producer_on_cluster
+):
+    """The refused message is reported, and no flush meets it again."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    producer.produce_sync(topic=topic, payload=b"first", partition=0)
+    for payload, partition in ((b"second", 0), (b"bad", 9), (b"third", 0)):
+        producer.buffer(topic=topic, payload=payload, partition=partition)
+
+    with Recorder(producer) as recorder:
+        with pytest.raises(ProduceManyError) as raised:
+            producer.flush_async()
+        for handle in raised.value.dispatched[::2]:
+            handle.wait(20)
+        producer.close()
+
+    assert raised.value.failed_index == 1
+    assert raised.value.name == "_UNKNOWN_PARTITION"
+    assert producer.buffered == ()
+    kinds = [each["type"] for each in recorder.named("error.occurred")]
+    assert sorted(kinds) == ["librdkafka.dispatch_error", "messages.produce_many_async"]
+    assert values(cluster.records(topic)) == [b"first", b"second", b"third"]
+
+
+def test_close_reports_buffered_messages_that_were_not_delivered(
+    world, cluster, topic, producer_on_cluster
+):
+    """They can be read afterwards; the others were sent."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    for payload, partition in ((b"first", 0), (b"bad", 9), (b"second", 0)):
+        producer.buffer(topic=topic, payload=payload, partition=partition)
+
+    with pytest.raises(MessagesAbandonedError, match="1 buffered message") as raised:
+        producer.close()
+
+    assert [each.payload for each in raised.value.buffered] == [b"bad"]
+    assert producer.buffered == raised.value.buffered
     assert values(cluster.records(topic)) == [b"first", b"second"]
 
 

@@ -437,6 +437,7 @@ def handle_errors(producer: Producer) -> None:
         print(ours)
     except MessagesAbandonedError as abandoned:
         assert_type(abandoned.count, int)
+        assert_type(abandoned.buffered, tuple[Any, ...])
     except (
         EventNotRegisteredError,
         IllegalWaitError,
