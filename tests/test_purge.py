@@ -1,7 +1,7 @@
 import gevent
 import pytest
 
-from greendrop import DeliveryError, MessagePurgedError, Producer
+from greendrop import DeliveryError, Message, MessagePurgedError, Producer
 from tests.tasks import await_true
 
 #: Nobody listens there: a connection is refused at once.
