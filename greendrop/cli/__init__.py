@@ -1,7 +1,8 @@
 """The command line: `greendrop`, or `python -m greendrop`.
 
-A leaf: it uses what is public, and nobody imports it. Each command is a module with
-`add_to`, which describes its options, and a function that runs it.
+No other module of the package imports it. Each command is a module with `add_to`, which
+adds the command and its options to the parser, and `run`, which returns the exit
+status.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import greendrop
-from greendrop.cli import _bench, _doctor, _produce, _verify
-from greendrop.cli._shared import FAILED, USAGE, MistakeError, Terminated, say
+from greendrop.cli import _bench, _completion, _doctor, _produce, _verify
+from greendrop.cli._shared import FAILED, USAGE, Terminated, UsageError, say
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_DESCRIPTION = "Send messages to Kafka, and find out why that doesn't work."
+_DESCRIPTION = "Send messages to Kafka, and find out why that fails."
 _EPILOG = """exit status:
-  0  all went well
-  1  messages were not delivered, or a check failed
-  2  options or settings are wrong; nothing was sent
-  130, 143, 141  ended by Ctrl-C, by SIGTERM, or because nobody reads its output
+  0    success
+  1    messages were not delivered, or a check failed
+  2    options or settings are wrong; nothing was sent
+  130  interrupted by Ctrl-C
+  141  the reader of the output has gone away
+  143  ended by SIGTERM
 
-GREENDROP_BOOTSTRAP_SERVERS in the environment stands for -b."""
+The environment variable GREENDROP_BOOTSTRAP_SERVERS is used where -b is missing."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     version = f"greendrop {greendrop.__version__}"
     parser.add_argument("--version", action="version", version=version)
+    _completion.add_to(parser)
     commands = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", dest="command"
     )
@@ -51,20 +55,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; give its exit status.
+    """Run a command, and return its exit status.
 
     Args:
-        argv: The arguments, without the program's name. None: those of the process.
+        argv: The arguments without the program's name; those of the process if None.
     """
-    _mend_streams()
-    # The commands report what goes wrong with brokers in their own words.
+    _prepare_streams()
+    # The commands print connection problems themselves.
     logging.getLogger("greendrop.librdkafka").addHandler(logging.NullHandler())
     logging.getLogger("greendrop.librdkafka").propagate = False
     options = _parser().parse_args(argv)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except (MistakeError, GreendropError) as error:
+    except (UsageError, GreendropError) as error:
         return _explain(error)
     except BrokenPipeError:
         _stop_writing()
@@ -80,19 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """Tell what went wrong, without a traceback; give the exit status."""
+    """Print an error without its traceback, and return the exit status."""
     if isinstance(error, ConfigurationInvalidError):
         for key, text in error.errors.items():
             say(f"{key.removeprefix('kafka.')}: {text}")
         return USAGE
     say(str(error))
-    return USAGE if isinstance(error, MistakeError) else FAILED
+    return USAGE if isinstance(error, UsageError) else FAILED
 
 
-def _mend_streams() -> None:
-    """See to it that there are streams to write to, and that any text can be."""
-    if sys.stdout is None:  # closed by who started us
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
+def _prepare_streams() -> None:
+    """Replace closed streams, and let the open ones write any text."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the same
     for stream in (sys.stdout, sys.stderr):
@@ -101,7 +105,7 @@ def _mend_streams() -> None:
 
 
 def _stop_writing() -> None:
-    """Have Python not try again, at exit, to write what it still has."""
+    """Keep Python from writing the rest of its buffer again when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

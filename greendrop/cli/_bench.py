@@ -1,7 +1,7 @@
-"""`greendrop bench`: one's own broker, with greendrop and with plain confluent-kafka.
+"""The command `greendrop bench`: measures greendrop and plain confluent-kafka.
 
-In a gevent program, since that is where they differ: how many messages a second wait
-for their reports, how long each waits, and how long everything else stands still.
+Both run in a gevent hub, because that is where they differ: in messages a second, in
+the latency of each message, and in how long other greenlets can't run meanwhile.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from greendrop.cli._shared import (
     DONE,
     FAILED,
+    ConnectionWatch,
     add_connection,
     configuration,
+    counted,
     payload_limit,
     positive,
     say,
     seconds,
+    servers,
 )
-from greendrop.errors import GreendropError
+from greendrop.errors import ConfigurationInvalidError, GreendropError
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:
@@ -32,45 +35,50 @@ if TYPE_CHECKING:
 
     from greendrop.events import Event
 
-_EPILOG = """Each row is measured for some seconds. "waiting" rows send a message, wait
-for its report and send the next, in so many greenlets: greendrop by produce_sync,
-confluent-kafka by produce and flush, with its own defaults. Their p50 and p99 are the
-times from one report to the next in each greenlet: what it waits for, and how long it
-is kept from going on. "bulk" rows send without waiting and are measured until the last
-report. "stands still" is the longest time for which a greenlet that does nothing but
-sleep for a millisecond did not run."""
+_EPILOG = """Each row is measured for --seconds. In the "waiting" rows each greenlet
+sends a message, waits for its report and sends the next: with greendrop by
+produce_sync, with confluent-kafka by produce and flush and its own defaults. p50 and
+p99 are the times from one report to the next in a greenlet. The "bulk" rows send
+without waiting, and are measured until the last report. "gap" is the longest time
+during which a greenlet that sleeps for a millisecond at a time could not run."""
 
 #: Seconds of warming up before a row.
 _WARM_UP = 0.3
 #: Messages of a bulk row between two turns for other greenlets.
 _BURST = 500
-#: Seconds for a report.
-_PATIENCE = 30.0
+#: Seconds for the delivery report of the first message.
+_CONNECT_TIMEOUT = 5.0
+#: Seconds for the last delivery reports of a row.
+_REPORT_TIMEOUT = 30.0
 _MISSING = float("nan")
+#: Titles of the columns with numbers, and their widths. With the names of the loads in
+#: front, a row of up to 9,999 greenlets fits 80 columns.
+_COLUMNS = {"msg/s": 11, "p50 ms": 9, "p99 ms": 9, "gap ms": 9}
+_CLIENT_WIDTH = len("confluent-kafka ")
 
 
 def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
-    """Describe the options."""
+    """Add the command and its options."""
     import argparse
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="measure latency and rate with your broker",
-        description="Measure latency and rate with your broker, beside plain"
+        help="measure latency and throughput of your brokers",
+        description="Measure latency and throughput, with greendrop and with plain"
         " confluent-kafka.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_connection(parser)
     load = parser.add_argument_group("load")
-    load.add_argument("-t", "--topic", required=True, help="filled with zeros")
+    load.add_argument("-t", "--topic", required=True, help="topic to fill with zeros")
     load.add_argument(
         "-s",
         "--size",
         type=positive,
         default=100,
         metavar="BYTES",
-        help="of each payload (default: 100)",
+        help="bytes of each payload (default: 100)",
     )
     load.add_argument(
         "-n",
@@ -78,14 +86,14 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
         type=_numbers,
         default=(1, 10, 100),
         metavar="N,...",
-        help="how many wait at the same time (default: 1,10,100)",
+        help="how many greenlets wait at the same time (default: 1,10,100)",
     )
     load.add_argument(
         "--seconds",
         type=seconds,
         default=2.0,
         metavar="SECONDS",
-        help="for each row (default: 2)",
+        help="seconds for each row (default: 2)",
     )
     load.add_argument("--json", action="store_true", help="write JSON")
     parser.set_defaults(run=run)
@@ -100,11 +108,11 @@ class Row(NamedTuple):
 
     Attributes:
         client: "greendrop" or "confluent-kafka".
-        load: What was done.
+        load: The number of greenlets and whether they wait.
         rate: Delivered messages a second.
         median: Milliseconds from one report to the next in one greenlet.
-        p99: The same, for all but one of a hundred.
-        gap: Milliseconds for which nothing else ran, at most.
+        p99: The 99th percentile of the same.
+        gap: The longest time, in milliseconds, during which nothing else ran.
     """
 
     client: str
@@ -115,25 +123,25 @@ class Row(NamedTuple):
     gap: float
 
 
-class _Contender(Protocol):
-    """A client that is measured."""
+class _Client(Protocol):
+    """A client that can be measured."""
 
     name: str
 
     def send_and_wait(self) -> None:
-        """Send one message, and wait for its report."""
+        """Send one message, and wait for its delivery report."""
         ...
 
     def send(self) -> None:
-        """Send one message."""
+        """Send one message, and don't wait."""
         ...
 
-    def settle(self) -> None:
-        """Wait for all reports, at the end."""
+    def wait_for_all(self) -> None:
+        """Wait for all delivery reports."""
         ...
 
     def close(self) -> None:
-        """End."""
+        """Close the client, and drop the messages in flight."""
         ...
 
 
@@ -160,8 +168,8 @@ class _Greendrop:
     def send(self) -> None:
         self._producer.produce_async(topic=self._topic, payload=self._payload)
 
-    def settle(self) -> None:
-        self._producer.close(_PATIENCE)
+    def wait_for_all(self) -> None:
+        self._producer.close(_REPORT_TIMEOUT)
         if self._failed:
             raise self._failed[0]
 
@@ -185,7 +193,7 @@ class _Confluent:
 
     def send_and_wait(self) -> None:
         self.send()
-        self.settle()
+        self.wait_for_all()
 
     def send(self) -> None:
         while True:
@@ -199,9 +207,9 @@ class _Confluent:
                 self._producer.poll(0)
                 return
 
-    def settle(self) -> None:
-        left = self._producer.flush(_PATIENCE)
-        if self._failed or left:
+    def wait_for_all(self) -> None:
+        missing = self._producer.flush(_REPORT_TIMEOUT)
+        if self._failed or missing:
             reason = self._failed[0].str() if self._failed else "no report came in time"
             raise GreendropError(reason)
 
@@ -211,111 +219,136 @@ class _Confluent:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure row after row, and tell each as soon as it is there."""
+    """Measure row after row, and print each row when it is complete."""
     kafka = configuration(options)
-    # Tells what is wrong with the settings before anything is measured.
+    # Check the settings before anything is measured.
     Producer(kafka=kafka)
     import gevent
 
-    gevent.get_hub()
+    hub = gevent.get_hub()
+    # Ctrl-C ends the command; the hub would print a traceback first.
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
     rows: list[Row] = []
-    if not options.json:
-        head = ("msg/s", "p50 ms", "p99 ms", "stands still")
-        sys.stdout.write(f"{'':36}" + "".join(f"{each:>13}" for each in head) + "\n")
+    width = max(len(_waiting_load(number)) for number in options.greenlets)
     try:
+        _check_connection(kafka, options.topic)
+        if not options.json:
+            sys.stdout.write(_header(width))
+            sys.stdout.flush()
         for row in _rows(options, kafka):
             rows.append(row)
             if not options.json:
-                sys.stdout.write(_as_text(row))
+                sys.stdout.write(_as_text(row, width))
                 sys.stdout.flush()
+    except ConfigurationInvalidError:
+        raise  # some settings are only checked when a client is created
     except GreendropError as error:
         say(f"stopped: {error}")
         return FAILED
     if options.json:
-        found = [_as_json(each) for each in rows]
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps([_as_json(row) for row in rows], indent=2) + "\n")
     return DONE
 
 
+def _check_connection(kafka: dict[str, str], topic: str) -> None:
+    """Deliver one message.
+
+    Raises:
+        GreendropError: It was not delivered within `_CONNECT_TIMEOUT`.
+    """
+    watch = ConnectionWatch(servers(kafka))
+    producer = Producer(kafka=kafka)
+    producer.monitor.subscribe(watch)
+    try:
+        watch.start()
+        producer.produce_async(topic=topic, payload=b"").wait(_CONNECT_TIMEOUT)
+    finally:
+        watch.stop()
+        producer.close(force=True)
+
+
 def _rows(options: argparse.Namespace, kafka: dict[str, str]) -> Iterator[Row]:
-    made: tuple[Callable[..., _Contender], ...] = (_Greendrop, _Confluent)
+    classes: tuple[Callable[..., _Client], ...] = (_Greendrop, _Confluent)
     for number in options.greenlets:
-        for make in made:
-            contender = make(kafka, options.topic, options.size)
+        for make in classes:
+            client = make(kafka, options.topic, options.size)
             try:
-                yield _waiting_row(contender, number, options.seconds)
+                yield _waiting_row(client, number, options.seconds)
             finally:
-                contender.close()
-    for make in made:
-        contender = make(kafka, options.topic, options.size)
+                client.close()
+    for make in classes:
+        client = make(kafka, options.topic, options.size)
         try:
-            yield _bulk_row(contender, options.seconds)
+            yield _bulk_row(client, options.seconds)
         finally:
-            contender.close()
+            client.close()
 
 
-def _waiting_row(contender: _Contender, number: int, duration: float) -> Row:
+def _waiting_row(client: _Client, number: int, duration: float) -> Row:
     import gevent
 
-    contender.send_and_wait()
-    taken: list[float] = []
+    client.send_and_wait()
+    latencies: list[float] = []
     measured_from = time.monotonic() + _WARM_UP
     end = measured_from + duration
 
     def work() -> None:
         last = time.monotonic()
         while last < end:
-            contender.send_and_wait()
-            # A program does something else between two messages.
+            client.send_and_wait()
+            # As in a program that does something else between two messages.
             gevent.sleep(0)
             now = time.monotonic()
             if last >= measured_from:
-                taken.append((now - last) * 1000)
+                latencies.append((now - last) * 1000)
             last = now
 
     with _Gap() as gap:
         workers = [gevent.spawn(work) for _ in range(number)]
         gevent.joinall(workers, raise_error=True)
     seconds_measured = time.monotonic() - measured_from
-    tasks = "1 greenlet" if number == 1 else f"{number} greenlets"
     return Row(
-        contender.name,
-        f"{tasks}, waiting",
-        len(taken) / seconds_measured,
-        statistics.median(taken) if taken else _MISSING,
-        _percentile(taken, 0.99),
+        client.name,
+        _waiting_load(number),
+        len(latencies) / seconds_measured,
+        statistics.median(latencies) if latencies else _MISSING,
+        _percentile(latencies, 0.99),
         gap.milliseconds,
     )
 
 
-def _bulk_row(contender: _Contender, duration: float) -> Row:
+def _waiting_load(number: int) -> str:
+    return f"{counted(number, 'greenlet')}, waiting"
+
+
+def _bulk_row(client: _Client, duration: float) -> Row:
     import gevent
 
-    contender.send_and_wait()
+    client.send_and_wait()
     count = 0
     with _Gap() as gap:
-        began = time.monotonic()
-        while time.monotonic() < began + duration:
+        started = time.monotonic()
+        while time.monotonic() < started + duration:
             for _ in range(_BURST):
-                contender.send()
+                client.send()
             count += _BURST
             gevent.sleep(0)
-        contender.settle()
-        taken = time.monotonic() - began
+        client.wait_for_all()
+        elapsed = time.monotonic() - started
     return Row(
-        contender.name, "bulk", count / taken, _MISSING, _MISSING, gap.milliseconds
+        client.name, "bulk", count / elapsed, _MISSING, _MISSING, gap.milliseconds
     )
 
 
 def _percentile(values: list[float], share: float) -> float:
-    """Give the smallest value that so many, at least, are not above."""
+    """Return the smallest value that at least this share of values do not exceed."""
     if not values:
         return _MISSING
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 class _Gap:
-    """Measures for how long other greenlets could not run."""
+    """Measures the longest time during which other greenlets could not run."""
 
     milliseconds = 0.0
 
@@ -331,32 +364,40 @@ class _Gap:
         import gevent
 
         while True:
-            self._note()
+            self._measure()
             gevent.sleep(0.001)
 
-    def _note(self) -> None:
+    def _measure(self) -> None:
         now = time.monotonic()
         self.milliseconds = max(self.milliseconds, (now - self._last) * 1000)
         self._last = now
 
     def __exit__(self, *_: object) -> None:
-        self._note()
+        self._measure()
         self._ticker.kill()
 
 
-def _as_text(row: Row) -> str:
-    cells = [f"{row.rate:,.0f}"]
-    cells += [
+def _header(width: int) -> str:
+    return _line("", "", tuple(_COLUMNS), width)
+
+
+def _as_text(row: Row, width: int) -> str:
+    median, p99 = (
         "" if each != each else f"{each:.2f}"  # noqa: PLR0124 - not a number
         for each in (row.median, row.p99)
-    ]
-    cells.append(f"{row.gap:.1f} ms")
-    name = f"{row.client:16} {row.load}"
-    return f"{name:36}" + "".join(f"{each:>13}" for each in cells) + "\n"
+    )
+    cells = (f"{row.rate:,.0f}", median, p99, f"{row.gap:.1f}")
+    return _line(row.client, row.load, cells, width)
+
+
+def _line(client: str, load: str, cells: tuple[str, ...], width: int) -> str:
+    columns = zip(cells, _COLUMNS.values(), strict=True)
+    numbers = "".join(f"{cell:>{column}}" for cell, column in columns)
+    return f"{client:{_CLIENT_WIDTH}}{load:{width}}{numbers}\n"
 
 
 def _as_json(row: Row) -> dict[str, object]:
-    # Not a number is nothing that JSON knows.
+    # JSON has no NaN.
     return {
         key: None if value != value else value  # noqa: PLR0124
         for key, value in row._asdict().items()

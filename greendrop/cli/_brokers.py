@@ -1,122 +1,173 @@
-"""What the doctor finds with brokers: can they be reached, do they let one in."""
+"""Checks of `greendrop doctor` that need a broker: connection, login, messages."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import statistics
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 from greendrop._verdicts import Verdicts
 from greendrop.cli._finding import Finding
-from greendrop.config import BOOTSTRAP
+from greendrop.cli._shared import SILENCE, counted, servers
 from greendrop.errors import GreendropError
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from greendrop.config import Settings
 
-#: Seconds for a connection.
-_CONNECT = 3.0
-_PORT = 9092
-#: Messages of one check.
-_PROBES = 10
+#: Seconds for a connection, and then for an answer on it.
+_CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 3.0, 1.5
+_DEFAULT_PORT = 9092
+#: Messages of the round-trip check.
+_MESSAGES = 10
+#: librdkafka's number of "all brokers are down".
+_ALL_BROKERS_DOWN = -187
 
-#: What a complaint of librdkafka's often means.
+#: ApiVersions, version 0: every broker since 0.10 answers it, also before a login.
+_CORRELATION_ID = 0x6472_6F70
+_REQUEST = struct.pack(">hhih9s", 18, 0, _CORRELATION_ID, 9, b"greendrop")
+_REQUEST = struct.pack(">i", len(_REQUEST)) + _REQUEST
+#: Size and correlation id.
+_ANSWER_SIZE = 8
+
 _PROTOCOL = (
-    "is security.protocol right? The broker may want TLS or a login at this port, or"
+    "is security.protocol right? The broker may expect TLS or a login at this port, or"
     " speak no TLS there"
 )
+_NO_ACCESS = "an administrator of the cluster has to allow it (kafka-acls)"
+#: Advice by a part of librdkafka's error text, in lower case. The first match counts.
 _HINTS = {
+    "topic_authorization_failed": "the user may not write to the topic, or must name"
+    f" another one; {_NO_ACCESS}",
+    "transactional_id_authorization_failed": "the user may not use that"
+    f" transactional.id; {_NO_ACCESS}",
+    "cluster_authorization_failed": "the user may not do that in this cluster"
+    f" (enable.idempotence needs IdempotentWrite); {_NO_ACCESS}",
     "authentication": "user, password or mechanism are wrong (sasl.username,"
     " sasl.password, sasl.mechanism), or the user has no access",
+    "no provider for sasl mechanism": "set sasl.mechanism to PLAIN, SCRAM-SHA-256,"
+    " SCRAM-SHA-512 or OAUTHBEARER; without it librdkafka chooses GSSAPI, which"
+    " confluent-kafka's wheels don't contain",
     "certificate verify failed": "the broker's certificate is signed by an authority"
     " that is not trusted here: set ssl.ca.location",
-    "certificate": "the broker wants a certificate of the client's:"
+    "certificate": "the broker may require a certificate of the client:"
     " ssl.certificate.location and ssl.key.location",
     "ssl handshake": _PROTOCOL,
     "disconnected": _PROTOCOL,
     "apiversion": _PROTOCOL,
-    "unknown": "create it, or let the brokers create topics"
+    "not_enough_replicas": "fewer replicas are in sync than min.insync.replicas asks"
+    " for: is a broker down?",
+    "policy_violation": "a policy of the cluster forbids it",
+    "unknown": "create the topic, or let the brokers create topics"
     " (auto.create.topics.enable)",
+    "connection refused": "is the broker running, and the port right?",
 }
 
 
-def settings(of: Settings) -> Iterator[Finding]:
-    """Tell the settings, without secrets, and what is unusual about them."""
-    shown: Any = of.redacted()["kafka"]
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """List the settings, without secrets, and comment on unusual ones."""
+    shown: Any = settings.redacted()["kafka"]
     for key, value in sorted(shown.items()):
         yield Finding("settings", key, "ok", str(value))
-    kafka = of.kafka
+    kafka = settings.kafka
     if kafka.get("acks", kafka.get("request.required.acks")) in ("0", "1"):
         yield Finding(
             "settings",
             "acks",
             "note",
-            "not all replicas need to have a message",
+            "a message is acknowledged before all in-sync replicas have it",
             "an acknowledged message is lost if a broker dies at the wrong moment;"
             " acks=all is the default",
         )
-    if of.linger_is_users:
+    if settings.linger_is_users:
         yield Finding(
             "settings",
             "linger.ms",
             "note",
-            "each message that is waited for takes so long, at least",
-            "leave it out: greendrop gathers what greenlets send by itself",
+            "each delivery takes at least this long",
+            "remove it: greendrop batches the messages of greenlets without it",
         )
 
 
-def reach(of: Settings, timeout: float) -> Iterator[Finding]:
-    """Connect, log in and ask for metadata."""
-    addresses = next(filter(None, map(of.kafka.get, BOOTSTRAP)), "").split(",")
-    findings = [_connects("broker", each.strip()) for each in addresses]
+def check_connection(
+    settings: Settings, timeout: float
+) -> Generator[Finding, None, bool]:
+    """Connect, log in and request metadata; return whether the brokers answered."""
+    tls = "SSL" in settings.kafka.get("security.protocol", "").upper()
+    addresses = servers(settings.kafka).split(",")
+    findings = [_check_address("broker", each.strip(), tls=tls) for each in addresses]
     reached = any(each.state == "ok" for each in findings)
     for each in findings:
-        # One of them is enough: it tells of the others.
+        # One address is enough: its broker names the others.
         passable = reached and each.state == "failed"
         yield each._replace(state="note") if passable else each
-    if not reached:
-        return
-    metadata, reason, seconds = _metadata(of, timeout)
+    if not reached and not any(each.name.startswith("protocol") for each in findings):
+        return False
+    # Where no broker has answered, librdkafka only gets the time for a second opinion.
+    metadata = yield from _check_metadata(
+        settings, timeout if reached else min(timeout, SILENCE)
+    )
+    if metadata is None:
+        return False
+    for broker in metadata.brokers.values():
+        address = f"{broker.host}:{broker.port}"
+        finding = _check_address(f"broker {broker.id}", address, tls=tls)
+        if finding.state != "ok":
+            finding = finding._replace(
+                advice="the cluster itself names this address (advertised.listeners);"
+                " it must be reachable from here"
+            )
+        yield finding
+    return True
+
+
+def _check_metadata(
+    settings: Settings, timeout: float
+) -> Generator[Finding, None, Any]:
+    import confluent_kafka
+
+    try:
+        metadata, reason, elapsed = _metadata(settings, timeout)
+    except confluent_kafka.KafkaException as error:
+        # Some settings are only checked when a client is created.
+        text = settings.censored(error.args[0].str())
+        yield Finding("settings", "librdkafka", "failed", text, _hint(text))
+        return None
     if metadata is None:
         yield Finding("brokers", "metadata", "failed", reason, _hint(reason))
-        return
-    yield Finding("brokers", "login", "ok", _login(of.kafka))
-    brokers = list(metadata.brokers.values())
+        return None
+    yield Finding("brokers", "login", "ok", _login(settings.kafka))
     yield Finding(
         "brokers",
         "metadata",
         "ok",
-        f"{len(brokers)} brokers, {len(metadata.topics)} topics, cluster"
-        f" {metadata.cluster_id or '(unnamed)'}; {seconds * 1000:.0f} ms",
+        f"{counted(len(metadata.brokers), 'broker')},"
+        f" {counted(len(metadata.topics), 'topic')}, cluster"
+        f" {metadata.cluster_id or '(unnamed)'}; {elapsed * 1000:.0f} ms",
     )
-    for broker in brokers:
-        finding = _connects(f"broker {broker.id}", f"{broker.host}:{broker.port}")
-        if finding.state != "ok":
-            finding = finding._replace(
-                advice="that is the address which the cluster itself gave"
-                " (advertised.listeners); it must be reachable from here"
-            )
-        yield finding
+    return metadata
 
 
-def _connects(name: str, address: str) -> Finding:
+def _check_address(name: str, address: str, *, tls: bool) -> Finding:
+    """Check that something listens at an address and speaks Kafka's protocol."""
     host, port = _host_and_port(address)
-    began = time.monotonic()
+    started = time.monotonic()
     try:
-        with socket.create_connection((host, port), _CONNECT):
-            taken = time.monotonic() - began
+        with socket.create_connection((host, port), _CONNECT_TIMEOUT) as connection:
+            elapsed = time.monotonic() - started
+            problem = _tls_problem(connection, host) if tls else _problem(connection)
     except socket.gaierror as error:
         return Finding(
             "brokers",
             name,
             "failed",
             f"{address}: {error.strerror}",
-            "no such host is known here; is the name right, and the DNS?",
+            "this host name is unknown here; is it spelled right, and does DNS work?",
         )
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -128,7 +179,12 @@ def _connects(name: str, address: str) -> Finding:
             "nothing answers there: is the broker up, the port right, and"
             " no firewall in between?",
         )
-    text = f"{address} takes connections ({taken * 1000:.1f} ms)"
+    if problem is not None:
+        text, advice = problem
+        return Finding(
+            "brokers", f"protocol of {name}", "failed", f"{address} {text}", advice
+        )
+    text = f"{address} accepts connections ({elapsed * 1000:.1f} ms)"
     return Finding("brokers", name, "ok", text)
 
 
@@ -136,12 +192,64 @@ def _host_and_port(address: str) -> tuple[str, int]:
     bare = address.rpartition("://")[2]
     host, colon, port = bare.rpartition(":")
     if not colon or not port.isdigit():
-        return bare.strip("[]"), _PORT
+        return bare.strip("[]"), _DEFAULT_PORT
     return host.strip("[]"), int(port)
 
 
-class _Log:
-    """What confluent-kafka takes for a logger."""
+def _problem(connection: socket.socket) -> tuple[str, str] | None:
+    """Send a Kafka request; return what is wrong with the answer, and advice."""
+    answer = b""
+    try:
+        connection.settimeout(_ANSWER_TIMEOUT)
+        connection.sendall(_REQUEST)
+        while len(answer) < _ANSWER_SIZE and (received := connection.recv(64)):
+            answer += received
+    except TimeoutError:
+        return (
+            f"accepts connections, but did not answer within {_ANSWER_TIMEOUT:g} s",
+            "is that Kafka's port? A broker that hangs looks the same",
+        )
+    except OSError:  # a reset counts as no answer
+        answer = b""
+    if answer[4:_ANSWER_SIZE] == struct.pack(">i", _CORRELATION_ID):
+        return None
+    if answer.startswith(b"HTTP"):
+        return "is an HTTP server", "Kafka listens at another port, often 9092"
+    if answer.startswith(b"\x15\x03"):  # an alert of TLS
+        return "expects TLS", "set security.protocol to SSL or SASL_SSL"
+    if not answer:
+        return "closes the connection without an answer", _PROTOCOL
+    return "answers, but not as Kafka does", "is that Kafka's port?"
+
+
+def _tls_problem(connection: socket.socket, host: str) -> tuple[str, str] | None:
+    """Start TLS without checking certificates; return the problem, and advice."""
+    import ssl  # late: `--gevent` patches it before its first import
+
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connection.settimeout(_ANSWER_TIMEOUT)
+    try:
+        context.wrap_socket(connection, server_hostname=host).close()
+    except TimeoutError:
+        reason = f"no answer within {_ANSWER_TIMEOUT:g} s"
+    except OSError as error:
+        reason = getattr(error, "reason", None) or str(error)
+    else:
+        return None
+    return (
+        f"does not speak TLS ({reason})",
+        "security.protocol asks for TLS; is that the port of a TLS listener?",
+    )
+
+
+class _Logger:
+    """The logger of an `AdminClient`: passes librdkafka's log lines on.
+
+    Args:
+        verdicts: The receiver of the lines.
+    """
 
     def __init__(self, verdicts: Verdicts) -> None:
         self._verdicts = verdicts
@@ -150,26 +258,43 @@ class _Log:
         self._verdicts.read_log(form % args if args else form)
 
 
-def _metadata(of: Settings, timeout: float) -> tuple[Any, str, float]:
-    """Ask the brokers; give what they said, or the reason why not, and seconds."""
+def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
+    """Request the cluster's metadata.
+
+    Returns:
+        The metadata or None, the reason why there is none, and the elapsed seconds.
+
+    Raises:
+        KafkaException: librdkafka can't create a client with these settings.
+    """
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
 
     verdicts = Verdicts(
         fatal_error=lambda: None,
         name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
-        censored=of.censored,
+        censored=settings.censored,
     )
-    conf: dict[str, Any] = {**of.kafka, "error_cb": verdicts.complaint}
-    admin = AdminClient(conf, logger=_Log(verdicts))
-    began = time.monotonic()
-    metadata = None
-    with contextlib.suppress(confluent_kafka.KafkaException):
-        metadata = admin.list_topics(timeout=timeout)
-    taken = time.monotonic() - began
-    while admin.poll(0):
-        pass
-    return metadata, verdicts.last_error or f"no answer within {timeout:g} s", taken
+    all_down = False
+
+    def on_error(error: confluent_kafka.KafkaError) -> None:
+        nonlocal all_down
+        all_down = all_down or error.code() == _ALL_BROKERS_DOWN
+        verdicts.complaint(error)
+
+    conf: dict[str, Any] = {**settings.kafka, "error_cb": on_error}
+    admin = AdminClient(conf, logger=_Logger(verdicts))
+    started = time.monotonic()
+    metadata, elapsed, limit = None, 0.0, timeout
+    while metadata is None and elapsed < limit:
+        with contextlib.suppress(confluent_kafka.KafkaException):
+            metadata = admin.list_topics(timeout=min(timeout - elapsed, 0.5))
+        elapsed = time.monotonic() - started
+        while admin.poll(0):
+            pass
+        if all_down:  # the reason is known by then: waiting longer is no use
+            limit = min(timeout, SILENCE)
+    return metadata, verdicts.last_error or f"no answer within {timeout:g} s", elapsed
 
 
 def _login(kafka: Mapping[str, str]) -> str:
@@ -181,21 +306,23 @@ def _login(kafka: Mapping[str, str]) -> str:
 
 
 def _hint(text: str) -> str:
-    return next((hint for sign, hint in _HINTS.items() if sign in text.lower()), "")
+    return next((hint for part, hint in _HINTS.items() if part in text.lower()), "")
 
 
-def round_trip(of: Settings, topic: str | None, timeout: float) -> Iterator[Finding]:
-    """Send some messages, one after the other."""
+def check_round_trip(
+    settings: Settings, topic: str | None, timeout: float
+) -> Iterator[Finding]:
+    """Send some messages, one after the other, and measure their latency."""
     if topic is None:
         yield Finding(
             "round trip",
             "messages",
             "ok",
-            "none was sent (-t TOPIC sends ten, and times them)",
+            f"none were sent (-t TOPIC sends {_MESSAGES}, and measures their latency)",
         )
         return
     limit = {"message.timeout.ms": str(int(timeout * 1000))}
-    kafka = {**of.kafka, **limit}
+    kafka = {**settings.kafka, **limit}
     kafka.pop("delivery.timeout.ms", None)
     if kafka.pop("transactional.id", None) is not None:
         yield Finding(
@@ -204,22 +331,22 @@ def round_trip(of: Settings, topic: str | None, timeout: float) -> Iterator[Find
             "ok",
             "left out here, or the program that uses it would be fenced",
         )
-    taken: list[float] = []
+    latencies: list[float] = []
     producer = Producer(kafka=kafka, max_wait_timeout=timeout + 2)
     try:
-        for _ in range(_PROBES):
-            began = time.monotonic()
+        for _ in range(_MESSAGES):
+            started = time.monotonic()
             report = producer.produce_sync(
                 topic=topic, key="greendrop doctor", payload=b"greendrop doctor"
             )
-            taken.append((time.monotonic() - began) * 1000)
+            latencies.append((time.monotonic() - started) * 1000)
         text = (
-            f"{_PROBES} to {topic!r}, the last one at {report.partition}@"
-            f"{report.offset}; the first took {taken[0]:.1f} ms, the others"
-            f" {statistics.median(taken[1:]):.2f} ms"
+            f"{_MESSAGES} to {topic!r}, the last one at {report.partition}@"
+            f"{report.offset}; the first took {latencies[0]:.1f} ms, the others"
+            f" {statistics.median(latencies[1:]):.2f} ms"
         )
         yield Finding("round trip", "messages", "ok", text)
-        yield Finding("round trip", "served by", "ok", str(producer.polling))
+        yield Finding("round trip", "polled by", "ok", str(producer.polling))
     except (GreendropError, ValueError) as error:
         yield Finding("round trip", "messages", "failed", str(error), _hint(str(error)))
     finally:

@@ -1,4 +1,4 @@
-"""`greendrop doctor`: what there is, whether it works, and what to do about it."""
+"""The command `greendrop doctor`: checks installation, settings and connection."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from greendrop.cli._finding import Finding
 from greendrop.cli._shared import (
     DONE,
     FAILED,
-    MistakeError,
+    USAGE,
+    UsageError,
     add_connection,
     configuration,
+    counted,
     seconds,
 )
 from greendrop.config import build_settings
@@ -24,29 +26,29 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-_EPILOG = """Run it where your program runs: same environment, container and user.
-`python -m gevent.monkey --module greendrop doctor` looks at a program that is patched
-from the outside.
+_EPILOG = """Run it where your program runs: in the same environment and container, as
+the same user. For a program that is patched from outside, run it as
+`python -m gevent.monkey --module greendrop doctor`.
 
-Without -t nothing is sent, and no topic is created. Passwords are never shown. The exit
-status is 1 if a check has failed."""
+Without -t nothing is sent, and no topic is created. Passwords are never shown. The
+exit status is 1 if a check has failed, and 2 if options or settings are wrong."""
 
 
 def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
-    """Describe the options."""
+    """Add the command and its options."""
     import argparse
 
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor",
-        help="check the installation, the settings and the way to the brokers",
-        description="Check the installation, the settings and the way to the brokers.",
+        help="check the installation, the settings and the connection",
+        description="Check the installation, the settings and the connection to Kafka.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_connection(parser)
     checks = parser.add_argument_group("checks")
     checks.add_argument(
-        "-t", "--topic", help="send ten small messages there, and time them"
+        "-t", "--topic", help="topic to send ten small messages to, to measure latency"
     )
     checks.add_argument(
         "--gevent",
@@ -58,21 +60,21 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for each answer of a broker (default: 10)",
+        help="how long to wait for the brokers (default: 10)",
     )
     checks.add_argument("--json", action="store_true", help="write JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look at everything, and tell each finding as soon as it is there."""
+    """Run all checks, and print each finding at once."""
     if options.gevent:
         from gevent import monkey
 
         monkey.patch_all()
     findings: list[Finding] = []
     section = ""
-    for finding in _examine(options):
+    for finding in _check(options):
         findings.append(finding)
         if options.json:
             continue
@@ -83,15 +85,17 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.flush()
     failed = sum(each.state == "failed" for each in findings)
     if options.json:
-        found = [each._asdict() for each in findings]
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        items = [each._asdict() for each in findings]
+        sys.stdout.write(json.dumps(items, indent=2) + "\n")
     else:
-        doubts = sum(each.state == "note" for each in findings)
-        sys.stdout.write(f"\n{failed} failed, {doubts} to be looked at\n")
+        notes = sum(each.state == "note" for each in findings)
+        sys.stdout.write(f"\n{failed} failed, {counted(notes, 'note')}\n")
+    if any(each.state == "failed" for each in findings if each.section == "settings"):
+        return USAGE
     return FAILED if failed else DONE
 
 
-def _examine(options: argparse.Namespace) -> Iterator[Finding]:
+def _check(options: argparse.Namespace) -> Iterator[Finding]:
     yield from _surroundings.versions()
     yield from _surroundings.process()
     yield from _surroundings.waiting()
@@ -99,16 +103,17 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     try:
         kafka = configuration(options)
         settings = build_settings(kafka, {})
-        # Asks librdkafka, too.
+        # The constructor lets librdkafka check the settings, too.
         Producer(kafka=kafka)
-    except MistakeError as mistake:
-        yield Finding("settings", "kafka", "failed", str(mistake))
+    except UsageError as error:
+        yield Finding("settings", "kafka", "failed", str(error))
         return
     except ConfigurationInvalidError as error:
         for key, text in error.errors.items():
             name = key.removeprefix("kafka.")
             yield Finding("settings", name, "failed", text)
         return
-    yield from _brokers.settings(settings)
-    yield from _brokers.reach(settings, options.timeout)
-    yield from _brokers.round_trip(settings, options.topic, options.timeout)
+    yield from _brokers.check_settings(settings)
+    if (yield from _brokers.check_connection(settings, options.timeout)):
+        topic, timeout = options.topic, options.timeout
+        yield from _brokers.check_round_trip(settings, topic, timeout)

@@ -1,4 +1,4 @@
-"""One thing that the doctor has found."""
+"""Results of the checks of `greendrop doctor`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _WIDTH = 88
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        section: What it belongs to.
-        name: What was looked at.
-        state: "ok"; "note", if somebody should look at it; or "failed".
-        text: What was found.
-        advice: What to do about it, if anything.
+        section: The group of checks that it belongs to.
+        name: The subject of the check.
+        state: "ok", "failed", or "note" if a person should look at it.
+        text: The result.
+        advice: A way to repair it, if one is known.
     """
 
     section: str
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
     def as_text(self) -> str:
-        """Write it for people, with its advice under it."""
+        """Return the finding as text for people, with the advice in the next lines."""
         line = f"  {_MARKS[self.state]}  {self.name}: {self.text}\n"
         if self.advice:
             indent = " " * 10

@@ -1,18 +1,22 @@
-"""Messages from lines: where one ends, what is its key, and JSON."""
+"""Input of `greendrop produce`: lines, their keys, and JSON."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greendrop.cli._shared import MistakeError
+from greendrop.cli._shared import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import BinaryIO
 
-#: Bytes that are read at once, where lines don't end in a newline.
+#: Bytes of one read.
 _CHUNK = 65_536
+#: A byte of a message takes at most six in JSON: `\u0001`.
+_JSON_FACTOR = 6
+#: Bytes of a JSON line beside the message: names of fields, punctuation, spaces.
+_JSON_OVERHEAD = 65_536
 
 _FIELDS = frozenset(
     {"topic", "payload", "key", "headers", "partition", "partition_key", "timestamp"}
@@ -20,26 +24,26 @@ _FIELDS = frozenset(
 
 
 class Line(NamedTuple):
-    """What one message is made from.
+    """The source of one message.
 
     Attributes:
-        text: Without what ends it.
+        text: The line without its delimiter. None if the line is too long to be read.
         file: The file's name.
-        number: Of the line, from 1.
+        number: The number of the line, from 1.
     """
 
-    text: bytes
+    text: bytes | None
     file: str
     number: int
 
     @property
     def place(self) -> Place:
-        """Where it is."""
+        """The file and the number of the line."""
         return Place(self.file, self.number)
 
 
 class Place(NamedTuple):
-    """Where a message comes from."""
+    """The file and line that a message comes from."""
 
     file: str
     line: int
@@ -49,14 +53,16 @@ class Place(NamedTuple):
 
 
 class Input:
-    """How to read messages.
+    """Reads messages from files.
 
     Args:
-        delimiter: What ends a message.
-        key_delimiter: What stands between key and payload, if anything does.
+        delimiter: The bytes that end a message.
+        key_delimiter: The bytes between key and payload. None if lines have no keys.
         empty_is_null: Whether an empty payload is a tombstone.
         as_json: Whether each line is a JSON object.
-        defaults: Fields of all messages that say nothing else.
+        defaults: Fields for messages that don't have their own.
+        limit: Bytes of the largest message. Longer lines are skipped and not kept in
+            memory.
     """
 
     def __init__(
@@ -67,38 +73,68 @@ class Input:
         empty_is_null: bool,
         as_json: bool,
         defaults: Mapping[str, Any],
+        limit: int,
     ) -> None:
         self._delimiter = delimiter
         self._key_delimiter = key_delimiter
         self._empty_is_null = empty_is_null
         self._as_json = as_json
         self._defaults = defaults
+        self._limit = limit
+        longest = limit + len(key_delimiter or b"") + len(b"\r")
+        if as_json:
+            longest = limit * _JSON_FACTOR + _JSON_OVERHEAD
+        self._longest = longest
 
     def lines(self, stream: BinaryIO, name: str) -> Iterator[Line]:
-        """Read lines as they come; empty ones are left out."""
+        """Yield lines as soon as they can be read; skip empty ones."""
         for number, text in enumerate(self._split(stream), 1):
-            if text:
+            if text is None or text:
                 yield Line(text, name, number)
 
-    def _split(self, stream: BinaryIO) -> Iterator[bytes]:
-        if self._delimiter == b"\n":
-            for line in stream:
-                yield line.removesuffix(b"\n").removesuffix(b"\r")
-            return
-        rest = b""
-        # Not `read`, which would wait for a whole chunk.
+    def _split(self, stream: BinaryIO) -> Iterator[bytes | None]:
+        """Yield the text of each line, and None for a line that is too long."""
+        delimiter = self._delimiter
+        is_newline = delimiter == b"\n"
+        rest = bytearray()
+        skipping = False
+        # `read1` returns what is there; `read` would wait for a whole chunk.
         while chunk := stream.read1(_CHUNK):  # type: ignore[attr-defined]
-            *whole, rest = (rest + chunk).split(self._delimiter)
-            yield from whole
-        if rest:
-            yield rest
+            # A delimiter may begin in the bytes that were searched before.
+            searched = max(0, len(rest) - len(delimiter) + 1)
+            rest += chunk
+            start = 0
+            while (end := rest.find(delimiter, max(start, searched))) >= 0:
+                text = bytes(rest[start:end])
+                start = end + len(delimiter)
+                if skipping or len(text) > self._longest:
+                    skipping = False
+                    yield None
+                else:
+                    yield text.removesuffix(b"\r") if is_newline else text
+            del rest[:start]
+            if len(rest) >= self._longest + len(delimiter):
+                skipping = True
+            if skipping:
+                # The end may be the first half of a delimiter.
+                del rest[: max(0, len(rest) - len(delimiter) + 1)]
+        if skipping or len(rest) > self._longest:
+            yield None
+        elif rest:
+            yield bytes(rest).removesuffix(b"\r") if is_newline else bytes(rest)
 
     def fields(self, line: Line) -> dict[str, Any]:
-        """Give a message's fields.
+        """Return the fields of a message.
 
         Raises:
-            MistakeError: The line is no JSON object, or has other fields.
+            UsageError: The line is too long, has no key, is no JSON object, or has
+                unknown fields.
         """
+        if line.text is None:
+            raise UsageError(
+                f"the line is longer than the largest message: {self._limit:,} bytes"
+                " (message.max.bytes)"
+            )
         if self._as_json:
             return self._from_json(line.text)
         payload: bytes | None = line.text
@@ -107,6 +143,12 @@ class Input:
             before, found, after = line.text.partition(self._key_delimiter)
             if found:
                 key, payload = before or None, after
+            elif self._defaults["key"] is None:
+                delimiter = self._key_delimiter.decode(errors="backslashreplace")
+                raise UsageError(
+                    f"the line has no key delimiter {delimiter!r}"
+                    " (-k KEY sends such lines with that key)"
+                )
         if not payload and self._empty_is_null:
             payload = None
         fields = {**self._defaults, "payload": payload}
@@ -116,16 +158,16 @@ class Input:
         try:
             given = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise MistakeError(f"no JSON: {error}") from error
+            raise UsageError(f"no JSON: {error}") from error
         if not isinstance(given, dict):
-            raise MistakeError(f"no JSON object, but {type(given).__name__}")
+            raise UsageError(f"no JSON object, but {type(given).__name__}")
         if unknown := given.keys() - _FIELDS:
-            raise MistakeError(
+            raise UsageError(
                 f"no such fields: {', '.join(sorted(unknown))}; there are"
                 f" {', '.join(sorted(_FIELDS))}"
             )
         if "payload" not in given:
-            raise MistakeError("no payload (null makes a tombstone)")
+            raise UsageError("no payload (null makes a tombstone)")
         payload = given["payload"]
         if payload is not None and not isinstance(payload, str):
             payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
@@ -136,5 +178,5 @@ class Input:
             given["key"] = json.dumps(key)
         fields = {**self._defaults, **given, "payload": payload}
         if not fields["topic"]:
-            raise MistakeError("no topic, neither here nor by -t")
+            raise UsageError("no topic, neither here nor by -t")
         return fields

@@ -1,4 +1,4 @@
-"""`greendrop produce`: sends lines, or JSON lines, from files or standard input."""
+"""The command `greendrop produce`: sends lines of files or of standard input."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from greendrop.cli._input import Input, Line
 from greendrop.cli._shared import (
     DONE,
     FAILED,
-    MistakeError,
+    ConnectionWatch,
     Terminated,
+    UsageError,
     add_connection,
     configuration,
+    counted,
     named_value,
     payload_limit,
     positive,
     say,
+    servers,
     sigterm_raises,
 )
 from greendrop.errors import (
@@ -37,14 +40,16 @@ if TYPE_CHECKING:
 
     from greendrop.events import Event
 
-#: Failures that are told one by one; the others are only counted.
-_MOST_TOLD = 10
-#: Seconds that a message may wait for room: longer than librdkafka tries to send one.
-_ROOM = 3600.0
-#: Seconds for what is on its way, after Ctrl-C or SIGTERM.
-_LAST_WAIT = 10.0
-#: Seconds between two lines of progress.
-_PROGRESS_EVERY = 0.2
+#: Failures that are printed one by one; further ones are only counted.
+_MAX_PRINTED = 10
+#: Seconds that a send may wait for a full queue: longer than `message.timeout.ms`.
+_QUEUE_FULL_TIMEOUT = 3600.0
+#: Seconds for the delivery of messages in flight after Ctrl-C or SIGTERM.
+_INTERRUPTED_TIMEOUT = 10.0
+#: Seconds between two updates of the progress line.
+_PROGRESS_INTERVAL = 0.2
+#: Seconds between two looks at the number of messages in flight, at most.
+_LONGEST_PAUSE = 0.05
 
 _EPILOG = """examples:
   tail -f app.log | greendrop produce -b localhost:9092 -t logs
@@ -52,13 +57,13 @@ _EPILOG = """examples:
   jq -c '{key: .id, payload: .}' in.json | greendrop produce -t orders --json
 
 Empty lines are skipped. With --json each line is an object with the fields payload
-(text, null for a tombstone, or any JSON, which is sent as such), key, headers,
-partition, partition_key, timestamp (milliseconds since 1970) and topic; what it leaves
-out comes from the options."""
+(text, null for a tombstone, or any other JSON, which is sent as JSON), key, headers,
+partition, partition_key, timestamp (milliseconds since 1970) and topic. The options
+supply the fields that it leaves out."""
 
 
 def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
-    """Describe the options."""
+    """Add the command and its options."""
     import argparse
 
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -70,13 +75,13 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
     )
     add_connection(parser)
     message = parser.add_argument_group("messages")
-    message.add_argument("-t", "--topic", help="where they go")
-    message.add_argument("-k", "--key", help="key of all messages without another one")
+    message.add_argument("-t", "--topic", help="topic of the messages")
+    message.add_argument("-k", "--key", help="key of messages that have none")
     message.add_argument(
         "-K",
         "--key-delimiter",
         metavar="TEXT",
-        help="what stands between key and payload in each line",
+        help="text between key and payload in each line",
     )
     message.add_argument(
         "-H",
@@ -85,16 +90,22 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
         metavar="NAME[=VALUE]",
         action="append",
         default=[],
-        help="a header of all messages, without a value null; repeatable",
+        help="a header of all messages; null without a value; repeatable",
     )
-    message.add_argument("-p", "--partition", type=int, help="their partition")
+    message.add_argument(
+        "-p", "--partition", type=int, help="partition of the messages"
+    )
     message.add_argument(
         "-Z", "--null", action="store_true", help="send empty payloads as tombstones"
     )
     source = parser.add_argument_group("input and output")
     source.add_argument("--json", action="store_true", help="lines are JSON objects")
     source.add_argument(
-        "-D", "--delimiter", metavar="TEXT", default="\n", help="what ends a message"
+        "-D",
+        "--delimiter",
+        metavar="TEXT",
+        default="\n",
+        help="text that ends each message",
     )
     source.add_argument(
         "-c", "--count", type=positive, metavar="N", help="stop after N messages"
@@ -102,7 +113,7 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
     source.add_argument(
         "--report",
         action="store_true",
-        help="write a JSON line for each delivered message, as it is delivered",
+        help="write a JSON line for each message when it is delivered",
     )
     source.add_argument(
         "-q", "--quiet", action="store_true", help="no progress and no summary"
@@ -112,31 +123,40 @@ def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send; exit status 1 if a message was not delivered."""
-    reader = _reader(options)
+    """Send all lines, and return the exit status."""
+    _check_topic(options)
     kafka = configuration(options)
+    reader = _reader(options, payload_limit(kafka))
     producer = Producer(
         kafka=kafka,
         max_payload_size=payload_limit(kafka),
-        wait_timeout_on_queue_full=_ROOM,
+        wait_timeout_on_queue_full=_QUEUE_FULL_TIMEOUT,
         instrument_on_wait_queue_full=False,
     )
     tally = _Tally(report=options.report, quiet=options.quiet)
     producer.monitor.subscribe(tally)
-    with sigterm_raises():
-        _send_all(producer, reader, options, tally)
+    watch = _Watch(servers(kafka), tally)
+    producer.monitor.subscribe(watch)
+    try:
+        with sigterm_raises():
+            _send_all(producer, reader, options, tally, watch)
+    finally:
+        watch.stop()
     return tally.conclude()
 
 
-def _reader(options: argparse.Namespace) -> Input:
-    headers = [_header(each) for each in options.headers]
+def _check_topic(options: argparse.Namespace) -> None:
     if options.topic is not None:
         try:
             check_topic(options.topic)
         except ValueError as error:
-            raise MistakeError(str(error)) from error
+            raise UsageError(str(error)) from error
     elif not options.json:
-        raise MistakeError("which topic? use -t TOPIC")
+        raise UsageError("which topic? use -t TOPIC")
+
+
+def _reader(options: argparse.Namespace, limit: int) -> Input:
+    headers = [_header(each) for each in options.headers]
     key_delimiter = options.key_delimiter
     if key_delimiter is not None:
         key_delimiter = _unescaped(key_delimiter, "-K")
@@ -151,6 +171,7 @@ def _reader(options: argparse.Namespace) -> Input:
             "headers": headers or None,
             "partition": options.partition,
         },
+        limit=limit,
     )
 
 
@@ -162,27 +183,33 @@ def _header(text: str) -> tuple[str, bytes | None]:
 
 
 def _unescaped(text: str, option: str) -> bytes:
-    """Read a delimiter as kcat does, with escapes such as those of Python's strings."""
+    """Decode the escapes of a delimiter, as kcat does."""
     try:
         delimiter = text.encode().decode("unicode_escape").encode("latin-1")
     except UnicodeError:
         delimiter = os.fsencode(text)
     if not delimiter:
-        raise MistakeError(f"{option} takes at least one character")
+        raise UsageError(f"{option} takes at least one character")
     return delimiter
 
 
 def _send_all(
-    producer: Producer, reader: Input, options: argparse.Namespace, tally: _Tally
+    producer: Producer,
+    reader: Input,
+    options: argparse.Namespace,
+    tally: _Tally,
+    watch: ConnectionWatch,
 ) -> None:
     try:
-        for stream, name in _streams(options.files, tally):
+        for stream, name in _streams(options, tally):
             for line in reader.lines(stream, name):
+                watch.start()
                 _send(producer, reader, line, tally)
                 if tally.sent == options.count:
                     break
             if tally.sent == options.count:
                 break
+        _wait_for_reports(producer)
     except (KeyboardInterrupt, Terminated):
         _end_early(producer, tally)
         raise
@@ -192,17 +219,31 @@ def _send_all(
     _close(producer, tally, None)
 
 
+def _wait_for_reports(producer: Producer) -> None:
+    """Wait until every message is delivered or has failed.
+
+    `close` waits for that too, but an interrupted `close` drops the messages in flight,
+    and Ctrl-C is to give them another `_INTERRUPTED_TIMEOUT`. Each message gets its
+    report within `message.timeout.ms`.
+    """
+    pause = 0.001
+    while producer.queue_size:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 def _end_early(producer: Producer, tally: _Tally) -> None:
     tally.end_progress()
     try:
-        if producer.queue_size:
+        if in_flight := producer.queue_size:
             say(
-                f"interrupted; {producer.queue_size} messages are on their way"
-                " (once more drops them)"
+                f"interrupted; waiting up to {_INTERRUPTED_TIMEOUT:g} s for"
+                f" {counted(in_flight, 'message')} in flight (a second Ctrl-C drops"
+                " them)"
             )
-        _close(producer, tally, _LAST_WAIT)
+        _close(producer, tally, _INTERRUPTED_TIMEOUT)
     finally:
-        # The second signal may come anywhere. What is closed stays so.
+        # The second signal may have come before `close` began.
         producer.close(force=True)
         tally.conclude()
 
@@ -216,19 +257,23 @@ def _close(producer: Producer, tally: _Tally, timeout: float | None) -> None:
         tally.end_progress()
 
 
-def _streams(files: list[str], tally: _Tally) -> Iterator[tuple[BinaryIO, str]]:
-    for name in files or ["-"]:
+def _streams(
+    options: argparse.Namespace, tally: _Tally
+) -> Iterator[tuple[BinaryIO, str]]:
+    for name in options.files or ["-"]:
         if name == "-":
             if sys.stdin is None:
-                raise MistakeError("there is no standard input to read from")
+                raise UsageError("there is no standard input to read from")
+            if sys.stdin.isatty() and not options.quiet:
+                say("reading lines from the terminal; Ctrl-D ends the input")
             yield sys.stdin.buffer, "standard input"
             continue
         try:
             with Path(name).open("rb") as stream:
                 yield stream, name
         except OSError as error:
-            # As `cat` does: the others are read all the same.
-            tally.miss(name, error)
+            # As `cat` does, go on with the other files.
+            tally.on_unreadable(name, error)
 
 
 def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
@@ -239,98 +284,104 @@ def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
         fields = reader.fields(line)
         producer.produce_async(**fields, label=line.place)
         tally.sent += 1
-    except (MistakeError, MessageInvalidError, ProduceError) as error:
+    except (UsageError, MessageInvalidError, ProduceError) as error:
         tally.fail(line.place, error)
     tally.show_progress()
 
 
+class _Watch(ConnectionWatch):
+    """Prints connection problems without disturbing the progress line."""
+
+    def __init__(self, servers: str, tally: _Tally) -> None:
+        super().__init__(servers)
+        self._tally = tally
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._tally.end_progress()
+        say(text)
+
+
 class _Tally:
-    """Counts what became of messages, and tells it. A listener."""
+    """Counts and prints the outcomes of messages. A listener."""
 
     def __init__(self, *, report: bool, quiet: bool) -> None:
         self.taken = 0
         self.sent = 0
         self.delivered = 0
         self.failed = 0
-        #: Why no report can be written any more: nobody reads them, say.
+        #: The error that ended writing to standard output: a closed pipe, a full disk.
         self.unwritable: OSError | None = None
-        self._missed = False
+        self._files_unreadable = False
         self._report = report
         self._progress = not quiet and sys.stderr.isatty()
-        self._began = self._shown = time.monotonic()
-        self._complaints: set[str] = set()
+        self._started = self._shown = time.monotonic()
 
     def on_message_acknowledged(self, event: Event) -> None:
-        """Count a delivered message."""
+        """Count a delivered message, and write its report if that is wanted."""
         self.delivered += 1
         if self._report and self.unwritable is None:
-            told = event["delivery_report"]
+            report = event["delivery_report"]
             line = {
-                "topic": told.topic,
-                "partition": told.partition,
-                "offset": told.offset,
-                "timestamp": told.timestamp,
-                **told.label._asdict(),
+                "topic": report.topic,
+                "partition": report.partition,
+                "offset": report.offset,
+                "timestamp": report.timestamp,
+                **report.label._asdict(),
             }
             try:
                 sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
             except OSError as error:
-                self.unwritable = error  # told to who sends
+                self.unwritable = error  # `_send` raises it
         self.show_progress()
 
     def on_error_occurred(self, event: Event) -> None:
-        """Count a message that failed, or pass on what librdkafka complains of."""
+        """Count a message that was not delivered."""
         if event["type"] == "librdkafka.dispatch_error":
             self.fail(event["label"], event["error"])
-        elif event["type"] == "librdkafka.error":
-            text = str(event["error"])
-            if text not in self._complaints:
-                self._complaints.add(text)
-                self.end_progress()
-                say(f"{text}; trying on")
 
     def fail(self, place: object, error: Exception) -> None:
-        """Count a message that failed, and tell why."""
+        """Count a message that failed, and print the reason."""
         self.failed += 1
-        if self.failed <= _MOST_TOLD:
+        if self.failed <= _MAX_PRINTED:
             self.end_progress()
             say(f"{place}: {error}")
-        elif self.failed == _MOST_TOLD + 1:
+        elif self.failed == _MAX_PRINTED + 1:
             say("further failures are only counted")
 
-    def miss(self, file: str, error: OSError) -> None:
-        """Take note that a file can't be read, and tell why."""
-        self._missed = True
+    def on_unreadable(self, file: str, error: OSError) -> None:
+        """Record that a file can't be read, and print the reason."""
+        self._files_unreadable = True
         self.end_progress()
         say(f"can't read {file}: {error.strerror}")
 
     def show_progress(self) -> None:
-        """Tell how far it is, every so often, if it is a person who reads."""
+        """Update the progress line on a terminal, at most five times a second."""
         now = time.monotonic()
-        if self._progress and now - self._shown >= _PROGRESS_EVERY:
+        if self._progress and now - self._shown >= _PROGRESS_INTERVAL:
             self._shown = now
             sys.stderr.write(f"\r\x1b[K{self._summary(now)}")
             sys.stderr.flush()
 
     def end_progress(self) -> None:
-        """Clear the line of progress, so that something else may be told."""
-        if self._progress and self._shown > self._began:
+        """Clear the progress line, so that another line can be printed."""
+        if self._progress and self._shown > self._started:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
     def conclude(self) -> int:
-        """Tell how it went; give the exit status."""
+        """Print the summary, and return the exit status."""
         if self._progress:
             say(self._summary(time.monotonic()))
         elif self.failed:
-            say(f"not delivered: {self.failed:,} of {self.taken:,} messages")
+            say(f"not delivered: {self.failed:,} of {counted(self.taken, 'message')}")
         if self.unwritable is not None:
             raise self.unwritable
-        return FAILED if self.failed or self._missed else DONE
+        return FAILED if self.failed or self._files_unreadable else DONE
 
     def _summary(self, now: float) -> str:
-        seconds = max(now - self._began, 0.001)
+        seconds = max(now - self._started, 0.001)
         failed = f", {self.failed:,} failed" if self.failed else ""
         rate = f"{self.delivered / seconds:,.0f}/s"
         return f"{self.taken:,} sent, {self.delivered:,} delivered{failed}, {rate}"

@@ -1,11 +1,13 @@
-"""What commands share: how to get to a Kafka, signals, and what is said to people."""
+"""Parts that the commands share: connection options, signals, messages to people."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,45 +17,119 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping
 
+    from greendrop.events import Event
+
 #: Exit statuses; see the epilog of `greendrop --help`.
 DONE, FAILED, USAGE = 0, 1, 2
 
+#: Seconds without an answer after which `ConnectionWatch` prints a line.
+SILENCE = 2.0
+
 _SERVERS = "GREENDROP_BOOTSTRAP_SERVERS"
+#: librdkafka's default of `message.max.bytes`, plus its own allowance.
+_DEFAULT_MAX_BYTES = 1_000_012
+#: The part of librdkafka's texts that differs from one attempt to the next.
+_ATTEMPT = re.compile(r" \(after \d+ms in state [^)]*\)")
 
 
-class MistakeError(Exception):
-    """The user has asked for something that can't be; the text says what."""
+class UsageError(Exception):
+    """The options or the input are wrong; the text says how."""
 
 
 class Terminated(BaseException):
-    """SIGTERM has come."""
+    """The process received SIGTERM."""
 
 
 def say(text: str) -> None:
-    """Tell the user something, beside the output."""
+    """Print a line for the user on standard error."""
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"greendrop: {text}\n")
         sys.stderr.flush()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+class ConnectionWatch:
+    """Prints why the brokers can't be reached, each reason once. A listener.
+
+    librdkafka reports a refused connection at once. A port that accepts the connection
+    and stays silent causes no error for 10 s, so a timer prints a line when no message
+    was acknowledged within `SILENCE` of `start`.
+
+    Args:
+        servers: Addresses of the brokers, for the advice.
+    """
+
+    def __init__(self, servers: str) -> None:
+        self._servers = servers
+        self._printed: set[str] = set()
+        self._timer: threading.Timer | None = None
+        self._started = False
+
+    def start(self) -> None:
+        """Start the timer; later calls do nothing."""
+        if not self._started:
+            self._started = True
+            self._timer = threading.Timer(SILENCE, self._on_silence)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_silence(self) -> None:
+        if self._timer is not None and not self._printed:
+            self.say(
+                f"no message was acknowledged within {SILENCE:g} s; still waiting"
+                f" (`greendrop doctor -b {self._servers}` checks the connection)"
+            )
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        say(text)
+
+    def on_message_acknowledged(self, _: Event) -> None:
+        """Stop the timer: the brokers answer."""
+        if self._timer is not None:
+            self.stop()
+
+    def on_error_occurred(self, event: Event) -> None:
+        """Print an error of the client as a whole, unless it was printed before."""
+        if event["type"] != "librdkafka.error":
+            return
+        error = event["error"]
+        text = _ATTEMPT.sub("", str(error))
+        # "All brokers are down" follows, and adds nothing to, the reason.
+        adds_nothing = self._printed and error.name == "_ALL_BROKERS_DOWN"
+        if text not in self._printed and not adds_nothing:
+            self._printed.add(text)
+            self.say(f"{text}; still trying")
+
+
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Have SIGTERM end what is in the block as Ctrl-C does, by `Terminated`."""
+    """Raise `Terminated` in the block when SIGTERM arrives."""
 
-    def stop(*_: object) -> None:
+    def terminate(*_: object) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-class Stop:
-    """Whether Ctrl-C or SIGTERM has come. A context manager.
+class StopRequest:
+    """A context manager that records the first Ctrl-C or SIGTERM in `requested`.
 
-    For loops that end between two steps, and not within one. The second signal raises,
+    For loops that may only end between two steps. The second signal raises
     `KeyboardInterrupt` or `Terminated`.
     """
 
@@ -64,26 +140,26 @@ class Stop:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.requested = True
 
-    def __enter__(self) -> Stop:
-        """Listen to signals."""
+    def __enter__(self) -> StopRequest:
+        """Install the signal handlers."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         self._before = {each: signal.signal(each, self._on_signal) for each in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave them to who listened before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where Kafka is and how to get in."""
+    """Add the options that describe the connection to Kafka."""
     group = parser.add_argument_group("connection")
     group.add_argument(
         "-b",
         "--bootstrap-servers",
         metavar="HOST:PORT,...",
-        help=f"addresses of brokers; by default those in {_SERVERS}",
+        help=f"addresses of brokers (default: {_SERVERS} in the environment)",
     )
     group.add_argument(
         "-X",
@@ -97,71 +173,76 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         "-F",
         dest="config_file",
         metavar="FILE",
-        help="a file with such settings, one a line; the place for passwords, as other"
-        " users of the machine can read command lines",
+        help="a file with such settings, one NAME=VALUE a line; put passwords there,"
+        " because other users of the machine can read command lines",
     )
 
 
 def configuration(options: argparse.Namespace) -> dict[str, str]:
-    """Give librdkafka's settings: from the file, then -X, then -b.
+    """Return librdkafka's settings: those of the file, then of -X, then of -b.
 
     Raises:
-        MistakeError: Something can't be read, or no broker is named.
+        UsageError: A file or an option can't be read, or no broker is named.
     """
     kafka: dict[str, str] = {}
     if options.config_file is not None:
         kafka.update(read_properties(options.config_file))
     for each in options.properties:
         _set(kafka, *named_value(each, "-X", "NAME=VALUE", allow_empty=True))
-    servers = options.bootstrap_servers
-    if servers is None and not kafka.keys() & set(BOOTSTRAP):
-        servers = os.environ.get(_SERVERS)
-    if servers is not None:
-        _set(kafka, BOOTSTRAP[0], servers)
-    if not any(map(kafka.get, BOOTSTRAP)):
-        raise MistakeError(f"no brokers are named: use -b HOST:PORT, or set {_SERVERS}")
+    given = options.bootstrap_servers
+    if given is None and not kafka.keys() & set(BOOTSTRAP):
+        given = os.environ.get(_SERVERS)
+    if given is not None:
+        _set(kafka, BOOTSTRAP[0], given)
+    if not servers(kafka):
+        raise UsageError(f"no brokers are named: use -b HOST:PORT, or set {_SERVERS}")
     return kafka
 
 
+def servers(kafka: Mapping[str, str]) -> str:
+    """Return the addresses of the brokers, or an empty text."""
+    return next(filter(None, map(kafka.get, BOOTSTRAP)), "")
+
+
 def _set(kafka: dict[str, str], name: str, value: str) -> None:
-    """Set it, in place of what it is called otherwise, too."""
+    """Set a property, and remove its other names."""
     for other in BOOTSTRAP if name in BOOTSTRAP else ():
         kafka.pop(other, None)
     kafka[name] = value
 
 
 def payload_limit(kafka: Mapping[str, str]) -> int:
-    """Give the most bytes of a payload: what librdkafka was told, or our default."""
-    told = kafka.get("message.max.bytes", "")
-    return int(told) if told.isdecimal() and int(told) else 1_000_012
+    """Return the largest payload in bytes: `message.max.bytes`, or its default."""
+    given = kafka.get("message.max.bytes", "")
+    return int(given) if given.isdecimal() and int(given) else _DEFAULT_MAX_BYTES
 
 
 def named_value(
     text: str, option: str, form: str, *, allow_empty: bool = False
 ) -> tuple[str, str]:
-    """Split what an option was given at the first `=`.
+    """Split the value of an option at the first `=`.
 
     Raises:
-        MistakeError: There is none, or nothing before it.
+        UsageError: It contains no `=`, or nothing before it.
     """
     name, equals, value = text.partition("=")
     if not name.strip() or not equals or not (value or allow_empty):
-        # Not the text itself: it may be a password.
-        raise MistakeError(f"{option} takes {form}, and {name[:40]!r} is none")
+        # Without the whole text: it may be a password.
+        raise UsageError(f"{option} takes {form}, and {name[:40]!r} is none")
     return name.strip(), value
 
 
 def read_properties(file: str) -> dict[str, str]:
-    """Read settings from a file: one a line, `NAME=VALUE`; `#` begins a comment.
+    """Read settings from a file: one `NAME=VALUE` a line; `#` starts a comment.
 
     Raises:
-        MistakeError: It can't be read, or a line is none.
+        UsageError: The file can't be read, or a line has no `NAME=VALUE`.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no text in UTF-8"
-        raise MistakeError(f"can't read {file}: {reason}") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"can't read {file}: {reason}") from error
     settings: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
@@ -169,13 +250,13 @@ def read_properties(file: str) -> dict[str, str]:
             continue
         name, equals, value = stripped.partition("=")
         if not equals or not name.strip():
-            raise MistakeError(f"{file}, line {number}: no NAME=VALUE")
+            raise UsageError(f"{file}, line {number}: no NAME=VALUE")
         settings[name.strip()] = value.strip()
     return settings
 
 
 def positive(text: str) -> int:
-    """Read a whole number above 0, for argparse."""
+    """Convert an argument to a whole number above 0."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -183,7 +264,7 @@ def positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds above 0, for argparse."""
+    """Convert an argument to a number of seconds above 0 and below a day."""
     number = float(text)
     if not 0 < number < 86_400:  # noqa: PLR2004 - a day
         raise ValueError

@@ -1,4 +1,4 @@
-"""What the doctor finds without a broker: versions, the process, how it would wait."""
+"""Checks of `greendrop doctor` that need no broker: versions, process, concurrency."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from greendrop.cli._finding import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What the package asks for, with the lowest version that will do.
+#: A requirement of the package, with the lowest version that it accepts.
 _NEEDED = re.compile(r"^([\w.-]+)\s*(?:>=\s*([\w.]+))?\s*$")
 
 
 def versions() -> Iterator[Finding]:
-    """Look at what is installed."""
+    """Check the installed versions."""
     python = f"{platform.python_version()} ({platform.python_implementation()})"
     where = f"{platform.system()} {platform.machine()}"
     yield Finding("versions", "Python", "ok", f"{python} on {where}, {sys.executable}")
     yield Finding("versions", "greendrop", "ok", greendrop.__version__)
     for name, lowest in _needed():
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             yield Finding(
                 "versions",
@@ -41,16 +41,16 @@ def versions() -> Iterator[Finding]:
                 f"python -m pip install {name}",
             )
             continue
-        if lowest and _numbers(found) < _numbers(lowest):
+        if lowest and _numbers(installed) < _numbers(lowest):
             yield Finding(
                 "versions",
                 name,
                 "failed",
-                f"{found} is too old",
+                f"{installed} is too old",
                 f"greendrop needs {lowest} or newer",
             )
         else:
-            yield Finding("versions", name, "ok", found)
+            yield Finding("versions", name, "ok", installed)
     import confluent_kafka
 
     yield Finding("versions", "librdkafka", "ok", confluent_kafka.libversion()[0])
@@ -58,12 +58,12 @@ def versions() -> Iterator[Finding]:
 
 def _needed() -> Iterator[tuple[str, str]]:
     try:
-        wanted = requires("greendrop") or []
+        requirements = requires("greendrop") or []
     except PackageNotFoundError:  # run from a checkout
-        wanted = ["confluent-kafka", "gevent", "greenlet", "structlog"]
-    for each in wanted:
-        if found := _NEEDED.match(each):
-            yield found[1], found[2] or ""
+        requirements = ["confluent-kafka", "gevent", "greenlet", "structlog"]
+    for requirement in requirements:
+        if match := _NEEDED.match(requirement):
+            yield match[1], match[2] or ""
 
 
 def _numbers(text: str) -> list[int]:
@@ -71,7 +71,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def process() -> Iterator[Finding]:
-    """Look at the process: threads, forks, uWSGI."""
+    """Check the process: threads, forks, uWSGI."""
     method = multiprocessing.get_start_method(allow_none=True)
     method = method or multiprocessing.get_all_start_methods()[0]
     yield Finding(
@@ -81,11 +81,10 @@ def process() -> Iterator[Finding]:
         f"pid {os.getpid()}; multiprocessing starts processes by {method}",
     )
     alive = threading.active_count()
-    yield Finding("process", "threads", "ok", f"{alive} of Python's")
+    yield Finding("process", "threads", "ok", f"{alive} of Python")
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is not None:
-        on = bool(uwsgi.opt.get("enable-threads") or uwsgi.opt.get("threads"))
-        if on:
+        if uwsgi.opt.get("enable-threads") or uwsgi.opt.get("threads"):
             yield Finding("process", "uWSGI", "ok", "threads are enabled")
         else:
             yield Finding(
@@ -98,13 +97,13 @@ def process() -> Iterator[Finding]:
 
 
 def waiting() -> Iterator[Finding]:
-    """Look at how greendrop would wait here, and why."""
+    """Check how greendrop would wait in this process, and why."""
     gevent: Any = sys.modules.get("gevent")
     monkey: Any = sys.modules.get("gevent.monkey")
     saved = () if monkey is None else monkey.saved
     patched = sorted(name for name in saved if not name.startswith("_gevent"))
     if gevent is None:
-        text = "not imported, so waits are those of threads (--gevent checks with it)"
+        text = "not imported, so waits block the thread (--gevent checks with gevent)"
         yield Finding("waiting", "gevent", "ok", text)
     elif not patched:
         yield Finding("waiting", "gevent", "ok", "imported; nothing is patched")
@@ -116,7 +115,7 @@ def waiting() -> Iterator[Finding]:
             "gevent",
             "note",
             f"patched only: {', '.join(patched)}",
-            "with threading left out, threads of the program block their greenlets",
+            "without patched threading, a wait for a thread blocks all greenlets",
         )
     hub = _waiting.current_hub()
     if hub is None:
@@ -135,33 +134,31 @@ def waiting() -> Iterator[Finding]:
 def _driver(*, in_hub: bool) -> Finding:
     obstacle = _obstacle()
     if not in_hub:
-        text = "thread: without a hub a native thread serves delivery reports"
+        text = "thread: without a hub a native thread polls librdkafka"
     elif not obstacle:
-        text = "fd: librdkafka signals a descriptor in the hub's own loop"
+        text = "fd: librdkafka signals a file descriptor in the hub's own loop"
     else:
         text = f"thread, although there is a hub: {obstacle}"
-        return Finding(
-            "waiting",
-            "driver",
-            "note",
-            text,
-            "it works, and is a little slower; tell us which build that is",
-        )
+        advice = "it works, and is a little slower"
+        return Finding("waiting", "poller", "note", text, advice)
     if obstacle:
         text += f" (in a hub too: {obstacle})"
-    return Finding("waiting", "driver", "ok", text)
+    return Finding("waiting", "poller", "ok", text)
 
 
 def _obstacle() -> str:
-    """Tell why librdkafka can't signal a descriptor here; nothing if it can."""
+    """Return why librdkafka can't signal a file descriptor, or an empty text."""
     from confluent_kafka import cimpl
 
+    agent = cimpl.Producer.__module__.partition(".")[0]
+    if agent != "cimpl":
+        return f"the agent {agent!r} replaces confluent-kafka's Producer by its own"
     if _librdkafka.load_library() is None:
         return "ctypes can't reach confluent-kafka's librdkafka"
     producer = cimpl.Producer({"log_level": 0})  # no brokers: connects to nothing
     queue = _librdkafka.MainQueue.of(producer)
     if queue is None:
-        return "this build of confluent-kafka is laid out in another way"
+        return "this build of confluent-kafka has an unknown memory layout"
     signal = Signal()
     try:
         works = queue.signal_on(signal.write_fd)
