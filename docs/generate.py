@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greendrop import config, events
+from greendrop import events
+from greendrop.config import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +42,7 @@ KAFKA_REASONS = {
 }
 
 
-def settings() -> str:
+def settings_page() -> str:
     """Write the page of settings."""
     rows = (
         (
@@ -51,11 +52,11 @@ def settings() -> str:
             each.rule,
             each.why,
         )
-        for each in config.SETTINGS
+        for each in settings.SETTINGS
     )
-    plain = config.build_settings({"bootstrap.servers": "host"}, {}).kafka
+    plain = settings.build_settings({"bootstrap.servers": "host"}, {}).kafka
     with_id = {"bootstrap.servers": "host", "transactional.id": "id"}
-    defaults = {**config.build_settings(with_id, {}).kafka, **plain}
+    defaults = {**settings.build_settings(with_id, {}).kafka, **plain}
     kafka = (
         (f"`{key}`", f"`{value}`", KAFKA_REASONS[key])
         for key, value in sorted(defaults.items())
@@ -63,7 +64,7 @@ def settings() -> str:
     )
     origins = (
         (f"`{each.name}`", f"{each.waterdrop}")
-        for each in config.SETTINGS
+        for each in settings.SETTINGS
         if each.waterdrop
     )
     return f"""# Settings
@@ -202,7 +203,7 @@ def _written(value: object) -> str:
 def pages() -> Mapping[Path, str]:
     """Give the text of each generated page."""
     return {
-        DOCS / "reference" / "settings.md": settings(),
+        DOCS / "reference" / "settings.md": settings_page(),
         DOCS / "reference" / "events.md": listed_events(),
         NAMES: names(),
     }

@@ -10,7 +10,7 @@ import copy
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from greendrop import _threads, _waiting
+from greendrop import _concurrency
 from greendrop.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -51,11 +51,11 @@ _new_report = tuple.__new__
 class ReportingClient(Protocol):
     """What a handle needs of the client that sends its message."""
 
-    def waiter(self, done: Callable[[], bool]) -> _waiting.Waiter:
+    def waiter(self, done: Callable[[], bool]) -> _concurrency.Waiter:
         """Make a waiter for the caller, who waits until something is done."""
         ...
 
-    def look_after(self) -> None:
+    def ensure_progress(self) -> None:
         """See to it that somebody works on what the caller waits for."""
         ...
 
@@ -77,10 +77,10 @@ class ReportQueue(deque["DeliveryHandle"]):
         self.on_limit = on_limit
 
 
-_Chain: TypeAlias = "tuple[_waiting.Waiter | _waiting.LinkWaiter, _Chain] | None"
+_Chain: TypeAlias = "tuple[_concurrency.Waiter | _concurrency.RawLink, _Chain] | None"
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
-_swap = _threads.new_lock()
+_swap = _concurrency.new_lock()
 
 
 def refused_handle(topic: str, label: object, error: DeliveryError) -> DeliveryHandle:
@@ -208,14 +208,14 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
-            if not 0 <= timeout <= _waiting.DAY:
-                _waiting.check_timeout(timeout)
+            if not 0 <= timeout <= _concurrency.DAY:
+                _concurrency.check_timeout(timeout)
             try:
                 waiter = reports.client.waiter(self.ready)
             except IllegalWaitError as illegal:
                 illegal.add("the message is on its way all the same")
                 raise
-            deadline = _waiting.monotonic() + timeout
+            deadline = _concurrency.monotonic() + timeout
             left = timeout
             with _swap:
                 self._waiters = (waiter, self._waiters)
@@ -223,10 +223,10 @@ class DeliveryHandle:
                 while self._reports is not None:
                     if left <= 0:
                         raise self._timed_out(reports.client, timeout)
-                    woken = waiter.wait_patiently(left)
+                    woken = waiter.wait_slice(left)
                     if not woken and self._reports is not None:
-                        reports.client.look_after()
-                    left = deadline - _waiting.monotonic()
+                        reports.client.ensure_progress()
+                    left = deadline - _concurrency.monotonic()
             finally:
                 if self._reports is not None:
                     self._remove(lambda one: one is waiter)
@@ -248,7 +248,7 @@ class DeliveryHandle:
             text += f"; last broker error: {reason}"
         return DeliveryTimeoutError(text)
 
-    def _settle(self) -> None:
+    def _resolve(self) -> None:
         """Make the verdict known and wake who waits; by the serving task only."""
         # Done first, then the waiters are taken. Who adds itself in between looks
         # whether it is done afterwards, and doesn't wait.
@@ -269,7 +269,7 @@ class DeliveryHandle:
 
     def rawlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
         """Have a function called in this hub when the verdict is known (for gevent)."""
-        waiter = _waiting.link(callback, self)
+        waiter = _concurrency.link(callback, self)
         self._add(waiter)
         if self.done:
             self._remove(lambda one: one is waiter)
@@ -286,7 +286,7 @@ class DeliveryHandle:
         """Same as `done` (for gevent)."""
         return self._reports is None
 
-    def _add(self, waiter: _waiting.Waiter | _waiting.LinkWaiter) -> None:
+    def _add(self, waiter: _concurrency.Waiter | _concurrency.RawLink) -> None:
         with _swap:
             self._waiters = (waiter, self._waiters)
 

@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from greendrop import _threads, _waiting
-from greendrop._logging import ERROR, Log
-from greendrop._repeats import Repeats
+from greendrop import _concurrency
+from greendrop._logging.log import ERROR, Log
+from greendrop._logging.rate_limit import RateLimiter
 from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 
 if TYPE_CHECKING:
@@ -307,9 +307,9 @@ class Monitor:
         # somebody listens to are in it, so asking is one look-up.
         #: Who listens to what; replaced as a whole, never changed.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
-        self._changing = _threads.new_lock()
+        self._lock = _concurrency.new_lock()
         self._statistics_frozen = False
-        self._failures = Repeats()
+        self._failures = RateLimiter()
         # Who hears of an error, and in which task.
         self._hearing: set[tuple[object, int]] = set()
 
@@ -357,7 +357,7 @@ class Monitor:
 
     def unsubscribe(self, listener: object) -> None:
         """Stop telling a function or object anything; unknown ones are ignored."""
-        with self._changing:
+        with self._lock:
             self.listeners = {
                 name: kept
                 for name, all_of_it in self.listeners.items()
@@ -368,7 +368,7 @@ class Monitor:
         self,
         name: str,
         payload: Mapping[str, Any],
-        contained: type[BaseException] = Exception,
+        swallow: type[BaseException] = Exception,
     ) -> None:
         """Tell an event to those who listen.
 
@@ -379,7 +379,7 @@ class Monitor:
         Args:
             name: A key of the table.
             payload: What its row says.
-            contained: What a listener may raise without hurting. In the caller's own
+            swallow: What a listener may raise without hurting. In the caller's own
                 greenlet that is not a Timeout or a kill: those are meant for the
                 caller. In the serving task nothing is meant for anybody but us.
         """
@@ -395,13 +395,13 @@ class Monitor:
                     listener(event)
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except contained as error:
-                self._tell_failure(event, error, contained)
+            except swallow as error:
+                self._log_failure(event, error, swallow)
 
     def _tell_of_error(self, event: Event, listener: Listener) -> None:
         # An error that a listener meets while it hears of one is raised there, and not
         # told to it as well: it would meet the next one.
-        hearing = (_waiting.current_task(), id(listener))
+        hearing = (_concurrency.current_task(), id(listener))
         if hearing not in self._hearing:
             self._hearing.add(hearing)
             try:
@@ -409,8 +409,8 @@ class Monitor:
             finally:
                 self._hearing.discard(hearing)
 
-    def _tell_failure(
-        self, event: Event, error: BaseException, contained: type[BaseException]
+    def _log_failure(
+        self, event: Event, error: BaseException, swallow: type[BaseException]
     ) -> None:
         about = event.payload.get("type")
         left_out = self._failures.left_out((event.name, about, type(error)))
@@ -430,7 +430,7 @@ class Monitor:
             return  # the one who hears of failing listeners fails; the log has it
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
         payload = {**payload, "event": event.name, **more}
-        self.emit(_ERRORS, payload, contained)
+        self.emit(_ERRORS, payload, swallow)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
         """Refuse, or allow again, to subscribe to statistics that nobody emits."""
@@ -447,7 +447,7 @@ class Monitor:
                 " statistics.interval.ms is 0; subscribe before the first message"
             )
             raise StatisticsNotEnabledError(text)
-        with self._changing:
+        with self._lock:
             listeners = dict(self.listeners)
             for name, listener in added.items():
                 listeners[name] = (*listeners.get(name, ()), (owner, listener))

@@ -247,7 +247,7 @@ def checked(message: Message, limit: SizeLimit) -> Message:
     return _converted(message, limit)
 
 
-def all_plain(messages: list[Any], limit: SizeLimit) -> TypeGuard[list[Message]]:
+def all_validated(messages: list[Any], limit: SizeLimit) -> TypeGuard[list[Message]]:
     """Return whether `checked` would return each of these messages unchanged.
 
     Checks column by column, which takes a third of the time of a call for each message.

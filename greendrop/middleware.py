@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from greendrop import _threads
+from greendrop import _concurrency
 from greendrop.errors import MiddlewareError
 from greendrop.message import Message, detached
 
@@ -34,12 +34,12 @@ class Middleware:
     A message that is going through the steps meanwhile goes through the old ones.
     """
 
-    __slots__ = ("_changing", "steps")
+    __slots__ = ("_lock", "steps")
 
     def __init__(self) -> None:
         #: Replaced as a whole, never changed.
         self.steps: tuple[Step, ...] = ()
-        self._changing = _threads.new_lock()
+        self._lock = _concurrency.new_lock()
 
     def append(self, step: _S) -> _S:
         """Add a step after all others; gives it back, so it works as a decorator.
@@ -53,20 +53,20 @@ class Middleware:
             TypeError: That can't be called.
         """
         _check_callable(step)
-        with self._changing:
+        with self._lock:
             self.steps = (*self.steps, step)
         return step
 
     def prepend(self, step: _S) -> _S:
         """Add a step before all others; else as `append`."""
         _check_callable(step)
-        with self._changing:
+        with self._lock:
             self.steps = (step, *self.steps)
         return step
 
     def remove(self, step: Step) -> None:
         """Take a step out, wherever it is; an unknown one is ignored."""
-        with self._changing:
+        with self._lock:
             self.steps = tuple(each for each in self.steps if each != step)
 
     def run(self, message: Message, sender: object) -> Message:

@@ -1,6 +1,6 @@
 """Tokens for SASL/OAUTHBEARER: what a program gives when it is asked for one.
 
-Who asks, and when, is `_tokens`. No value of a token is in a `repr` or in the text of
+Who asks, and when, is `oauth`. No value of a token is in a `repr` or in the text of
 an error.
 """
 

@@ -12,9 +12,9 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _threads, _waiting, events
-from greendrop._logging import ERROR, Log
-from greendrop._placeholders import current_slot
+from greendrop import _concurrency, events
+from greendrop._logging.log import ERROR, Log
+from greendrop.config.placeholders import current_slot
 from greendrop.errors import (
     MessagesAbandonedError,
     PoolClosedError,
@@ -71,7 +71,7 @@ class ProducerPool:
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size needs to be a whole number above 0, not {size!r}")
-        _waiting.check_timeout(timeout)
+        _concurrency.check_timeout(timeout)
         self._make = _taking_slot(factory)
         self._timeout = timeout
         self._slots = [_Slot(number) for number in range(1, size + 1)]
@@ -84,7 +84,7 @@ class ProducerPool:
 
     def _start_over(self) -> None:
         # Held over code that can't switch greenlets only.
-        self._changing = _threads.new_lock()
+        self._lock = _concurrency.new_lock()
         # A stack: what was used last is used next, so that others may stay idle.
         self._idle = self._slots[::-1]
         self._queue: deque[_Checkout] = deque()
@@ -118,9 +118,9 @@ class ProducerPool:
         if timeout is None:
             timeout = self._timeout
         else:
-            _waiting.check_timeout(timeout)
+            _concurrency.check_timeout(timeout)
         self._use()
-        task = _waiting.current_task()
+        task = _concurrency.current_task()
         checkout = self._checkouts.get(task) or _Checkout(task)
         checkout.depth += 1
         try:
@@ -181,23 +181,23 @@ class ProducerPool:
         return producer
 
     def _take_slot(self, checkout: _Checkout, timeout: float) -> _Slot:
-        with self._changing:
-            self._refuse_closed()
+        with self._lock:
+            self._check_open()
             # In the queue first: it decides, also when others come at this moment.
             self._queue.append(checkout)
             self._hand_out()
             if checkout.slot is None:
-                checkout.waiter = _waiting.new_waiter()
+                checkout.waiter = _concurrency.new_waiter()
         if checkout.waiter is not None:
             checkout.waiter.wait(timeout)
         slot = checkout.slot
         if slot is None:
-            self._refuse_closed()
+            self._check_open()
             text = f"none of {self.size} producers became free within {timeout:g} s"
             raise PoolTimeoutError(text)
         return slot
 
-    def _refuse_closed(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError("the pool is closed")
 
@@ -210,7 +210,7 @@ class ProducerPool:
         while self._idle and self._queue:
             checkout = self._queue.popleft()
             # A hub that is gone takes a wake-up, and never runs it.
-            if not checkout.gone:
+            if not checkout.is_dead:
                 checkout.slot = self._idle.pop()
                 checkout.wake()
 
@@ -245,7 +245,7 @@ class ProducerPool:
         if checkout.pid != os.getpid():
             return  # the parent's; `reset` forgets it
         unwanted = None
-        with self._changing:
+        with self._lock:
             if self._checkouts.get(checkout.task) is checkout:
                 del self._checkouts[checkout.task]
             slot, checkout.slot = checkout.slot, None
@@ -306,13 +306,13 @@ class ProducerPool:
             As `close`.
         """
         if timeout is not None:
-            _waiting.check_timeout(timeout)
+            _concurrency.check_timeout(timeout)
         self._use()
-        self._refuse_closed()
+        self._check_open()
         self._tell("reload")
         old = []
-        with self._changing:
-            self._refuse_closed()
+        with self._lock:
+            self._check_open()
             self._generation += 1
             for slot in self._idle:
                 if slot.producer is not None:
@@ -346,10 +346,10 @@ class ProducerPool:
             at once, and closing goes on by itself.
         """
         if timeout is not None:
-            _waiting.check_timeout(timeout)
+            _concurrency.check_timeout(timeout)
         if self._inherited:
             self.reset()
-        with self._changing:
+        with self._lock:
             first = not self._closed
             if force or first:
                 self._ending = (timeout, force)
@@ -363,7 +363,7 @@ class ProducerPool:
             if first:
                 self._tell("shutdown")
 
-    def _tell_setup(self) -> None:
+    def _emit_setup(self) -> None:
         self._tell("setup", size=self.size, timeout=self._timeout)
 
     def _tell(self, what: str, **facts: object) -> None:
@@ -441,12 +441,14 @@ class _Checkout:
         #: None while it waits.
         self.slot: _Slot | None = None
         self.producer: Producer | None = None
-        self.waiter: _waiting.ThreadWaiter | _waiting.GreenletWaiter | None = None
+        self.waiter: _concurrency.ThreadWaiter | _concurrency.GreenletWaiter | None = (
+            None
+        )
 
     @property
-    def gone(self) -> bool:
+    def is_dead(self) -> bool:
         """Whether it waited in a hub that does not run any more."""
-        return self.waiter is not None and self.waiter.gone
+        return self.waiter is not None and self.waiter.is_dead
 
     def wake(self) -> None:
         if self.waiter is not None:
@@ -474,12 +476,12 @@ def _close_all(
     """Close producers within one time; all of them, whatever happens to some."""
     if timeout is None:
         timeout = 0.0 if force else max(map(_longest_wait, producers), default=0.0)
-    deadline = _waiting.monotonic() + timeout
+    deadline = _concurrency.monotonic() + timeout
     losses: list[MessagesAbandonedError] = []
     failure: BaseException | None = None
     for producer in producers:
         try:
-            producer.close(max(deadline - _waiting.monotonic(), 0.0), force=force)
+            producer.close(max(deadline - _concurrency.monotonic(), 0.0), force=force)
         except MessagesAbandonedError as error:
             losses.append(error)
         except BaseException as error:  # noqa: BLE001 - raised below
@@ -522,7 +524,7 @@ def _close_in_background(
     timeout: float | None,
     force: bool,  # noqa: FBT001 - handed on
 ) -> None:
-    _waiting.start(lambda: _close_and_log(producer, timeout, force=force))
+    _concurrency.spawn(lambda: _close_and_log(producer, timeout, force=force))
 
 
 def _close_and_log(producer: Producer, timeout: float | None, *, force: bool) -> None:
@@ -550,7 +552,7 @@ def set_default_pool(pool: ProducerPool | None) -> ProducerPool | None:
     global _default
     before, _default = _default, pool
     if pool is not None:
-        pool._tell_setup()  # noqa: SLF001 - told of the pool, by what it knows
+        pool._emit_setup()  # noqa: SLF001 - told of the pool, by what it knows
     return before
 
 

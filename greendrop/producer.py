@@ -1,6 +1,6 @@
 """The public verbs.
 
-What a call means and what it promises; how it is done is `_core`'s business. Each
+What a call means and what it promises; how it is done is `core`'s business. Each
 verb reads the same: build and check the message, dispatch it, wait if it is a sync
 verb, tell.
 """
@@ -12,13 +12,17 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from greendrop import _waiting, events
-from greendrop._batches import read_all, send_and_wait
-from greendrop._buffer import Entry, Flush, Sender
-from greendrop._core import Core
-from greendrop._lane import Lane, checked_wait, merged_topic_config
-from greendrop._logging import ERROR, Log
-from greendrop.config import build_settings
+from greendrop import _concurrency, events
+from greendrop._connections.client_slots import (
+    ClientSlot,
+    checked_wait,
+    merged_topic_config,
+)
+from greendrop._logging.log import ERROR, Log
+from greendrop._producer.batches import send_and_wait, validate_all
+from greendrop._producer.buffer import Entry, Flush, Sender
+from greendrop._producer.core import Core
+from greendrop.config.settings import build_settings
 from greendrop.errors import (
     MessagesAbandonedError,
     ProduceError,
@@ -29,7 +33,7 @@ from greendrop.errors import (
 from greendrop.events import Monitor
 from greendrop.message import (
     Message,
-    all_plain,
+    all_validated,
     as_message,
     as_tombstone,
     check_topic,
@@ -46,10 +50,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from greendrop._connections import Status
-    from greendrop.config import Settings
+    from greendrop._connections.connections import Status
+    from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
-    from greendrop.interception import Interceptor
+    from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
 
     # Queues a batch, given the verb's name.
@@ -88,11 +92,11 @@ class Producer:
         #: Steps that each message goes through before it is checked.
         self.middleware = Middleware()
         self._core: Core | None = None
-        self._lane: Lane  # there when `_core` is
+        self._slot: ClientSlot  # there when `core` is
         self._max_wait_timeout: float
         # What a variant was made from: gone, it would close what they share.
         self._origin: Producer | None = None
-        self._tell_process("producer.created")
+        self._emit_process("producer.created")
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
@@ -113,12 +117,12 @@ class Producer:
         core = Core(build_settings(kafka, settings), self.monitor)
         # Weakly: the core leads to the listeners, and these often to the producer.
         weakref.finalize(self, _release, weakref.ref(core)).atexit = False
-        self._lane = core.main
+        self._slot = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
         self._core = core
         if events.monitor.listens("producer.configured"):
             config = core.settings.redacted()
-            self._tell_process("producer.configured", config=config)
+            self._emit_process("producer.configured", config=config)
 
     def variant(
         self,
@@ -148,7 +152,7 @@ class Producer:
             milliseconds.
         """
         core = self._core or self._unconfigured()
-        core.refuse_closed()
+        core.check_open()
         variant = copy.copy(self)
         variant._origin = self  # noqa: SLF001 - of our own kind
         if max_wait_timeout is not None:
@@ -156,9 +160,9 @@ class Producer:
                 max_wait_timeout
             )
         if topic_config is not None:
-            changed = self._lane.topic_config
+            changed = self._slot.topic_config
             changed = merged_topic_config(core.settings, changed, topic_config)
-            variant._lane = core.lane(changed)  # noqa: SLF001
+            variant._slot = core.slot(changed)  # noqa: SLF001
         return variant
 
     def intercept(self, build: Callable[[Settings], Interceptor]) -> None:
@@ -230,14 +234,14 @@ class Producer:
             message = self.middleware.run(message, self)
         message = checked(message, core.size_limit)
         told = "message.produced_sync" in self.monitor.listeners
-        began = _waiting.monotonic() if told else 0.0
+        began = _concurrency.monotonic() if told else 0.0
         try:
             handle = core.dispatch(
-                self._lane, message, "produce_sync", self._max_wait_timeout
+                self._slot, message, "produce_sync", self._max_wait_timeout
             )
             report = handle.wait(self._max_wait_timeout)
         except ProduceError as error:
-            self._tell_error("message.produce_sync", error, message=message)
+            self._emit_error("message.produce_sync", error, message=message)
             raise
         if told:
             self._tell("message.produced_sync", began, message=message)
@@ -298,13 +302,13 @@ class Producer:
             message = self.middleware.run(message, self)
         message = checked(message, core.size_limit)
         told = "message.produced_async" in self.monitor.listeners
-        began = _waiting.monotonic() if told else 0.0
+        began = _concurrency.monotonic() if told else 0.0
         try:
             handle = core.dispatch(
-                self._lane, message, "produce_async", self._max_wait_timeout
+                self._slot, message, "produce_async", self._max_wait_timeout
             )
         except ProduceError as error:
-            self._tell_error("message.produce_async", error, message=message)
+            self._emit_error("message.produce_async", error, message=message)
             raise
         if told:
             self._tell("message.produced_async", began, message=message)
@@ -377,11 +381,11 @@ class Producer:
     ) -> list[Message]:
         limit = core.size_limit
         if self.middleware.steps:
-            return read_all(messages, lambda item: self._prepare(as_message(item)))
-        return read_all(
+            return validate_all(messages, lambda item: self._prepare(as_message(item)))
+        return validate_all(
             messages,
             lambda item: checked(as_message(item), limit),
-            lambda items: all_plain(items, limit),
+            lambda items: all_validated(items, limit),
         )
 
     def _prepare(self, message: Message) -> Message:
@@ -398,7 +402,7 @@ class Producer:
     ) -> list[DeliveryReport]:
         core = self._core or self._unconfigured()
         wait = self._max_wait_timeout
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         try:
             reports = send_and_wait(
                 lambda: core.send_batch(lambda: send("produce_many_sync"), wait, undo),
@@ -406,7 +410,7 @@ class Producer:
                 wait,
             )
         except ProduceManyError as error:
-            self._tell_batch_error("messages.produce_many_sync", error, batch)
+            self._emit_batch_error("messages.produce_many_sync", error, batch)
             raise
         if self.monitor.listens("messages.produced_sync"):
             self._tell("messages.produced_sync", began, messages=batch)
@@ -419,13 +423,13 @@ class Producer:
         undo: Callable[[], object] = lambda: None,
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         try:
             handles = core.send_batch(
                 lambda: send("produce_many_async"), self._max_wait_timeout, undo
             )
         except ProduceManyError as error:
-            self._tell_batch_error("messages.produce_many_async", error, batch)
+            self._emit_batch_error("messages.produce_many_async", error, batch)
             raise
         if self.monitor.listens("messages.produced_async"):
             self._tell("messages.produced_async", began, messages=batch)
@@ -508,7 +512,7 @@ class Producer:
         Blocking:
             As `produce_many_sync`.
         """
-        return self.produce_many_sync(read_all(messages, self._tombstone))
+        return self.produce_many_sync(validate_all(messages, self._tombstone))
 
     def tombstone_many_async(
         self, messages: Iterable[Message | Mapping[str, Any]]
@@ -525,7 +529,7 @@ class Producer:
         Blocking:
             As `produce_many_async`.
         """
-        return self.produce_many_async(read_all(messages, self._tombstone))
+        return self.produce_many_async(validate_all(messages, self._tombstone))
 
     def _tombstone(self, item: object) -> Message:
         core = self._core or self._unconfigured()
@@ -567,9 +571,9 @@ class Producer:
             label,
         )
         message = _new_message(Message, fields)
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         prepared = self._prepare(message)
-        core.hold([Entry(message, prepared, self._sender())])
+        core.buffer_messages([Entry(message, prepared, self._sender())])
         if self.monitor.listens("message.buffered"):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
@@ -592,7 +596,7 @@ class Producer:
             A long batch lets other greenlets run in between.
         """
         core = self._core or self._unconfigured()
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         sender = self._sender()
         entries: list[Entry] = []
 
@@ -602,8 +606,8 @@ class Producer:
             entries.append(Entry(message, prepared, sender))
             return message
 
-        batch = read_all(messages, read)
-        core.hold(entries)
+        batch = validate_all(messages, read)
+        core.buffer_messages(entries)
         if self.monitor.listens("messages.buffered"):
             held = core.buffer.messages()
             self._tell("messages.buffered", began, messages=batch, buffer=held)
@@ -639,7 +643,7 @@ class Producer:
             As `produce_many_sync`.
         """
         core = self._core or self._unconfigured()
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         reports: list[DeliveryReport] = []
         with Flush(core.buffer) as flush:
             if batch := flush.take():
@@ -661,7 +665,7 @@ class Producer:
             As `produce_many_async`.
         """
         core = self._core or self._unconfigured()
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         handles: list[DeliveryHandle] = []
         with Flush(core.buffer) as flush:
             if batch := flush.take():
@@ -682,7 +686,7 @@ class Producer:
         end: int | None = None,
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
-        return core.dispatch_many(self._lane, messages, verb, handles, end)
+        return core.dispatch_many(self._slot, messages, verb, handles, end)
 
     # --- scopes ------------------------------------------------------------------
 
@@ -704,8 +708,8 @@ class Producer:
         core = self._core or self._unconfigured()
         if timeout is None:
             timeout = core.settings.max_wait_timeout
-        _waiting.check_timeout(timeout)
-        return DeliveryScope(core.scopes, timeout, core.check_wait)
+        _concurrency.check_timeout(timeout)
+        return DeliveryScope(core.scopes, timeout, core.check_can_wait)
 
     # --- transactions ------------------------------------------------------------
 
@@ -724,7 +728,7 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         return Transaction(
-            self, core.own_transactions(), self._max_wait_timeout, self._tell
+            self, core.require_transactions(), self._max_wait_timeout, self._tell
         )
 
     def run_in_transaction(
@@ -754,7 +758,7 @@ class Producer:
     def in_transaction(self) -> bool:
         """Whether the calling greenlet or thread has a transaction. Never blocks."""
         transactions = None if self._core is None else self._core.transactions
-        return transactions is not None and transactions.mine
+        return transactions is not None and transactions.held_by_me
 
     # --- looking -----------------------------------------------------------------
 
@@ -783,7 +787,7 @@ class Producer:
     @property
     def polling(self) -> str | None:
         """How reports are served: "fd" (in the hub), "thread", or None if unused."""
-        client = None if self._core is None else self._lane.client
+        client = None if self._core is None else self._slot.client
         return None if client is None else client.polling
 
     @property
@@ -815,14 +819,14 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         check_topic(topic)
-        return core.partition_count(self._lane, topic)
+        return core.partition_count(self._slot, topic)
 
     def __repr__(self) -> str:
         """Tell id and state; never blocks or connects."""
         polling = f" polling={self.polling}" if self.polling else ""
         variants = f" topic_configs={count}" if (count := self._topic_configs) else ""
         transactions = None if self._core is None else self._core.transactions
-        busy = " in_transaction" if transactions and transactions.busy else ""
+        busy = " in_transaction" if transactions and transactions.in_use else ""
         count = 0 if self._core is None else len(self._core.buffer)
         buffered = f" buffered={count}" if count else ""
         return (
@@ -905,7 +909,7 @@ class Producer:
             not deliver is logged.
         """
         if timeout is not None:
-            _waiting.check_timeout(timeout)
+            _concurrency.check_timeout(timeout)
         if self._core is not None:
             self._core.close(timeout, force=force)
 
@@ -967,20 +971,20 @@ class Producer:
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")
 
-    def _tell_process(self, name: str, **facts: object) -> None:
+    def _emit_process(self, name: str, **facts: object) -> None:
         facts = {"producer": self, "producer_id": self.id, **facts}
         events.monitor.emit(name, facts)
 
     def _tell(self, name: str, began: float, **facts: object) -> None:
-        time = _waiting.monotonic() - began
+        time = _concurrency.monotonic() - began
         self.monitor.emit(name, {"producer_id": self.id, **facts, "time": time})
 
-    def _tell_batch_error(
+    def _emit_batch_error(
         self, kind: str, error: ProduceManyError, batch: list[Message]
     ) -> None:
-        self._tell_error(kind, error, messages=batch, dispatched=error.dispatched)
+        self._emit_error(kind, error, messages=batch, dispatched=error.dispatched)
 
-    def _tell_error(self, kind: str, error: ProduceError, **facts: object) -> None:
+    def _emit_error(self, kind: str, error: ProduceError, **facts: object) -> None:
         if self.monitor.listens("error.occurred"):
             payload = {"producer_id": self.id, "error": error, "type": kind, **facts}
             self.monitor.emit("error.occurred", payload)

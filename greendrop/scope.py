@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _waiting
+from greendrop import _concurrency
 from greendrop.errors import (
     DeliveryTimeoutError,
     GreendropError,
@@ -37,7 +37,7 @@ class DeliveryScope:
     """
 
     def __init__(
-        self, open_scopes: OpenScopes, timeout: float, check: Callable[[], object]
+        self, open_scopes: ScopeRegistry, timeout: float, check: Callable[[], object]
     ) -> None:
         self._open_scopes = open_scopes
         self._timeout = timeout
@@ -62,7 +62,7 @@ class DeliveryScope:
             text = "a scope is entered once; producer.scope() makes a new one"
             raise RuntimeError(text)
         self._check()
-        self._task = _waiting.current_task()
+        self._task = _concurrency.current_task()
         self._open_scopes.enter(self._task, self)
         return self
 
@@ -118,7 +118,7 @@ class DeliveryScope:
         """
         if timeout is None:
             timeout = self._timeout
-        _waiting.check_timeout(timeout)
+        _concurrency.check_timeout(timeout)
         handles = list(self._handles)
         late = _wait_for_each(handles, timeout)
         failed: list[int] = []
@@ -144,7 +144,7 @@ class DeliveryScope:
         return f"<DeliveryScope {len(self._handles)} messages>"
 
 
-class Collector(Protocol):
+class HandleSink(Protocol):
     """Who wants to know of what one greenlet or thread sends."""
 
     def add(self, handles: Iterable[DeliveryHandle]) -> None:
@@ -152,17 +152,17 @@ class Collector(Protocol):
         ...
 
 
-class OpenScopes(dict[object, "list[Collector]"]):
+class ScopeRegistry(dict[object, "list[HandleSink]"]):
     """The scopes, and the like, that are open in each greenlet or thread.
 
     By its `current_task`.
     """
 
-    def enter(self, task: object, collector: Collector) -> None:
+    def enter(self, task: object, collector: HandleSink) -> None:
         """Have one collect what a task sends from now on."""
         self.setdefault(task, []).append(collector)
 
-    def leave(self, task: object, collector: Collector) -> None:
+    def leave(self, task: object, collector: HandleSink) -> None:
         """Have it collect no more, if it does."""
         mine = self.get(task, [])
         if collector in mine:
@@ -172,7 +172,7 @@ class OpenScopes(dict[object, "list[Collector]"]):
 
     def collect(self, handles: Iterable[DeliveryHandle]) -> None:
         """Add messages that were queued to the caller's scopes, inner and outer."""
-        for each in tuple(self.get(_waiting.current_task(), ())):
+        for each in tuple(self.get(_concurrency.current_task(), ())):
             each.add(handles)
 
 
@@ -180,15 +180,15 @@ def _wait_for_each(
     handles: list[DeliveryHandle], timeout: float
 ) -> DeliveryTimeoutError | None:
     """Wait for all verdicts; give what is to say if they did not come in time."""
-    deadline = _waiting.monotonic() + timeout
-    turns = _waiting.Turns()
+    deadline = _concurrency.monotonic() + timeout
+    turns = _concurrency.CooperativeLoop()
     for index, handle in enumerate(handles):
-        if not index % turns.ROUNDS:
-            turns.end_one()
+        if not index % turns.CHUNK:
+            turns.checkpoint()
         if handle.done:
             continue
         try:
-            handle.wait(max(deadline - _waiting.monotonic(), 0.0))
+            handle.wait(max(deadline - _concurrency.monotonic(), 0.0))
         except DeliveryTimeoutError as late:
             return late
         except ProduceError:

@@ -1,6 +1,6 @@
 """One transaction: a block whose messages are all visible in the end, or none.
 
-What happens at its begin and its end is for `_transactions`; what is here is what the
+What happens at its begin and its end is for `coordinator`; what is here is what the
 program holds meanwhile.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from greendrop import _waiting
-from greendrop._transactions import Offset
+from greendrop import _concurrency
+from greendrop._transactions.coordinator import Offset
 from greendrop.errors import (
     AbortTransaction,
     TransactionalOffsetInvalidError,
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from greendrop._transactions import Current, Outcome, Transactions
+    from greendrop._transactions.coordinator import (
+        OpenTransaction,
+        Outcome,
+        Transactions,
+    )
 
 #: The kind of producer that it was made by.
 _P = TypeVar("_P")
@@ -72,7 +76,7 @@ class Transaction(Generic[_P]):
         self._transactions = transactions
         self._seconds = seconds
         self._tell = tell
-        self._current: Current | None = None
+        self._current: OpenTransaction | None = None
         self._joined = False
 
     def __enter__(self) -> Self:
@@ -96,7 +100,7 @@ class Transaction(Generic[_P]):
         if self._current is not None:
             text = "a transaction is entered once; transaction() makes a new one"
             raise RuntimeError(text)
-        joined = self._transactions.joined()
+        joined = self._transactions.current_for_task()
         if joined is None:
             self._current = self._transactions.begin(self._seconds)
         else:
@@ -129,7 +133,7 @@ class Transaction(Generic[_P]):
             return False
         if self._joined:
             if error is not None:
-                self._current.doomed = self._current.doomed or error
+                self._current.abort_reason = self._current.abort_reason or error
             return False
         return self._transactions.end(self._current, error)
 
@@ -155,7 +159,7 @@ class Transaction(Generic[_P]):
         """
         current = self._open("aborted")
         stop = AbortTransaction("the program has aborted the transaction")
-        current.doomed = current.doomed or stop
+        current.abort_reason = current.abort_reason or stop
         raise stop
 
     def mark_as_consumed(
@@ -206,7 +210,7 @@ class Transaction(Generic[_P]):
         last = _last_of_each(consumer, messages, metadata)
         if not last:
             return
-        began = _waiting.monotonic()
+        began = _concurrency.monotonic()
         try:
             group = consumer.consumer_group_metadata()
         except RuntimeError as error:  # closed
@@ -221,11 +225,11 @@ class Transaction(Generic[_P]):
                 offset_metadata=metadata,
             )
 
-    def _open(self, verb: str) -> Current:
+    def _open(self, verb: str) -> OpenTransaction:
         current = self._current
         if current is None or current.is_over or current.ending:
             raise TransactionRequiredError(f"only an open transaction can be {verb}")
-        if self._transactions.joined() is not current:
+        if self._transactions.current_for_task() is not current:
             text = f"a transaction is {verb} by the task that has begun it"
             raise TransactionRequiredError(text)
         return current

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from greendrop import Message, Producer, _closing
+from greendrop import Message, Producer
+from greendrop._producer import shutdown
 from greendrop.testing import MockCluster
 from tests import interpreter
 from tests.tasks import LongestGap
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 #: Seconds that threads may take to end after a test.
-_PATIENCE = 2.0
+_LONGEST_WAIT = 2.0
 _PROC = Path("/proc/self")
 
 # In a process of its own, since tests may not find gevent imported.
@@ -261,7 +262,7 @@ def _note_hub_error(hub: object, context: object, *error: Any) -> None:
 
 
 def _close_producers() -> list[str]:
-    left = list(_closing._in_use)
+    left = list(shutdown._in_use)
     for each in left:
         each.close(0.0, force=True)
     return [f"producer {each.name!r} was left open" for each in left]
@@ -305,7 +306,7 @@ def _open_now() -> _Open:
 
 
 def _left_open(before: _Open) -> list[str]:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LONGEST_WAIT
     while True:
         now = _open_now()
         threads, files = now.threads - before.threads, now.files - before.files

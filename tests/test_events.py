@@ -15,9 +15,9 @@ from greendrop import (
     Producer,
     StatisticsNotEnabledError,
 )
-from greendrop._repeats import Repeats
-from greendrop._settling import Settler
-from greendrop.config import build_settings
+from greendrop._client.reports import ReportDispatcher
+from greendrop._logging.rate_limit import RateLimiter
+from greendrop.config.settings import build_settings
 from greendrop.delivery import DeliveryHandle, ReportQueue
 from greendrop.events import EVENTS, Event, Monitor
 from greendrop.testing import trigger_fatal_error
@@ -410,8 +410,8 @@ def test_timeouts_and_kills_in_the_serving_task_are_nobodys(monitor, kind, caplo
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("contained", [Exception, BaseException])
-def test_end_of_the_program_passes_through_listeners(monitor, kind, contained):
+@pytest.mark.parametrize("swallow", [Exception, BaseException])
+def test_end_of_the_program_passes_through_listeners(monitor, kind, swallow):
     """Ctrl-C during a listener ends the program as anywhere else."""
 
     def interrupted(_event):
@@ -420,14 +420,14 @@ def test_end_of_the_program_passes_through_listeners(monitor, kind, contained):
     monitor.subscribe(NAME, interrupted)
 
     with pytest.raises(kind):
-        monitor.emit(NAME, PAYLOAD, contained)
+        monitor.emit(NAME, PAYLOAD, swallow)
 
 
 @pytest.fixture
 def clock(monitor):
     """Turn the clock by which a monitor tells of failures."""
     now = [0.0]
-    monitor._failures = Repeats(60.0, lambda: now[0])
+    monitor._failures = RateLimiter(60.0, lambda: now[0])
     return now
 
 
@@ -730,18 +730,18 @@ def settle_purged(monitor, **kafka):
     reports = ReportQueue(None, lambda: None)
     handle = DeliveryHandle("t", "label", reports)
     settings = build_settings({"bootstrap.servers": "host", **kafka}, {"id": "p"})
-    settler = Settler(
+    settler = ReportDispatcher(
         reports=reports,
         notices=deque(),
         pending={handle},
         settings=settings,
         monitor=monitor,
         verdicts=None,
-        on_settled=lambda *_: None,
+        on_reports=lambda *_: None,
         pause=lambda: None,
     )
     handle._fail(MessagePurgedError("dropped"))
-    settler.settle()
+    settler.dispatch()
     return handle
 
 

@@ -40,7 +40,7 @@ class Noting:
         """Note a batch."""
         self.batches.append(messages)
 
-    def on_refused(self, message, error):
+    def on_send_error(self, message, error):
         """Note one that was not queued."""
         self.refused.append((message, error))
 
@@ -245,7 +245,7 @@ def test_one_that_raises_hurts_nobody(producer, noting, caplog):
     def fail(*_):
         raise RuntimeError("broken")
 
-    noting.on_send = noting.on_batch = noting.on_refused = fail
+    noting.on_send = noting.on_batch = noting.on_send_error = fail
     with caplog.at_level(logging.ERROR, "greendrop"):
         producer.produce_sync(topic="events", payload=b"x")
         producer.produce_many_sync([Message("events", b"x")])

@@ -12,7 +12,7 @@ from greendrop.errors import MessageInvalidError
 from greendrop.message import (
     Message,
     SizeLimit,
-    all_plain,
+    all_validated,
     as_message,
     checked,
     size_of,
@@ -831,7 +831,7 @@ def test_a_batch_is_plain_when_each_of_its_messages_stays_as_it_is(batch):
     for topic in ("events", "other"):
         checked(Message(topic, b""), SMALL)
 
-    if all_plain(batch, SMALL):
+    if all_validated(batch, SMALL):
         assert all(checked(message, SMALL) is message for message in batch)
 
 
@@ -840,7 +840,7 @@ def test_a_common_batch_is_plain():
     batch = [Message("events", b"x"), Message("events", b"", b"ke", label=[])]
     checked(batch[0], SMALL)
 
-    assert all_plain(batch, SMALL)
-    assert not all_plain([*batch, Message("events", "text")], SMALL)
-    assert not all_plain([*batch, Message("events", b"xx", b"ke")], SMALL)
-    assert not all_plain([], SMALL)
+    assert all_validated(batch, SMALL)
+    assert not all_validated([*batch, Message("events", "text")], SMALL)
+    assert not all_validated([*batch, Message("events", b"xx", b"ke")], SMALL)
+    assert not all_validated([], SMALL)

@@ -9,7 +9,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from greendrop._verdicts import Verdicts
+from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.cli._finding import Finding
 from greendrop.cli._shared import SILENCE, counted, servers
 from greendrop.errors import GreendropError
@@ -18,7 +18,7 @@ from greendrop.producer import Producer
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
-    from greendrop.config import Settings
+    from greendrop.config.settings import Settings
 
 #: Seconds for a connection, and then for an answer on it.
 _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 3.0, 1.5
@@ -84,7 +84,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
             "an acknowledged message is lost if a broker dies at the wrong moment;"
             " acks=all is the default",
         )
-    if settings.linger_is_users:
+    if settings.user_sets_linger:
         yield Finding(
             "settings",
             "linger.ms",
@@ -251,11 +251,11 @@ class _Logger:
         verdicts: The receiver of the lines.
     """
 
-    def __init__(self, verdicts: Verdicts) -> None:
-        self._verdicts = verdicts
+    def __init__(self, verdicts: ErrorTranslator) -> None:
+        self._error_translator = verdicts
 
     def log(self, _level: int, form: str, *args: object) -> None:
-        self._verdicts.read_log(form % args if args else form)
+        self._error_translator.note_log_line(form % args if args else form)
 
 
 def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
@@ -270,7 +270,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
 
-    verdicts = Verdicts(
+    verdicts = ErrorTranslator(
         fatal_error=lambda: None,
         name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
         censored=settings.censored,
@@ -280,7 +280,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     def on_error(error: confluent_kafka.KafkaError) -> None:
         nonlocal all_down
         all_down = all_down or error.code() == _ALL_BROKERS_DOWN
-        verdicts.complaint(error)
+        verdicts.client_error(error)
 
     conf: dict[str, Any] = {**settings.kafka, "error_cb": on_error}
     admin = AdminClient(conf, logger=_Logger(verdicts))

@@ -18,7 +18,7 @@ from greendrop.cli._shared import (
     counted,
     seconds,
 )
-from greendrop.config import build_settings
+from greendrop.config.settings import build_settings
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.producer import Producer
 

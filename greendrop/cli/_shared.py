@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from greendrop.config import BOOTSTRAP
+from greendrop.config.settings import BOOTSTRAP
 
 if TYPE_CHECKING:
     import argparse

@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Any
 
 import greendrop
-from greendrop import _librdkafka, _waiting
-from greendrop._signal import Signal
+from greendrop import _concurrency
+from greendrop._concurrency.wakeup import WakeupFd
+from greendrop._librdkafka import bindings
 from greendrop.cli._finding import Finding
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def waiting() -> Iterator[Finding]:
             f"patched only: {', '.join(patched)}",
             "without patched threading, a wait for a thread blocks all greenlets",
         )
-    hub = _waiting.current_hub()
+    hub = _concurrency.current_hub()
     if hub is None:
         yield Finding("waiting", "hub", "ok", "none in this thread")
     else:
@@ -153,13 +154,13 @@ def _obstacle() -> str:
     agent = cimpl.Producer.__module__.partition(".")[0]
     if agent != "cimpl":
         return f"the agent {agent!r} replaces confluent-kafka's Producer by its own"
-    if _librdkafka.load_library() is None:
+    if bindings.load_library() is None:
         return "ctypes can't reach confluent-kafka's librdkafka"
     producer = cimpl.Producer({"log_level": 0})  # no brokers: connects to nothing
-    queue = _librdkafka.MainQueue.of(producer)
+    queue = bindings.MainQueue.of(producer)
     if queue is None:
         return "this build of confluent-kafka has an unknown memory layout"
-    signal = Signal()
+    signal = WakeupFd()
     try:
         works = queue.signal_on(signal.write_fd)
     finally:

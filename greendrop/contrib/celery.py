@@ -31,8 +31,8 @@ from celery.signals import (
     worker_shutdown,
 )
 
-from greendrop import _waiting
-from greendrop._closing import close_in_use, reset_inherited
+from greendrop import _concurrency
+from greendrop._producer.shutdown import close_in_use, reset_inherited
 
 __all__ = ["connect"]
 
@@ -52,7 +52,7 @@ def connect(timeout: float = math.inf) -> None:
             than the longest `exit_timeout` among them (10 s).
     """
     if timeout != math.inf:
-        _waiting.check_timeout(timeout)
+        _concurrency.check_timeout(timeout)
     end = partial(_end, timeout)
     for signal, receiver in (
         (worker_process_init, _begin),

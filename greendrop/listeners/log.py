@@ -11,9 +11,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from greendrop._log_lines import is_hang_up
-from greendrop._logging import DEBUG, ERROR, INFO, WARNING, Log
-from greendrop._repeats import Repeats
+from greendrop._librdkafka.log_lines import is_hang_up
+from greendrop._logging.log import DEBUG, ERROR, INFO, WARNING, Log
+from greendrop._logging.rate_limit import RateLimiter
 from greendrop.errors import GreendropError, QueueFullError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LogListener:
         self._logger = logger
         self._log_messages = log_messages
         self._limit = limit
-        self._repeats = Repeats()
+        self._repeats = RateLimiter()
         # By the producer's id, which is bound.
         self._logs: dict[str | None, Log] = {}
 

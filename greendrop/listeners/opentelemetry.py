@@ -23,7 +23,7 @@ from greendrop.errors import EventNotRegisteredError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from greendrop.config import Settings
+    from greendrop.config.settings import Settings
     from greendrop.events import Event, Monitor
     from greendrop.message import HeaderValue, Message
     from greendrop.producer import Producer
@@ -116,7 +116,7 @@ class _Sending:
             _fail(self.span, error)
         self.span.end()
         if self.batch is not None:
-            self.batch.end_one(error)
+            self.batch.checkpoint(error)
 
 
 class _Batch:
@@ -129,7 +129,7 @@ class _Batch:
         # Two threads never get the same number of it.
         self._ended = count(1)
 
-    def end_one(self, error: BaseException | None) -> None:
+    def checkpoint(self, error: BaseException | None) -> None:
         if error is not None and not self._failed:
             self._failed = True
             _fail(self._span, error)
@@ -218,7 +218,7 @@ class _Tracing:
         for sending in sendings:
             sending.batch = batch
 
-    def on_refused(self, message: Message, error: BaseException) -> None:
+    def on_send_error(self, message: Message, error: BaseException) -> None:
         if sending := _taken(message.topic):
             sending.end(error)
 

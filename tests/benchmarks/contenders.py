@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: 100 bytes.
 PAYLOAD = b"x" * 100
 #: Seconds after which a measurement has failed.
-_PATIENCE = 60.0
+_LONGEST_WAIT = 60.0
 
 
 class Place(NamedTuple):
@@ -211,12 +211,12 @@ class Ungathered(Greendrop):
 
     def send_and_wait(self, key: bytes | None) -> None:
         super().send_and_wait(key)
-        self.producer._lane.client.attendant.gather = None
+        self.producer._slot.client.attendant.batcher = None
         # From now on without this detour.
         self.send_and_wait = super().send_and_wait
 
     def close(self) -> None:
-        if self.producer._lane.client.attendant.gather is not None:
+        if self.producer._slot.client.attendant.batcher is not None:
             raise RuntimeError("it gathers again")
         super().close()
 
@@ -251,7 +251,7 @@ class Raw(Contender):
                 return
 
     def finish(self) -> None:
-        if self.producer.flush(_PATIENCE):
+        if self.producer.flush(_LONGEST_WAIT):
             raise RuntimeError("not all messages are reported")
 
     def prepare_batch(self, size: int) -> None:
@@ -292,7 +292,7 @@ class RawTransactions(Contender):
         if linger is not None:
             config["linger.ms"] = linger
         self._producer = Producer(config)
-        self._producer.init_transactions(_PATIENCE)
+        self._producer.init_transactions(_LONGEST_WAIT)
         self._failed = 0
 
     def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
@@ -307,7 +307,7 @@ class RawTransactions(Contender):
             producer.begin_transaction()
             for _ in range(count):
                 producer.produce(self.topic, PAYLOAD, on_delivery=self._on_delivery)
-            producer.commit_transaction(_PATIENCE)
+            producer.commit_transaction(_LONGEST_WAIT)
             after = clock()
             took.append(after - before)
             before = after
@@ -336,7 +336,7 @@ class PollThread(Raw):
         self._result = AsyncResult
         self._reports: deque[tuple[AsyncResult[object], object, object]] = deque()
         self._wake = gevent.get_hub().loop.async_()
-        self._wake.start(self._settle)
+        self._wake.start(self._resolve)
         self._ended = False
         self._thread = threading.Thread(target=self._poll)
         self._thread.start()
@@ -349,13 +349,13 @@ class PollThread(Raw):
             self._wake.send()
 
         self.producer.produce(self.topic, PAYLOAD, key=key, on_delivery=on_delivery)
-        result.get(timeout=_PATIENCE)
+        result.get(timeout=_LONGEST_WAIT)
 
     def _poll(self) -> None:
         while not self._ended:
             self.producer.poll(0.1)
 
-    def _settle(self) -> None:
+    def _resolve(self) -> None:
         reports = self._reports
         while reports:
             result, error, message = reports.popleft()
@@ -401,7 +401,7 @@ class AioKafka(Contender):
 
         async def loops() -> None:
             shares = _keys(load)
-            await asyncio.gather(*(self._send_loop(own, end, waits) for own in shares))
+            await asyncio.batcher(*(self._send_loop(own, end, waits) for own in shares))
 
         self._run(loops())
         return waits

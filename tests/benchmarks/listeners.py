@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _PAGE = Path(__file__).parents[2] / "docs" / "listener-costs.md"
 #: Seconds for one measurement.
-_PATIENCE = 120.0
+_LONGEST_WAIT = 120.0
 _PAYLOAD = b"x" * 100
 _BATCH = 1_000
 _WARM_UP = 3_000
@@ -281,7 +281,7 @@ def _started(name: str, servers: str, count: int) -> _Figures:
         [*command, "--measure", json.dumps(order)],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=_PATIENCE,
+        timeout=_LONGEST_WAIT,
         check=True,
     )
     figures: _Figures = json.loads(done.stdout)

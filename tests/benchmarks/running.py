@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 #: Seconds for one measurement.
-_PATIENCE = 120.0
+_LONGEST_WAIT = 120.0
 _WARM_UP = (
     (cells.GREENDROP, Load("wait", workers=100)),
     (cells.FLUSH, Load("wait")),
@@ -110,10 +110,10 @@ def measure(contender: str, load: Load, place: Place, seconds: float) -> Outcome
     command = [sys.executable, "-m", "tests.benchmarks.measure", json.dumps(order)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=False
+            command, capture_output=True, text=True, timeout=_LONGEST_WAIT, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no end within {_PATIENCE:g} s"
+        return f"no end within {_LONGEST_WAIT:g} s"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return lines[-1] if lines else f"exit status {done.returncode}"

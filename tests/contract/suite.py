@@ -19,7 +19,7 @@ from greendrop import (
     ProducerClosedError,
     ProducerPool,
 )
-from greendrop._partitioners import partitioner
+from greendrop._librdkafka.partitioners import partitioner
 from greendrop.testing import Recorder, fatal_error, trigger_fatal_error
 
 #: Partitioners of librdkafka's that look at the key.

@@ -8,7 +8,7 @@ import threading
 import time
 
 #: Seconds for one answer, and for a server to come back.
-_PATIENCE = 30.0
+_LONGEST_WAIT = 30.0
 
 
 class Crowd:
@@ -51,19 +51,19 @@ class Crowd:
         """Have them stop, and wait until they have: none of them hangs."""
         self._stopping = True
         for thread in self._threads:
-            thread.join(_PATIENCE)
+            thread.join(_LONGEST_WAIT)
         assert not any(thread.is_alive() for thread in self._threads)
 
     def await_answers(self, number: int) -> None:
         """Wait for so many more answers."""
         until = len(self.answered) + number
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LONGEST_WAIT
         while len(self.answered) < until:
             assert time.monotonic() < deadline, f"{len(self.answered)} of {until}"
             time.sleep(0.01)
 
     def _post_all(self, name: str) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=_PATIENCE)
+        connection = http.client.HTTPConnection(self._address, timeout=_LONGEST_WAIT)
         number = 0
         while not self._stopping:
             text = f"{name}-{number}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Seconds that a load may go on after it was told to stop, and that it may stand still
 #: while a broker starts. What hangs takes longer.
-_PATIENCE = 60.0
+_LONGEST_WAIT = 60.0
 
 #: Seconds that a greenlet rests between two bursts, so that a load of some seconds
 #: stays small enough to be read back soon.
@@ -66,7 +66,7 @@ class Load:
     def stop(self) -> None:
         """Have the senders end, and wait until they have: none of them hangs."""
         self._stopping = True
-        gevent.joinall(self.greenlets, timeout=_PATIENCE)
+        gevent.joinall(self.greenlets, timeout=_LONGEST_WAIT)
         hanging = sum(not each.dead for each in self.greenlets)
         assert hanging == 0, f"{hanging} senders hang; {self._producer!r}"
         for each in self.greenlets:
@@ -80,7 +80,7 @@ class Load:
             lambda: all(
                 self.progress[name] >= before[name] + messages for name in self._names()
             ),
-            _PATIENCE,
+            _LONGEST_WAIT,
         )
 
     def check(self, records: Iterable[Record]) -> None:

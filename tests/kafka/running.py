@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 #: Seconds for one step of a program, such as to start or to end.
-_PATIENCE = 60.0
+_LONGEST_WAIT = 60.0
 
 
 class Program:
@@ -68,7 +68,7 @@ class Program:
             # With what it has started: a server that has ended may have left a worker.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(_PATIENCE)
+        self._process.wait(_LONGEST_WAIT)
         print(f"--- {self._process.args}\n{self.log}")
 
     @property
@@ -98,7 +98,7 @@ class Program:
         """Send a signal to the program, not to its children."""
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = _PATIENCE) -> int:
+    def wait(self, seconds: float = _LONGEST_WAIT) -> int:
         """Wait for the end and return the exit status; negative: the signal.
 
         Raises:
@@ -112,7 +112,7 @@ class Program:
         Raises:
             AssertionError: It doesn't in time, or the program has ended.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LONGEST_WAIT
         while not (found := condition()):
             assert self._process.poll() is None, f"ended, before it {what}"
             assert time.monotonic() < deadline, f"not in time: it {what}"

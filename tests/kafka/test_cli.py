@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.commands import finish, run, start
+from tests.cli.commands import finish, run, start
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "exactly_once.py"
 #: Seconds until all is done.
-PATIENCE = 420
+SLICE = 420
 
 
 class Worker:
@@ -78,7 +78,7 @@ def test_each_record_exactly_once(kafka_three, topic, read_topic, tmp_path):
     log_file = tmp_path / "worker.log"
     worker = Worker(log_file, servers, source, target)
     broker_kills = 0
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SLICE
     try:
         while worker.status is None and time.monotonic() < deadline:
             time.sleep(dice.uniform(0.5, 3.0))

@@ -92,7 +92,7 @@ def test_a_topic_that_has_grown_is_used_as_a_whole(kafka, topic, make_producer):
     await_true(lambda: len(admin.list_topics(topic, 10).topics[topic].partitions) == 6)
 
     same = producer.produce_many_sync(batch)
-    producer._lane.client.router._known.clear()  # 30 s later
+    producer._slot.client.router._known.clear()  # 30 s later
     after = producer.produce_many_sync(batch)
 
     assert {report.partition for report in before} == {0, 1}

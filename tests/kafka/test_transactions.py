@@ -17,7 +17,7 @@ from confluent_kafka import Producer as RawProducer
 from greendrop import ProduceError, Producer, TransactionError
 from tests.kafka.loading import off_hub
 from tests.tasks import await_true
-from tests.transacting import events_of
+from tests.transactions.transacting import events_of
 
 pytestmark = pytest.mark.slow
 

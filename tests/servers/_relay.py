@@ -82,7 +82,7 @@ class Relay:
             del self._connections[task]
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            await asyncio.batcher(*pumps, return_exceptions=True)
             for each in writers:
                 each.close()
 

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message as Read
     from flask import Flask
 
-    from greendrop.interception import Interceptor
+    from greendrop.interceptors import Interceptor
 
 assert_type(greendrop.__version__, str)
 
@@ -515,7 +515,7 @@ class Tracer:
     def on_batch(self, messages: Sequence[Message]) -> None:
         """Do nothing."""
 
-    def on_refused(self, message: Message, error: BaseException) -> None:
+    def on_send_error(self, message: Message, error: BaseException) -> None:
         """Do nothing."""
 
 

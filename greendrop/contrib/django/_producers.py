@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.utils.module_loading import import_string
 
-from greendrop import _threads
+from greendrop import _concurrency
 from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.message import as_message, checked
@@ -25,7 +25,7 @@ KEYS = ("KAFKA", "OPTIONS", "PREPARE")
 
 _producers: dict[str, Producer] = {}
 # Held while one is made, which doesn't switch greenlets.
-_making = _threads.new_lock()
+_making = _concurrency.new_lock()
 
 
 def get_producer(alias: str = "default") -> Producer:

@@ -1,0 +1,1 @@
+"""One connected client: sending, batching, polling and delivery reports."""

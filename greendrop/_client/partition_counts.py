@@ -1,0 +1,272 @@
+"""Where a message with a `partition_key` goes.
+
+Chooses its partition, and knows for that how many partitions each topic has: it asks
+the brokers, once for all who want to know, and remembers the answer. How one asks them,
+and what a partitioner does, is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greendrop import _concurrency
+from greendrop.errors import BrokerError, IllegalWaitError, ProducerClosedError
+from greendrop.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from greendrop._librdkafka.partitioners import Partitioner
+
+#: What is told as the number of partitions of a topic that nobody knows.
+UNKNOWN = -1
+
+#: Seconds for which an answer holds. Topics hardly ever get partitions, and never lose
+#: any, unless they are made anew.
+_FRESH = 30.0
+#: Seconds for which "unknown" holds, and a known number that could not be renewed.
+#: Short, since the topic may be created, or a broker come back, at any time.
+_BRIEFLY = 1.0
+#: Seconds after that in which a known number is still used, while a newer one is being
+#: asked for. Together 5 minutes, librdkafka's own age of metadata.
+_USABLE = 270.0
+
+#: Seconds that one request to a broker may take.
+_REQUEST = 2.0
+#: Seconds that all tries together may take.
+_LONGEST_WAIT = 5.0
+#: Seconds between two tries: the first ones, doubled each time up to the last ones.
+_FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0
+#: Seconds after which a topic that brokers don't know is taken for unknown. A broker
+#: that creates topics when they are asked for says "unknown" until it has: some 0.1 s.
+_CREATION = 1.5
+
+#: Topics that are remembered. A program that makes up names must not fill the memory.
+_MOST_TOPICS = 10_000
+
+# Kafka's and librdkafka's error numbers.
+_UNKNOWN_TOPIC = 3
+_LEADER_NOT_AVAILABLE = 5
+_REQUEST_TIMED_OUT = 7
+_TIMED_OUT = -185
+_TRANSPORT = -195
+_PASSING = {_LEADER_NOT_AVAILABLE, _REQUEST_TIMED_OUT, _TIMED_OUT, _TRANSPORT}
+
+# Making a NamedTuple by its own constructor costs twice as much.
+_new_message = tuple.__new__
+
+
+class _Known(NamedTuple):
+    """How many partitions a topic has, and until when that holds."""
+
+    partitions: int
+    fresh_until: float
+
+
+_NOTHING = _Known(UNKNOWN, -math.inf)
+
+
+class Router:
+    """Chooses partitions, for one client. Used from any greenlet and thread.
+
+    Args:
+        partitioner: None if keys don't matter.
+        ask: Asks a broker for the number of partitions of a topic, for as many
+            seconds, and blocks the thread meanwhile. Raises a `BrokerError`, or
+            `ProducerClosedError`. Called on native threads only.
+        new_waiter: Makes a waiter for the caller, or raises `IllegalWaitError`.
+        now: The clock by which answers age.
+    """
+
+    def __init__(
+        self,
+        partitioner: Partitioner | None,
+        ask: Callable[[str, float], int],
+        new_waiter: Callable[[], _concurrency.Waiter],
+        now: Callable[[], float] = _concurrency.monotonic,
+    ) -> None:
+        self._partitioner = partitioner
+        self._ask = ask
+        self._new_waiter = new_waiter
+        self._now = now
+        self._known: dict[str, _Known] = {}
+        # Topics that are being asked for, and who waits for the answer, in the order in
+        # which they came: in that order they are woken, and send. Changed under the
+        # lock, which is held for a few instructions.
+        self._asking: dict[str, dict[_concurrency.Waiter, None]] = {}
+        self._lock = _concurrency.new_lock()
+        self._stopped = False
+
+    def routed(self, message: Message, counts: dict[str, int]) -> Message:
+        """Give a message the partition that its `partition_key` leads to.
+
+        Its own `partition` stays, if it has any, while nobody knows how many the topic
+        has.
+
+        Args:
+            message: In wire form, with a `partition_key`. It is not changed.
+            counts: Numbers of partitions by topic, which hold for all messages of a
+                batch; what is missing is added.
+
+        Raises, Blocking:
+            As `count`.
+        """
+        if self._partitioner is None:
+            return message._replace(partition=None)
+        topic, payload, key, headers, _, partition_key, timestamp, label = message
+        count = counts.get(topic)
+        if count is None:
+            count = counts[topic] = self.count(topic)
+        if count <= 0:
+            return message
+        in_wire_form: Any = partition_key
+        partition = self._partitioner(in_wire_form, count)
+        return _new_message(
+            Message,
+            (topic, payload, key, headers, partition, partition_key, timestamp, label),
+        )
+
+    def routed_many(
+        self, messages: Sequence[Message], counts: dict[str, int]
+    ) -> list[Message]:
+        """Do so for all messages that have a `partition_key`; in order, the others too.
+
+        Fewer messages than given mean that something is in the way of the next one;
+        `routed` says what.
+
+        Blocking:
+            As `count`.
+        """
+        routed: list[Message] = []
+        for message in messages:
+            try:
+                routed.append(
+                    message if message[5] is None else self.routed(message, counts)
+                )
+            except IllegalWaitError:
+                break
+        return routed
+
+    def count(self, topic: str) -> int:
+        """Tell how many partitions a topic has; -1 if nobody knows.
+
+        Raises:
+            IllegalWaitError: It is not known yet, and the caller can't wait.
+
+        Blocking:
+            Lets other greenlets run; for some 5 s at most, and only while no answer is
+            known, or the last one is older than 5 minutes. Returns early when stopped.
+        """
+        known = self._known.get(topic, _NOTHING)
+        now = self._now()
+        if now < known.fresh_until:
+            return known.partitions
+        self._start_asking(topic)
+        if known.partitions > 0 and now < known.fresh_until + _USABLE:
+            return known.partitions
+        try:
+            waiter = self._new_waiter()
+        except IllegalWaitError as error:
+            if known.partitions > 0:
+                return known.partitions
+            text = (
+                f"{error}; how many partitions {topic!r} has is not known yet, so"
+                " nothing was sent (call partition_count() before, elsewhere)"
+            )
+            raise IllegalWaitError(text) from error
+        self._wait(topic, waiter)
+        return self._known.get(topic, _NOTHING).partitions
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether anybody waits for an answer."""
+        with self._lock:
+            return any(self._asking.values())
+
+    def stop(self) -> None:
+        """Send away who waits, and ask no more; the owner lets nobody new come."""
+        self._stopped = True
+        with self._lock:
+            waiters = [each for all_of in self._asking.values() for each in all_of]
+        for waiter in waiters:
+            waiter.wake()
+
+    # --- asking -----------------------------------------------------------------
+
+    def _start_asking(self, topic: str) -> None:
+        with self._lock:
+            if self._stopped or topic in self._asking:
+                return
+            self._asking[topic] = {}
+        try:
+            if not _concurrency.start_thread(self._find_out, topic):
+                self._find_out(topic)  # the interpreter is ending
+        except RuntimeError:  # the system has no more threads
+            self._answer(topic, None)
+            raise
+
+    def _wait(self, topic: str, waiter: _concurrency.Waiter) -> None:
+        with self._lock:
+            waiters = self._asking.get(topic)
+            if waiters is None:
+                return  # answered meanwhile
+            waiters[waiter] = None
+        try:
+            if not (self._stopped or waiter.wait(_LONGEST_WAIT + _REQUEST)):
+                # Nobody asks: a signal handler has raised before the thread was there.
+                self._answer(topic, None)
+        finally:
+            waiters.pop(waiter, None)
+
+    def _find_out(self, topic: str) -> None:
+        # On a thread of its own, and not on that of one who wants to know: that one may
+        # be killed, or run out of time, while others go on waiting for the same.
+        count = None
+        try:
+            count = self._ask_until_told(topic)
+        finally:
+            self._answer(topic, count)
+
+    def _ask_until_told(self, topic: str) -> int | None:
+        """Give the brokers' answer, None if there was none; on a native thread."""
+        began = _concurrency.monotonic()
+        pause = _FIRST_PAUSE
+        while not self._stopped:
+            left = began + _LONGEST_WAIT - _concurrency.monotonic()
+            seconds = min(max(left, _FIRST_PAUSE), _REQUEST)
+            count, patience = self._ask_once(topic, seconds)
+            if count is not None and count > 0:
+                return count
+            if _concurrency.monotonic() + pause >= began + patience:
+                return count
+            _concurrency.ThreadWaiter().wait(pause)
+            pause = min(pause * 2, _LAST_PAUSE)
+        return None
+
+    def _ask_once(self, topic: str, seconds: float) -> tuple[int | None, float]:
+        """Give the answer, None if there was none, and how long to try for a better."""
+        try:
+            count = self._ask(topic, seconds)
+        except ProducerClosedError:
+            return None, 0.0
+        except BrokerError as error:
+            if error.code == _UNKNOWN_TOPIC:
+                return UNKNOWN, _CREATION
+            return None, _LONGEST_WAIT if error.code in _PASSING else 0.0
+        # 0 is no answer: the topic is just being created.
+        return count or None, _LONGEST_WAIT
+
+    def _answer(self, topic: str, count: int | None) -> None:
+        """Remember an answer, and wake who waits for it."""
+        if count is None:
+            count, holds = self._known.get(topic, _NOTHING).partitions, _BRIEFLY
+        else:
+            holds = _FRESH if count > 0 else _BRIEFLY
+        with self._lock:
+            if topic not in self._known and len(self._known) >= _MOST_TOPICS:
+                del self._known[next(iter(self._known))]
+            self._known[topic] = _Known(count, self._now() + holds)
+            waiters = list(self._asking.pop(topic, ()))
+        for waiter in waiters:
+            waiter.wake()

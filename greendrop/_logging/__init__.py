@@ -1,0 +1,1 @@
+"""Logging: structlog if the program uses it, else the standard library's logging."""

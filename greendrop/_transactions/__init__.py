@@ -1,0 +1,1 @@
+"""Transactions: their coordinator, their clients and their calls into librdkafka."""

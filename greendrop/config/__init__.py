@@ -1,0 +1,1 @@
+"""Configuration: settings, librdkafka's keys, redaction and placeholders."""

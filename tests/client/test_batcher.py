@@ -1,0 +1,538 @@
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop._client import batcher
+from greendrop._client.batcher import Batcher
+
+#: Seconds. Longer than the pace may be, so that the pace is the longest one.
+SLOW = 1.0
+
+
+class FakeTimer:
+    """A timer that fires when the test says so."""
+
+    def __init__(self):
+        self.active = False
+        self.closed = False
+        self._callback = None
+
+    def again(self, callback, **_options):
+        """Remember what to call; the options are for real clocks."""
+        self._callback = callback
+        self.active = True
+
+    def stop(self):
+        """Stop until it is started again."""
+        self.active = False
+
+    def close(self):
+        """Stop for good."""
+        self.active = False
+        self.closed = True
+
+    def fire(self):
+        """Let the time be over; a repeating timer goes on by itself."""
+        self._callback()
+
+
+class FakeLoop:
+    """gevent's loop, as far as a one_batcher uses it; ticks when the test says so."""
+
+    def __init__(self):
+        self.callbacks = []
+        self.timers = []
+
+    def timer(self, _after, _repeat):
+        """Make a timer."""
+        self.timers.append(FakeTimer())
+        return self.timers[-1]
+
+    def run_callback(self, function):
+        """Remember what to call at the end of the tick."""
+        self.callbacks.append(function)
+
+    def end_tick(self):
+        """Call what was to be called at the end of this tick."""
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+class FakeHub:
+    """gevent's hub, as far as a one_batcher uses it."""
+
+    #: Whether an exception has ended it.
+    dead = False
+
+    def __init__(self):
+        self.loop = FakeLoop()
+
+
+def add(one_batcher, item):
+    """Add an item as the client does."""
+    one_batcher.items.append(item)
+    if len(one_batcher.items) >= one_batcher.flush_at:
+        one_batcher.maybe_flush()
+
+
+class Sink:
+    """Takes hand-overs as librdkafka would, with room for some items or all."""
+
+    def __init__(self):
+        self.batches = []
+        self.room = None
+
+    def __call__(self, going):
+        """Take what there is room for; True when there was none for the last one."""
+        self.batches.append([])
+        for item in going:
+            if self.room == 0:
+                return True
+            if self.room is not None:
+                self.room -= 1
+            self.batches[-1].append(item)
+        return False
+
+    @property
+    def items(self):
+        """All that was taken, in order."""
+        return [item for batch in self.batches for item in batch]
+
+
+@pytest.fixture
+def fake_hub():
+    """Make a hub whose ticks the test ends."""
+    return FakeHub()
+
+
+@pytest.fixture
+def sink():
+    """Make a place to hand over to."""
+    return Sink()
+
+
+@pytest.fixture
+def usual(fake_hub, sink):
+    """Make a one_batcher with nothing under way."""
+    return Batcher(fake_hub, sink)
+
+
+@pytest.fixture
+def one_batcher(usual, monkeypatch):
+    """Make one to which two are many."""
+    monkeypatch.setattr(batcher, "_FEW", 1)
+    return usual
+
+
+def test_send_goes_out_at_once_when_nothing_is_under_way(one_batcher, sink):
+    """Who is alone doesn't wait for company."""
+    add(one_batcher, 1)
+
+    assert sink.batches == [[1]]
+    assert len(one_batcher.items) == 0
+
+
+def test_sends_are_gathered_while_something_is_under_way(one_batcher, sink):
+    """The second send waits for the report on the first one."""
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+
+    assert sink.batches == [[1]]
+    assert len(one_batcher.items) == 2
+
+
+def test_a_few_wait_for_the_end_of_their_tick_only(usual, sink, fake_hub):
+    """Whatever is under way: gathering gains nothing with so few."""
+    for item in (1, 2, 3):
+        add(usual, item)
+    assert sink.batches == [[1]]
+    fake_hub.loop.end_tick()
+    add(usual, 4)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+    assert not fake_hub.loop.timers[0].active
+
+
+def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
+    """One more than a few, and all wait for reports, or for the time to be over."""
+    (timer,) = fake_hub.loop.timers
+    for item in range(batcher._FEW + 1):
+        add(usual, item)
+    usual.on_reports(0, SLOW)
+    for _ in range(100):
+        usual.flush()
+        batches = len(sink.batches)
+        began = time.monotonic()
+        add(usual, "late")
+        usual.flush()
+        add(usual, "later")
+        fake_hub.loop.end_tick()
+        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert sink.batches[batches:] == [["late"]]
+    assert timer.active
+    time.sleep(2 * batcher._LONGEST_PACE)
+    timer.fire()
+    assert sink.batches[batches:] == [["late"], ["later"]]
+
+
+def test_gathered_sends_go_out_together_when_all_is_reported(
+    one_batcher, sink, fake_hub
+):
+    """At the end of the tick that brought the last report, the list goes out."""
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+    one_batcher.on_reports(1, SLOW)
+
+    assert sink.batches == [[1]], "the greenlets that were freed have had no turn yet"
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3]]
+
+
+def test_greenlets_that_reports_freed_join_the_batch(one_batcher, sink, fake_hub):
+    """Sends between the reports and the end of their tick go out with the others.
+
+    Without that, a hundred greenlets would trickle: one message a request.
+    """
+    add(one_batcher, 1)
+    add(one_batcher, 2)
+    one_batcher.flush()
+    one_batcher.on_reports(2, SLOW)
+    for item in (3, 4, 5):
+        add(one_batcher, item)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2], [3, 4, 5]]
+
+
+def test_lone_sender_waits_for_nobody(one_batcher, sink, fake_hub):
+    """One greenlet that sends and waits, again and again, is never held up.
+
+    Nor is anything done for it at the end of each tick.
+    """
+    for item in range(5):
+        add(one_batcher, item)
+        one_batcher.on_reports(1, SLOW)
+
+    assert sink.batches == [[item] for item in range(5)]
+    assert fake_hub.loop.callbacks == []
+
+
+def test_reports_of_one_tick_end_it_once(one_batcher, fake_hub):
+    """Ten reports in one tick schedule one hand-over."""
+    for item in range(12):
+        add(one_batcher, item)
+    one_batcher.flush()
+    for _ in range(10):
+        one_batcher.on_reports(1, SLOW)
+
+    assert len(fake_hub.loop.callbacks) == 1
+
+
+def test_end_of_a_tick_without_sends_hands_over_nothing(one_batcher, sink, fake_hub):
+    """Reports that free nobody cost nothing, and the next send goes out at once."""
+    add(one_batcher, 1)
+    one_batcher.on_reports(1, SLOW)
+    fake_hub.loop.end_tick()
+    assert sink.batches == [[1]]
+
+    add(one_batcher, 2)
+
+    assert sink.batches == [[1], [2]]
+
+
+def test_nothing_goes_out_early_while_a_part_is_under_way(one_batcher, sink, fake_hub):
+    """When not all is on_reports, the list waits for a round trip's time."""
+    for _ in range(100):
+        # A round trip is at most 1 ms to it; a busy machine may take that from us.
+        one_batcher.flush()
+        batches = len(sink.batches)
+        began = time.monotonic()
+        for item in (1, 2, 3):
+            add(one_batcher, item)
+        one_batcher.flush()
+        one_batcher.on_reports(1, SLOW)
+        add(one_batcher, 4)
+        fake_hub.loop.end_tick()
+        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert [4] not in sink.batches[batches:]
+    assert len(one_batcher.items) == 1
+
+
+def test_a_round_trip_after_the_last_hand_over_more_goes_out(
+    one_batcher, sink, fake_hub
+):
+    """A slow broker doesn't slow down those whose messages go elsewhere."""
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+    one_batcher.flush()
+    add(one_batcher, 4)
+    time.sleep(2 * batcher._LONGEST_PACE)
+    one_batcher.on_reports(1, SLOW)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_quick_broker_gets_more_sooner(one_batcher, sink, fake_hub):
+    """With a round trip of nothing, each report lets the next list go."""
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+    one_batcher.flush()
+    add(one_batcher, 4)
+    one_batcher.on_reports(1, 0.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_failed_reports_say_nothing_about_the_round_trip(one_batcher, sink, fake_hub):
+    """A round trip below 0 stands for none: bad reports don't change the pace."""
+    one_batcher.on_reports(1, 0.0)
+    fake_hub.loop.end_tick()
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+    one_batcher.flush()
+    add(one_batcher, 4)
+    one_batcher.on_reports(1, -1.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.batches == [[1], [2, 3], [4]]
+
+
+def test_timer_hands_over_when_no_report_comes(one_batcher, sink, fake_hub):
+    """A list doesn't wait for a report that may take seconds."""
+    add(one_batcher, 1)
+    add(one_batcher, 2)
+    (timer,) = fake_hub.loop.timers
+    assert timer.active
+
+    timer.fire()
+
+    assert sink.batches == [[1], [2]]
+    assert not timer.active
+
+
+def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
+    """A timer that fires early, as a coarse one may, hands over nothing early."""
+    (timer,) = fake_hub.loop.timers
+    add(one_batcher, 1)
+    one_batcher.on_reports(1, SLOW)
+    fake_hub.loop.end_tick()
+    for number in range(100):
+        one_batcher.flush()
+        began = time.monotonic()
+        add(one_batcher, 2)
+        one_batcher.flush()
+        batches = list(sink.batches)
+        add(one_batcher, number)
+        timer.fire()
+        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+            break
+    else:
+        pytest.fail("this machine never ran ten lines within half a millisecond")
+
+    assert sink.batches == batches
+    assert timer.active
+    time.sleep(2 * batcher._LONGEST_PACE)
+    timer.fire()
+    assert sink.batches == [*batches, [number]]
+
+
+def test_timer_runs_only_while_something_waits(one_batcher, fake_hub):
+    """A send that goes out at once starts no timer."""
+    add(one_batcher, 1)
+
+    assert not fake_hub.loop.timers[0].active
+
+
+def test_long_list_goes_out_inside_the_call(one_batcher, sink):
+    """A loop that never yields doesn't batcher for ever."""
+    count = 3 * batcher._MOST + 1
+    for item in range(count):
+        add(one_batcher, item)
+
+    assert len(one_batcher.items) < batcher._MOST
+    one_batcher.flush()
+    assert sink.items == list(range(count))
+
+
+def test_order_of_calls_is_kept(one_batcher, sink, fake_hub):
+    """Whatever makes them go out, sends go out in the order of their calls."""
+    for item in range(5_000):
+        add(one_batcher, item)
+        if not item % 7:
+            one_batcher.on_reports(3, 0.0)
+        if not item % 11:
+            fake_hub.loop.end_tick()
+        if not item % 501 and fake_hub.loop.timers[0].active:
+            fake_hub.loop.timers[0].fire()
+    one_batcher.flush()
+
+    assert sink.items == list(range(5_000))
+
+
+def test_what_had_no_room_is_kept_in_front(one_batcher, sink, fake_hub):
+    """The rest of a hand-over stays first in the list, and is tried again."""
+    add(one_batcher, 0)
+    for item in range(1, 6):
+        add(one_batcher, item)
+    sink.room = 2
+    one_batcher.flush()
+    assert len(one_batcher.items) == 3
+    add(one_batcher, 6)
+
+    sink.room = None
+    one_batcher.on_reports(3, 0.0)
+    fake_hub.loop.end_tick()
+
+    assert sink.items == list(range(7))
+
+
+def test_rest_is_tried_again_by_the_timer(one_batcher, sink, fake_hub):
+    """Without reports, the timer goes on trying until there is room."""
+    add(one_batcher, 0)
+    add(one_batcher, 1)
+    sink.room = 0
+    (timer,) = fake_hub.loop.timers
+    timer.fire()
+    timer.fire()
+    assert len(one_batcher.items) == 1
+    assert timer.active
+    sink.room = None
+
+    timer.fire()
+
+    assert sink.items == [0, 1]
+
+
+def test_rest_of_a_first_send_is_not_forgotten(one_batcher, sink, fake_hub):
+    """Also a send that goes out at once may find no room; it is tried again."""
+    sink.room = 0
+    add(one_batcher, 1)
+    sink.room = None
+    fake_hub.loop.timers[0].fire()
+
+    assert sink.items == [1]
+
+
+def test_hand_over_of_nothing_calls_nobody(one_batcher, sink):
+    """An empty list is not handed over."""
+    one_batcher.flush()
+
+    assert sink.batches == []
+
+
+def test_sends_made_while_handing_over_come_after(fake_hub):
+    """A hand-over that leads to another send doesn't lose or reorder anything."""
+    taken = []
+
+    def flush(going):
+        for item in going:
+            if item == 2:
+                add(one_batcher, 3)
+            taken.append(item)
+        return False
+
+    one_batcher = Batcher(fake_hub, flush)
+    add(one_batcher, 1)
+    add(one_batcher, 2)
+    one_batcher.flush()
+
+    assert taken == [1, 2, 3]
+
+
+def test_take_gives_up_the_list(one_batcher, sink):
+    """Who closes the client takes what waits, in order; nothing is left."""
+    for item in (1, 2, 3):
+        add(one_batcher, item)
+
+    assert one_batcher.take() == [2, 3]
+    assert one_batcher.take() == []
+    one_batcher.flush()
+    assert sink.items == [1]
+
+
+def test_an_interrupted_hand_over_keeps_what_was_not_handed_over():
+    """A signal handler may raise in the midst of it: nothing is lost or sent twice."""
+
+    class Interrupted(Sink):
+        def __call__(self, going):
+            self.batches.append([next(going), next(going)])
+            raise KeyboardInterrupt
+
+    interrupted = Interrupted()
+    items = [1, 2, 3, 4]
+
+    with pytest.raises(KeyboardInterrupt):
+        batcher.flush_into(items, interrupted)
+
+    assert (interrupted.items, items) == ([1, 2], [3, 4])
+
+
+def test_more_reports_than_sends_do_no_harm(one_batcher, sink, fake_hub):
+    """Reports on messages of other threads are counted, too, and never below nought."""
+    add(one_batcher, 1)
+    one_batcher.on_reports(1_000, SLOW)
+    fake_hub.loop.end_tick()
+    add(one_batcher, 2)
+    add(one_batcher, 3)
+
+    assert sink.batches == [[1], [2]]
+
+
+def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
+    """Sends of other threads must not touch the list, with a hub of theirs or without.
+
+    Nor may those of a thread that has the number of one that ended.
+    """
+    one_batcher = Batcher(hub, sink)
+    answers = []
+
+    def ask():
+        answers.append(one_batcher.in_own_hub())
+        gevent.get_hub()
+        answers.append(one_batcher.in_own_hub())
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+
+    assert one_batcher.in_own_hub()
+    assert answers == [False, False]
+
+
+def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):
+    """Nothing is batched for a hub that will not run again."""
+    one_batcher = Batcher(hub, sink)
+    hub.destroy(destroy_loop=True)
+
+    assert not one_batcher.in_own_hub()
+    gevent.get_hub()
+    assert not one_batcher.in_own_hub()
+
+
+def test_dead_hub_batches_nothing(one_batcher, fake_hub, sink):
+    """When the hub has died no tick will end, so a send goes out at once."""
+    one_batcher.current_hub = lambda: fake_hub
+    add(one_batcher, 1)
+    fake_hub.dead = True
+    one_batcher.items.append(2)
+
+    add(one_batcher, 3)
+
+    assert sink.batches == [[1], [2, 3]]
+    assert not one_batcher.in_own_hub()

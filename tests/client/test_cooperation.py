@@ -1,0 +1,467 @@
+"""Whoever waits for Kafka lets others run; what cuts a wait short breaks nothing."""
+
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import DeliveryTimeoutError, IllegalWaitError
+from tests.interpreter import MODES
+from tests.tasks import LongestGap, Task, await_true, together
+
+#: Seconds that the hub may stand still.
+HELD = 0.05
+
+
+class Seen:
+    """A listener that remembers the events it was told."""
+
+    def __init__(self):
+        self.events = []
+
+    def __call__(self, event):
+        """Remember an event."""
+        self.events.append(event)
+
+    def __len__(self):
+        return len(self.events)
+
+
+# --- waiting lets others run ----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_greenlets_take_turns_while_one_sends(mock_cluster, make_producer, longest_gap):
+    """While one greenlet sends, two others go on sleeping in small steps.
+
+    Acceptance check 1.
+    """
+    producer = make_producer()
+    mock_cluster.round_trip(0.2)
+    calls, ticks = [], []
+
+    def send():
+        for number in range(5):
+            began = time.monotonic()
+            producer.produce_sync(topic=f"new-{number}", payload=b"x")
+            calls.append((began, time.monotonic()))
+
+    def tick(sender):
+        while not sender.ready():
+            gevent.sleep(0.01)
+            ticks.append(time.monotonic())
+
+    with longest_gap() as gap:
+        sender = gevent.spawn(send)
+        tickers = [gevent.spawn(tick, sender) for _ in range(2)]
+        gevent.joinall([sender, *tickers], raise_error=True)
+
+    assert len(calls) == 5
+    for began, ended in calls:
+        assert ended - began >= 0.2
+        assert [each for each in ticks if began < each < ended]
+    assert gap.seconds < HELD
+
+
+@pytest.mark.slow
+def test_many_senders_share_one_round_trip(mock_cluster, make_producer, longest_gap):
+    """Twenty greenlets that send at the same time wait for one round trip, not 20."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.2)
+    began = time.monotonic()
+
+    with longest_gap() as gap:
+        reports = together(
+            [lambda: producer.produce_sync(topic="events", payload=b"x")] * 20
+        )
+
+    took = time.monotonic() - began
+    assert len({(each.partition, each.offset) for each in reports}) == 20
+    assert 0.2 <= took < 0.6
+    assert gap.seconds < HELD
+
+
+SENDS = """
+    from greendrop import Producer
+    from tests.tasks import LongestGap, together
+
+    def send():
+        return [producer.produce_sync(topic="events", payload=b"x") for _ in range(3)]
+
+    with Producer({"bootstrap.servers": servers}) as producer:
+        with LongestGap() as gap:
+            reports = together([send, send, send])
+    places = {(each.partition, each.offset) for each in sum(reports, [])}
+    print(len(places), gap.ticks > 50, gap.seconds)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", MODES)
+def test_others_run_however_gevent_came_in(mode, mock_cluster, stored, run_script):
+    """Senders let others run in every kind of program, also where gevent is unknown.
+
+    Acceptance check 1.
+    """
+    mock_cluster.round_trip(0.1)
+
+    ended = run_script(SENDS, mode, servers=mock_cluster.bootstrap_servers)
+
+    places, ticked, gap = ended.stdout.split()
+    assert (places, ticked) == ("9", "True")
+    assert float(gap) < HELD
+    assert stored("events") == 9
+
+
+def test_batches_let_others_run(make_producer, longest_gap):
+    """A long batch is queued and awaited without keeping others from their turns."""
+    producer = make_producer()
+    batch = [{"topic": "events", "payload": b"x"}] * 20_000
+
+    with longest_gap() as gap:
+        reports = producer.produce_many_sync(batch)
+
+    assert len(reports) == 20_000
+    assert gap.seconds < HELD
+
+
+@pytest.mark.slow
+def test_a_flood_of_reports_leaves_the_hub_its_turns(
+    mock_cluster, make_producer, longest_gap
+):
+    """While 100,000 reports arrive at once, other greenlets have their turns."""
+    producer = make_producer({"queue.buffering.max.messages": 200_000})
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.5)
+    handles = []
+    for _ in range(100):
+        handles += [
+            producer.produce_async(topic="events", payload=b"x") for _ in range(1_000)
+        ]
+        gevent.sleep(0)
+
+    with longest_gap() as gap:
+        await_true(lambda: not producer.queue_size, 20)
+
+    assert all(each.report for each in handles)
+    assert gap.seconds < HELD
+
+
+# --- one handle, many who wait --------------------------------------------------------
+
+
+def test_a_handle_wakes_all_who_wait_for_it(mock_cluster, make_producer, hub):
+    """Greenlets and native threads that wait for one message get the same report."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.1)
+    reports = []
+    handle = producer.produce_async(topic="events", payload=b"x", label="mine")
+    threads = [
+        threading.Thread(target=lambda: reports.append(handle.wait(10)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+
+    reports += together([lambda: handle.wait(10)] * 10)
+
+    await_true(lambda: not any(each.is_alive() for each in threads))
+    assert [handle.report] * 14 == reports
+    assert handle.report.label == "mine"
+    assert producer.polling == "fd"
+
+
+def test_gevent_waits_for_handles(mock_cluster, make_producer, hub):
+    """gevent.wait and gevent.iwait take handles, pending ones and settled ones."""
+    producer = make_producer()
+    settled = producer.produce_async(topic="events", payload=b"first")
+    settled.wait(10)
+    mock_cluster.round_trip(0.1)
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(10)]
+
+    assert gevent.wait([*handles, settled], timeout=10, count=1) == [settled]
+    assert gevent.wait(handles, timeout=0.01) == []
+    assert set(gevent.iwait([*handles, settled], timeout=10)) == {*handles, settled}
+    assert all(each.report for each in handles)
+
+
+def test_a_wait_that_runs_out_can_be_repeated(mock_cluster, make_producer, hub):
+    """After a DeliveryTimeoutError the message is still on its way, and arrives."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.2)
+    handle = producer.produce_async(topic="events", payload=b"x")
+
+    for timeout in (0, 0.02):
+        with pytest.raises(DeliveryTimeoutError, match="may still be delivered"):
+            handle.wait(timeout)
+
+    assert not handle.done
+    assert handle.wait(10).topic == "events"
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
+def test_no_wait_is_endless(timeout, mock_cluster, make_producer):
+    """A timeout that is no finite time is refused."""
+    mock_cluster.round_trip(0.1)
+    handle = make_producer().produce_async(topic="events", payload=b"x")
+
+    with pytest.raises(ValueError, match="finite"):
+        handle.wait(timeout)
+
+
+# --- waits that are cut short ---------------------------------------------------------
+
+
+def test_a_killed_sender_leaves_all_in_order(mock_cluster, make_producer, stored, hub):
+    """A greenlet killed while it waits: its message arrives, and later ones do."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.1)
+    senders = [
+        gevent.spawn(producer.produce_sync, topic="events", payload=b"x")
+        for _ in range(20)
+    ]
+    gevent.sleep(0.02)
+    assert producer.queue_size == 20
+
+    gevent.killall(senders[::2], timeout=10)
+
+    gevent.joinall(senders, timeout=10, raise_error=True)
+    assert [isinstance(each.value, gevent.GreenletExit) for each in senders] == [
+        True,
+        False,
+    ] * 10
+    producer.produce_sync(topic="events", payload=b"last")
+    assert producer.queue_size == 0
+    assert stored("events") == 22
+
+
+def test_a_gevent_timeout_around_a_send_leaves_all_in_order(
+    mock_cluster, make_producer, stored, hub
+):
+    """gevent.Timeout cuts a send short: the message arrives, and later ones do."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.1)
+
+    for _ in range(3):
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+            producer.produce_sync(topic="events", payload=b"x")
+
+    assert producer.queue_size == 3
+    producer.produce_sync(topic="events", payload=b"last")
+    await_true(lambda: not producer.queue_size)
+    assert stored("events") == 5
+
+
+# --- where nobody may wait ------------------------------------------------------------
+
+
+def test_waiting_in_the_hub_is_refused(mock_cluster, make_producer, hub, stored):
+    """In a callback of the event loop a wait raises; what was sent is sent."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.05)
+    handle = producer.produce_async(topic="events", payload=b"x")
+    errors = []
+
+    def in_the_hub(call, *arguments, **fields):
+        try:
+            call(*arguments, **fields)
+        except IllegalWaitError as error:
+            errors.append(str(error))
+
+    run = hub.loop.run_callback
+    run(in_the_hub, handle.wait, 10)
+    run(in_the_hub, lambda: producer.produce_sync(topic="events", payload=b"x"))
+    gevent.sleep(0.01)
+
+    assert len(errors) == 2
+    assert all("hub" in each for each in errors)
+    await_true(lambda: not producer.queue_size)
+    assert stored("events") == 3
+
+
+def test_waiting_in_a_listener_is_refused(make_producer, hub):
+    """A listener that waits for its own producer gets an error; it hurts nothing."""
+    producer = make_producer()
+    failures = Seen()
+    producer.monitor.subscribe("error.occurred", failures)
+
+    @producer.monitor.subscribe("message.acknowledged")
+    def send_again(event):
+        if event["label"] == "start":
+            producer.produce_sync(topic="events", payload=b"x", label="again")
+
+    producer.produce_sync(topic="events", payload=b"x", label="start")
+
+    producer.produce_sync(topic="events", payload=b"x", label="later")
+    kinds = [(each["type"], type(each["error"])) for each in failures.events]
+    assert ("listener.error", IllegalWaitError) in kinds
+    await_true(lambda: not producer.queue_size)
+
+
+def test_a_listener_may_send_without_waiting(make_producer, hub):
+    """A listener may send on with its own producer, and wait for another one."""
+    producer, other = make_producer(), make_producer()
+    reports = []
+
+    @producer.monitor.subscribe("message.acknowledged")
+    def time_out(event):
+        if event["label"] == "start":
+            reports.append(other.produce_sync(topic="other", payload=b"x"))
+            reports.append(producer.produce_async(topic="events", payload=b"x"))
+
+    producer.produce_sync(topic="events", payload=b"x", label="start")
+
+    assert reports[0].topic == "other"
+    assert reports[1].wait(10).topic == "events"
+
+
+# --- listeners hurt nothing -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["fd", "thread"])
+@pytest.mark.parametrize("error", [ValueError, gevent.Timeout, gevent.GreenletExit])
+def test_a_raising_listener_hurts_nothing(
+    error, driver, make_producer, request, hub_errors
+):
+    """Whatever listeners raise, each send succeeds and each listener is told.
+
+    Of the failures the first one is, for a minute.
+    """
+    if driver == "fd":
+        request.getfixturevalue("hub")
+    producer = make_producer()
+    failures, after = Seen(), Seen()
+    producer.monitor.subscribe("error.occurred", failures)
+
+    @producer.monitor.subscribe("message.acknowledged")
+    def fail(event):
+        raise error
+
+    producer.monitor.subscribe("message.acknowledged", after)
+    began = time.monotonic()
+
+    for _ in range(3):
+        producer.produce_sync(topic="events", payload=b"x")
+
+    assert time.monotonic() - began < 0.5
+    assert driver == producer.polling
+    assert len(after) == 3
+    assert [each["type"] for each in failures.events] == ["listener.error"]
+    assert type(failures.events[0]["error"]) is error
+
+
+@pytest.mark.slow
+def test_a_slow_listener_delays_no_other_producer(make_producer, hub):
+    """While one producer's listener sleeps, another one's messages go through.
+
+    Acceptance check 16.
+    """
+    slow, other = make_producer(), make_producer()
+    other.produce_sync(topic="events", payload=b"first")
+    sleeping = []
+
+    @slow.monitor.subscribe("message.acknowledged")
+    def sleep(event):
+        sleeping.append(event)
+        gevent.sleep(1)
+        sleeping.remove(event)
+
+    handle = slow.produce_async(topic="events", payload=b"x")
+    await_true(lambda: sleeping)
+    with LongestGap() as gap:
+        for _ in range(20):
+            other.produce_sync(topic="events", payload=b"x")
+
+    assert sleeping
+    assert gap.seconds < HELD
+    assert handle.wait(10).topic == "events"
+    assert not sleeping
+
+
+@pytest.mark.slow
+def test_listeners_that_wait_miss_no_report(make_producer, longest_gap):
+    """A listener that waits while thousands of reports arrive is told of each."""
+    producer = make_producer()
+    told = []
+
+    @producer.monitor.subscribe("message.acknowledged")
+    def wait(event):
+        if not event["label"] % 50:
+            gevent.sleep(0.001)
+        told.append(event["label"])
+
+    def send(worker):
+        for number in range(500):
+            label = worker * 500 + number
+            handle = producer.produce_async(
+                topic="events", payload=b"x", partition=0, label=label
+            )
+            if not number % 10:
+                handle.wait(10)
+
+    with longest_gap() as gap:
+        together([lambda worker=worker: send(worker) for worker in range(10)])
+        await_true(lambda: len(told) == 5_000)
+
+    assert sorted(told) == list(range(5_000))
+    assert gap.seconds < HELD
+
+
+def test_reports_are_told_before_senders_wake(make_producer, hub):
+    """When produce_sync returns, the listeners have been told of its message."""
+    producer = make_producer()
+    told = Seen()
+    producer.monitor.subscribe("message.acknowledged", told)
+
+    def send(worker):
+        for number in range(20):
+            label = (worker, number)
+            producer.produce_sync(topic="events", payload=b"x", label=label)
+            assert label in [each["label"] for each in told.events]
+
+    together([lambda worker=worker: send(worker) for worker in range(10)])
+
+    assert len(told) == 200
+
+
+def test_a_wait_in_a_native_thread_is_served_by_the_hub(
+    mock_cluster, make_producer, longest_gap
+):
+    """A native thread waits while the hub serves, and the hub stands still for none."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.05)
+    reports = []
+
+    def send():
+        reports.extend(
+            producer.produce_sync(topic="events", payload=b"x") for _ in range(3)
+        )
+
+    thread = threading.Thread(target=send)
+    with longest_gap() as gap:
+        thread.start()
+        await_true(lambda: not thread.is_alive())
+
+    assert len(reports) == 3
+    assert producer.polling == "fd"
+    assert gap.seconds < HELD
+
+
+def test_a_greenlet_that_never_waits_still_sends(make_producer, hub, stored):
+    """What is sent without a wait reaches the broker once the hub has its turn."""
+    producer = make_producer()
+    for _ in range(5_000):
+        producer.produce_async(topic="events", payload=b"x")
+
+    Task(lambda: await_true(lambda: not producer.queue_size)).join()
+
+    assert stored("events") == 5_000

@@ -1,0 +1,516 @@
+import copy
+import gc
+import math
+import pickle
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import _concurrency
+from greendrop.delivery import DeliveryHandle, DeliveryReport, ReportQueue
+from greendrop.errors import (
+    BrokerError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    IllegalWaitError,
+)
+from tests.tasks import await_true
+
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 10.0
+
+
+class FakeClient:
+    """Whom a handle asks: makes waiters, and remembers that it was asked."""
+
+    def __init__(self):
+        self.waits = 0
+        self.complaint = None
+
+    def waiter(self, _done):
+        """Make a waiter as the real one does."""
+        self.waits += 1
+        return _concurrency.new_waiter()
+
+    def ensure_progress(self):
+        """Serve nobody."""
+
+    def last_broker_error(self):
+        """Tell what the test has set."""
+        return self.complaint
+
+
+class FakeMessage:
+    """confluent-kafka's message, as a report brings it."""
+
+    def partition(self):
+        """Where it went."""
+        return 2
+
+    def offset(self):
+        """Its place there."""
+        return 7
+
+    def timestamp(self):
+        """Kind and value."""
+        return (1, 1_700_000_000_000)
+
+    def latency(self):
+        """Seconds."""
+        return 0.25
+
+
+@pytest.fixture
+def client():
+    """Make a client that does nothing."""
+    return FakeClient()
+
+
+@pytest.fixture
+def calls():
+    """Collect how long the queue was when it asked to be served."""
+    return []
+
+
+@pytest.fixture
+def reports(client, calls):
+    """Make the queue that handles append themselves to."""
+    queue = ReportQueue(client, lambda: calls.append(len(queue)))
+    return queue
+
+
+@pytest.fixture
+def handle(reports):
+    """Make a handle that is on its way."""
+    return DeliveryHandle("orders", "a label", reports)
+
+
+def deliver(handle):
+    """Do what poll and serving task do for a delivered message."""
+    handle(None, FakeMessage())
+    handle._resolve()
+
+
+def error():
+    """Make a verdict with a cause."""
+    verdict = DeliveryError("a message was not delivered: message too large")
+    verdict.__cause__ = BrokerError("too large", code=10, name="MESSAGE_TOO_LARGE")
+    return verdict
+
+
+def refuse(handle):
+    """Do what the client does for a message that librdkafka refuses."""
+    handle._fail(error())
+    handle._resolve()
+
+
+# -- states ---------------------------------------------------------------------------
+
+
+def test_new_handle_is_pending(handle):
+    """Nothing is known of a message that was just sent."""
+    assert handle.topic == "orders"
+    assert handle.label == "a label"
+    assert handle.done is False
+    assert handle.ready() is False
+    assert handle.report is None
+    assert handle.error is None
+    assert repr(handle) == "<DeliveryHandle 'orders' pending label='a label'>"
+
+
+def test_filled_handle_is_pending_until_it_is_settled(handle, reports):
+    """The verdict is known only after the listeners were told."""
+    handle(None, FakeMessage())
+
+    assert list(reports) == [handle]
+    assert handle.done is False
+    assert handle.report is None
+
+
+def test_delivered_handle_tells_all(handle):
+    """A delivered message has a report with place, time, latency and label."""
+    deliver(handle)
+
+    assert handle.done is True
+    assert handle.ready() is True
+    assert handle.error is None
+    assert handle.report == DeliveryReport(
+        topic="orders",
+        partition=2,
+        offset=7,
+        timestamp=1_700_000_000_000,
+        latency=0.25,
+        label="a label",
+    )
+    assert repr(handle) == "<DeliveryHandle 'orders' delivered to 2@7 label='a label'>"
+
+
+def test_failed_handle_tells_why(handle):
+    """A message that was not delivered has an error, with its cause, and no report."""
+    refuse(handle)
+
+    assert handle.done is True
+    assert handle.report is None
+    assert handle.error.name == "MESSAGE_TOO_LARGE"
+    assert repr(handle) == "<DeliveryHandle 'orders' failed label='a label'>"
+
+
+def test_queue_asks_to_be_served_at_its_limit(reports, calls):
+    """From the limit on, each report asks; below it none does."""
+    reports.limit = 3
+    for _ in range(4):
+        DeliveryHandle("orders", None, reports)(None, FakeMessage())
+
+    assert calls == [3, 4]
+
+
+def test_queue_asks_for_each_report_while_nobody_polls(reports, calls, handle):
+    """A report that another thread brought wakes the serving task."""
+    handle(None, FakeMessage())
+
+    assert calls == [1]
+
+
+# -- waiting --------------------------------------------------------------------------
+
+
+def by_thread(function, *args):
+    """Call a function in a native thread a moment later; in vain if too late."""
+    timer = threading.Timer(0.02, function, args)
+    timer.start()
+    return timer
+
+
+def test_wait_gives_the_report(world, handle):
+    """Who waits gets the report as soon as it is there."""
+    timer = by_thread(deliver, handle)
+
+    assert handle.wait(LONG).offset == 7
+    timer.join()
+
+
+def test_wait_raises_the_error(world, handle):
+    """Who waits for a message that fails gets its error, with the cause."""
+    timer = by_thread(refuse, handle)
+
+    with pytest.raises(DeliveryError) as raised:
+        handle.wait(LONG)
+
+    assert raised.value.code == 10
+    timer.join()
+
+
+def test_wait_on_a_settled_handle_returns_at_once(world, handle, client):
+    """A verdict that is known is given to whoever asks, and as often as they ask."""
+    deliver(handle)
+
+    assert handle.wait(0) is not None
+    assert handle.wait(0) == handle.wait() == handle.report
+    assert client.waits == 0
+
+
+def test_each_wait_raises_an_error_of_its_own(handle):
+    """Many may wait for one message; their tracebacks don't mix."""
+    refuse(handle)
+    raised = []
+    for _ in range(2):
+        with pytest.raises(DeliveryError) as info:
+            handle.wait(0)
+        raised.append(info.value)
+
+    assert raised[0] is not raised[1]
+    assert raised[0] is not handle.error
+    assert raised[0].__cause__ is raised[1].__cause__ is handle.error.__cause__
+    assert handle.error.__traceback__ is None
+
+
+def test_wait_gives_up_after_its_time(world, handle):
+    """No verdict in time: the error says that the message may still be delivered."""
+    began = time.monotonic()
+    with pytest.raises(DeliveryTimeoutError) as raised:
+        handle.wait(0.05)
+
+    assert 0.045 <= time.monotonic() - began < LONG / 2
+    text = str(raised.value)
+    assert "'orders' within 0.05 s" in text
+    assert "may still be delivered" in text
+    assert "last broker error" not in text
+
+
+def test_timeout_tells_what_the_broker_said(handle, client):
+    """What librdkafka last complained of is the best guess at the reason."""
+    client.complaint = "127.0.0.1:1: connection refused (_TRANSPORT, -195)"
+
+    with pytest.raises(DeliveryTimeoutError, match="connection refused"):
+        handle.wait(0)
+
+
+def test_handle_outlives_a_timeout(world, handle):
+    """Waiting may be tried again, and the verdict still comes."""
+    with pytest.raises(DeliveryTimeoutError):
+        handle.wait(0.01)
+    timer = by_thread(deliver, handle)
+
+    assert handle.wait(LONG).offset == 7
+    timer.join()
+
+
+def test_wait_that_ended_early_leaves_no_waiter_behind(world, handle):
+    """A thousand short waits on one message cost no memory afterwards."""
+    for _ in range(10):
+        with pytest.raises(DeliveryTimeoutError):
+            handle.wait(0)
+
+    assert handle._waiters is None
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.inf, math.nan])
+def test_wait_needs_a_finite_time(handle, timeout):
+    """Every wait ends; for ever is no time."""
+    with pytest.raises(ValueError, match="finite seconds"):
+        handle.wait(timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, "1"])
+def test_wait_needs_a_number(handle, timeout):
+    """Nothing else is a time."""
+    with pytest.raises((TypeError, ValueError)):
+        handle.wait(timeout)
+
+
+def test_wait_refused_by_the_client_leaves_nothing(handle, client):
+    """In a listener the client makes no waiter; the handle is as before."""
+
+    def waiter(_done):
+        raise IllegalWaitError("in a listener")
+
+    client.waiter = waiter
+
+    with pytest.raises(IllegalWaitError):
+        handle.wait(LONG)
+    assert handle._waiters is None
+
+
+def test_many_wait_for_one_message(world, handle):
+    """Greenlets and threads may wait for the same message, and all of them wake."""
+    results = []
+
+    def wait():
+        results.append(handle.wait(LONG))
+
+    threads = [threading.Thread(target=wait) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    greenlets = []
+    if world == "greenlets":
+        greenlets = [gevent.spawn(wait) for _ in range(20)]
+        gevent.sleep(0)
+    deadline = time.monotonic() + LONG
+    while count_waiters(handle) < len(threads) + len(greenlets):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+    deliver(handle)
+    for each in [*threads, *greenlets]:
+        each.join(LONG)
+
+    assert results == [handle.report] * (len(threads) + len(greenlets))
+    assert handle._waiters is None
+
+
+def count_waiters(handle):
+    """Count who is to be woken."""
+    chain, count = handle._waiters, 0
+    while chain is not None:
+        chain, count = chain[1], count + 1
+    return count
+
+
+def test_killed_waiter_leaves_the_others_waiting(hub, handle):
+    """A kill takes one waiter away, and only that one."""
+    greenlets = [gevent.spawn(handle.wait, LONG) for _ in range(3)]
+    gevent.sleep(0.01)
+    greenlets[1].kill()
+    assert count_waiters(handle) == 2
+
+    deliver(handle)
+    gevent.joinall(greenlets, timeout=LONG)
+
+    assert [each.value for each in greenlets[::2]] == [handle.report] * 2
+
+
+def test_gevent_timeout_cuts_a_wait_short(hub, handle):
+    """A `gevent.Timeout` is not taken for a verdict, and the handle goes on."""
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+        handle.wait(LONG)
+    assert handle._waiters is None
+
+    deliver(handle)
+
+    assert handle.wait(0).offset == 7
+
+
+def test_settling_races_with_waiting(world, reports):
+    """Whichever comes first, the wait or the verdict, nobody waits for ever."""
+    handles = [DeliveryHandle("orders", None, reports) for _ in range(300)]
+    thread = threading.Thread(target=lambda: [deliver(each) for each in handles])
+    thread.start()
+
+    offsets = [each.wait(LONG).offset for each in handles]
+
+    assert offsets == [7] * 300
+    thread.join()
+
+
+# -- with gevent's own functions ------------------------------------------------------
+
+
+def test_gevent_wait_waits_for_handles(hub, reports):
+    """`gevent.wait` returns when all handles have their verdict."""
+    handles = [DeliveryHandle("orders", number, reports) for number in range(3)]
+    for number, each in enumerate(handles):
+        gevent.spawn_later(0.01 * number, deliver if number else refuse, each)
+
+    ready = gevent.wait(handles, timeout=LONG)
+
+    assert set(ready) == set(handles)
+    assert all(each.done for each in handles)
+
+
+def test_gevent_iwait_gives_handles_as_they_come(hub, reports):
+    """`gevent.iwait` gives each handle when it has its verdict."""
+    handles = [DeliveryHandle("orders", number, reports) for number in range(3)]
+    for number, each in enumerate(reversed(handles)):
+        gevent.spawn_later(0.02 * (number + 1), deliver, each)
+
+    came = [each.label for each in gevent.iwait(handles, timeout=LONG)]
+
+    assert came == [2, 1, 0]
+
+
+def test_gevent_wait_gives_up_after_its_time(hub, handle):
+    """Handles without a verdict are not returned, and keep no link."""
+    assert gevent.wait([handle], timeout=0.02) == []
+    assert handle._waiters is None
+
+
+def test_gevent_wait_returns_settled_handles_at_once(hub, handle):
+    """Also a handle that was settled before is one to wait for."""
+    deliver(handle)
+
+    assert gevent.wait([handle], timeout=LONG) == [handle]
+
+
+def test_gevent_wait_mixes_handles_with_others(hub, handle):
+    """Handles, events and greenlets can be waited for together."""
+    greenlet = gevent.spawn_later(0.01, deliver, handle)
+
+    ready = gevent.wait([handle, greenlet], timeout=LONG)
+
+    assert set(ready) == {handle, greenlet}
+
+
+def test_gevent_wait_wakes_for_a_verdict_of_another_thread(hub, handle):
+    """The verdict may come from a native thread."""
+    timer = by_thread(deliver, handle)
+
+    assert gevent.wait([handle], timeout=LONG) == [handle]
+    timer.join()
+
+
+def test_linked_callback_is_called_in_the_hub_of_who_linked(hub, handle):
+    """A link is called with the handle, once, in the thread that made it."""
+    called = []
+    handle.rawlink(lambda each: called.append((each, _concurrency.get_ident())))
+    timer = by_thread(deliver, handle)
+    await_true(lambda: called)
+    timer.join()
+    gevent.sleep(0.01)
+
+    assert called == [(handle, _concurrency.get_ident())]
+
+
+def test_unlinked_callback_is_not_called(hub, handle):
+    """Who unlinked hears nothing; the others do."""
+    called = []
+
+    def first(_handle):
+        called.append(1)
+
+    def second(_handle):
+        called.append(2)
+
+    handle.rawlink(first)
+    handle.rawlink(second)
+    handle.unlink(first)
+    handle.unlink(first)
+    deliver(handle)
+    gevent.sleep(0.01)
+
+    assert called == [2]
+
+
+def test_link_to_a_settled_handle_is_called_soon(hub, handle):
+    """It is never too late to link."""
+    deliver(handle)
+    called = []
+    handle.rawlink(called.append)
+    assert called == [], "not inside the call: gevent's own objects don't do that"
+    gevent.sleep(0.01)
+
+    assert called == [handle]
+
+
+# -- what it costs --------------------------------------------------------------------
+
+
+def test_settled_handle_holds_nothing_of_the_client(reports, handle):
+    """A program may keep its handles; they don't keep the client alive."""
+    assert any(each is reports for each in gc.get_referents(handle))
+
+    deliver(handle)
+
+    assert not any(each is reports for each in gc.get_referents(handle))
+
+
+def test_handle_takes_no_attributes(handle):
+    """A handle is small: there may be a hundred thousand of them."""
+    with pytest.raises(AttributeError):
+        handle.anything = 1
+
+
+@pytest.mark.parametrize("settle", [deliver, refuse])
+def test_settled_handle_pickles(handle, settle):
+    """A handle with its verdict tells the same in another process."""
+    settle(handle)
+
+    got = pickle.loads(pickle.dumps(handle))
+
+    assert got.done
+    assert got.report == handle.report
+    assert str(got.error) == str(handle.error)
+    assert repr(got) == repr(handle)
+
+
+def test_pending_handle_pickles(handle):
+    """A handle without a verdict says so in the other process: it won't come there."""
+    got = pickle.loads(pickle.dumps(handle))
+
+    assert (got.topic, got.label, got.report) == ("orders", "a label", None)
+    with pytest.raises(DeliveryTimeoutError, match="may still be delivered"):
+        got.wait(LONG)
+    assert not handle.done
+
+
+def test_report_is_an_immutable_tuple(handle):
+    """A report can be compared, copied, pickled and unpacked."""
+    deliver(handle)
+    report = handle.report
+
+    assert copy.copy(report) == report == pickle.loads(pickle.dumps(report))
+    topic, partition, offset, timestamp, latency, label = report
+    assert (topic, partition, offset, label) == ("orders", 2, 7, "a label")
+    assert timestamp == 1_700_000_000_000
+    assert latency == 0.25

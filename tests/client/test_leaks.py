@@ -1,0 +1,329 @@
+"""Producers that come and go leave nothing; those that stay cost next to nothing."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import gevent
+import pytest
+
+from greendrop import ConfigurationInvalidError, DeliveryTimeoutError, Producer
+from greendrop._concurrency.wakeup import WakeupFd
+from tests.tasks import Task, await_true, together
+
+PROC = Path("/proc/self")
+
+
+@pytest.fixture(params=["fd", "thread"])
+def driver(request):
+    """Run a test once in a thread with a hub, and once without any."""
+    if request.param == "fd":
+        request.getfixturevalue("hub")
+    return request.param
+
+
+def open_files():
+    """Count the file descriptors of this process."""
+    return len(os.listdir(PROC / "fd"))  # noqa: PTH208 - only their number
+
+
+def native_threads():
+    """Count the threads of this process, librdkafka's too."""
+    return len(os.listdir(PROC / "task"))  # noqa: PTH208
+
+
+def python_threads():
+    """Count the threads that run Python, whoever started them."""
+    return len(sys._current_frames())
+
+
+def in_use():
+    """Count all of that."""
+    return open_files(), native_threads(), python_threads()
+
+
+def more_in_use(before):
+    """Tell whether anything is in use that was not before.
+
+    Less is none of our business: a thread of an earlier test may just have ended.
+    """
+    return any(now > was for now, was in zip(in_use(), before, strict=True))
+
+
+# --- what came is gone ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_cycles_leak_nothing(driver, make_producer):
+    """Twenty producers made, used and closed leave no descriptor and no thread.
+
+    Acceptance check 23.
+    """
+    before = in_use()
+    for _ in range(20):
+        producer = make_producer()
+        producer.produce_sync(topic="events", payload=b"x")
+        assert driver == producer.polling
+        assert open_files() > before[0]
+        producer.close()
+
+    # The last thread may be at its last instructions.
+    await_true(lambda: not more_in_use(before))
+
+
+DEAD = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+BAD = {
+    "no certificate": {"ssl.ca.location": "/nonexistent", "security.protocol": "ssl"},
+    "bad cipher": {"ssl.cipher.suites": "none", "security.protocol": "ssl"},
+    "bad value": {"acks": "some"},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_refused_configuration_leaks_nothing(bad, driver):
+    """What librdkafka refuses at construction leaves no descriptor and no thread.
+
+    Acceptance check 40.
+    """
+    before = in_use()
+
+    for _ in range(5):
+        with pytest.raises(ConfigurationInvalidError):
+            Producer(DEAD | BAD[bad])
+
+    assert not more_in_use(before)
+
+
+@pytest.mark.slow
+def test_a_dead_address_leaks_nothing(driver):
+    """Producers that never reach a broker close, and leave nothing behind.
+
+    Acceptance check 40.
+    """
+    before = in_use()
+    for _ in range(5):
+        producer = Producer(DEAD, max_wait_timeout=0.05)
+        with pytest.raises(DeliveryTimeoutError):
+            producer.produce_sync(topic="events", payload=b"x")
+        assert more_in_use(before)
+        producer.close(force=True)
+
+    await_true(lambda: not more_in_use(before))
+
+
+@pytest.mark.slow
+def test_two_that_come_and_go_do_not_disturb_each_other(driver, make_producer):
+    """Two tasks make, use and close a producer each, 100 times: no send is late.
+
+    Acceptance check 52.
+    """
+
+    def come_and_go():
+        longest = 0.0
+        for _ in range(100):
+            producer = make_producer()
+            began = time.monotonic()
+            producer.produce_sync(topic="events", payload=b"x")
+            longest = max(longest, time.monotonic() - began)
+            producer.close()
+        return longest
+
+    if driver == "fd":
+        longest = together([come_and_go] * 2)
+    else:
+        longest = []
+        threads = [
+            threading.Thread(target=lambda: longest.append(come_and_go()))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    assert len(longest) == 2
+    assert max(longest) < 2
+
+
+@pytest.mark.slow
+def test_reports_that_come_while_producers_are_made(make_producer, hub):
+    """Reports, statistics and errors that come in while others are made go right.
+
+    Acceptance check 84.
+    """
+    told = {}
+
+    def listen(producer):
+        names = told[producer.id] = set()
+
+        def remember(event):
+            names.add(event["producer_id"])
+
+        for name in ("message.acknowledged", "statistics.emitted"):
+            producer.monitor.subscribe(name, remember)
+
+    def send():
+        for _ in range(10):
+            producer = make_producer({"statistics.interval.ms": 1})
+            listen(producer)
+            for _ in range(20):
+                handle = producer.produce_async(topic="events", payload=b"x")
+            handle.wait(10)
+            producer.close()
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    together([send] * 4)
+    await_true(lambda: not any(each.is_alive() for each in threads))
+
+    assert len(told) == 60
+    assert [{name} for name in told] == list(told.values())
+
+
+def test_closing_writes_into_no_other_file(tmp_path):
+    """What gets the number of a closed signal's descriptor is left alone.
+
+    A client's close serves callbacks, which used to signal, into other clients'
+    connections.
+    """
+    signal = WakeupFd()
+    number = signal.fileno()
+    signal.close()
+    path = tmp_path / "stranger"
+
+    with path.open("wb") as stranger:
+        # The lowest free number is the next to be given.
+        assert number == stranger.fileno()
+        signal.set()
+        signal.clear()
+
+    assert not path.read_bytes()
+
+
+# --- what stays -----------------------------------------------------------------------
+
+
+def our_threads():
+    """Name the threads of this process that are not librdkafka's own."""
+    threads = set()
+    for thread in (PROC / "task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            if not (thread / "comm").read_text().startswith("rdk:"):
+                threads.add(thread.name)
+    return threads
+
+
+def threads_beside(before, wanted):
+    """Count the threads that there weren't before, once they are as many as wanted."""
+    # A thread of librdkafka has its name a moment after it was started.
+    deadline = time.monotonic() + 5
+    while len(our_threads() - before) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return len(our_threads() - before)
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_threads_of_a_connected_producer(count, driver, make_producer):
+    """In the hub a producer has no thread but librdkafka's; elsewhere it has one.
+
+    None before the first use and none after the end, and another one gets it anew.
+    Acceptance checks 18, 26 and 27.
+    """
+    before = our_threads()
+    producers = [make_producer() for _ in range(count)]
+    assert our_threads() <= before
+
+    for producer in producers:
+        producer.produce_sync(topic="events", payload=b"x")
+
+    each = 1 if driver == "thread" else 0
+    assert threads_beside(before, count * each) == count * each
+    for producer in producers[1:]:
+        producer.close()
+    assert threads_beside(before, each) == each
+    producers[0].close()
+    assert threads_beside(before, 0) == 0
+    make_producer().produce_sync(topic="events", payload=b"x")
+    assert threads_beside(before, each) == each
+
+
+def test_nothing_is_opened_before_the_first_message(driver, make_producer):
+    """Making, naming and closing a producer opens no descriptor and no thread.
+
+    Acceptance check 88.
+    """
+    before = in_use()
+
+    producer = make_producer()
+    assert "configured" in repr(producer)
+    assert producer.queue_size == 0
+    assert not more_in_use(before)
+    producer.close()
+
+    assert not more_in_use(before)
+
+
+def wakeups():
+    """Count how often this thread has gone to sleep."""
+    status = Path("/proc/thread-self/status").read_text()
+    (line,) = (each for each in status.splitlines() if each.startswith("voluntary"))
+    return int(line.split()[1])
+
+
+def test_a_client_has_room_for_its_attributes(make_producer):
+    """CPython keeps up to 29 of them in the object itself; more cost each message."""
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"x")
+
+    assert len(vars(producer._slot.client)) <= 29
+
+
+@pytest.mark.slow
+def test_an_idle_producer_sleeps(make_producer, hub):
+    """A connected producer that nobody uses wakes its hub for nothing."""
+    producer = make_producer({"statistics.interval.ms": 0})
+    producer.produce_sync(topic="events", payload=b"x")
+    gevent.sleep(1)  # the guard looks once more, and then not again
+    before = wakeups()
+
+    gevent.sleep(2)
+
+    assert wakeups() - before <= 4
+    assert producer.polling == "fd"
+
+
+@pytest.mark.slow
+def test_an_idle_thread_hardly_works(make_producer):
+    """Where a thread polls, an idle producer costs under one percent of a processor."""
+    producer = make_producer({"statistics.interval.ms": 0})
+    producer.produce_sync(topic="events", payload=b"x")
+    before = time.process_time()
+
+    time.sleep(1)
+
+    assert time.process_time() - before < 0.02
+    assert producer.polling == "thread"
+
+
+@pytest.mark.slow
+def test_closing_lets_others_run(mock_cluster, make_producer, longest_gap):
+    """Closing many producers with messages in flight never holds the hub."""
+    mock_cluster.round_trip(0.05)
+    producers = [make_producer() for _ in range(10)]
+    handles = [
+        each.produce_async(topic="events", payload=b"x")
+        for each in producers
+        for _ in range(10)
+    ]
+
+    with longest_gap() as gap:
+        tasks = [Task(each.close) for each in producers]
+        for task in tasks:
+            task.join()
+
+    assert all(each.report for each in handles)
+    assert gap.seconds < 0.05

@@ -1,0 +1,516 @@
+"""Messages with a `partition_key`, from the verb to their partition."""
+
+import time
+
+import gevent
+import pytest
+
+from greendrop import (
+    ConfigurationInvalidError,
+    DeliveryError,
+    IllegalWaitError,
+    Message,
+    ProduceManyError,
+    Producer,
+    ProducerClosedError,
+    ProducerNotConfiguredError,
+)
+from tests.tasks import Task, await_true, together
+
+#: Seconds that nothing here takes when it works.
+LONG = 20.0
+#: Seconds that the hub may stand still.
+HELD = 0.05
+
+PARTITIONERS = [
+    None,  # librdkafka's default
+    "consistent",
+    "consistent_random",
+    "murmur2",
+    "murmur2_random",
+    "fnv1a",
+    "fnv1a_random",
+]
+
+
+@pytest.fixture
+def topic(mock_cluster):
+    """Create a topic of 6 partitions."""
+    mock_cluster.create_topic("t", 6)
+    return "t"
+
+
+def batch_of(topic, count, **fields):
+    """Make messages with different partition keys."""
+    return [
+        Message(topic, b"x", partition_key=f"key-{n}", label=n, **fields)
+        for n in range(count)
+    ]
+
+
+# -- where they go --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_a_partition_key_leads_where_the_key_would(make_producer, topic, name):
+    """By each of librdkafka's partitioners; the key itself is free for other uses."""
+    producer = make_producer({"partitioner": name} if name else None)
+    keys = [f"key-{number}" for number in range(30)]
+
+    by_key = producer.produce_many_sync(Message(topic, b"x", key) for key in keys)
+    by_partition_key = producer.produce_many_sync(batch_of(topic, 30, key="other"))
+    by_itself = [
+        producer.produce_sync(topic=topic, payload=b"x", partition_key=key).partition
+        for key in keys
+    ]
+
+    expected = [report.partition for report in by_key]
+    assert [report.partition for report in by_partition_key] == expected
+    assert by_itself == expected
+    assert len(set(expected)) > 1
+
+
+def test_a_partition_key_comes_before_the_partition(make_producer, topic):
+    """Who gives both means the key; the partition is for unknown topics."""
+    producer = make_producer()
+
+    reports = producer.produce_many_sync(batch_of(topic, 30))
+    again = producer.produce_many_sync(batch_of(topic, 30, partition=99))
+
+    assert [each.partition for each in again] == [each.partition for each in reports]
+
+
+def test_a_random_partitioner_ignores_partition_keys(
+    make_producer, mock_cluster, topic
+):
+    """Then librdkafka chooses for each message anew, and nothing is asked for."""
+    producer = make_producer({"partitioner": "random"})
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.watch_requests()
+
+    reports = producer.produce_many_sync(
+        Message(topic, b"x", b"k", partition=0, partition_key="same") for _ in range(50)
+    )
+
+    assert len({report.partition for report in reports}) > 1
+    assert "Metadata" not in mock_cluster.requests()
+
+
+@pytest.mark.slow
+def test_the_partition_is_used_as_long_as_the_topic_is_unknown(
+    make_producer, mock_cluster, topic
+):
+    """Once librdkafka knows the topic, the message goes there."""
+    producer = make_producer()
+    mock_cluster.fail_topic(topic, "UNKNOWN_TOPIC_OR_PARTITION")
+
+    handle = producer.produce_async(
+        topic=topic, payload=b"x", partition=4, partition_key="k"
+    )
+    mock_cluster.fail_topic(topic, "NONE")
+
+    assert handle.wait(LONG).partition == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error", ["LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PARTITION"]
+)
+def test_a_partition_key_waits_for_the_topic(make_producer, mock_cluster, topic, error):
+    """While no leader is available, or the topic is being created, it is asked again.
+
+    Acceptance check 82.
+    """
+    producer = make_producer()
+    expected = producer.produce_sync(topic=topic, payload=b"x", key="k").partition
+    mock_cluster.fail_topic(topic, error)
+
+    task = Task(
+        lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+    )
+    time.sleep(0.1)
+    mock_cluster.fail_topic(topic, "NONE")
+
+    assert task.join().partition == expected
+
+
+@pytest.mark.slow
+def test_a_request_that_fails_is_made_again(make_producer, mock_cluster, topic):
+    """Also one that has no answer at all, as when the connection breaks."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.fail_requests("Metadata", "LEADER_NOT_AVAILABLE", 2)
+
+    assert producer.partition_count(topic) == 6
+
+    mock_cluster.create_topic("other", 3)
+    mock_cluster.fail_requests("Metadata", "_TRANSPORT")
+    assert producer.partition_count("other") == 3
+
+
+def test_events_have_the_message_as_it_was(make_producer, topic):
+    """Only what goes to librdkafka has the partition that was chosen."""
+    producer = make_producer()
+    heard = []
+    for name in ("message.produced_sync", "message.produced_async"):
+        producer.monitor.subscribe(name, lambda event: heard.append(event["message"]))
+    producer.monitor.subscribe(
+        "messages.produced_sync", lambda event: heard.extend(event["messages"])
+    )
+    fields = {"topic": topic, "payload": b"x", "partition_key": "k"}
+
+    producer.produce_sync(**fields)
+    producer.produce_async(**fields)
+    producer.produce_many_sync([fields])
+
+    assert [(each.partition_key, each.partition) for each in heard] == [
+        (b"k", None)
+    ] * 3
+
+
+def test_a_message_that_waits_for_room_is_told_as_it_was(make_producer, topic):
+    """And keeps the partition that was chosen."""
+    producer = make_producer({"queue.buffering.max.messages": 1, "linger.ms": 50})
+    heard = []
+    producer.monitor.subscribe("error.occurred", heard.append)
+
+    reports = producer.produce_many_sync(batch_of(topic, 5))
+    single = [
+        producer.produce_async(topic=topic, payload=b"x", partition_key=f"key-{n}")
+        for n in range(5)
+    ]
+
+    assert {each["message"].partition for each in heard} == {None}
+    assert {each["type"] for each in heard} == {
+        "message.produce_many_sync",
+        "message.produce_async",
+    }
+    assert [each.wait(LONG).partition for each in single] == [
+        each.partition for each in reports
+    ]
+
+
+def test_a_full_queue_fails_a_batch_where_nothing_waits_for_room(make_producer, topic):
+    """With `wait_on_queue_full=False`, as without partition keys."""
+    producer = make_producer(
+        {"queue.buffering.max.messages": 2, "linger.ms": 50}, wait_on_queue_full=False
+    )
+
+    with pytest.raises(ProduceManyError, match="queue is full") as raised:
+        producer.produce_many_async(batch_of(topic, 5))
+
+    assert raised.value.failed_index == 2
+
+
+def test_an_unknown_partitioner_is_librdkafkas_to_refuse(make_producer):
+    """Also where settings can't be tried out before, because of a plugin."""
+    producer = make_producer({"plugin.library.paths": "", "partitioner": "bogus"})
+
+    with pytest.raises(ConfigurationInvalidError, match="partitioner"):
+        producer.partition_count("t")
+
+
+# -- asking ---------------------------------------------------------------------------
+
+
+def test_partition_count_tells_how_many_there_are(make_producer, mock_cluster, topic):
+    """It connects, and what the producer knows then is used for messages too."""
+    producer = make_producer()
+
+    assert producer.partition_count(topic) == 6
+    assert producer.status == "connected"
+    assert producer.partition_count("new") == 4  # created when asked for
+
+    mock_cluster.watch_requests()
+    producer.produce_many_sync(batch_of(topic, 20))
+    assert producer.partition_count(topic) == 6
+    assert mock_cluster.requests().count("Metadata") <= 1  # librdkafka's own
+
+
+@pytest.mark.slow
+def test_unknown_topics_have_minus_one(make_producer, mock_cluster, topic):
+    """After a while in which it might be created."""
+    mock_cluster.fail_topic(topic, "UNKNOWN_TOPIC_OR_PARTITION")
+
+    assert make_producer().partition_count(topic) == -1
+
+
+def test_a_hundred_greenlets_share_one_request(make_producer, mock_cluster, topic, hub):
+    """The first messages of all wait for one answer."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.watch_requests()
+
+    together(
+        lambda n=n: producer.produce_sync(
+            topic=topic, payload=b"x", partition_key=f"key-{n}"
+        )
+        for n in range(100)
+    )
+
+    assert mock_cluster.requests().count("Metadata") == 1
+
+
+def test_a_batch_asks_once_for_each_topic(make_producer, mock_cluster):
+    """Also for topics that nobody may see, which are asked for anew after a second."""
+    producer = make_producer()
+    for name in "abc":
+        mock_cluster.create_topic(name, 2)
+        producer.produce_sync(topic=name, payload=b"x")
+    mock_cluster.watch_requests()
+
+    producer.produce_many_sync(
+        Message("abc"[n % 3], b"x", partition_key=f"key-{n}") for n in range(300)
+    )
+
+    assert mock_cluster.requests().count("Metadata") == 3
+
+
+@pytest.mark.parametrize("topic", ["a b", "", "x" * 250, 5, None])
+def test_bad_topics_are_refused(make_producer, topic):
+    """Before anything is opened."""
+    producer = make_producer()
+
+    with pytest.raises(ValueError, match=r"^topic "):
+        producer.partition_count(topic)
+
+    assert producer.status == "configured"
+
+
+def test_partition_count_needs_a_producer_in_use(make_producer):
+    """Neither before `setup` nor after `close`."""
+    with pytest.raises(ProducerNotConfiguredError):
+        Producer().partition_count("t")
+    producer = make_producer(id="p")
+    producer.close()
+    with pytest.raises(ProducerClosedError, match="'p' is closed"):
+        producer.partition_count("t")
+
+
+# -- waiting --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_slow_answer_holds_nobody_up(make_producer, mock_cluster, topic, longest_gap):
+    """While one greenlet waits for it, the hub runs, and others send."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.round_trip(0.5)
+
+    with longest_gap() as gap:
+        task = Task(
+            lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+        )
+        gevent.sleep(0.05)
+        began = time.monotonic()
+        handles = [producer.produce_async(topic=topic, payload=b"x") for _ in range(10)]
+        assert time.monotonic() - began < HELD
+        report = task.join()
+        for handle in handles:
+            handle.wait(LONG)
+
+    assert report.topic == topic
+    assert gap.seconds < HELD
+
+
+@pytest.mark.slow
+def test_a_timeout_cuts_the_wait_short(make_producer, mock_cluster, topic, hub, stored):
+    """Then the message was not sent, and the next one is."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.round_trip(0.5)
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+    producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+
+    assert producer.queue_size == 0
+    assert stored(topic) == 2
+
+
+@pytest.mark.parametrize("verb", ["produce_async", "produce_many_async"])
+def test_in_the_hub_an_unknown_number_is_an_error(make_producer, topic, hub, verb):
+    """Nothing is sent, and it is asked for; known, the message is sent."""
+    producer = make_producer()
+    fields = {"topic": topic, "payload": b"x", "partition_key": "k"}
+    outcomes = []
+
+    def call():
+        try:
+            if verb == "produce_async":
+                outcomes.append(producer.produce_async(**fields))
+            else:
+                outcomes.extend(producer.produce_many_async([fields]))
+        except IllegalWaitError as error:
+            outcomes.append(error)
+
+    hub.loop.run_callback(call)
+    await_true(lambda: outcomes)
+    assert "nothing was sent" in str(outcomes[0])
+    assert producer.queue_size == 0
+
+    producer.partition_count(topic)
+    hub.loop.run_callback(call)
+    await_true(lambda: len(outcomes) == 2)
+    assert outcomes[1].wait(LONG).topic == topic
+
+
+def test_in_the_hub_a_batch_tells_what_was_sent_before(make_producer, topic, hub):
+    """Messages without partition keys are sent, up to the first one with."""
+    producer = make_producer()
+    batch = [Message(topic, b"x"), Message(topic, b"x", partition_key="k")]
+    raised = []
+
+    def call():
+        try:
+            producer.produce_many_async(batch)
+        except ProduceManyError as error:
+            raised.append(error)
+
+    hub.loop.run_callback(call)
+    await_true(lambda: raised)
+
+    (error,) = raised
+    assert isinstance(error.__cause__, IllegalWaitError)
+    assert error.failed_index == 1
+    assert [each.wait(LONG).topic for each in error.dispatched] == [topic]
+
+
+def test_in_a_listener_an_unknown_number_is_an_error(make_producer, topic):
+    """It is known the next time that one tries."""
+    producer = make_producer()
+    heard = []
+
+    def send(event):
+        if len(heard) < 2:
+            try:
+                heard.append(
+                    producer.produce_async(topic=topic, payload=b"x", partition_key="k")
+                )
+            except IllegalWaitError as error:
+                heard.append(error)
+
+    producer.monitor.subscribe("message.acknowledged", send)
+    producer.produce_sync(topic=topic, payload=b"x")
+    producer.partition_count(topic)
+    producer.produce_sync(topic=topic, payload=b"x")
+
+    assert "nothing was sent" in str(heard[0])
+    assert heard[1].wait(LONG).topic == topic
+
+
+# -- ending ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_close_sends_away_who_waits(make_producer, mock_cluster, topic, longest_gap):
+    """Their messages were not sent, and librdkafka is left in peace meanwhile."""
+    producer = make_producer(id="p")
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.round_trip(1.0)
+    fields = {"topic": topic, "payload": b"x", "partition_key": "k"}
+    tasks = [
+        Task(lambda: producer.partition_count(topic)),
+        Task(lambda: producer.produce_sync(**fields)),
+        Task(lambda: producer.produce_many_sync([fields])),
+    ]
+    gevent.sleep(0.1)
+
+    with longest_gap() as gap:
+        closer = Task(producer.close)
+        for task in tasks:
+            with pytest.raises(ProducerClosedError, match="'p' is clos"):
+                task.join(0.5)
+        closer.join()
+
+    assert producer.status == "closed"
+    assert gap.seconds < HELD
+
+
+@pytest.mark.slow
+def test_close_does_not_close_librdkafka_while_a_call_is_inside(make_producer, topic):
+    """A call that never ends costs the client's memory, but not the process."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    client = producer._slot.client
+
+    with client.kafka_handle._long_call():
+        began = time.monotonic()
+        producer.close()
+        assert 2.0 < time.monotonic() - began < 6.0
+        assert client.kafka_handle.producer.list_topics(topic, LONG).topics
+
+    client.kafka_handle.producer.close()
+
+
+@pytest.mark.slow
+def test_close_waits_for_a_call_that_is_inside(make_producer, mock_cluster, topic):
+    """As short as it can: a request for metadata ends by itself."""
+    producer = make_producer()
+    producer.produce_sync(topic=topic, payload=b"x")
+    mock_cluster.round_trip(0.6)
+    task = Task(
+        lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
+    )
+    time.sleep(0.1)
+
+    began = time.monotonic()
+    producer.close()
+
+    assert time.monotonic() - began < 2.0
+    with pytest.raises(ProducerClosedError):
+        task.join()
+
+
+@pytest.mark.slow
+def test_an_unreachable_broker_costs_no_more_than_the_patience(make_producer):
+    """Then librdkafka takes the message, and tells what became of it."""
+    producer = make_producer(
+        {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 500}
+    )
+
+    began = time.monotonic()
+    with pytest.raises(DeliveryError, match="last broker error"):
+        producer.produce_sync(topic="t", payload=b"x", partition_key="k")
+
+    assert time.monotonic() - began < 9.0
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched", "late"])
+def test_partition_keys_work_in_every_kind_of_program(
+    mode, mock_cluster, topic, run_script
+):
+    """Twenty at once, patched or not, with gevent and without; and after a fork."""
+    run_script(
+        """
+        from greendrop import Producer, ProducerUsedInParentProcessError
+        from tests.forking import Fork
+        from tests.tasks import together
+
+        producer = Producer({"bootstrap.servers": servers})
+
+        def send(key):
+            return producer.produce_sync(
+                topic="t", payload=b"x", partition_key=key
+            ).partition
+
+        sent = together(lambda n=n: send(f"key-{n % 7}") for n in range(20))
+        assert sent == [send(f"key-{n % 7}") for n in range(20)], sent
+
+        def child():
+            try:
+                producer.partition_count("t")
+            except ProducerUsedInParentProcessError:
+                producer.reset()
+            partition = send("key-0")
+            producer.close()
+            return partition
+
+        assert Fork(child).result() == sent[0]
+        producer.close()
+        """,
+        mode,
+        servers=mock_cluster.bootstrap_servers,
+    )

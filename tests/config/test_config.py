@@ -1,0 +1,836 @@
+import enum
+import re
+import sys
+from types import MappingProxyType
+
+import pytest
+
+from greendrop.config.settings import SETTINGS, build_settings
+from greendrop.errors import ConfigurationInvalidError
+from tests.interpreter import run
+
+KAFKA = MappingProxyType({"bootstrap.servers": "localhost:9092"})
+
+SECONDS = {
+    "max_wait_timeout",
+    "wait_timeout_on_queue_full",
+    "max_serve_time",
+    "exit_timeout",
+    "wait_backoff_on_idempotent_fatal_error",
+    "stall_alarm",
+    "wait_backoff_on_transaction_command",
+    "wait_backoff_on_transaction_fatal_error",
+    "wait_timeout_on_transaction_abort",
+}
+BOOLEANS = {
+    "wait_on_queue_full",
+    "instrument_on_wait_queue_full",
+    "reload_on_idempotent_fatal_error",
+    "reload_on_transaction_fatal_error",
+}
+#: Those with a rule of their own.
+OTHERS = {
+    "id",
+    "max_payload_size",
+    "idle_disconnect_timeout",
+    "max_attempts_on_idempotent_fatal_error",
+    "max_attempts_on_transaction_command",
+    "max_attempts_on_transaction_fatal_error",
+    "non_reloadable_errors",
+    "statistics_deltas",
+    "oauth_token_provider",  # in test_oauth.py
+}
+
+
+def settings(kafka=None, **options):
+    """Build settings on a minimal configuration that further keys are added to."""
+    return build_settings({**KAFKA, **(kafka or {})}, options)
+
+
+def problems(kafka=None, **options):
+    """What is wrong with a configuration, by key."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        settings(kafka, **options)
+    return raised.value.errors
+
+
+# -- greendrop's own settings -------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_table():
+    """What is not given has the default that the table of settings shows."""
+    built = settings()
+
+    for setting in SETTINGS:
+        if setting.name != "id":
+            assert setting.default == getattr(built, setting.name)
+
+
+def test_defaults_are_waterdrops_in_seconds():
+    """The numbers carried over from WaterDrop are the same, in seconds."""
+    built = settings()
+
+    assert built.max_payload_size == 1_000_012
+    assert built.max_wait_timeout == 180.0
+    assert built.wait_on_queue_full is True
+    assert built.wait_timeout_on_queue_full == 10.0
+    assert built.instrument_on_wait_queue_full is True
+    assert built.idle_disconnect_timeout == 0.0
+    assert built.reload_on_idempotent_fatal_error is False
+    assert built.wait_backoff_on_idempotent_fatal_error == 5.0
+    assert built.max_attempts_on_idempotent_fatal_error == 5
+    assert built.non_reloadable_errors == ("fenced",)
+
+
+def test_every_setting_says_unit_rule_and_reason():
+    """No setting comes without a unit, a rule and a reason."""
+    assert [each for each in SETTINGS if each.unit and each.rule and each.why] == [
+        *SETTINGS
+    ]
+
+
+def test_every_setting_is_tested_here():
+    """A new setting gets its limits tested, or this test fails."""
+    assert {each.name for each in SETTINGS} == (SECONDS | BOOLEANS | OTHERS)
+
+
+def test_statistics_deltas_are_keys():
+    """Any list of texts, also an empty one; a text is no list."""
+    assert settings().statistics_deltas == ("tx", "txretries", "txerrs", "rxerrs")
+    assert settings(statistics_deltas=["msg_cnt"]).statistics_deltas == ("msg_cnt",)
+    assert settings(statistics_deltas=()).statistics_deltas == ()
+    for wrong in ("tx", 5, [5], None):
+        assert problems(statistics_deltas=wrong).keys() == {"statistics_deltas"}
+
+
+def test_id_is_made_up():
+    """Without an id, each producer gets one of its own."""
+    one, other = settings().id, settings().id
+
+    assert re.fullmatch("greendrop-[0-9a-f]{12}", one)
+    assert one != other
+
+
+def test_id_may_be_any_text():
+    """A given id is taken as it is (check 109)."""
+    assert settings(id="x").id == "x"
+
+
+@pytest.mark.parametrize("value", ["", None, 7, b"x"])
+def test_id_needs_text(value):
+    """An empty id, or one that is no text, is refused (check 109)."""
+    assert list(problems(id=value)) == ["id"]
+
+
+@pytest.mark.parametrize("value", [1, 1_000_012, 2**40])
+def test_max_payload_size_takes_whole_numbers_from_1(value):
+    """Any size from one byte on is taken (check 109)."""
+    assert settings(max_payload_size=value).max_payload_size == value
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, 10.0, True, "10", None])
+def test_max_payload_size_takes_nothing_else(value):
+    """Sizes below one byte, fractions and booleans are refused (check 109)."""
+    assert list(problems(max_payload_size=value)) == ["max_payload_size"]
+
+
+@pytest.mark.parametrize("name", sorted(SECONDS))
+@pytest.mark.parametrize("value", [0.001, 1, 86_400])
+def test_durations_are_seconds(name, value):
+    """Whole and fractional seconds up to a day are taken (check 109)."""
+    assert getattr(settings(**{name: value}), name) == float(value)
+
+
+@pytest.mark.parametrize("name", sorted(SECONDS - {"max_serve_time"}))
+def test_durations_may_be_zero(name):
+    """Not waiting at all is a choice (check 109)."""
+    assert getattr(settings(**{name: 0}), name) == 0.0
+
+
+def test_max_serve_time_must_not_be_zero():
+    """Serving needs some time, or no report would ever be told (check 109)."""
+    assert list(problems(max_serve_time=0)) == ["max_serve_time"]
+
+
+@pytest.mark.parametrize("name", sorted(SECONDS))
+@pytest.mark.parametrize(
+    "value", [-0.001, float("inf"), float("nan"), True, "1", None, 86_400.1]
+)
+def test_durations_are_finite_and_not_negative(name, value):
+    """What is no finite number of seconds is refused (check 109)."""
+    assert list(problems(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize("value", [0, 30, 30.0, 86_400])
+def test_idle_time_is_none_or_half_a_minute(value):
+    """Off, or long enough to be worth a new connection (check 109)."""
+    built = settings(idle_disconnect_timeout=value)
+
+    assert built.idle_disconnect_timeout == float(value)
+
+
+@pytest.mark.parametrize("value", [0.1, 29.999, -1, 300_000, True, "30", None])
+def test_shorter_idle_times_are_refused(value):
+    """Also milliseconds, WaterDrop's unit (check 109)."""
+    assert list(problems(idle_disconnect_timeout=value)) == ["idle_disconnect_timeout"]
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "5", None])
+def test_attempts_are_counted_from_1(value):
+    """Whole numbers below 1 and fractions are refused (check 109)."""
+    name = "max_attempts_on_idempotent_fatal_error"
+
+    assert getattr(settings(**{name: 1}), name) == 1
+    assert list(problems(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize("value", [(), ["fenced"], ("a", "b"), {"x"}])
+def test_errors_are_given_by_name(value):
+    """Any list of names is taken, also an empty one (check 109)."""
+    assert settings(non_reloadable_errors=value).non_reloadable_errors == tuple(value)
+
+
+@pytest.mark.parametrize("value", ["fenced", None, 47, [47], [None]])
+def test_errors_are_given_by_name_only(value):
+    """A name alone, or a number, is refused (check 109)."""
+    assert list(problems(non_reloadable_errors=value)) == ["non_reloadable_errors"]
+
+
+def test_milliseconds_are_noticed():
+    """Who writes WaterDrop's 180_000 is told that seconds are meant."""
+    text = problems(max_wait_timeout=180_000)["max_wait_timeout"]
+
+    assert "milliseconds" in text
+    assert "did you mean 180.0" in text
+
+
+@pytest.mark.parametrize("name", sorted(BOOLEANS))
+@pytest.mark.parametrize("value", [True, False])
+def test_switches_take_booleans(name, value):
+    """True and False are taken (check 109)."""
+    assert getattr(settings(**{name: value}), name) is value
+
+
+@pytest.mark.parametrize("name", sorted(BOOLEANS))
+@pytest.mark.parametrize("value", [0, 1, "true", None])
+def test_switches_take_nothing_else(name, value):
+    """Truthy and falsy values are no booleans (check 109)."""
+    assert list(problems(**{name: value})) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_wait_time", "did you mean 'max_wait_timeout'"),
+        ("bootstrap_servers", "kafka={...}"),
+        ("wait_backoff_on_queue_full", "there is no backoff"),
+    ],
+)
+def test_unknown_settings_get_a_hint(name, hint):
+    """An unknown setting is refused, with what was probably meant."""
+    assert hint in problems(**{name: 1})[name]
+
+
+def test_all_problems_are_told_at_once():
+    """One error names every bad key, librdkafka's with a prefix."""
+    found = problems(
+        {"client.id": None, "linger.ms": []}, max_payload_size=0, max_wait_timeout=-1
+    )
+
+    assert set(found) == {
+        "kafka.client.id",
+        "kafka.linger.ms",
+        "max_payload_size",
+        "max_wait_timeout",
+    }
+
+
+def test_settings_do_not_change():
+    """Built settings and their mapping are read-only."""
+    built = settings()
+
+    with pytest.raises(AttributeError):
+        built.max_wait_timeout = 1.0
+    with pytest.raises(TypeError):
+        built.kafka["acks"] = "1"
+
+
+# -- kafka={...} --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kafka", [None, {}, [], "localhost", [("a", "b")]])
+def test_kafka_needs_a_mapping_with_something_in_it(kafka):
+    """No mapping, or an empty one, is refused (check 109)."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings(kafka, {})
+
+    assert list(raised.value.errors) == ["kafka"]
+
+
+@pytest.mark.parametrize(
+    "brokers",
+    [
+        {"bootstrap.servers": "a:1"},
+        {"metadata.broker.list": "a:1"},
+        {"test.mock.num.brokers": 1},
+        {"bootstrap.servers": "", "test.mock.num.brokers": "1"},
+    ],
+)
+def test_brokers_may_be_named_in_each_of_librdkafkas_ways(brokers):
+    """Either name of the list will do, or mock brokers instead."""
+    assert (
+        build_settings(brokers, {}).kafka.items()
+        >= {key: str(value) for key, value in brokers.items()}.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kafka", "key"),
+    [
+        ({"acks": "all"}, "kafka.bootstrap.servers"),
+        ({"bootstrap.servers": ""}, "kafka.bootstrap.servers"),
+        ({"metadata.broker.list": ""}, "kafka.metadata.broker.list"),
+        ({"test.mock.num.brokers": 0}, "kafka.bootstrap.servers"),
+        ({"bootstrap.servers": None}, "kafka.bootstrap.servers"),
+    ],
+)
+def test_a_configuration_needs_brokers(kafka, key):
+    """A configuration that leads to no broker is refused, and told of once."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings(kafka, {})
+
+    assert list(raised.value.errors) == [key]
+
+
+@pytest.mark.parametrize("value", ["30s", "1 minute", 0.5, "", True, "99999999999"])
+def test_milliseconds_are_whole(value):
+    """What comes before the first letter, nought, or less is what librdkafka takes."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({**KAFKA, "message.timeout.ms": value, "linger.ms": 0.5}, {})
+
+    assert list(raised.value.errors) == ["kafka.message.timeout.ms"]
+    assert "whole milliseconds" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "bootstrap_servers",
+        "BOOTSTRAP.SERVERS",
+        "BOOTSTRAP_SERVERS",
+        "bootstrap-servers",
+        "metadata_broker_list",
+    ],
+)
+def test_another_spelling_of_the_addresses_key_is_pointed_out(key):
+    """As kafka-python has it, or variables of the environment: the error names it."""
+    with pytest.raises(ConfigurationInvalidError, match=f"'{key}' is not librdkafka's"):
+        build_settings({key: "a:1"}, {})
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        "a",
+        "a:1",
+        "a-b.c_d:65535",
+        "10.0.0.1:9092,b:1",
+        "[::1]:9092",
+        "[::1]",
+        "[fe80::1%eth0]:1",
+        "plaintext://a:1",
+        "PLAINTEXT://a:1",
+    ],
+)
+def test_addresses_of_brokers_are_taken(addresses):
+    """Names, IPv4, IPv6 in brackets; with or without a port, or the right protocol."""
+    assert settings({"bootstrap.servers": addresses}).kafka["bootstrap.servers"] == (
+        addresses
+    )
+
+
+@pytest.mark.parametrize(
+    ("addresses", "hint"),
+    [
+        ("localhost:99999", "'localhost:99999' has a port that is not between 1 and"),
+        ("a:0", "between 1 and 65535"),
+        ("a:1,b:70000", "'b:70000' has a port"),
+        ("a:port", "no number: 'port'"),
+        ("a:1/path", "no number: '1/path'"),
+        ("a:", "no port behind its colon"),
+        (":9092", "has no host"),
+        ("9092", "did you mean 'localhost:9092'?"),
+        (",", "address 1 of 2 is empty"),
+        ("a:1,,b:1", "address 2 of 3 is empty"),
+        ("a:1,", "address 2 of 2 is empty"),
+        ("a:1;b:1", "write HOST:PORT,HOST:PORT"),
+        ("a:1 b:1", "write HOST:PORT,HOST:PORT"),
+        ("a:1|b:1", "write HOST:PORT,HOST:PORT"),
+        ("::1", "in brackets, as [::1]:9092"),
+        ("::1:9092", "in brackets, as [::1]:9092"),
+        ("[a]:1", "has no valid host: '[a]'"),
+        ("http://a:8082", "write 'a:8082'"),
+        ("https://a/", "write 'a' and set security.protocol to 'ssl'"),
+        ("kafka+ssl://a:1", "write 'a:1' and set security.protocol to 'ssl'"),
+        ("SASL_SSL://a:1", "security.protocol is 'plaintext'; write 'a:1' and set"),
+        ("   ", "must not be empty"),
+        ([], "must not be empty"),
+        (["a:1", 5], "5 is of type int"),
+        (["a:1", "b"], None),
+        ({"a": 1}, "not dict"),
+        (9092, "not int"),
+    ],
+)
+@pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
+def test_addresses_that_lead_to_no_broker_are_refused(key, addresses, hint):
+    """What librdkafka would only fail to connect to says what to write instead."""
+    if hint is None:
+        build_settings({key: addresses}, {})
+        return
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({key: addresses}, {})
+
+    assert list(raised.value.errors) == [f"kafka.{key}"]
+    assert hint in raised.value.errors[f"kafka.{key}"]
+
+
+@pytest.mark.parametrize("given", [["a:1", "b:2"], ("a:1", "b:2"), " a:1 , b:2\n"])
+def test_addresses_may_be_a_list(given):
+    """A list of addresses becomes librdkafka's text; blanks around them don't count."""
+    assert settings({"bootstrap.servers": given}).kafka["bootstrap.servers"] == (
+        "a:1,b:2"
+    )
+
+
+# -- keys that need each other ------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["SASL_SSL", "sasl_plaintext"])
+def test_login_needs_a_mechanism(protocol):
+    """Without one librdkafka takes GSSAPI, and fails at the first message."""
+    kafka = {"security.protocol": protocol, "sasl.username": "u", "sasl.password": "p"}
+
+    assert "PLAIN, SCRAM-SHA-256" in problems(kafka)["kafka.sasl.mechanisms"]
+
+
+@pytest.mark.parametrize(
+    ("key", "protocol"),
+    [
+        ("sasl.username", "SASL_SSL, or SASL_PLAINTEXT"),
+        ("sasl.mechanism", "SASL_SSL, or SASL_PLAINTEXT"),
+        ("ssl.cipher.suites", "SSL"),
+        ("enable.ssl.certificate.verification", "SSL"),
+    ],
+)
+def test_login_and_encryption_need_a_protocol(key, protocol):
+    """Without `security.protocol` librdkafka would connect in plaintext."""
+    text = problems({key: "false"})["kafka.security.protocol"]
+
+    assert f"librdkafka ignores {key} without it; set it to {protocol}" in text
+
+
+def test_empty_values_are_not_given():
+    """A variable of the environment that is empty asks for nothing."""
+    assert settings({"sasl.username": "", "ssl.ca.location": ""}).no_effect == ()
+
+
+@pytest.mark.parametrize(
+    "key", ["ssl.ca.location", "ssl.key.location", "ssl.certificate.location"]
+)
+def test_files_must_exist(key, tmp_path):
+    """A file that isn't there is named; OpenSSL would only number its error."""
+    kafka = {"security.protocol": "ssl", key: str(tmp_path / "none.pem")}
+
+    assert "there is no file" in problems(kafka)[f"kafka.{key}"]
+    assert "none.pem" in problems(kafka)[f"kafka.{key}"]
+    assert "expand '~'" in problems({**kafka, key: "~/ca.pem"})[f"kafka.{key}"]
+    settings({**kafka, key: str(tmp_path)})
+
+
+def test_place_of_certificates_may_be_probed():
+    """`probe` is librdkafka's word for the usual places, and no file."""
+    settings({"security.protocol": "ssl", "ssl.ca.location": "probe"})
+
+
+PLAIN = {"security.protocol": "SASL_SSL", "sasl.mechanisms": "PLAIN"}
+TOKENS = {**PLAIN, "sasl.mechanisms": "OAUTHBEARER"}
+
+
+@pytest.mark.parametrize(
+    ("kafka", "options", "names"),
+    [
+        ({"security.protocol": "ssl", "sasl.username": "u"}, {}, "kafka.sasl.username"),
+        (
+            {"security.protocol": "plaintext", "ssl.ca.location": "/none"},
+            {},
+            "kafka.ssl.ca.location",
+        ),
+        (
+            {**PLAIN, "sasl.kerberos.keytab": "/none"},
+            {},
+            "kafka.sasl.kerberos.keytab",
+        ),
+        ({**TOKENS, "sasl.username": "u"}, {}, "kafka.sasl.username"),
+        (
+            {**TOKENS, "sasl.oauthbearer.scope": "u"},
+            {},
+            "kafka.sasl.oauthbearer.scope",
+        ),
+        ({"transaction.timeout.ms": 1}, {}, "kafka.transaction.timeout.ms"),
+        ({"test.mock.num.brokers": 1}, {}, "kafka.bootstrap.servers"),
+        (
+            {},
+            {"wait_backoff_on_transaction_command": 2.0},
+            "wait_backoff_on_transaction_command",
+        ),
+        (
+            {"enable.idempotence": True},
+            {"max_attempts_on_idempotent_fatal_error": 2},
+            "max_attempts_on_idempotent_fatal_error",
+        ),
+        (
+            {"transactional.id": "t"},
+            {"reload_on_idempotent_fatal_error": True},
+            "reload_on_idempotent_fatal_error",
+        ),
+        (
+            {},
+            {"wait_on_queue_full": False, "wait_timeout_on_queue_full": 1.0},
+            "wait_timeout_on_queue_full",
+        ),
+        (
+            {"statistics.interval.ms": 0},
+            {"statistics_deltas": ["tx"]},
+            "statistics_deltas",
+        ),
+    ],
+)
+def test_settings_without_effect_are_found(kafka, options, names):
+    """What the rest of the configuration makes ineffective has a reason."""
+    [(reason, found)] = settings(kafka, **options).no_effect
+
+    assert found == (names,)
+    assert reason
+
+
+@pytest.mark.parametrize(
+    ("kafka", "options"),
+    [
+        ({}, {}),
+        ({**PLAIN, "sasl.username": "u", "sasl.password": "p"}, {}),
+        ({**TOKENS, "sasl.oauthbearer.config": "x"}, {}),
+        (
+            {
+                **TOKENS,
+                "sasl.oauthbearer.method": "oidc",
+                "sasl.oauthbearer.client.id": "x",
+            },
+            {},
+        ),
+        ({"security.protocol": "ssl", "ssl.cipher.suites": "x"}, {}),
+        ({"transactional.id": "t", "transaction.timeout.ms": 1}, {}),
+        (
+            {"enable.idempotence": True},
+            {
+                "reload_on_idempotent_fatal_error": True,
+                "max_attempts_on_idempotent_fatal_error": 2,
+            },
+        ),
+        ({}, {"wait_backoff_on_transaction_command": 0.5}),
+    ],
+)
+def test_settings_with_an_effect_are_not_warned_of(kafka, options):
+    """Nor is a setting that has the value of its default."""
+    assert settings(kafka, **options).no_effect == ()
+
+
+def test_warning_of_settings_without_effect_is_given_once():
+    """Two producers, one line for each reason, by Python's own default handler."""
+    ended = run(
+        """
+        import greendrop
+
+        for _ in range(2):
+            greendrop.Producer(
+                kafka={
+                    "bootstrap.servers": "localhost:1",
+                    "group.id": "g",
+                    "auto.offset.reset": "earliest",
+                    "transaction.timeout.ms": 1000,
+                },
+                id="p",
+            )
+        """,
+        "none",
+        fails=True,
+    )
+
+    lines = sorted(ended.stderr.splitlines())
+    assert (ended.returncode, len(lines)) == (0, 2), ended.stderr
+    assert "kafka.group.id, kafka.auto.offset.reset" in lines[0]
+    assert "kafka.transaction.timeout.ms" in lines[1]
+
+
+@pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
+def test_address_has_no_user(key):
+    """Nobody reads it there, and librdkafka would show the password."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        build_settings({key: "a:1,SASL_SSL://me:hunter2@b:1"}, {})
+
+    assert list(raised.value.errors) == [f"kafka.{key}"]
+    assert "hunter2" not in str(raised.value)
+
+
+def test_users_mapping_stays_as_it_is():
+    """A frozen mapping will do, and no mapping is written to (check 59)."""
+    mine = {"bootstrap.servers": "a:1", "acks": "all"}
+
+    built = build_settings(MappingProxyType(mine), {})
+
+    assert mine == {"bootstrap.servers": "a:1", "acks": "all"}
+    assert built.kafka["client.id"] == "greendrop"
+
+
+def test_later_changes_of_the_users_mapping_have_no_effect():
+    """The mapping is copied."""
+    mine = {"bootstrap.servers": "a:1"}
+    built = build_settings(mine, {})
+
+    mine["bootstrap.servers"] = "b:1"
+
+    assert built.kafka["bootstrap.servers"] == "a:1"
+
+
+class Codec(str, enum.Enum):
+    """Text whose own str() is not the text."""
+
+    ZSTD = "zstd"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("x", "x"),
+        ("", ""),
+        (5, "5"),
+        (-1, "-1"),
+        (0.5, "0.5"),
+        (5.0, "5"),
+        (True, "true"),
+        (False, "false"),
+        (Codec.ZSTD, "zstd"),
+    ],
+)
+def test_values_become_librdkafkas_text(value, text):
+    """Text, numbers and booleans are written as librdkafka reads them (check 109)."""
+    built = settings({"compression.type": value})
+
+    assert text == built.kafka["compression.type"]
+    assert type(built.kafka["compression.type"]) is str
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, b"x", [], {}, object(), float("nan"), float("inf"), "a\0b", "\ud800"],
+)
+def test_other_values_are_refused(value):
+    """What librdkafka could not read, or not wholly, is refused (check 109)."""
+    assert list(problems({"client.id": value})) == ["kafka.client.id"]
+
+
+@pytest.mark.parametrize("key", [1, b"acks", None, "a\0b"])
+def test_keys_are_text(key):
+    """Keys of another type are refused (check 109)."""
+    assert list(problems({key: "x"})) == [f"kafka.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("error_cb", "'error.occurred'"),
+        ("stats_cb", "'statistics.emitted'"),
+        ("throttle_cb", "'statistics.emitted'"),
+        ("on_delivery", "'message.acknowledged'"),
+        ("dr_cb", "'message.acknowledged'"),
+        ("dr_msg_cb", "'message.acknowledged'"),
+        ("logger", "'error.occurred'"),
+        ("log_cb", "'error.occurred'"),
+        ("oauth_cb", "'oauthbearer.token_refresh'"),
+        ("background_event_cb", "producer.monitor.subscribe(...)"),
+        ("partitioner_callback", "partition"),
+        ("default.topic.config", "kafka={...}"),
+    ],
+)
+def test_callbacks_are_refused_with_what_to_use_instead(key, instead):
+    """Callbacks of the C library are greendrop's own; the error says where to go."""
+    assert instead in problems({key: print})[f"kafka.{key}"]
+
+
+@pytest.mark.parametrize("value", [True, "true", "T", "1", 1])
+def test_reports_of_errors_only_are_refused(value):
+    """Without reports of delivered messages no handle would resolve."""
+    key = "delivery.report.only.error"
+
+    assert "never resolve" in problems({key: value})[f"kafka.{key}"]
+
+
+@pytest.mark.parametrize("value", [False, "false", 0])
+def test_reports_of_all_messages_may_be_asked_for(value):
+    """The default may be spelled out."""
+    settings({"delivery.report.only.error": value})
+
+
+# -- defaults -----------------------------------------------------------------------
+
+
+def test_defaults_serve_a_waiting_program():
+    """What is absent gets greendrop's default."""
+    assert settings().kafka == {
+        **KAFKA,
+        "client.id": "greendrop",
+        "statistics.interval.ms": "5000",
+        "message.timeout.ms": "150000",
+        "socket.nagle.disable": "true",
+        "linger.ms": "0",
+    }
+
+
+def test_the_users_values_win():
+    """What is given stays."""
+    mine = {
+        "client.id": "mine",
+        "statistics.interval.ms": "0",
+        "message.timeout.ms": "9000",
+        "socket.nagle.disable": "false",
+        "linger.ms": "7",
+    }
+
+    assert settings(mine).kafka == {**KAFKA, **mine}
+
+
+def test_aliases_count_as_given():
+    """A default does not override a value under librdkafka's other name for it."""
+    mine = {"delivery.timeout.ms": "9000", "queue.buffering.max.ms": "7"}
+    built = settings(mine)
+
+    assert not built.kafka.keys() & {"message.timeout.ms", "linger.ms"}
+
+
+def test_verdict_comes_before_the_wait_ends():
+    """By default a message ends in librdkafka before the wait for it does."""
+    built = settings()
+
+    assert int(built.kafka["message.timeout.ms"]) / 1000 < built.max_wait_timeout
+
+
+@pytest.mark.parametrize(
+    ("mine", "message", "transaction"),
+    [
+        ({}, "150000", "165000"),
+        ({"message.timeout.ms": "300000"}, "300000", "300000"),
+        ({"message.timeout.ms": "1000"}, "1000", "165000"),
+        ({"transaction.timeout.ms": "60000"}, "60000", "60000"),
+        ({"transaction.timeout.ms": "600000"}, "150000", "600000"),
+    ],
+)
+def test_timeouts_of_a_transactional_producer_fit(mine, message, transaction):
+    """One timeout given, the other's default does not contradict it."""
+    built = settings({"transactional.id": "t", **mine})
+
+    assert built.kafka["message.timeout.ms"] == message
+    assert built.kafka["transaction.timeout.ms"] == transaction
+
+
+# -- what others ask settings -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kafka", "users"),
+    [
+        ({}, False),
+        ({"linger.ms": 0}, False),
+        ({"linger.ms": "0.0"}, False),
+        ({"linger.ms": 5}, True),
+        ({"linger.ms": 0.5}, True),
+        ({"queue.buffering.max.ms": "5"}, True),
+    ],
+)
+def test_linger_is_the_users_when_above_zero(kafka, users):
+    """Only a linger above 0 means that the user wants librdkafka's batching."""
+    assert settings(kafka).user_sets_linger is users
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"), [(None, 100_000), ("1", 1), (10, 10), (0, sys.maxsize)]
+)
+def test_queue_limit_is_librdkafkas(value, limit):
+    """The limit is librdkafka's; its 0 means that there is none."""
+    kafka = {} if value is None else {"queue.buffering.max.messages": value}
+
+    assert limit == settings(kafka).queue_limit
+
+
+@pytest.mark.parametrize(
+    ("kafka", "idempotent", "transactional"),
+    [
+        ({}, False, False),
+        ({"enable.idempotence": True}, True, False),
+        ({"enable.idempotence": "t"}, True, False),
+        ({"enable.idempotence": "TRUE"}, True, False),
+        ({"enable.idempotence": 1}, True, False),
+        ({"enable.idempotence": "false"}, False, False),
+        ({"enable.idempotence": 0}, False, False),
+        ({"transactional.id": "t"}, True, True),
+        ({"transactional.id": ""}, False, False),
+    ],
+)
+def test_guarantees_are_read_as_librdkafka_reads_them(kafka, idempotent, transactional):
+    """Transactions bring idempotence; booleans may be spelled in many ways.
+
+    They are read once, with all else, so it doesn't matter when one asks. Acceptance
+    check 60.
+    """
+    built = settings(kafka)
+
+    assert (idempotent, transactional) == (built.idempotent, built.transactional)
+
+
+SECRETS = {
+    "sasl.password": "hunter2",
+    "sasl.username": "me",
+    "sasl.oauthbearer.client.secret": "hunter2",
+    "sasl.oauthbearer.config": "hunter2",
+    "ssl.key.password": "hunter2",
+    "ssl.key.pem": "hunter2",
+    "ssl.certificate.pem": "hunter2",
+    "ssl.keystore.password": "hunter2",
+}
+
+
+@pytest.mark.parametrize("key", sorted(SECRETS))
+def test_secrets_are_not_shown(key):
+    """Values of secret keys are neither in the repr nor in what is shown."""
+    built = settings({key: "hunter2", "security.protocol": "plaintext"})
+
+    assert key in built.secret_keys
+    assert "hunter2" not in repr(built)
+    assert "hunter2" not in str(built.redacted())
+    assert built.redacted()["kafka"][key] == "[hidden]"
+
+
+@pytest.mark.parametrize(
+    "key", ["ssl.key.location", "sasl.mechanism", "sasl.mechanisms", "ssl.ca.location"]
+)
+def test_what_helps_to_find_a_mistake_is_shown(key):
+    """Names of files and mechanisms are no secrets."""
+    kafka = {key: "visible", "security.protocol": "plaintext"}
+
+    assert settings(kafka).redacted()["kafka"][key] == "visible"
+
+
+def test_secrets_are_not_in_errors():
+    """An error about a secret key does not tell its value."""
+    with pytest.raises(ConfigurationInvalidError) as raised:
+        settings({"sasl.password": ["hunter2"], "ssl.key.pem": "hunter2\0"})
+
+    assert "hunter2" not in str(raised.value)

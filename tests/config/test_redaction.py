@@ -1,0 +1,303 @@
+"""No secret of a configuration comes out: not in errors, reprs, events or logs."""
+
+import traceback
+
+import pytest
+import trustme
+
+import greendrop
+from greendrop import GreendropError, Producer
+from greendrop._librdkafka import bindings
+from greendrop.config.redaction import is_secret
+from greendrop.config.settings import build_settings
+from greendrop.events import EVENTS, PROCESS_EVENTS
+from greendrop.listeners.log import LogListener
+from greendrop.testing import trigger_fatal_error
+from tests.tasks import await_true, sleep
+
+DEAD = {"bootstrap.servers": "127.0.0.1:1", "reconnect.backoff.max.ms": 50}
+
+#: All keys of librdkafka whose values are secrets, and some that it does not know.
+KEYS = sorted(
+    {key for key in bindings._property_names() if is_secret(key, "")}
+    | {"sasl.jaas.config", "sasl.pasword", "ssl.key.pasword", "sasl.oauthbearer.tokn"}
+)
+
+JAAS = (
+    'org.apache.kafka.common.security.scram.ScramLoginModule required username="shop"'
+    ' password="{}";'
+)
+
+
+def secret(key):
+    """Give a key a secret of its own."""
+    text = "S3cr3t" + "".join(letter for letter in key if letter.isalpha())
+    return JAAS.format(text) if "jaas" in key else text
+
+
+class Out:
+    """All that comes out, as text."""
+
+    def __init__(self, caplog, capfd):
+        self._caplog = caplog
+        self._capfd = capfd
+        self.said = []
+        self._listeners = []
+
+    def listen_to(self, monitor, names):
+        """Keep all that events say, whichever way one looks at it."""
+        for name in names:
+            monitor.subscribe(name, self._keep)
+        self._listeners.append(monitor)
+
+    def _keep(self, event):
+        self.said.append(repr(event))
+        for value in event.payload.values():
+            self.say(value)
+
+    def say(self, value):
+        """Keep all that a value says."""
+        self.said += [repr(value), str(value)]
+        if isinstance(value, BaseException):
+            self.said += traceback.format_exception(value)
+            self.said.append(repr(vars(value)))
+        if isinstance(value, Producer):
+            self.said.append(repr(value._core.settings if value._core else None))
+
+    def text(self):
+        """Give everything, what was logged and printed included."""
+        for record in self._caplog.records:
+            self.said += [record.getMessage(), repr(vars(record))]
+        printed = self._capfd.readouterr()
+        return "\n".join([*self.said, self._caplog.text, printed.out, printed.err])
+
+    def close(self):
+        """Listen no more."""
+        for monitor in self._listeners:
+            monitor.unsubscribe(self._keep)
+
+
+@pytest.fixture
+def out(caplog, capfd):
+    """Keep all that comes out during a test, down to the last detail."""
+    caplog.set_level(1, "greendrop")
+    everything = Out(caplog, capfd)
+    everything.listen_to(greendrop.monitor, PROCESS_EVENTS)
+    yield everything
+    everything.close()
+
+
+def make(out, kafka, **settings):
+    """Make a producer that everybody listens to."""
+    producer = Producer()
+    out.listen_to(producer.monitor, EVENTS)
+    producer.monitor.subscribe(LogListener(log_messages=True))
+    try:
+        producer.setup({"debug": "all", **kafka}, **settings)
+    except GreendropError as error:
+        out.say(error)
+    out.say(producer)
+    return producer
+
+
+def use(out, producer, seconds=0.3):
+    """Send until it fails, purge and close."""
+    try:
+        handle = producer.produce_async(topic="t", payload=b"x")
+        sleep(seconds)
+        producer.purge()
+        out.say(handle)
+        handle.wait(5)
+    except GreendropError as error:
+        out.say(error)
+    out.say(producer)
+    producer.close(force=True)
+
+
+def fragments(value):
+    """Give a secret, and each part of it by which one could know it."""
+    return [value, *(line for line in value.splitlines() if len(line) > 20)]
+
+
+def check(out, *secrets):
+    """Nothing of the secrets is in what came out, and that is not nothing."""
+    text = out.text()
+    assert len(text) > 100
+    for value in secrets:
+        for fragment in fragments(value):
+            where = max(text.find(fragment) - 300, 0)
+            assert fragment not in text, text[where : where + 600]
+
+
+# -- each by itself -------------------------------------------------------------------
+
+
+def test_there_are_secrets():
+    """All keys of librdkafka that are about secrets are tried, and some misspelt."""
+    assert {"sasl.password", "ssl.key.password", "ssl.key.pem"} <= set(KEYS)
+    assert {"sasl.username", "sasl.oauthbearer.client.secret"} <= set(KEYS)
+    assert len(KEYS) > 20
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_secret_is_kept_whether_the_configuration_is_good_or_not(out, key):
+    """Refused or taken, alone or with a bad neighbour: the value is nowhere."""
+    value = secret(key)
+    login = {"security.protocol": "plaintext"}
+    bad = {"security.protocol": "ssl", "ssl.ca.location": "/none"}
+    for kafka in ({}, login, {"no.such.key": 1}, {"acks": 17}, bad):
+        make(out, {**DEAD, **kafka, key: value}).close()
+
+    check(out, "S3cr3t")
+
+
+def test_secret_of_a_wrong_type_is_kept(out):
+    """Also one that was given as bytes, with a NUL in it, or to the wrong place."""
+    for value in (b"S3cr3t", "S3cr3t\0", ["S3cr3t"], {"a": "S3cr3t"}):
+        make(out, {**DEAD, "sasl.password": value})
+    for settings in ({"password": "S3cr3t"}, {"sasl_password": "S3cr3t"}):
+        make(out, DEAD, **settings)
+
+    check(out, "S3cr3t")
+
+
+def test_user_in_an_address_is_kept(out):
+    """A proxy's address may have a password in it."""
+    make(out, {**DEAD, "https.proxy": "http://me:S3cr3t@proxy:3128"}).close()
+    make(out, {**DEAD, "no.such.key": "http://me:S3cr3t@proxy:3128"})
+
+    check(out, "S3cr3t")
+
+
+# -- when connecting fails ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def identity():
+    """A certificate and its key, as PEM."""
+    issued = trustme.CA().issue_cert("localhost")
+    return (
+        issued.cert_chain_pems[0].bytes().decode(),
+        issued.private_key_pem.bytes().decode(),
+    )
+
+
+SASL = {
+    mechanism: {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanisms": mechanism,
+        "sasl.username": "S3cr3tUser",
+        "sasl.password": "S3cr3tPassword",
+    }
+    for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [True, False], ids=["dead broker", "wrong broker"])
+@pytest.mark.parametrize("mechanism", SASL)
+def test_failing_logins_tell_no_secret(hub, out, mock_cluster, mechanism, dead):
+    """Librdkafka says all it can (debug=all), and the password is not in it."""
+    brokers = DEAD if dead else {"bootstrap.servers": mock_cluster.bootstrap_servers}
+    producer = make(out, {**brokers, **SASL[mechanism]})
+
+    use(out, producer)
+
+    check(out, "S3cr3tPassword", "S3cr3tUser")
+
+
+@pytest.mark.slow
+def test_failing_tls_tells_no_secret(hub, out, mock_cluster, identity):
+    """Neither the key nor its password is told when a broker speaks no TLS."""
+    certificate, key = identity
+    brokers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
+    pems = {"ssl.certificate.pem": certificate, "ssl.key.pem": key}
+    passwords = {"ssl.key.password": "S3cr3tKey", "ssl.ca.pem": certificate}
+    for kafka in (pems, {**pems, **passwords}, {"ssl.key.pem": f"{key[:200]}\n{key}"}):
+        producer = make(out, {**brokers, "security.protocol": "SSL", **kafka})
+        if producer.status != "initial":
+            use(out, producer)
+
+    check(out, key, certificate.splitlines()[1], "S3cr3tKey")
+
+
+@pytest.mark.slow
+def test_recovery_tells_no_secret(hub, out, mock_cluster):
+    """The configuration that a listener may change has the secrets hidden.
+
+    What stays hidden stays what it was; what was changed counts.
+    """
+    kafka = {
+        "bootstrap.servers": mock_cluster.bootstrap_servers,
+        "enable.idempotence": True,
+        "security.protocol": "plaintext",
+        "sasl.password": "S3cr3tPassword",
+        "sasl.username": "S3cr3tUser",
+    }
+    producer = make(
+        out,
+        kafka,
+        reload_on_idempotent_fatal_error=True,
+        wait_backoff_on_idempotent_fatal_error=0.0,
+    )
+    seen = []
+
+    @producer.monitor.subscribe("producer.reload")
+    def change(event):
+        seen.append(dict(event["kafka"]))
+        event["kafka"]["sasl.username"] = "S3cr3tOther"
+
+    producer.produce_sync(topic="t", payload=b"x")
+    trigger_fatal_error(producer)
+    producer.produce_sync(topic="t", payload=b"x")
+    await_true(lambda: producer._slot.settings.kafka["sasl.username"] == "S3cr3tOther")
+
+    assert seen[0]["sasl.password"] == seen[0]["sasl.username"] == "[hidden]"
+    assert producer._slot.settings.kafka["sasl.password"] == "S3cr3tPassword"
+    producer.close()
+    check(out, "S3cr3tPassword", "S3cr3tUser", "S3cr3tOther")
+
+
+# -- cutting secrets out --------------------------------------------------------------
+
+
+def censored(text, **kafka):
+    """Have secrets cut out of a text, as a broker might write it."""
+    kafka = {key.replace("_", "."): value for key, value in kafka.items()}
+    kafka["security.protocol"] = "plaintext"
+    return build_settings({**DEAD, **kafka}, {}).censored(text)
+
+
+def test_credentials_are_cut_out_wherever_they_are():
+    """Inside of words, too."""
+    text = censored("login=me:hunter22&x", sasl_password="hunter22")
+
+    assert text == "login=me:[hidden]&x"
+
+
+def test_names_of_users_are_cut_out_as_words_only():
+    """A user `shop` is no reason to cut up the topic `shop-orders`."""
+    text = censored("user shop may not write to shop-orders", sasl_username="shop")
+
+    assert text == "user [hidden] may not write to shop-orders"
+
+
+@pytest.mark.parametrize("value", ["true", "60000", "kafka", "abc"])
+def test_what_is_in_any_text_by_chance_stays(value):
+    """Numbers, truth values, defaults and very short values hide nothing."""
+    kafka = {"sasl_kerberos_service_name": value}
+
+    assert censored(f"x {value} y", **kafka) == f"x {value} y"
+
+
+def test_lines_of_a_key_are_cut_out(identity):
+    """A key in PEM may come out line by line."""
+    _, key = identity
+    line = key.splitlines()[1]
+
+    assert line not in censored(f"bad line: {line}", ssl_key_pem=key)
+
+
+def test_log_has_the_users_in_addresses_hidden():
+    """Whatever the key, no address shows who logs in."""
+    assert censored("to http://a:b@c:1/d") == "to http://[hidden]@c:1/d"

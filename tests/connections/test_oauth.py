@@ -1,0 +1,788 @@
+"""TokenRefresher: what they may be, who is asked for them and when, and what nobody is shown.
+
+Kafka's part of it is in `tests/kafka/test_oauth.py`. Here nobody listens at the other
+end, so what was sent waits, for a while.
+"""
+
+import copy
+import logging
+import pickle
+import sys
+import threading
+import time
+
+import gevent
+import pytest
+
+from greendrop import (
+    ConfigurationInvalidError,
+    DeliveryError,
+    GreendropError,
+    IllegalWaitError,
+    MessageInvalidError,
+    OAuthBearer,
+    OAuthToken,
+    OAuthTokenError,
+    ProduceManyError,
+    Producer,
+    ProducerClosedError,
+    _concurrency,
+)
+from greendrop._connections.oauth import TokenRefresher
+from greendrop._librdkafka import bindings
+from greendrop.config.settings import build_settings
+from greendrop.events import EVENTS, Monitor
+
+LOGIN = {
+    "bootstrap.servers": "127.0.0.1:1",
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanisms": "OAUTHBEARER",
+    "message.timeout.ms": 500,
+    "log_level": 0,
+}
+SECRET = "aaaa.bbbb.cccc"
+MESSAGE = {"topic": "events", "payload": b"x"}
+
+
+class Provider:
+    """Gives tokens, when it may, and notes who asks.
+
+    Args:
+        lifetime: Seconds for which each token holds.
+    """
+
+    def __init__(self, lifetime=3600.0):
+        self.lifetime = lifetime
+        self.threads = []
+        self.error = None
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def __call__(self):
+        """Give a token."""
+        self.threads.append(threading.get_ident())
+        assert self.may_answer.wait(20)
+        if self.error is not None:
+            raise self.error
+        return OAuthToken(SECRET, time.time() + self.lifetime)
+
+    @property
+    def calls(self):
+        """How often it was asked."""
+        return len(self.threads)
+
+
+@pytest.fixture
+def provider():
+    """Make a provider; if it was told to wait, it does not after the test."""
+    made = Provider()
+    yield made
+    made.may_answer.set()
+
+
+@pytest.fixture
+def producer(provider):
+    """Make a producer that logs in by token, and is closed after the test."""
+    producer = Producer(LOGIN, id="p", oauth_token_provider=provider)
+    yield producer
+    producer.close(force=True)
+
+
+# -- tokens ----------------------------------------------------------------------------
+
+
+def test_no_repr_shows_a_token():
+    """The values of a token and of its extensions are in no repr."""
+    token = OAuthToken(SECRET, 1e9, "shop", {"pool": "hunter2"})
+    bearer = OAuthBearer()
+    bearer.set_token(token)
+
+    shown = f"{token!r} {token} {bearer!r} {bearer}"
+
+    assert "shop" in shown
+    assert "pool" in shown
+    assert SECRET not in shown
+    assert "hunter2" not in shown
+
+
+def test_a_token_is_what_it_was_made_from():
+    """Later changes of the caller's mapping change nothing; copies are equal in all."""
+    extensions = {"pool": "a"}
+    token = OAuthToken(SECRET, 1e9, extensions=extensions)
+    extensions["pool"] = "b"
+
+    other = copy.copy(token)
+
+    assert dict(other.extensions) == {"pool": "a"}
+    assert (other.value, other.expires_at, other.principal) == (SECRET, 1e9, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"value": SECRET + "\n"}, "value of a token holds spaces, line ends"),
+        ({"value": ""}, "nothing at all"),
+        ({"value": SECRET.encode()}, "needs to be text, not bytes"),
+        ({"value": SECRET + "ä"}, "not ASCII"),
+        ({"expires_at": 1_700_000_000_000}, "did you mean 1700000000.0"),
+        ({"expires_at": "tomorrow"}, "seconds since 1970, not str"),
+        ({"expires_at": float("inf")}, "seconds since 1970"),
+        ({"expires_at": True}, "not bool"),
+        ({"principal": None}, "principal of a token needs to be text"),
+        ({"principal": "a\0b"}, "principal of a token needs to be text"),
+        ({"extensions": {"auth": "x"}}, "extension key of a token"),
+        ({"extensions": {"not-letters": "x"}}, "extension key of a token"),
+        ({"extensions": {"a": SECRET + "\0"}}, "extension a of a token holds control"),
+        ({"extensions": {"a": 1}}, "extension a of a token needs to be text, not int"),
+    ],
+)
+def test_what_can_be_no_token_is_refused(changes, text):
+    """Each rule is librdkafka's or Kafka's; no text shows the value."""
+    fields = {"value": SECRET, "expires_at": 1e9, **changes}
+
+    with pytest.raises(ValueError, match=text) as caught:
+        OAuthToken(**fields)
+
+    assert SECRET not in str(caught.value)
+
+
+def test_the_first_answer_of_a_bearer_holds():
+    """Of two listeners that answer, the first one counts; only a token is a token."""
+    token = OAuthToken(SECRET, 1e9)
+    given, failed = OAuthBearer(), OAuthBearer()
+    assert not given.answered
+
+    given.set_token(token)
+    given.set_failure("too late")
+    failed.set_failure("down")
+    failed.set_token(token)
+
+    assert (given.token, given.failure) == (token, None)
+    assert (failed.token, failed.failure) == (None, "down")
+    with pytest.raises(TypeError, match="not str") as caught:
+        OAuthBearer().set_token(SECRET)
+    assert SECRET not in str(caught.value)
+
+
+# -- settings --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kafka", "text"),
+    [
+        ({"sasl.mechanisms": "PLAIN"}, "sasl.mechanisms is not OAUTHBEARER"),
+        ({"security.protocol": "SSL"}, "security.protocol is not SASL_SSL"),
+        ({"sasl.oauthbearer.method": "OIDC"}, "librdkafka gets the tokens by itself"),
+        (
+            {"enable.sasl.oauthbearer.unsecure.jwt": True},
+            "has librdkafka make the tokens",
+        ),
+    ],
+)
+def test_a_provider_that_nobody_would_ask_is_refused(provider, kafka, text):
+    """Somebody who sets one wants it called."""
+    with pytest.raises(ConfigurationInvalidError, match=text) as caught:
+        Producer({**LOGIN, **kafka}, oauth_token_provider=provider)
+
+    assert list(caught.value.errors) == ["oauth_token_provider"]
+
+
+def test_a_provider_is_a_function():
+    """A token itself, or anything else that can't be called, is refused unseen."""
+    with pytest.raises(ConfigurationInvalidError, match="not str") as caught:
+        Producer(LOGIN, oauth_token_provider=SECRET)
+
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sasl.mechanism", "sasl.mechanisms"])
+def test_either_name_of_the_mechanism_will_do(provider, key):
+    """And in any case of letters, as librdkafka takes them."""
+    kafka = {
+        "bootstrap.servers": "host",
+        "security.protocol": "sasl_ssl",
+        key: "OAuthBearer",
+    }
+
+    assert build_settings(kafka, {"oauth_token_provider": provider}).uses_oauth
+
+
+def test_no_repr_shows_a_provider(producer):
+    """That of a partial would show what it was given, such as a secret."""
+    shown = f"{producer!r} {producer._core.settings!r}"
+
+    assert "oauth_token_provider='[hidden]'" in shown
+    assert "Provider object" not in shown
+
+
+def test_a_mock_cluster_asks_for_no_token(provider):
+    """To the mock cluster in the same client librdkafka connects without a login."""
+    kafka = {
+        **LOGIN,
+        "bootstrap.servers": "",
+        "test.mock.num.brokers": 1,
+        "message.timeout.ms": 5000,
+    }
+    with Producer(kafka, oauth_token_provider=provider) as producer:
+        producer.produce_sync(**MESSAGE)
+
+    assert provider.calls == 0
+
+
+def test_a_login_by_token_needs_somebody_who_gives_them():
+    """With neither provider nor listener the first message says so; nothing waits."""
+    producer = Producer(LOGIN)
+
+    with pytest.raises(ConfigurationInvalidError, match="nobody gives tokens"):
+        producer.produce_sync(**MESSAGE)
+
+    assert producer.status == "configured"
+
+
+# -- who is asked, and where -----------------------------------------------------------
+
+
+def test_many_ask_once(world, spawn, producer, provider, until):
+    """All who send the first message wait for one token, off their threads."""
+    provider.may_answer.clear()
+    senders = [spawn(lambda: producer.produce_async(**MESSAGE)) for _ in range(10)]
+    until(lambda: provider.calls)
+    assert producer.queue_size == 0
+    provider.may_answer.set()
+    for sender in senders:
+        sender.join()
+
+    assert producer.queue_size == 10
+    assert provider.calls == 1
+    assert threading.get_ident() not in provider.threads
+
+
+def test_a_provider_that_blocks_holds_no_hub(producer, longest_gap):
+    """It may sleep, compute or wait in C."""
+    producer._core._connections.tokens._provider = lambda: (
+        time.sleep(0.3),
+        OAuthToken(SECRET, time.time() + 60),
+    )[1]
+    with longest_gap() as gap:
+        producer.produce_async(**MESSAGE)
+
+    assert gap.seconds < 0.05
+    assert gap.ticks > 50
+
+
+def test_a_provider_may_use_gevent(hub, producer, provider):
+    """What waits by gevent finds a hub in the provider's thread, which ends with it.
+
+    The check after each test would find the loop's descriptors.
+    """
+    hubs = []
+
+    def ask():
+        gevent.sleep(0.01)
+        hubs.append(gevent.get_hub())
+        return provider()
+
+    producer._core._connections.tokens._provider = ask
+    producer.produce_async(**MESSAGE)
+
+    assert hubs[0] is not hub
+    assert provider.calls == 1
+
+
+def test_clients_share_a_token(world, producer, provider):
+    """Variants, and connecting anew, ask nobody while the token holds."""
+    variant = producer.variant(topic_config={"acks": 1})
+    for each in producer, variant, producer:
+        with pytest.raises(DeliveryError):
+            each.produce_sync(**MESSAGE)
+        assert each.disconnect()
+
+    assert provider.calls == 1
+
+
+def test_a_listener_is_asked_where_there_is_no_provider(world):
+    """By the event, once, with the producer's id; its token is used."""
+    told = []
+    producer = Producer(LOGIN, id="p")
+
+    @producer.monitor.subscribe("oauthbearer.token_refresh")
+    def give(event):
+        assert event.payload.keys() == set(EVENTS[event.name].payload)
+        told.append((event["producer_id"], threading.get_ident()))
+        event["bearer"].set_token(OAuthToken(SECRET, time.time() + 60))
+
+    producer.produce_async(**MESSAGE)
+    producer.produce_async(**MESSAGE)
+    producer.close(force=True)
+
+    ((producer_id, thread),) = told
+    assert producer_id == "p"
+    assert thread != threading.get_ident()
+
+
+def test_with_a_provider_no_listener_is_asked(producer, provider):
+    """There is one source of tokens."""
+    told = []
+    producer.monitor.subscribe("oauthbearer.token_refresh", told.append)
+
+    producer.produce_async(**MESSAGE)
+
+    assert (provider.calls, told) == (1, [])
+
+
+def test_librdkafka_gets_the_token(producer):
+    """Whoever logs in with it is librdkafka; it refuses what it has no use for."""
+    producer.produce_async(**MESSAGE)
+    native = producer._core.main.client.kafka_handle.producer
+    token = OAuthToken(SECRET, time.time() + 60, "shop", {"a": "b", "c": "d"})
+
+    assert bindings.set_oauth_token(native, token) == 0
+    expired = OAuthToken(SECRET, time.time() - 60)
+    assert bindings.set_oauth_token(native, expired) == -186
+    assert bindings.set_oauth_token(object(), token) is None
+
+
+# -- failures --------------------------------------------------------------------------
+
+
+FAILURES = {
+    "raises": (RuntimeError(f"no {SECRET} today"), "failed with RuntimeError"),
+    "exits": (SystemExit(SECRET), "failed with SystemExit"),
+    "is killed": (gevent.GreenletExit(SECRET), "failed with GreenletExit"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_who_sends_is_told_of_a_failure(world, producer, provider, failure):
+    """Nothing is queued; the event comes first; no text shows what was raised."""
+    provider.error, text = FAILURES[failure]
+    told = []
+    producer.monitor.subscribe("error.occurred", told.append)
+
+    with pytest.raises(OAuthTokenError, match=f"oauth_token_provider {text}") as caught:
+        producer.produce_sync(**MESSAGE)
+
+    assert caught.value.__cause__ is provider.error
+    assert [event["type"] for event in told] == [
+        "oauthbearer.token_refresh",
+        "message.produce_sync",
+    ]
+    assert {event["producer_id"] for event in told} == {"p"}
+    assert {str(event["error"]) for event in told} == {str(caught.value)}
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(told)
+    assert (producer.queue_size, producer.status) == (0, "configured")
+
+
+def test_an_error_of_a_token_pickles():
+    """With its text and its cause."""
+    error = OAuthTokenError("no OAuth token")
+    error.__cause__ = ValueError("down")
+
+    other = pickle.loads(pickle.dumps(error))
+
+    assert str(other) == "no OAuth token"
+    assert repr(other.__cause__) == "ValueError('down')"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (None, "oauth_token_provider gave nothing"),
+        (SECRET, "gave no OAuthToken, but a str"),
+        ((SECRET, 1e9), "gave no OAuthToken, but a tuple"),
+        (OAuthToken(SECRET, 1e9), "that of oauth_token_provider has expired, at 1e9"),
+    ],
+)
+def test_what_is_no_good_token_is_a_failure(answer, text):
+    """Told with what it is, and never with what it says."""
+    text = text.replace("1e9", "1000000000.0")
+    producer = Producer(LOGIN, oauth_token_provider=lambda: answer)
+
+    with pytest.raises(OAuthTokenError, match=text) as caught:
+        producer.produce_async(**MESSAGE)
+
+    assert SECRET not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("listener", "text"),
+    [
+        (lambda _: None, "the listener of oauthbearer.token_refresh gave nothing"),
+        (lambda event: event["bearer"].set_failure("IdP down"), "token: IdP down"),
+        (lambda event: event["nothing"], "gave nothing"),
+    ],
+)
+def test_a_listener_that_gives_none_is_a_failure(caplog, listener, text):
+    """It says nothing, says why, or raises: then that is told as well.
+
+    Acceptance check 112, for tokens.
+    """
+    producer = Producer(LOGIN)
+    told = []
+    producer.monitor.subscribe(
+        "error.occurred", lambda event: told.append(event["type"])
+    )
+    producer.monitor.subscribe("oauthbearer.token_refresh", listener)
+    caplog.set_level(logging.CRITICAL, "greendrop")
+
+    with pytest.raises(OAuthTokenError, match=text):
+        producer.produce_async(**MESSAGE)
+
+    raised = ["listener.error"] if text == "gave nothing" else []
+    assert told == [*raised, "oauthbearer.token_refresh", "message.produce_async"]
+
+
+def test_batches_and_the_buffer_keep_their_messages(producer, provider):
+    """A batch is refused as a whole; a flush puts all back, and sends them later."""
+    provider.error = ValueError("down")
+    with pytest.raises(ProduceManyError) as caught:
+        producer.produce_many_sync([MESSAGE] * 3)
+    assert isinstance(caught.value.__cause__, OAuthTokenError)
+    producer.buffer_many([MESSAGE] * 3)
+    with pytest.raises(ProduceManyError):
+        producer.flush_async()
+    assert len(producer.buffered) == 3
+
+    provider.error = None
+    producer._core._connections.tokens._failure = None
+    assert len(producer.flush_async()) == 3
+
+
+def test_a_message_that_is_bad_asks_nobody(producer, provider):
+    """It is checked before anything is opened."""
+    with pytest.raises(MessageInvalidError):
+        producer.produce_sync(topic="no topic!", payload=b"x")
+
+    assert provider.calls == 0
+
+
+# -- waiting ---------------------------------------------------------------------------
+
+
+def test_the_hub_itself_does_not_wait(hub, producer, provider):
+    """It is told so, and that nothing was sent; the token comes all the same."""
+    caught = []
+
+    def send():
+        try:
+            producer.produce_async(**MESSAGE)
+        except GreendropError as error:
+            caught.append(error)
+
+    hub.loop.run_callback(send)
+    while producer._core._connections.tokens.current() is None:
+        gevent.sleep(0.005)
+    producer.produce_async(**MESSAGE)
+
+    (error,) = caught
+    assert isinstance(error, IllegalWaitError)
+    assert "nothing was sent" in str(error)
+    assert (provider.calls, producer.queue_size) == (1, 1)
+
+
+def test_who_gives_the_token_does_not_wait_for_it(world, producer, provider):
+    """A provider that sends by the producer that asks it is told so, at once."""
+    caught = []
+
+    def ask():
+        try:
+            producer.produce_async(**MESSAGE)
+        except GreendropError as error:
+            caught.append(error)
+        return provider()
+
+    producer._core._connections.tokens._provider = ask
+    producer.produce_async(**MESSAGE)
+
+    (error,) = caught
+    assert isinstance(error, IllegalWaitError)
+    assert "nothing was sent" in str(error)
+    assert (provider.calls, producer.queue_size) == (1, 1)
+
+
+def test_one_who_is_killed_takes_no_token_from_others(hub, producer, provider):
+    """A timeout or a kill ends that wait, at once, and no other."""
+    provider.may_answer.clear()
+    killed = gevent.spawn(producer.produce_async, **MESSAGE)
+    waiting = gevent.spawn(producer.produce_async, **MESSAGE)
+    with gevent.Timeout(0.05, exception=False):
+        producer.produce_async(**MESSAGE)
+    killed.kill()
+    provider.may_answer.set()
+    waiting.get(timeout=10)
+
+    assert (provider.calls, producer.queue_size) == (1, 1)
+
+
+def test_close_does_not_wait_for_a_token(world, spawn, producer, provider, until):
+    """Who waits for it is sent away; the provider's answer is not used any more."""
+    provider.may_answer.clear()
+    caught = []
+
+    def send():
+        try:
+            producer.produce_sync(**MESSAGE)
+        except GreendropError as error:
+            caught.append(error)
+
+    sender = spawn(send)
+    until(lambda: provider.calls)
+    began = time.monotonic()
+    producer.close()
+    sender.join()
+
+    assert time.monotonic() - began < 1
+    assert [type(error) for error in caught] == [ProducerClosedError]
+    provider.may_answer.set()
+    until(lambda: not producer._core._connections.tokens._refreshes)
+    assert producer.status == "closed"
+
+
+def test_the_last_flush_waits_for_a_token_as_long_as_close(world, producer, provider):
+    """What is buffered needs one, and close has its own limit."""
+    provider.may_answer.clear()
+    producer.buffer(**MESSAGE)
+    began = time.monotonic()
+    producer.close(timeout=0.2)
+
+    assert 0.15 < time.monotonic() - began < 2
+    assert (producer.status, len(producer.buffered)) == ("closed", 1)
+
+
+# -- refreshes -------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self):
+        self.seconds = 1e9
+
+    def __call__(self):
+        """Tell the time."""
+        return self.seconds
+
+
+@pytest.fixture
+def clock():
+    """Make a clock."""
+    return Clock()
+
+
+@pytest.fixture
+def given():
+    """Collect the tokens that clients were given."""
+    return []
+
+
+@pytest.fixture
+def tokens(clock, given):
+    """Make the tokens of a producer, each for 100 s, numbered, with a clock."""
+
+    def give():
+        asked.append(clock())
+        if tokens.error is not None:
+            raise tokens.error
+        return OAuthToken(str(len(asked)), clock() + 100)
+
+    asked = []
+    settings = build_settings(LOGIN, {"oauth_token_provider": give})
+    tokens = TokenRefresher(settings, Monitor(), given.append, clock)
+    tokens.error = None
+    tokens.asked = asked
+    return tokens
+
+
+def wait(tokens):
+    """Wait for a token, or for the end of the refresh that is under way."""
+    tokens.wait(time.monotonic() + 10)
+
+
+def review(tokens, until):
+    """Have it reviewed, as two clients do each second; wait for what that began."""
+    tokens.review()
+    tokens.review()
+    until(lambda: not tokens._refreshes)
+
+
+def test_a_token_is_refreshed_in_time(tokens, clock, given, until):
+    """When four fifths of its time are over, once; clients get the new one at once."""
+    wait(tokens)
+    for clock.seconds in (1e9 + 1, 1e9 + 79.9):
+        review(tokens, until)
+    assert tokens.asked == [1e9]
+
+    clock.seconds = 1e9 + 80
+    review(tokens, until)
+    review(tokens, until)
+
+    assert tokens.asked == [1e9, 1e9 + 80]
+    assert [token.value for token in given] == ["1", "2"]
+    assert tokens.current().value == "2"
+
+
+def test_a_failed_refresh_leaves_the_token_and_is_tried_again(tokens, clock, until):
+    """After 10 s, as librdkafka does; who sends meanwhile notices nothing."""
+    wait(tokens)
+    clock.seconds = 1e9 + 80
+    tokens.error = ValueError("down")
+    review(tokens, until)
+    review(tokens, until)
+    clock.seconds = 1e9 + 89.9
+    review(tokens, until)
+    wait(tokens)
+    assert tokens.current().value == "1"
+    assert tokens.asked == [1e9, 1e9 + 80]
+
+    tokens.error = None
+    clock.seconds = 1e9 + 90
+    review(tokens, until)
+
+    assert tokens.asked == [1e9, 1e9 + 80, 1e9 + 90]
+    assert tokens.current().value == "3"
+
+
+def test_an_expired_token_is_none(tokens, clock):
+    """Who wants to connect waits for a new one."""
+    wait(tokens)
+    clock.seconds = 1e9 + 100
+    assert tokens.current() is None
+
+    wait(tokens)
+
+    assert tokens.current().value == "2"
+
+
+def test_a_failure_answers_others_for_a_second(tokens, clock):
+    """A program that sends a thousand messages a second asks once a second."""
+    tokens.error = ValueError("down")
+    for clock.seconds in (1e9, 1e9 + 0.5, 1e9 + 0.9, 1e9 + 1.1):
+        with pytest.raises(OAuthTokenError):
+            wait(tokens)
+
+    assert tokens.asked == [1e9, 1e9 + 1.1]
+
+
+def test_no_thread_to_ask_in_is_a_failure(tokens, clock, until, monkeypatch):
+    """A system without more threads stops no serving task; it is tried again."""
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    wait(tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(_concurrency.threads, "start_new_thread", refuse)
+        clock.seconds = 1e9 + 80
+        review(tokens, until)
+        clock.seconds = 1e9 + 100
+        with pytest.raises(OAuthTokenError, match="RuntimeError"):
+            wait(tokens)
+    clock.seconds = 1e9 + 110
+    review(tokens, until)
+
+    assert tokens.current().value == "2"
+
+
+def test_who_comes_too_late_asks_not_again(tokens, clock):
+    """One who saw no token, while another one's refresh ended, uses that."""
+    wait(tokens)
+
+    assert tokens._begin(lambda: tokens.current() is None) is None
+
+    assert (len(tokens.asked), tokens._refreshes) == (1, {})
+
+
+@pytest.mark.slow
+def test_an_idle_producer_gets_new_tokens(world, provider, until):
+    """By itself, with nothing sent meanwhile; one that is closed gets none."""
+    provider.lifetime = 1.5
+    producer = Producer(
+        {**LOGIN, "message.timeout.ms": 60_000}, oauth_token_provider=provider
+    )
+    producer.produce_async(**MESSAGE)
+    until(lambda: provider.calls == 3)
+    producer.close(force=True)
+    calls = provider.calls
+
+    time.sleep(2.5)
+
+    assert provider.calls == calls
+
+
+# -- processes -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_a_fork_during_a_refresh(mode, run_script):
+    """The child asks for itself, whatever its parent's thread was about to get."""
+    program = """
+    import ctypes, os, sys, time
+    from greendrop import _concurrency
+    from greendrop import OAuthToken, Producer
+    from tests.forking import Fork, forks
+    from tests.tasks import Task, await_true, sleep
+
+    asked, answer = [], _concurrency.ThreadWaiter()
+
+    def provider():
+        asked.append(os.getpid())
+        if asked[-1] == parent:
+            assert answer.wait(20)
+        return OAuthToken("x", time.time() + 60)
+
+    def send():
+        producer.produce_async(topic="events", payload=b"x")
+        return asked.count(os.getpid()), producer.queue_size
+
+    parent = os.getpid()
+    producer = Producer(login, oauth_token_provider=provider)
+    sleep(0)
+    task = Task(send)
+    await_true(lambda: asked)
+    ways = forks()
+    if "gevent" not in sys.modules:  # which reaps children of its own ways only
+        ways["fork in C"] = ctypes.PyDLL(None).fork
+    for fork in ways.values():
+        assert Fork(send, fork).result() == [1, 1]
+    answer.wake()
+    assert task.join() == (1, 1)
+    producer.close(force=True)
+    """
+
+    run_script(program, mode, login={**LOGIN, "message.timeout.ms": 60_000})
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_an_end_with_a_provider_that_hangs(mode, run_script):
+    """It ends in `exit_timeout`, and tells what was not sent.
+
+    In Python 3.12, which starts no thread then, only when the provider is done.
+    """
+    program = """
+    import time
+    from greendrop import _concurrency
+    from greendrop import OAuthToken, Producer
+
+    producer = Producer(
+        login,
+        id="p",
+        exit_timeout=0.5,
+        oauth_token_provider=lambda: _concurrency.ThreadWaiter().wait(patience),
+    )
+    producer.buffer(topic="events", payload=b"x")
+    print(time.monotonic())
+    """
+
+    no_threads = sys.version_info[:2] == (3, 12)
+    patience = 2 if no_threads else 20
+    names = {"login": LOGIN, "patience": patience}
+    ended = run_script(program, mode, fails=True, **names)
+
+    assert ended.returncode == 0
+    assert time.monotonic() - float(ended.stdout) < 4
+    assert "1 buffered messages of producer 'p' were not sent" in ended.stderr

@@ -1,0 +1,290 @@
+"""`greendrop.contrib.django`, in a project of few settings and a database in memory."""
+
+from __future__ import annotations
+
+import threading
+
+import django
+import pytest
+from django.conf import settings
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, transaction
+from django.test.utils import override_settings
+
+if not settings.configured:
+    settings.configure(
+        INSTALLED_APPS=["greendrop.contrib.django"],
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        },
+        GREENDROP={},
+        USE_TZ=True,
+    )
+    django.setup()
+
+from greendrop import MessageInvalidError, ProduceManyError
+from greendrop.contrib.django import (
+    close_producers,
+    get_producer,
+    produce_on_commit,
+)
+
+
+@pytest.fixture
+def aliases(mock_cluster):
+    """Give GREENDROP two aliases on the mock cluster; close them at the end."""
+    kafka = {"bootstrap.servers": mock_cluster.bootstrap_servers}
+    both = {
+        "default": {"KAFKA": kafka, "OPTIONS": {"id": "shop"}},
+        "audit": {"KAFKA": kafka, "PREPARE": "tests.contrib.test_django.prepare"},
+    }
+    with override_settings(GREENDROP=both):
+        yield both
+
+
+@pytest.fixture
+def database():
+    """Keep the database's connection for this test."""
+    yield connection
+    connection.close()
+
+
+prepared = []
+
+
+def prepare(producer):
+    """Do what a project does with a new producer."""
+    prepared.append(producer)
+
+
+def raising(_):
+    """Do what a project may do by mistake."""
+    raise ZeroDivisionError("no such")
+
+
+def problems():
+    """Run the system checks; give the texts of ours by their ids."""
+    return [
+        (each.id, each.msg)
+        for each in checks.run_checks()
+        if str(each.id).startswith("greendrop")
+    ]
+
+
+# producers ---------------------------------------------------------------------------
+
+
+def test_an_alias_has_one_producer(aliases):
+    """All threads of a process get the same one, and it opens nothing."""
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(get_producer())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert {id(get_producer())} == set(map(id, found))
+    assert (get_producer().id, get_producer().status) == ("shop", "configured")
+    assert get_producer("audit") is not get_producer()
+
+
+def test_a_project_prepares_its_producers(aliases):
+    """PREPARE names a function that subscribes listeners or adds middleware."""
+    prepared.clear()
+
+    assert prepared == [get_producer("audit")] == [get_producer("audit")]
+
+
+def test_producers_are_closed_together(aliases, stored):
+    """What is on its way is delivered; who asks then gets a new producer."""
+    old = get_producer()
+    old.produce_async(topic="events", payload=b"x")
+
+    close_producers()
+
+    assert (old.status, stored("events")) == ("closed", 1)
+    assert get_producer() is not old
+
+
+def test_all_are_closed_though_one_loses_messages(aliases):
+    """The loss is raised, after the last one was closed."""
+    lost = {"KAFKA": {"bootstrap.servers": "127.0.0.1:1"}}
+    with override_settings(GREENDROP={"default": lost, "audit": aliases["audit"]}):
+        unreachable, audit = get_producer(), get_producer("audit")
+        unreachable.produce_async(topic="events", payload=b"x")
+        audit.produce_sync(topic="events", payload=b"x")
+
+        with pytest.raises(Exception, match="1 messages were not delivered"):
+            close_producers(0.1)
+
+    assert (unreachable.status, audit.status) == ("closed", "closed")
+
+
+def test_changed_settings_give_new_producers(aliases):
+    """A test that overrides settings gets what it asked for."""
+    before = get_producer()
+    kafka = aliases["default"]["KAFKA"]
+
+    with override_settings(GREENDROP={"default": {"KAFKA": kafka}}):
+        within = get_producer()
+
+    assert get_producer() not in (before, within)
+    assert get_producer().id == "shop"
+
+
+# checks ------------------------------------------------------------------------------
+
+
+def test_the_system_check_is_content(aliases):
+    """With settings in order nothing is said."""
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        (None, "settings.GREENDROP['default'] needs KAFKA, a mapping with"),
+        ({"OPTIONS": {}}, "settings.GREENDROP['default'] needs KAFKA, a mapping with"),
+        ({"KAFKA": {}}, "settings.GREENDROP['default']: kafka: must not be empty"),
+        (
+            {"KAFKA": {"bootstrap.servers": "x:1"}, "OPTION": {}},
+            "settings.GREENDROP['default'] has unknown keys ['OPTION']; there are",
+        ),
+        (
+            {"KAFKA": {"bootstrap.servers": "x:1"}, "OPTIONS": {"max_wait": 1}},
+            "settings.GREENDROP['default']: max_wait: no such setting",
+        ),
+        (
+            {"KAFKA": {"bootstrap.servers": "x:1"}, "PREPARE": "nowhere.at_all"},
+            "settings.GREENDROP['default'], PREPARE: No module named 'nowhere'",
+        ),
+    ],
+)
+def test_the_system_check_names_what_is_wrong(one, text):
+    """And who asks for the producer all the same is told the same."""
+    with override_settings(GREENDROP={"default": one}):
+        ((number, told),) = problems()
+        with pytest.raises(ImproperlyConfigured) as raised:
+            get_producer()
+
+    assert number == "greendrop.E002"
+    assert told.startswith(text)
+    assert f"{raised.value}." == told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"KAFKA": None}, ": KAFKA: needs a mapping, not NoneType"),
+        ({"KAFKA": "x:1"}, ": KAFKA: needs a mapping, not str"),
+        ({"OPTIONS": None}, ": OPTIONS: needs a mapping, not NoneType"),
+        ({"OPTIONS": ["id"]}, ": OPTIONS: needs a mapping, not list"),
+        (
+            {"OPTIONS": {"kafka": {}}},
+            ": OPTIONS.kafka: librdkafka's keys go into KAFKA",
+        ),
+        ({"OPTIONS": {1: 1}}, ": OPTIONS: [1] are no names of settings"),
+        ({"PREPARE": None}, ", PREPARE needs a function's dotted path, not NoneType"),
+        (
+            {"PREPARE": prepare},
+            ", PREPARE needs a function's dotted path, not function",
+        ),
+        ({"PREPARE": "prepare"}, ", PREPARE: prepare doesn't look like a module path"),
+        ({"PREPARE": "django.VERSION"}, ", PREPARE: 'django.VERSION' can't be called"),
+        (
+            {"PREPARE": "tests.contrib.test_django.raising"},
+            ", PREPARE raised ZeroDivisionError: no such",
+        ),
+    ],
+)
+def test_the_system_check_survives_what_it_checks(wrong, text):
+    """Values of any type are told of, and what the project's own function raises."""
+    one = {"KAFKA": {"bootstrap.servers": "x:1"}, **wrong}
+    with override_settings(GREENDROP={"default": one}):
+        assert problems() == [
+            ("greendrop.E002", f"settings.GREENDROP['default']{text}.")
+        ]
+        with pytest.raises(ImproperlyConfigured):
+            get_producer()
+
+
+def test_the_system_check_misses_settings_and_default(aliases):
+    """No mapping at all is an error, no default something to be warned of."""
+    with override_settings(GREENDROP=None):
+        assert [number for number, _ in problems()] == ["greendrop.E001"]
+        with pytest.raises(ImproperlyConfigured, match="needs a mapping of aliases"):
+            get_producer()
+    with override_settings(GREENDROP={"audit": aliases["audit"]}):
+        assert [number for number, _ in problems()] == ["greendrop.W001"]
+        with pytest.raises(ImproperlyConfigured, match=r"no 'default'; .* 'audit'"):
+            get_producer()
+
+
+# transactions ------------------------------------------------------------------------
+
+
+def test_a_commit_sends(aliases, database, stored):
+    """What a transaction wants to send is sent after it, in order, and not before."""
+    with get_producer().scope(), transaction.atomic():
+        produce_on_commit(topic="events", payload="first")
+        produce_on_commit(topic="events", payload="second")
+        assert get_producer().status == "configured"
+
+    assert stored("events") == 2
+
+
+def test_a_rollback_sends_nothing(aliases, database, stored):
+    """Neither does a savepoint that is rolled back."""
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        give_up_after_sending("lost")
+    with get_producer().scope(), transaction.atomic():
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            give_up_after_sending("lost")
+        produce_on_commit(topic="events", payload="that alone")
+
+    assert stored("events") == 1
+
+
+def give_up_after_sending(payload):
+    """Do what rolls a transaction back."""
+    produce_on_commit(topic="events", payload=payload)
+    raise ZeroDivisionError
+
+
+def test_a_scope_waits_for_what_the_commit_sends(aliases, database, mock_cluster):
+    """A failure comes out of the scope; the transaction is committed by then."""
+    mock_cluster.create_topic("closed")
+    mock_cluster.fail_topic("closed", "TOPIC_AUTHORIZATION_FAILED")
+
+    scope = get_producer().scope()
+    with pytest.raises(ProduceManyError), scope, transaction.atomic():
+        produce_on_commit(topic="closed", payload="x")
+
+
+def test_a_bad_message_rolls_back(aliases, database):
+    """It is refused while the transaction can still be."""
+    with pytest.raises(MessageInvalidError), transaction.atomic():
+        produce_on_commit(topic="not a topic", payload="x")
+    with pytest.raises(MessageInvalidError), transaction.atomic():
+        produce_on_commit(topic="events", paylaod="x")
+
+
+def test_a_message_that_is_too_large_is_refused_before_the_commit(aliases, database):
+    """By the limit of the producer that would send it."""
+    small = {**aliases["audit"], "OPTIONS": {"max_payload_size": 46}}
+    with override_settings(GREENDROP={**aliases, "small": small}), transaction.atomic():
+        with pytest.raises(MessageInvalidError, match="max_payload_size=46"):
+            produce_on_commit(topic="events", payload="x" * 11, alias="small")
+        produce_on_commit(topic="events", payload="x" * 11)
+
+
+def test_outside_of_a_transaction_it_is_sent_at_once(aliases, database, stored):
+    """As Django's on_commit does. With another alias, by that producer."""
+    with get_producer("audit").scope():
+        produce_on_commit(topic="events", payload="x", alias="audit")
+
+    assert stored("events") == 1
+    assert get_producer().status == "configured"

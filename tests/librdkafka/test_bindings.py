@@ -1,0 +1,714 @@
+import os
+import select
+import sys
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.cimpl import Consumer, Producer
+
+from greendrop._librdkafka import bindings
+from greendrop._librdkafka.bindings import MainQueue, check_configuration
+from greendrop.config.settings import build_settings
+from greendrop.errors import GreendropError
+from greendrop.testing._native_mock_cluster import NativeMockCluster
+from tests.interpreter import run
+
+
+@pytest.fixture(scope="module")
+def brokers():
+    """One mock broker for all tests that do not hurt it."""
+    cluster = NativeMockCluster(1)
+    yield cluster.bootstraps
+    cluster.destroy()
+
+
+@pytest.fixture
+def make_producer(brokers):
+    """Make producers of confluent-kafka that are closed when the test ends."""
+    with ExitStack() as stack:
+
+        def make(cls=Producer, **kafka):
+            config = {"bootstrap.servers": brokers, "linger.ms": 0, "log_level": 0}
+            return stack.enter_context(closing(cls({**config, **kafka})))
+
+        yield make
+
+
+@pytest.fixture
+def make_queue():
+    """Reach main queues that are released when the test ends."""
+    with ExitStack() as stack:
+
+        def make(producer):
+            queue = MainQueue.of(producer)
+            assert queue is not None
+            stack.callback(queue.release)
+            return queue
+
+        yield make
+
+
+@pytest.fixture
+def fd():
+    """Make a descriptor as greendrop gives it to librdkafka."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    yield SimpleNamespace(reader=reader, writer=writer)
+    os.close(reader)
+    os.close(writer)
+
+
+def readable(fd, seconds=5.0) -> bool:
+    """Whether a descriptor becomes readable in time."""
+    return bool(select.select([fd.reader], [], [], seconds)[0])
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+# -- the probe ----------------------------------------------------------------------
+
+
+def test_queue_of_a_producer_is_found(make_producer, make_queue):
+    """The main queue of a live producer is reached."""
+    make_queue(make_producer())
+
+
+class Slotted(Producer):
+    """A subclass with room of its own."""
+
+    __slots__ = ("mine",)
+
+
+class Dictionary(Producer):
+    """A subclass with a dictionary."""
+
+
+@pytest.mark.parametrize("cls", [Slotted, Dictionary])
+def test_queue_of_a_subclass_is_found(make_producer, make_queue, cls):
+    """A subclass keeps the client where the base class has it."""
+    make_queue(make_producer(cls))
+
+
+class Liar:
+    """Says that it is a producer."""
+
+    @property
+    def __class__(self):
+        """Lie."""
+        return Producer
+
+
+@pytest.mark.parametrize(
+    "foreign", [object(), None, 7, "x", Producer, Liar(), SimpleNamespace()]
+)
+def test_foreign_objects_have_no_queue(foreign):
+    """What is no producer is answered with None, also when it claims to be one."""
+    assert MainQueue.of(foreign) is None
+
+
+def test_consumers_have_no_queue(brokers):
+    """A consumer has a client too, but none of our business."""
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "g"})
+    try:
+        assert MainQueue.of(consumer) is None
+    finally:
+        consumer.close()
+
+
+def test_unfinished_producers_have_no_queue():
+    """A producer whose constructor never ran has no client."""
+    assert MainQueue.of(Producer.__new__(Producer)) is None
+
+
+def test_closed_producers_have_no_queue(brokers):
+    """After close there is no client any more."""
+    producer = Producer({"bootstrap.servers": brokers})
+    producer.close()
+
+    assert MainQueue.of(producer) is None
+    assert bindings.fatal_error(producer) is None
+
+
+@pytest.mark.parametrize("cls", [object, type("Grown", (Producer,), {}), Exception])
+def test_unknown_layouts_are_not_trusted(cls):
+    """A class that has no room for the pointer, or another base, is not looked into."""
+    assert not bindings._as_known(cls)
+    assert bindings._as_known(Producer)
+
+
+def test_greendrop_goes_on_without_librdkafka():
+    """On a platform where it can't be reached, all answers are harmless."""
+    run(
+        """
+        import sys
+        from confluent_kafka.cimpl import Producer
+        from greendrop._librdkafka import bindings
+
+        producer = Producer({"bootstrap.servers": "", "log_level": 0})
+        sys.platform = "win32"
+        assert bindings.MainQueue.of(producer) is None
+        assert bindings.fatal_error(producer) is None
+        assert bindings.check_configuration({"nonsense": "x"}, ()) == {}
+        assert bindings.error_codes() == {}
+        """,
+        "none",
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [0x8, 0xDEADBEE8, 0x7FFF00000000, 2**47 - 8, 2**63 - 8, 2**63, 2**64 - 0x1000],
+)
+def test_garbage_pointers_do_not_crash(address):
+    """An address where nothing is, is found out without touching it."""
+    assert not bindings._readable(address)
+
+
+def test_live_memory_is_readable():
+    """The page of a live object can be read."""
+    assert bindings._readable(id(object()) & ~0xFFF)
+
+
+@pytest.fixture
+def no_descriptors():
+    """Let the process run out of file descriptors."""
+    taken = []
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+
+
+def test_probe_survives_without_descriptors(make_producer, request):
+    """A process that has run out of file descriptors gets None."""
+    producer = make_producer()
+    request.getfixturevalue("no_descriptors")
+
+    assert MainQueue.of(producer) is None
+
+
+@linux
+def test_probe_leaves_no_descriptor_open():
+    """Probing and trying the signal close what they have opened."""
+    run(
+        """
+        import os
+        from confluent_kafka.cimpl import Producer
+        from greendrop._librdkafka.bindings import MainQueue
+
+        producer = Producer({"bootstrap.servers": "", "log_level": 0})
+        signal = os.eventfd(0, os.EFD_NONBLOCK)
+        before = os.listdir("/proc/self/fd")
+        queue = MainQueue.of(producer)
+        assert queue.signal_on(signal)
+        queue.release()
+        assert before == os.listdir("/proc/self/fd")
+        """,
+        "none",
+    )
+
+
+# -- signals ------------------------------------------------------------------------
+
+
+def test_report_signals_the_descriptor(make_producer, make_queue, fd):
+    """A delivery report makes the descriptor readable, and poll then serves it."""
+    producer, seen = make_producer(), []
+    assert make_queue(producer).signal_on(fd.writer)
+    producer.poll(0)
+
+    producer.produce("t", b"x", on_delivery=lambda *report: seen.append(report))
+
+    while not seen:
+        assert readable(fd)
+        os.read(fd.reader, 4096)
+        producer.poll(0)
+    assert seen[0][0] is None
+
+
+def test_signal_is_8_bytes_in_native_order(make_producer, make_queue, fd):
+    """The signal is a 1 as eventfd takes it."""
+    queue = make_queue(make_producer())
+    queue.signal_on(fd.writer)
+
+    queue.wake()
+
+    assert os.read(fd.reader, 4096) == (1).to_bytes(8, sys.byteorder)
+
+
+@linux
+def test_eventfd_is_signalled(make_producer, make_queue):
+    """An eventfd takes the signal."""
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    queue = make_queue(make_producer())
+    try:
+        assert queue.signal_on(eventfd)
+        queue.wake()
+        assert os.eventfd_read(eventfd) == 1
+        queue.release()
+    finally:
+        os.close(eventfd)
+
+
+def test_signals_work_on_a_queue_with_entries(make_producer, make_queue, fd):
+    """Entries that are there already do not pass for a broken signal."""
+    producer = make_producer()
+    producer.produce("t", b"x")
+    deadline = time.monotonic() + 5
+    queue = make_queue(producer)
+    while not queue._library.rd_kafka_queue_length(queue._queue):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+    assert queue.signal_on(fd.writer)
+
+    producer.poll(0)
+    producer.produce("t", b"x")
+    assert readable(fd)
+
+
+def test_blocking_descriptor_is_refused(make_producer, make_queue, fd):
+    """A descriptor that blocks could stop librdkafka for good, so it is not used."""
+    os.set_blocking(fd.writer, True)
+    queue = make_queue(make_producer())
+
+    assert not queue.signal_on(fd.writer)
+
+    queue.wake()
+    assert not readable(fd, 0)
+
+
+def test_wake_ends_a_short_poll():
+    """A poll that waits returns when another thread wakes it."""
+    run(
+        """
+        import threading, time
+        from confluent_kafka.cimpl import Producer
+        from greendrop._librdkafka.bindings import MainQueue
+
+        producer = Producer({"bootstrap.servers": "", "log_level": 0})
+        queue = MainQueue.of(producer)
+        took = []
+        for _ in range(5):
+            waker = threading.Timer(0.01, queue.wake)
+            waker.start()
+            began = time.monotonic()
+            producer.poll(0.19)
+            took.append(time.monotonic() - began)
+            waker.join()
+        assert min(took) < 0.15, took
+        """,
+        "none",
+    )
+
+
+def test_yield_poll_ends_the_poll(make_producer, make_queue, fd):
+    """A callback can end its poll; the rest is served later, signalled and in order."""
+    producer, seen = make_producer(), []
+    queue = make_queue(producer)
+
+    def report(_, message):
+        seen.append(message.value())
+        queue.yield_poll()
+
+    assert queue.signal_on(fd.writer)
+    for number in range(3):
+        producer.produce("t", str(number), partition=0, on_delivery=report)
+    served = []
+    while len(seen) < 3:
+        assert readable(fd)
+        os.read(fd.reader, 4096)
+        before = len(seen)
+        producer.poll(0)
+        served.append(len(seen) - before)
+
+    assert max(served) == 1
+    assert seen == [b"0", b"1", b"2"]
+
+
+def test_release_ends_the_signals(make_producer, make_queue, fd):
+    """After release nothing is written, and the queue can't be used by mistake."""
+    producer, seen = make_producer(), []
+    queue = make_queue(producer)
+    queue.signal_on(fd.writer)
+    producer.poll(0)
+    queue.release()
+
+    producer.produce("t", b"x", on_delivery=lambda *_: seen.append(1))
+    while not seen:
+        producer.poll(0.05)
+
+    queue.release()
+    queue.wake()
+    assert not queue.signal_on(fd.writer)
+    assert not readable(fd, 0)
+
+
+def test_release_after_close_does_no_harm(brokers, fd):
+    """The order release, then close is the right one; the other does not crash."""
+    producer = Producer({"bootstrap.servers": brokers})
+    queue = MainQueue.of(producer)
+    queue.signal_on(fd.writer)
+
+    producer.close()
+
+    queue.release()
+
+
+# -- fatal errors -------------------------------------------------------------------
+
+
+def test_fatal_error_is_unwrapped(make_producer):
+    """The error that ended a producer is told with its own code and text."""
+    producer = make_producer()
+    assert bindings.fatal_error(producer) is None
+
+    assert bindings.trigger_fatal_error(producer, 47, "fenced by a test") == 0
+
+    code, text = bindings.fatal_error(producer)
+    assert code == 47
+    assert "fenced by a test" in text
+    with pytest.raises(KafkaException):
+        producer.poll(0)
+
+
+def test_second_fatal_error_does_not_count(make_producer):
+    """The first error stays."""
+    producer = make_producer()
+    bindings.trigger_fatal_error(producer, 47, "first")
+
+    assert bindings.trigger_fatal_error(producer, 45, "second") == -177
+    assert bindings.fatal_error(producer)[0] == 47
+    with pytest.raises(KafkaException):
+        producer.poll(0)
+
+
+def test_fatal_error_needs_a_producer():
+    """Foreign objects have no fatal error and can't be given one."""
+    assert bindings.fatal_error(object()) is None
+    with pytest.raises(GreendropError):
+        bindings.trigger_fatal_error(object(), 47, "x")
+
+
+def test_error_codes_are_known_by_name():
+    """Names of Kafka's and of librdkafka's own errors give their numbers."""
+    codes = bindings.error_codes()
+
+    assert codes["MSG_SIZE_TOO_LARGE"] == 10
+    assert codes["_MSG_TIMED_OUT"] == -192
+
+
+# -- configuration ------------------------------------------------------------------
+
+
+def check(**kafka):
+    """Check a configuration as a producer does; dots are written as `__`."""
+    named = {key.replace("__", "."): value for key, value in kafka.items()}
+    built = build_settings({"bootstrap.servers": "localhost:1", **named}, {})
+    return check_configuration(built.kafka, built.secret_keys)
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        {},
+        {"acks": "all", "compression__type": "zstd", "linger__ms": 5},
+        {"enable__idempotence": True},
+        {"transactional__id": "t"},
+        {"transactional__id": "t", "message__timeout__ms": 300_000},
+        {"transactional__id": "t", "transaction__timeout__ms": 60_000},
+        {"security__protocol": "ssl"},
+        {"security__protocol": "sasl_plaintext", "sasl__mechanism": "OAUTHBEARER"},
+        {
+            "security__protocol": "SASL_SSL",
+            "sasl__mechanisms": "SCRAM-SHA-512",
+            "sasl__username": "me",
+            "sasl__password": "hunter2",
+        },
+    ],
+)
+def test_good_configurations_pass(kafka):
+    """What librdkafka takes has no problems, alone and with greendrop's defaults."""
+    assert check(**kafka) == {}
+
+
+def test_unknown_keys_are_told_with_a_hint():
+    """An unknown key is named, with the property that was probably meant."""
+    found = check(**{"linger_ms": 5, "ackz": "all", "quite.unlike.any": 1})
+
+    assert set(found) == {"linger_ms", "ackz", "quite.unlike.any"}
+    assert "did you mean 'linger.ms'" in found["linger_ms"]
+    assert "did you mean 'acks'" in found["ackz"]
+    assert "did you mean" not in found["quite.unlike.any"]
+
+
+def test_hints_name_what_a_producer_has():
+    """Properties of consumers are not suggested."""
+    assert "did you mean" not in check(auto__offset__rest="earliest").get(
+        "auto.offset.rest", ""
+    )
+
+
+def test_bad_values_are_told_all_at_once():
+    """Each bad value is told under the user's key, with the value."""
+    found = check(acks="some", linger__ms=-1, compression__type="zap", retries="many")
+
+    assert set(found) == {"acks", "linger.ms", "compression.type", "retries"}
+    assert "'some'" in found["acks"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "got"),
+    [
+        ("queue.buffering.max.messages", "1e+06", "1"),
+        ("queue.buffering.max.messages", "100k", "100"),
+        ("batch.size", "1M", "1"),
+        ("batch.size", "1.5", "1"),
+        ("batch.size", "1_000", "1"),
+        ("retries", "3x", "3"),
+        ("retries", " 3", "3"),
+        ("retries", "010", "8"),
+        ("retries", "0x10", "16"),
+        ("retries", "4294967297", "1"),
+        ("acks", "1a", "1"),
+        ("compression.level", "3x", "3"),
+        ("linger.ms", "5s", "5"),
+        ("linger.ms", "1,5", "1"),
+        ("linger.ms", "0x5", "5"),
+    ],
+)
+def test_numbers_are_not_misread(key, value, got):
+    """What librdkafka would take for another number is refused."""
+    assert f"librdkafka would read it as {got} " in check(**{key: value})[key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("acks", "all"),
+        ("acks", "-1"),
+        ("acks", -1),
+        ("retries", "0"),
+        ("retries", 2_147_483_647),
+        ("compression.level", "-1"),
+        ("linger.ms", "0.5"),
+        ("linger.ms", 0.00001),
+        ("linger.ms", "1e1"),
+        ("linger.ms", "5."),
+        ("client.id", "100k"),
+        ("broker.version.fallback", "0.10.0"),
+    ],
+)
+def test_plain_numbers_and_names_pass(key, value):
+    """So do texts that only begin like a number, where a text is wanted."""
+    assert check(**{key: value}) == {}
+
+
+def test_every_number_of_librdkafka_is_checked():
+    """Whatever property is a number, one with a unit behind it is refused."""
+    properties = librdkafka_properties()
+    numbers = [
+        name
+        for name, (of, kind) in properties.items()
+        if kind in {"integer", "float"} and of != "C"
+    ]
+    assert len(numbers) >= 40
+    assert {kind for _, kind in properties.values()} <= {
+        "integer",
+        "float",
+        "string",
+        "boolean",
+        "enum value",
+        "CSV flags",
+        "pattern list",
+        "see dedicated API",
+        "",
+    }
+
+    found = check_configuration(dict.fromkeys(numbers, "1000 k"), ())
+
+    assert found.keys() == set(numbers)
+
+
+def librdkafka_properties():
+    """Read librdkafka's table of its own properties."""
+    return bindings._properties()
+
+
+def test_kerberos_needs_a_librdkafka_that_has_it():
+    """The wheels come without GSSAPI, and would fail with the first message."""
+    features = bindings.load_library()
+    found = check(security__protocol="sasl_ssl", sasl__mechanism="GSSAPI")
+
+    assert features is not None
+    assert list(found) in ([], ["sasl.mechanisms"])
+    assert "Kerberos" in found.get("sasl.mechanisms", "Kerberos")
+
+
+def test_keys_of_consumers_are_known():
+    """They are found by librdkafka's own table; what both have is none of them."""
+    kafka = {
+        "group.id": "g",
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": "false",
+        "client.rack": "r",
+        "acks": "all",
+        "no.such.key": "x",
+    }
+
+    assert bindings.find_consumer_properties(kafka) == (
+        "group.id",
+        "auto.offset.reset",
+        "enable.auto.commit",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kafka", "key"),
+    [
+        ({"enable__idempotence": True, "acks": 1}, "acks"),
+        ({"transactional__id": "t", "enable__idempotence": False}, None),
+        ({"linger__ms": 200_000}, "message.timeout.ms"),
+        (
+            {
+                "transactional__id": "t",
+                "message__timeout__ms": 70_000,
+                "transaction__timeout__ms": 60_000,
+            },
+            "message.timeout.ms",
+        ),
+        (
+            {"security__protocol": "ssl", "ssl__ca__location": __file__},
+            "ssl.ca.location",
+        ),
+        (
+            {"security__protocol": "sasl_ssl", "sasl__mechanism": "PLAIN"},
+            "sasl.username",
+        ),
+        (
+            {"security__protocol": "sasl_ssl", "sasl__mechanism": "NONE"},
+            "sasl.mechanisms",
+        ),
+        (
+            {
+                "security__protocol": "sasl_ssl",
+                "sasl__mechanism": "OAUTHBEARER",
+                "ssl__ca__location": __file__,
+            },
+            "ssl.ca.location",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told(kafka, key):
+    """What librdkafka finds out only when it makes a client is told before."""
+    found = check(**kafka)
+
+    assert len(found) == 1
+    assert key is None or list(found) == [key]
+
+
+SECRET = "hunter2-and-more"
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        {"ssl__key__password": SECRET, "ssl__key__location": "/etc/hostname"},
+        {"ssl__key__pem": SECRET},
+        {"ssl__certificate__pem": SECRET},
+        {"ssl__keystore__password": SECRET, "ssl__keystore__location": "/etc/hostname"},
+        {"sasl__mechanism": "PLAIN", "sasl__username": SECRET},
+        {"sasl__mechanism": "PLAIN", "sasl__password": SECRET},
+    ],
+)
+def test_secrets_are_not_in_the_texts(kafka):
+    """A problem with a secret does not tell the secret."""
+    protocol = "sasl_ssl" if "sasl__mechanism" in kafka else "ssl"
+    found = check(security__protocol=protocol, **kafka)
+
+    assert found
+    assert SECRET not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("zap", 'Invalid value "[hidden]" for'),
+        ("a", 'Invalid value "[hidden]" for'),
+        ("value", 'Invalid [hidden] "[hidden]" for'),
+    ],
+)
+def test_secrets_are_cut_out_of_librdkafkas_texts(secret, text):
+    """A value that librdkafka quotes is cut out; a short one only as a whole word."""
+    found = check_configuration({"compression.type": secret}, {"compression.type"})
+
+    assert text in found["compression.type"]
+
+
+@linux
+def test_check_leaves_nothing_behind():
+    """No connection, no mock broker and no thread outlives the check."""
+    run(
+        """
+        import os
+        from greendrop._librdkafka.bindings import check_configuration
+
+        def left():
+            return os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+
+        check_configuration({"acks": "1"}, ())
+        before = left()
+        for kafka in (
+            {"bootstrap.servers": "127.0.0.1:1", "debug": "all"},
+            {"bootstrap.servers": "127.0.0.1:1", "transactional.id": "t"},
+            {"test.mock.num.brokers": "3"},
+            {"acks": "1", "enable.idempotence": "true"},
+        ):
+            check_configuration(kafka, ())
+        assert before == left()
+        """,
+        "none",
+    )
+
+
+def test_check_writes_nothing(capfd):
+    """Problems are returned, not logged to standard error."""
+    check(enable__idempotence=True, acks=1)
+    check(group__id="x", ssl__ca__location="x", security__protocol="plaintext")
+    check(debug="all")
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_plugins_are_not_loaded():
+    """A plugin's code is not run by the check; what it would find is told later."""
+    kafka = {"plugin.library.paths": "/no/such.so", "acks": "some"}
+
+    assert check_configuration(kafka, ()) == {}
+
+
+def test_import_loads_nothing():
+    """Importing the module loads neither confluent_kafka nor gevent."""
+    run(
+        """
+        import sys, types
+
+        package = types.ModuleType("greendrop")
+        package.__path__ = [folder]
+        sys.modules["greendrop"] = package
+        import greendrop._librdkafka.bindings
+        assert "confluent_kafka" not in sys.modules
+        """,
+        "none",
+        folder=str(Path(bindings.__file__).parents[1]),
+    )

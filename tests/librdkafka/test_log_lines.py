@@ -1,0 +1,162 @@
+"""librdkafka's log lines: their kinds, and not the same over and over."""
+
+import logging
+
+import pytest
+import structlog
+
+from greendrop import Producer
+from greendrop._librdkafka.log_lines import LogLines, classified
+from greendrop._logging.log import ERROR, INFO, WARNING, Log
+from greendrop._logging.rate_limit import RateLimiter
+from tests.golden import expected, given
+from tests.tasks import sleep
+
+
+class Lines:
+    """A logger of structlog that keeps what it was given."""
+
+    def __init__(self):
+        self.lines = []
+
+    def bind(self, **_):
+        """Give itself."""
+        return self
+
+    def __getattr__(self, level):
+        return lambda event, **facts: self.lines.append((level, event, facts))
+
+
+@pytest.fixture
+def said():
+    """Have lines told to a list: level, event and facts."""
+    logger = Lines()
+    now = [0.0]
+    repeats = RateLimiter(60.0, lambda: now[0])
+    lines = LogLines("p", lambda text: text, log_to(logger), repeats)
+    return lines, logger.lines, now
+
+
+def log_to(logger):
+    """Make a place for lines that keeps them."""
+    return Log("greendrop", logger)
+
+
+def test_lines_have_kinds_and_facts(said):
+    """Each line comes out with its kind, broker and level, as the golden file says."""
+    lines, told, _ = said
+    # As librdkafka 2.16 writes them, each after its level.
+    for line in given("librdkafka_lines.in.txt"):
+        lines.tell(int(line[:2]), line[3:])
+
+    written = [
+        f"{level:<8}{event} " + " ".join(f"{k}={v!r}" for k, v in facts.items())
+        for level, event, facts in told
+    ]
+    assert written == expected("librdkafka_lines.txt", written)
+
+
+@pytest.mark.parametrize(
+    ("facility", "text", "kind", "level"),
+    [
+        ("FAIL", "Disconnected (after 5ms in state UP)", "disconnected", INFO),
+        (
+            "FAIL",
+            "Disconnected (after 5ms in state APIVERSION_QUERY)",
+            "connection",
+            30,
+        ),
+        ("SASL", "anything", "authentication", ERROR),
+        ("BRKMAIN", "OAUTHBEARER token expired", "authentication", ERROR),
+        ("SSL", "error", "tls", ERROR),
+        ("REQTMOUT", "x", "timeout", WARNING),
+        ("CONFWARN", "x", "configuration", WARNING),
+        ("WHATEVER", "x", "other", 17),
+    ],
+)
+def test_kinds(facility, text, kind, level):
+    """A line's kind is read from its facility, or from what it says."""
+    assert classified(17, facility, text) == (kind, level)
+
+
+def test_lines_that_differ_in_numbers_only_are_told_once_a_minute(said):
+    """Of a hundred failures one is told, and after a minute how many there were."""
+    lines, told, now = said
+    for number in range(100):
+        lines.tell(40, f"FAIL [c] [thrd:a:9/1]: a:9/1: refused (after {number}ms)")
+    now[0] = 61.0
+    lines.tell(40, "FAIL [c] [thrd:a:9/1]: a:9/1: refused (after 9ms)")
+
+    assert ["left_out" in facts for _, _, facts in told] == [False, True]
+    assert told[1][2]["left_out"] == 99
+
+
+def test_each_broker_is_told_of(said):
+    """Two brokers that are down are two lines."""
+    lines, told, _ = said
+    for port in (1, 2):
+        lines.tell(40, f"FAIL [c] [thrd:x]: a:{port}/bootstrap: refused")
+
+    assert [facts["broker"] for _, _, facts in told] == [
+        "a:1/bootstrap",
+        "a:2/bootstrap",
+    ]
+
+
+def test_all_is_told_at_debug_level(said):
+    """Who turns on `debug` gets every line, and none of them at a higher level."""
+    lines, told, _ = said
+    for number in range(5):
+        lines.tell(10, f"SASL [c] [thrd:x]: a:9/1: Sent {number} bytes")
+
+    assert [(level, facts["kind"]) for level, _, facts in told] == (
+        [("debug", "authentication")] * 5
+    )
+
+
+def test_kinds_without_end_are_forgotten():
+    """What is remembered stays bounded."""
+    repeats = RateLimiter(60.0, lambda: 0.0)
+    for number in range(10_000):
+        assert repeats.left_out(number) == 0
+
+    assert len(repeats._kinds) <= 500
+
+
+@pytest.mark.slow
+def test_a_dead_broker_does_not_fill_the_log(hub, caplog):
+    """In a second of reconnecting to two dead brokers, two lines are written."""
+    kafka = {
+        "bootstrap.servers": "127.0.0.1:9,127.0.0.1:10",
+        "reconnect.backoff.ms": 10,
+        "reconnect.backoff.max.ms": 20,
+    }
+    with caplog.at_level(logging.INFO, "greendrop"):
+        producer = Producer(kafka, id="p")
+        producer.produce_async(topic="t", payload=b"x")
+        sleep(1.0)
+        producer.close(force=True)
+
+    lines = [r for r in caplog.records if r.getMessage().startswith("librdkafka.line")]
+    assert len(lines) == 2
+    assert {record.greendrop["kind"] for record in lines} == {"connection"}
+    assert all("producer_id=p kind=connection" in r.getMessage() for r in lines)
+
+
+@pytest.mark.slow
+def test_lines_go_to_structlog_where_that_is_configured(hub):
+    """A program with structlog has librdkafka's lines there, with facts as keywords."""
+    producer = Producer({"bootstrap.servers": "127.0.0.1:9"}, id="p")
+    structlog.configure()
+    try:
+        with structlog.testing.capture_logs() as lines:
+            producer.produce_async(topic="t", payload=b"x")
+            sleep(0.3)
+    finally:
+        structlog.reset_defaults()
+        producer.close(force=True)
+
+    (line,) = (line for line in lines if line["event"] == "librdkafka.line")
+    assert line["log_level"] == "warning"
+    assert line["producer_id"] == "p"
+    assert line["broker"] == "127.0.0.1:9/bootstrap"

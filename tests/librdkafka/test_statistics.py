@@ -1,0 +1,241 @@
+"""Statistics: what changed since the last time, and no hub that stands still."""
+
+import json
+import time
+from itertools import pairwise
+
+import gevent
+import pytest
+
+from greendrop import _concurrency
+from greendrop._librdkafka.statistics import Statistics
+from greendrop.errors import StatisticsNotEnabledError
+from tests.tasks import await_true
+
+KEYS = ("tx", "txerrs", "txmsgs")
+SECOND = 1_000_000
+OFTEN = {"statistics.interval.ms": 50}
+
+
+def statistics(seconds, **numbers):
+    """Write statistics as librdkafka does: each number stands in all places."""
+    here = {"name": "text", **numbers}
+    return json.dumps(
+        {
+            **here,
+            "ts": int(seconds * SECOND),
+            "brokers": {"a:1/1": {**here, "rtt": {"avg": 5, **numbers}}},
+            "topics": {"t": {**here, "partitions": {"0": here, "-1": here}}},
+            "cgrp": here,
+        }
+    )
+
+
+def places(read):
+    """Give the places where changes are told."""
+    topic = read["topics"]["t"]
+    yield from (read, read["brokers"]["a:1/1"], topic, read["cgrp"])
+    yield from topic["partitions"].values()
+
+
+@pytest.fixture
+def reader():
+    """Read the statistics of a client."""
+    return Statistics(KEYS, lambda: None)
+
+
+def test_first_change_is_nought(reader):
+    """The first time, and for a new key, nothing has changed. Acceptance check 86."""
+    reader.read(statistics(1, tx=100))
+    read = reader.read(statistics(2, tx=100, txerrs=50))
+
+    for place in places(read):
+        assert place["txerrs_d"] == 0
+        assert place["txerrs_fd"] == 0
+
+
+def test_changes_are_told_at_each_place(reader):
+    """The difference to the last time, at root, brokers, topics, partitions, group."""
+    reader.read(statistics(1, tx=100))
+    read = reader.read(statistics(6, tx=130))
+
+    for place in places(read):
+        assert place["tx"] == 130
+        assert place["tx_d"] == 30
+        assert place["tx_fd"] == 0
+
+
+def test_age_of_a_number_is_told_in_seconds(reader):
+    """For how long it has not changed; anew when it does."""
+    ages = [
+        reader.read(statistics(when, tx=value))["tx_fd"]
+        for when, value in ((1, 5), (3.5, 5), (6, 5), (8.5, 6), (11, 6))
+    ]
+
+    assert ages == [0, 2.5, 5, 0, 2.5]
+
+
+def test_only_keys_asked_for_get_changes(reader):
+    """Nothing else is added, and nothing in other places."""
+    reader.read(statistics(1, tx=1, rx=1))
+    read = reader.read(statistics(2, tx=2, rx=2))
+
+    assert "rx_d" not in read
+    assert "tx_d" not in read["brokers"]["a:1/1"]["rtt"]
+
+
+@pytest.mark.parametrize("value", ["text", True, None, {"a": 1}, [1]])
+def test_what_is_no_number_gets_no_change(reader, value):
+    """Acceptance check 87."""
+    reader.read(statistics(1, tx=value))
+    read = reader.read(statistics(2, tx=value))
+
+    assert "tx_d" not in read
+    assert "tx_fd" not in read
+
+
+def test_numbers_that_went_are_forgotten(reader):
+    """A topic that comes back begins anew, and one that does not takes no memory."""
+    reader.read(statistics(1, tx=100))
+    reader.read(json.dumps({"ts": 2 * SECOND, "tx": 100}))
+    read = reader.read(statistics(3, tx=900))
+
+    assert read["tx_d"] == 800
+    assert read["topics"]["t"]["tx_d"] == 0
+    assert len(reader._before) == 6
+
+
+def test_without_keys_nothing_is_added():
+    """One who asks for none gets librdkafka's statistics as they are."""
+    text = statistics(1, tx=1)
+
+    assert Statistics((), lambda: None).read(text) == json.loads(text)
+
+
+# -- a thousand partitions ------------------------------------------------------------
+
+
+def large(partitions):
+    """Write statistics of six brokers and a topic, as large as librdkafka's are."""
+    window = {f"p{number}": number * 1000 for number in range(14)}
+    keys = ("int_latency", "outbuf_latency", "rtt", "throttle")
+    broker = {
+        **{f"number{number}": number * 1000 for number in range(28)},
+        **dict.fromkeys(keys, window),
+        "req": {f"Request{number}": number for number in range(35)},
+        "toppars": {
+            f"topic-{n}": {"topic": "topic", "partition": n}
+            for n in range(partitions // 6)
+        },
+    }
+    partition = {f"some_number_{number}": number * 1000 for number in range(36)}
+    return json.dumps(
+        {
+            "ts": SECOND,
+            "tx": 1,
+            "brokers": {f"broker-{n}:9092/{n}": broker for n in range(6)},
+            "topics": {
+                "topic": {
+                    "batchsize": window,
+                    "partitions": {str(n): partition for n in range(partitions)},
+                }
+            },
+        }
+    )
+
+
+def longest_piece(keys):
+    """Read a large text; the processor time between two turns, in seconds, at most."""
+    text = large(1_000)
+    assert 600_000 < len(text) < 1_500_000
+    times = []
+    reader = Statistics(keys, lambda: times.append(time.thread_time()))
+    for _ in range(2):
+        reader.read(text)
+        times.append(time.thread_time())
+    return max(after - before for before, after in pairwise(times))
+
+
+@pytest.mark.parametrize("keys", [(), ("tx", "some_number_7", "number5")])
+def test_thousand_partitions_are_read_in_small_pieces(keys):
+    """Reading 775 KB takes 6 to 14 ms in all; others have turns meanwhile.
+
+    The longest piece is some 0.3 ms. In processor time: what else the machine does is
+    not counted, but what the garbage collector does is.
+    """
+    assert min(longest_piece(keys) for _ in range(3)) < 0.01
+
+
+def test_thousand_partitions_do_not_hold_the_hub(longest_gap):
+    """A ticker runs while the statistics are read."""
+    text = large(1_000)
+    reader = Statistics(("tx",), _concurrency.CooperativeLoop().checkpoint)
+
+    with longest_gap() as gap:
+        for _ in range(10):
+            reader.read(text)
+
+    assert gap.ticks > 10
+    assert gap.seconds < 0.05
+
+
+# -- real traffic ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_changes_come_with_the_events(world, make_producer, until):
+    """The metrics' numbers have their changes by default; other keys on request."""
+    for settings in ({}, {"statistics_deltas": ["msg_cnt"]}):
+        producer = make_producer(OFTEN, **settings)
+        heard = []
+        producer.monitor.subscribe("statistics.emitted", heard.append)
+        producer.produce_sync(topic="t", payload=b"x")
+        until(lambda heard=heard: len(heard) > 1)
+
+        told = heard[1]["statistics"]
+        assert ("tx_d" in told) == (not settings)
+        assert ("msg_cnt_d" in told) == bool(settings)
+
+
+@pytest.mark.slow
+def test_statistics_go_on_after_a_reconnect(world, make_producer, until, pause):
+    """None while disconnected, none twice, and changes begin anew. Check 98."""
+    producer = make_producer(OFTEN)
+    heard = []
+    producer.monitor.subscribe("statistics.emitted", heard.append)
+    producer.produce_sync(topic="t", payload=b"x")
+    until(lambda: len(heard) > 2)
+    assert producer.disconnect()
+    before = len(heard)
+    pause(0.3)
+    assert len(heard) == before
+
+    producer.produce_sync(topic="t", payload=b"x")
+    until(lambda: len(heard) > before + 2)
+    producer.close()
+
+    after = len(heard)
+    pause(0.2)
+    assert len(heard) == after
+    stamps = [(e["statistics"]["name"], e["statistics"]["ts"]) for e in heard]
+    assert len(set(stamps)) == len(stamps)
+    assert len({name for name, _ in stamps}) == 2
+    assert heard[before]["statistics"]["tx_d"] == 0
+    assert all(event["statistics"]["tx_d"] >= 0 for event in heard)
+
+
+@pytest.mark.slow
+def test_statistics_may_be_asked_for_between_two_connections(make_producer, hub):
+    """Too late for one client is in time for the next."""
+    producer = make_producer(OFTEN)
+    producer.produce_sync(topic="t", payload=b"x")
+    with pytest.raises(StatisticsNotEnabledError):
+        producer.monitor.subscribe("statistics.emitted", print)
+    heard = []
+    producer.disconnect()
+    producer.monitor.subscribe("statistics.emitted", heard.append)
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    await_true(lambda: heard)
+    gevent.sleep(0)

@@ -1,0 +1,1294 @@
+"""Who has which producer of a pool, who waits for one, and how a pool ends."""
+
+import functools
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+
+import gevent
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greendrop import (
+    ConfigurationInvalidError,
+    IllegalWaitError,
+    MessagePurgedError,
+    MessagesAbandonedError,
+    PoolClosedError,
+    PoolNotConfiguredError,
+    PoolStats,
+    PoolTimeoutError,
+    Producer,
+    ProducerPool,
+    default_pool,
+    set_default_pool,
+)
+
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 20.0
+#: Seconds that something takes at most when there is nothing to wait for.
+QUICK = 2.0
+#: Nobody listens there: a connection is refused at once.
+NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
+
+
+# Those of `make`, which have names that the next test wants too.
+_made = []
+
+
+def make(slot):
+    """Make a producer that is named after its slot and opens nothing."""
+    _made.append(Producer(NOWHERE, id=f"slot-{slot}"))
+    return _made[-1]
+
+
+def close_made():
+    """Close the producers that were made so far, whoever has them."""
+    while _made:
+        _made.pop().close(force=True)
+
+
+@pytest.fixture(autouse=True)
+def _free_names():
+    yield
+    close_made()
+
+
+class Holder:
+    """A task that has a producer until it is told to let go."""
+
+    def __init__(self, spawn, pause, pool, timeout=LONG):
+        self._pause = pause
+        self._pool = pool
+        self._timeout = timeout
+        self.producer = self.error = None
+        self._leaving = False
+        self.task = spawn(self._hold)
+
+    def _hold(self):
+        try:
+            with self._pool.producer(self._timeout) as producer:
+                self.producer = producer
+                while not self._leaving:
+                    self._pause(0.001)
+        except Exception as error:  # noqa: BLE001 - told to the test
+            self.error = error
+
+    def leave(self):
+        """Let go, and end."""
+        self._leaving = True
+        self.task.join(LONG)
+
+
+@pytest.fixture
+def hold(spawn, pause, until):
+    """Start tasks that hold a producer, and end them after the test."""
+    holders = []
+
+    def start(pool, *, waits=False):
+        before = pool.stats.waiting
+        holder = Holder(spawn, pause, pool)
+        holders.append(holder)
+        if waits:
+            until(lambda: pool.stats.waiting > before)
+        else:
+            until(lambda: holder.producer or holder.error)
+        return holder
+
+    yield start
+    for holder in holders:
+        holder.leave()
+
+
+@pytest.fixture
+def make_connected(make_producer):
+    """Make a producer for a slot, on the mock cluster."""
+    return lambda slot: make_producer(id=f"slot-{slot}")
+
+
+def send(producer, count=1):
+    """Send messages without waiting; give their handles."""
+    return [producer.produce_async(topic="t", payload=b"x") for _ in range(count)]
+
+
+@contextmanager
+def at_most(seconds):
+    """Fail if the block takes longer."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+# -- making one -----------------------------------------------------------------------
+
+
+def test_pool_makes_producers_when_asked(world):
+    """A pool makes none; then one for each slot that is used, and uses it again."""
+    made = []
+
+    def factory(slot):
+        made.append(slot)
+        return make(slot)
+
+    pool = ProducerPool(factory, size=3)
+    assert made == []
+    for _ in range(3):
+        with pool.producer() as producer:
+            assert producer.id == "slot-1"
+
+    assert made == [1]
+
+
+def make_for_keyword(*, slot):
+    """Make one in a way that no pool asks for."""
+    return make(slot)
+
+
+def make_for_two(slot, other):
+    """Make one in another way that no pool asks for."""
+    return make(slot + other)
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (lambda slot: Producer(NOWHERE, id=f"n{slot}"), "n1"),
+        (lambda slot, more="-": Producer(NOWHERE, id=f"n{slot}{more}"), "n1-"),
+        (lambda *slots: Producer(NOWHERE, id=f"n{slots}"), "n(1,)"),
+        (lambda: Producer(NOWHERE, id="none"), "none"),
+        (functools.partial(Producer, NOWHERE, id="partial"), "partial"),
+        (functools.partial(Producer, kafka=NOWHERE, id="keywords"), "keywords"),
+        (make_for_keyword, None),
+        (make_for_two, None),
+    ],
+)
+def test_factory_takes_the_slot_or_nothing(factory, name):
+    """A factory gets the slot's number if it takes it. Acceptance check 116.
+
+    One that wants anything else is refused at once.
+    """
+    if name is None:
+        with pytest.raises(TypeError, match="slot's number or nothing, not \\("):
+            ProducerPool(factory)
+        return
+
+    with ProducerPool(factory).producer() as producer:
+        assert producer.id == name
+
+
+def test_factory_must_be_callable():
+    """What can't be called is refused at once."""
+    with pytest.raises(TypeError, match="not a callable"):
+        ProducerPool(Producer(NOWHERE))
+
+
+def test_factory_must_give_a_producer_of_its_own_each_time():
+    """Two tasks must not get one, nor any a closed one."""
+    shared = Producer(NOWHERE)
+    pool = ProducerPool(lambda: shared, size=2)
+
+    with pool.producer():
+        with ThreadPoolExecutor() as threads:
+            other = threads.submit(lambda: pool.producer().__enter__())
+        with pytest.raises(ValueError, match="the pool has already"):
+            other.result()
+    pool.close()
+    pool = ProducerPool(lambda: shared)
+    with pytest.raises(ValueError, match="is closed"), pool.producer():
+        pass
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "5", True, None])
+def test_size_is_a_number_of_producers(size):
+    """A pool needs a place for one producer at least."""
+    with pytest.raises(ValueError, match=f"above 0, not {size!r}"):
+        ProducerPool(make, size=size)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
+def test_every_time_is_finite(timeout):
+    """Every wait ends; a time that is none is refused, and nothing is done."""
+    with pytest.raises(ValueError, match="finite seconds"):
+        ProducerPool(make, timeout=timeout)
+    pool = ProducerPool(make)
+    with pytest.raises(ValueError, match="finite seconds"), pool.producer(timeout):
+        pass
+    with pytest.raises(ValueError, match="finite seconds"):
+        pool.reload(timeout)
+    with pytest.raises(ValueError, match="finite seconds"):
+        pool.close(timeout)
+
+    assert pool.stats == (5, 5, 0)
+
+
+def test_bad_configuration_surfaces_at_first_use(world):
+    """What the factory raises reaches the first to ask. Acceptance check 116."""
+    pool = ProducerPool(lambda: Producer(kafka={}), size=1)
+
+    for _ in range(3):
+        with pytest.raises(ConfigurationInvalidError), pool.producer(0):
+            pass
+        assert pool.available == 1
+
+
+def test_factory_that_fails_costs_no_slot(world):
+    """The slot is free again, and the next one has its number."""
+    slots = []
+
+    def factory(slot):
+        slots.append(slot)
+        if len(slots) < 3:
+            raise OSError("no secret today")
+        return make(slot)
+
+    pool = ProducerPool(factory, size=1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no secret"), pool.producer(0):
+            pass
+    with pool.producer(0) as producer:
+        assert producer.id == "slot-1"
+
+    assert slots == [1, 1, 1]
+
+
+@pytest.mark.parametrize("made", [None, "a producer", Producer, {"secret": "s3cr3t"}])
+def test_factory_must_make_a_producer(made):
+    """Anything else is the factory's error, and costs no slot."""
+    pool = ProducerPool(lambda: made, size=1)
+
+    for _ in range(2):
+        with (
+            pytest.raises(TypeError, match="make a Producer") as raised,
+            pool.producer(0),
+        ):
+            pass
+        assert "s3cr3t" not in str(raised.value)
+
+
+def test_factory_may_use_the_pool():
+    """A factory that asks the pool itself gets another producer."""
+    pool = ProducerPool(make, size=2)
+    inner = []
+
+    def factory(slot):
+        if slot == 1:
+            with pool.producer() as producer:
+                inner.append(producer.id)
+        return make(slot)
+
+    pool = ProducerPool(factory, size=2)
+    with pool.producer() as producer:
+        assert (producer.id, inner) == ("slot-1", ["slot-2"])
+        assert pool.available == 1
+
+    assert pool.available == 2
+
+
+# -- who has which --------------------------------------------------------------------
+
+
+def test_slots_are_numbered_from_one(world, hold):
+    """Those who ask at the same time get 1 to `size`. Acceptance check 116."""
+    pool = ProducerPool(make, size=3)
+
+    ids = [hold(pool).producer.id for _ in range(3)]
+
+    assert ids == ["slot-1", "slot-2", "slot-3"]
+    assert pool.stats == PoolStats(size=3, available=0, waiting=0)
+
+
+def test_what_came_back_last_goes_out_first(world, hold):
+    """So that as few producers are in use as will do."""
+    pool = ProducerPool(make, size=3)
+    first, second, third = (hold(pool) for _ in range(3))
+    for holder in (first, third, second):
+        holder.leave()
+
+    for expected in (second, third, first):
+        assert hold(pool).producer is expected.producer
+
+
+def test_one_task_has_one_producer(world, hold):
+    """A block in a block gives the same, in another task another one. Check 116."""
+    pool = ProducerPool(make, size=2)
+
+    with pool.producer() as outer:
+        with pool.producer() as inner, pool.producer(0) as innermost:
+            assert outer is inner is innermost
+            assert pool.available == 1
+            assert hold(pool).producer is not outer
+        assert pool.available == 0
+        with pool.producer(0) as again:
+            assert again is outer
+
+
+def test_blocks_of_a_task_may_end_in_any_order(world):
+    """The producer goes back when the last of them ends."""
+    pool = ProducerPool(make, size=1)
+    outer, inner = pool.producer(), pool.producer()
+    outer.__enter__()
+    inner.__enter__()
+
+    outer.__exit__(None, None, None)
+    assert pool.available == 0
+    inner.__exit__(None, None, None)
+    assert pool.available == 1
+
+
+def test_blocks_as_a_decorator(world):
+    """What `producer` gives decorates functions, as any context manager does."""
+    pool = ProducerPool(make, size=1)
+
+    @pool.producer()
+    def work():
+        return pool.available
+
+    assert [work(), work(), pool.available] == [0, 0, 1]
+
+
+def test_error_in_the_block_gives_the_producer_back(world):
+    """The error goes on, and the slot is free. Acceptance check 116."""
+    pool = ProducerPool(make, size=1)
+
+    for error in (ZeroDivisionError, StopIteration, KeyboardInterrupt):
+        with pytest.raises(error), pool.producer(0):
+            raise error
+        assert pool.available == 1
+
+
+def test_greenlets_are_told_apart_from_threads(hub):
+    """Greenlets and native threads use one pool at the same time."""
+    pool = ProducerPool(make, size=3)
+    seen = []
+    entered = threading.Barrier(2)
+
+    def in_thread():
+        with pool.producer() as producer, pool.producer() as same:
+            seen.append((producer.id, same.id))
+            entered.wait(LONG)
+
+    def in_greenlet():
+        with pool.producer() as producer:
+            gevent.sleep(0.01)
+            seen.append(producer.id)
+
+    with pool.producer() as main:
+        greenlet = gevent.spawn(in_greenlet)
+        gevent.sleep(0)
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        greenlet.join(LONG)
+        entered.wait(LONG)
+        thread.join(LONG)
+
+    assert main.id == "slot-1"
+    assert sorted(seen, key=str) == [("slot-3", "slot-3"), "slot-2"]
+    assert pool.available == 3
+
+
+def test_a_thread_that_gets_a_hub_stays_who_it_is(request):
+    """A block that began before the thread had a hub is known in one after it."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer() as before:
+        request.getfixturevalue("hub")
+        gevent.sleep(0)
+        with pool.producer(0) as after:
+            assert after is before
+
+    assert pool.available == 1
+
+
+# -- waiting for one ------------------------------------------------------------------
+
+
+def test_wait_ends_after_the_pools_time(world, hold):
+    """With its only producer busy a pool of 0.1 s gives up in 0.1 s. Check 61."""
+    pool = ProducerPool(make, size=1, timeout=0.1)
+    hold(pool)
+
+    began = time.monotonic()
+    told = r"none of 1 .* within 0\.1 s"
+    with pytest.raises(PoolTimeoutError, match=told), pool.producer():
+        pass
+
+    assert 0.09 < time.monotonic() - began < 1.0
+    assert pool.stats == (1, 0, 0)
+
+
+def test_a_call_may_have_its_own_time(world, hold):
+    """The time of one call counts, also 0: then it only looks."""
+    pool = ProducerPool(make, size=1, timeout=LONG)
+    holder = hold(pool)
+
+    for timeout in (0, 0.02):
+        with at_most(QUICK), pytest.raises(TimeoutError), pool.producer(timeout):
+            pass
+    holder.leave()
+
+    with pool.producer(timeout=0) as producer:
+        assert producer is holder.producer
+
+
+def test_waiter_gets_what_comes_back(world, hold):
+    """Who waits goes on as soon as a producer is free."""
+    pool = ProducerPool(make, size=1)
+    first = hold(pool)
+    second = hold(pool, waits=True)
+    assert pool.stats == (1, 0, 1)
+
+    first.leave()
+    with at_most(QUICK):
+        second.leave()
+
+    assert second.producer is first.producer
+    assert pool.stats == (1, 1, 0)
+
+
+def test_waiters_are_served_in_order(world, hold, until):
+    """First come, first served; who comes later or again does not overtake."""
+    pool = ProducerPool(make, size=1)
+    holder = hold(pool)
+    waiters = [hold(pool, waits=True) for _ in range(5)]
+
+    for waiter in waiters:
+        assert waiter.producer is None
+        holder.leave()
+        with pytest.raises(PoolTimeoutError), pool.producer(0):
+            pass  # a newcomer
+        until(lambda: waiter.producer)  # noqa: B023 - used at once
+        holder = waiter
+
+    holder.leave()
+    assert [waiter.error for waiter in waiters] == [None] * 5
+
+
+@pytest.mark.slow
+def test_nobody_starves(world, spawn, pause):
+    """With five for each producer, all have about the same number of turns."""
+    pool = ProducerPool(make, size=2)
+    turns = [0] * 10
+    ends = time.monotonic() + 0.5
+
+    def work(number):
+        while time.monotonic() < ends:
+            with pool.producer():
+                turns[number] += 1
+                pause(0.0005)
+
+    tasks = [spawn(functools.partial(work, number)) for number in range(10)]
+    for task in tasks:
+        task.join(LONG)
+
+    assert min(turns) > max(turns) / 3
+
+
+@pytest.mark.slow
+def test_waiting_lets_other_greenlets_run(longest_gap):
+    """While one waits for a producer, others keep running."""
+    pool = ProducerPool(make, size=1)
+
+    def hold_for_some_ticks():
+        with pool.producer():
+            while gap.ticks <= 3:
+                gevent.sleep(0.001)
+
+    with longest_gap() as gap:
+        holding = gevent.spawn(hold_for_some_ticks)
+        gevent.sleep(0)
+        with pool.producer(timeout=LONG):
+            pass
+
+    assert gap.seconds < 0.1
+    holding.join(LONG)
+
+
+def _hold_for(pool, seconds):
+    with pool.producer():
+        gevent.sleep(seconds)
+
+
+def test_hub_itself_takes_what_is_free_and_never_waits(hub):
+    """A callback of gevent's loop may have a free producer; it can't wait for one."""
+    pool = ProducerPool(make, size=1)
+    told = []
+
+    def call():
+        try:
+            with pool.producer() as producer:
+                told.append(producer.id)
+        except IllegalWaitError as error:
+            told.append(type(error))
+
+    hub.loop.run_callback(call)
+    gevent.sleep(0.01)
+    with pool.producer():
+        hub.loop.run_callback(call)
+        gevent.sleep(0.01)
+
+    assert told == ["slot-1", IllegalWaitError]
+    assert pool.stats == (1, 1, 0)
+
+
+# -- being cut short ------------------------------------------------------------------
+
+
+def test_killed_waiter_leaves_the_queue(hub):
+    """A kill in the queue costs nothing."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer():
+        greenlet = gevent.spawn(_hold_for, pool, LONG)
+        gevent.sleep(0)
+        assert pool.stats == (1, 0, 1)
+        greenlet.kill(timeout=LONG)
+        assert pool.stats == (1, 0, 0)
+
+    assert pool.stats == (1, 1, 0)
+
+
+def test_timed_out_waiter_leaves_the_queue(hub):
+    """A `gevent.Timeout` around a block ends its wait, and costs nothing."""
+    pool = ProducerPool(make, size=1)
+    holding = gevent.spawn(_hold_for, pool, LONG)
+    gevent.sleep(0)
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02), pool.producer():
+        pass
+
+    assert pool.stats == (1, 0, 0)
+    holding.kill(timeout=LONG)
+    assert pool.stats == (1, 1, 0)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_waiter_that_is_killed_with_its_slot_in_hand_passes_it_on(hub, others):
+    """A kill that comes between the hand-over and the wake-up loses no slot."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer():
+        killed = gevent.spawn(_hold_for, pool, LONG)
+        gevent.sleep(0)
+        waiters = [gevent.spawn(_hold_for, pool, 0) for _ in range(others)]
+        gevent.sleep(0)
+    # Handed over, and it has not run yet.
+    killed.kill(timeout=LONG)
+
+    gevent.joinall(waiters, timeout=LONG, raise_error=True)
+    assert pool.stats == (1, 1, 0)
+
+
+def test_killed_holder_gives_its_producer_back(hub):
+    """A kill inside the block is an end of the block as any other."""
+    pool = ProducerPool(make, size=1)
+    holding = gevent.spawn(_hold_for, pool, LONG)
+    gevent.sleep(0)
+    holding.kill(timeout=LONG)
+
+    with pool.producer(0) as producer:
+        assert producer.id == "slot-1"
+
+
+def test_killed_in_the_factory_gives_its_slot_back(hub):
+    """The factory may wait, and be killed there."""
+    pool = ProducerPool(lambda: gevent.sleep(LONG), size=1)
+    asking = gevent.spawn(_hold_for, pool, 0)
+    gevent.sleep(0)
+    assert pool.available == 0
+    asking.kill(timeout=LONG)
+
+    assert pool.available == 1
+
+
+def test_waiter_that_is_killed_leaves_the_names_to_the_next(
+    hub, make_connected, mock_cluster
+):
+    """While a replaced producer closes, somebody who was to have the next is killed."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as old:
+        old.produce_sync(topic="t", payload=b"x")
+        mock_cluster.round_trip(0.3)
+        send(old)
+        killed = gevent.spawn(_hold_for, pool, 0)
+        gevent.sleep(0)
+        pool.reload()
+        killed.kill(block=False)  # comes before it is woken
+    killed.join(LONG)
+    assert old.status == "closing"
+
+    with pool.producer() as fresh:
+        assert fresh.id == old.id
+
+
+def test_waiter_of_a_hub_that_is_gone_gets_no_slot(hub):
+    """Nothing is handed to a greenlet that will never run again."""
+    pool = ProducerPool(make, size=1)
+    hubs = []
+
+    def in_thread():
+        hubs.append(gevent.get_hub())
+        gevent.spawn(_hold_for, pool, 0)
+        gevent.sleep(0.001)  # and the thread ends, with its greenlet in the queue
+
+    with pool.producer():
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join(LONG)
+        assert pool.stats == (1, 0, 1)
+        deadline = time.monotonic() + LONG
+        while not hubs[0].dead:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        hubs.pop().loop.destroy()
+
+    assert pool.stats == (1, 1, 0)
+    with pool.producer(0):
+        pass
+
+
+class Asker:
+    """A greenlet for `test_no_slot_is_lost`: asks, then holds until it may leave."""
+
+    def __init__(self, pool, timeout):
+        self.holds = False
+        self.leave = gevent.event.Event()
+        self.greenlet = gevent.spawn(self._run, pool, timeout)
+
+    def _run(self, pool, timeout):
+        with suppress(PoolTimeoutError), pool.producer(timeout), pool.producer():
+            self.holds = True
+            try:
+                self.leave.wait(LONG)
+            finally:
+                self.holds = False
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["ask", "ask", "ask in a hurry", "leave", "kill", "reload", "tick", "wait"]
+        ),
+        st.integers(0, 9),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.slow
+@given(actions=ACTIONS, size=st.integers(1, 3))
+@settings(deadline=None, max_examples=150)
+def test_no_slot_is_lost(actions, size):
+    """Whatever ends waits and blocks, at whichever moment: all slots are there.
+
+    Nobody waits while a slot is free, and no two have the same.
+    """
+    close_made()
+    pool = ProducerPool(make, size=size)
+    askers = []
+    for action, number in actions:
+        asker = askers[number % len(askers)] if askers else None
+        if action.startswith("ask"):
+            askers.append(Asker(pool, LONG if action == "ask" else 0.0005 * number))
+        elif action == "leave" and asker:
+            asker.leave.set()
+        elif action == "kill" and asker:
+            asker.greenlet.kill(block=False)
+        elif action == "reload":
+            pool.reload()
+        elif action == "wait":
+            gevent.sleep(0.001)
+        elif action == "tick":
+            gevent.sleep(0)
+            gevent.sleep(0)
+            held = sum(asker.holds for asker in askers)
+            assert held + pool.available <= size
+            assert not (pool.stats.waiting and pool.available)
+
+    gevent.sleep(0.006)  # the time of all who were in a hurry is over
+    assert sum(asker.holds for asker in askers) + pool.available == size
+    for asker in askers:
+        asker.leave.set()
+    gevent.joinall([asker.greenlet for asker in askers], timeout=LONG)
+    assert pool.stats == (size, size, 0)
+    ids = _ids_of_all_slots(pool, size)
+    assert sorted(ids) == [f"slot-{number}" for number in range(1, size + 1)]
+
+
+def _ids_of_all_slots(pool, size):
+    ids = []
+
+    def use():
+        with pool.producer(0) as producer:
+            ids.append(producer.id)
+            gevent.sleep(0.001)
+
+    greenlets = [gevent.spawn(use) for _ in range(size)]
+    gevent.joinall(greenlets, timeout=LONG, raise_error=True)
+    return ids
+
+
+@pytest.mark.slow
+def test_no_slot_is_lost_between_threads_and_greenlets(hub):
+    """Threads and greenlets in a hurry, kills, errors and reloads: all slots stay."""
+    pool = ProducerPool(make, size=3)
+    random_ = random.Random(5)
+    in_use = set()
+    doubles = []
+    ends = time.monotonic() + 1.0
+
+    def use(sleep):
+        chance = random.Random(random_.random())
+        while time.monotonic() < ends:
+            with (
+                suppress(PoolTimeoutError, ZeroDivisionError),
+                pool.producer(chance.random() * 0.002) as producer,
+                alone(producer.id),
+            ):
+                sleep(chance.random() * 0.001)
+                if chance.random() < 0.1:
+                    raise ZeroDivisionError
+
+    @contextmanager
+    def alone(name):
+        if name in in_use:
+            doubles.append(name)
+        in_use.add(name)
+        try:
+            yield
+        finally:
+            in_use.discard(name)
+
+    threads = [threading.Thread(target=use, args=(time.sleep,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    greenlets = [gevent.spawn(use, gevent.sleep) for _ in range(6)]
+    while time.monotonic() < ends:
+        number = random_.randrange(6)
+        greenlets[number].kill(block=False)
+        greenlets[number] = gevent.spawn(use, gevent.sleep)
+        gevent.sleep(random_.random() * 0.003)
+        if random_.random() < 0.1:
+            pool.reload()
+    gevent.joinall(greenlets, timeout=LONG, raise_error=True)
+    while any(thread.is_alive() for thread in threads):
+        gevent.sleep(0.001)
+
+    assert doubles == []
+    assert pool.stats == (3, 3, 0)
+    assert len(set(_ids_of_all_slots(pool, 3))) == 3
+
+
+# -- real traffic ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pool_under_load(world, make_connected, spawn):
+    """3 producers, 10 workers with 5 messages each: 50 reports. Check 5."""
+    pool = ProducerPool(make_connected, size=3)
+    reports = []
+
+    def work():
+        for _ in range(5):
+            with pool.producer() as producer:
+                reports.append(producer.produce_sync(topic="t", payload=b"x"))
+
+    tasks = [spawn(work) for _ in range(10)]
+    for task in tasks:
+        task.join(LONG)
+    assert len({(report.partition, report.offset) for report in reports}) == 50
+    assert pool.stats == (3, 3, 0)
+    pool.close()
+
+
+def test_producer_that_was_closed_is_replaced(world, make_connected):
+    """Who closes a producer that does not work leaves a fresh one to the next."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as broken:
+        broken.produce_sync(topic="t", payload=b"x")
+        broken.close()
+        with pool.producer() as same:
+            assert same is broken
+
+    with pool.producer() as fresh:
+        assert fresh is not broken
+        assert fresh.id == broken.id == "slot-1"
+        assert fresh.produce_sync(topic="t", payload=b"x")
+    pool.close()
+
+
+# -- reloading ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_reload_closes_gracefully_and_keeps_the_slots(
+    world, make_connected, hold, mock_cluster
+):
+    """Idle producers deliver what they have, fresh ones have their numbers. Check 51.
+
+    WaterDrop numbered fresh ones anew, so that transactional ids changed.
+    """
+    pool = ProducerPool(make_connected, size=2)
+    old = [hold(pool) for _ in range(2)]
+    mock_cluster.round_trip(0.05)
+    handles = [send(holder.producer)[0] for holder in old]
+    for holder in old:
+        holder.leave()
+
+    pool.reload()
+
+    assert all(handle.report for handle in handles)
+    assert [holder.producer.status for holder in old] == ["closed", "closed"]
+    assert pool.stats == (2, 2, 0)
+    fresh = [hold(pool) for _ in range(2)]
+    assert {new.producer for new in fresh}.isdisjoint(one.producer for one in old)
+    assert sorted(one.producer.id for one in fresh) == ["slot-1", "slot-2"]
+
+
+def test_reload_leaves_those_in_use_alone(world, make_connected, hold, until):
+    """They work on, in inner blocks too, and are closed when they come back."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as old:
+        pool.reload()
+        assert old.produce_sync(topic="t", payload=b"x")
+        with pool.producer() as same:
+            assert same is old
+        assert old.status == "connected"
+        (handle,) = send(old)
+
+    fresh = hold(pool)
+    assert fresh.producer is not old
+    assert fresh.producer.id == old.id
+    until(lambda: old.status == "closed")
+    assert handle.report
+    assert fresh.producer.produce_sync(topic="t", payload=b"x")
+
+
+@pytest.mark.slow
+def test_reload_takes_no_producer_from_under_anybody(world, hold, spawn, until):
+    """Who asks while it still closes old ones gets a fresh one, which stays open."""
+    pool = ProducerPool(make, size=2)
+    old = [hold(pool) for _ in range(2)]
+    for holder in old:
+        send(holder.producer)
+        holder.leave()
+
+    def reload():
+        with suppress(MessagesAbandonedError):
+            pool.reload(timeout=0.2)
+
+    reloading = spawn(reload)
+    until(lambda: any(holder.producer.status == "closing" for holder in old))
+    fresh = [hold(pool) for _ in range(2)]
+    reloading.join(LONG)
+
+    assert {each.producer.status for each in fresh} == {"configured"}
+    assert {each.producer.status for each in old} == {"closed"}
+
+
+def test_reload_is_about_those_that_are_being_made(world, spawn, until, pause):
+    """A producer that was asked for before a reload does not outlive it."""
+    go = []
+    made = []
+
+    def factory(slot):
+        while not go:
+            pause(0.001)
+        made.append(make(slot))
+        return made[-1]
+
+    pool = ProducerPool(factory, size=1)
+
+    def use():
+        with pool.producer():
+            pass
+
+    task = spawn(use)
+    until(lambda: not pool.available)
+    pool.reload()
+    go.append(True)
+    task.join(LONG)
+
+    with pool.producer() as fresh:
+        assert len(made) == 2
+        assert fresh is made[1]
+    until(lambda: made[0].status == "closed")
+
+
+@pytest.mark.slow
+def test_giving_back_an_old_producer_does_not_wait(world, until):
+    """The one who has it goes on, though its messages can't be delivered."""
+    pool = ProducerPool(lambda: Producer(NOWHERE, max_wait_timeout=0.3), size=1)
+    with ExitStack() as stack:
+        old = stack.enter_context(pool.producer())
+        (handle,) = send(old)
+        pool.reload()
+        with at_most(0.2):
+            stack.close()
+
+    assert not handle.done
+    with at_most(QUICK):
+        until(lambda: old.status == "closed")
+    assert isinstance(handle.error, MessagePurgedError)
+
+
+def test_reload_tells_what_was_abandoned(world):
+    """Reload waits for deliveries as long as it was told, and is done all the same."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer() as old:
+        send(old, 3)
+
+    with (
+        at_most(QUICK),
+        pytest.raises(MessagesAbandonedError, match=r"0\.1 s") as raised,
+    ):
+        pool.reload(timeout=0.1)
+
+    assert raised.value.count == 3
+    with pool.producer(0) as fresh:
+        assert fresh is not old
+
+
+def test_closed_pool_is_not_reloaded(world):
+    """There is nothing to replace any more."""
+    pool = ProducerPool(make)
+    pool.close()
+
+    with pytest.raises(PoolClosedError):
+        pool.reload()
+
+
+# -- closing --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_close_delivers_first(world, make_connected, hold, mock_cluster):
+    """Closing is graceful. Acceptance check 51."""
+    pool = ProducerPool(make_connected, size=3)
+    holders = [hold(pool) for _ in range(3)]
+    mock_cluster.round_trip(0.05)
+    handles = [send(holder.producer, 10) for holder in holders]
+    for holder in holders:
+        holder.leave()
+
+    pool.close()
+
+    assert all(handle.report for each in handles for handle in each)
+    assert {holder.producer.status for holder in holders} == {"closed"}
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_closed_pool_gives_no_producers(world, used):
+    """Who asks later is told; closing again does nothing."""
+    pool = ProducerPool(make, size=2)
+    if used:
+        with pool.producer():
+            pass
+    pool.close()
+    with at_most(QUICK):
+        pool.close()
+        pool.close(force=True)
+
+    for _ in range(2):
+        with pytest.raises(PoolClosedError, match="is closed"), pool.producer():
+            pass
+    assert pool.stats == (2, 0, 0)
+
+
+def test_waiters_are_told_at_once_that_it_closes(world, hold, until):
+    """Nobody waits for what will not come."""
+    pool = ProducerPool(make, size=1)
+    hold(pool)
+    waiters = [hold(pool, waits=True) for _ in range(3)]
+
+    with at_most(QUICK):
+        pool.close()
+        until(lambda: all(waiter.error for waiter in waiters))
+
+    assert {type(waiter.error) for waiter in waiters} == {PoolClosedError}
+    assert pool.stats == (1, 0, 0)
+
+
+def test_those_in_use_are_closed_when_they_come_back(
+    world, make_connected, mock_cluster, until
+):
+    """They work until then, and their messages are delivered."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as producer:
+        pool.close()
+        with pool.producer() as same:
+            assert same.produce_sync(topic="t", payload=b"x")
+        mock_cluster.round_trip(0.05)
+        (handle,) = send(producer)
+
+    until(lambda: producer.status == "closed")
+    assert handle.report
+
+
+@pytest.mark.parametrize("forced", ["at first", "later"])
+def test_those_in_use_are_dropped_only_when_asked(world, forced, until):
+    """With `force`, messages of a producer that comes back are not waited for."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer() as producer:
+        handles = send(producer, 3)
+        pool.close(force=forced == "at first")
+        pool.close(force=forced == "later")
+        pool.close()  # takes nothing back
+
+    with at_most(QUICK):
+        until(lambda: producer.status == "closed")
+    assert all(isinstance(handle.error, MessagePurgedError) for handle in handles)
+
+
+def test_what_came_back_too_late_is_logged(world, caplog, until):
+    """Nobody is there to catch it."""
+    pool = ProducerPool(make, size=1)
+    with pool.producer() as producer:
+        send(producer, 3)
+        pool.close(timeout=0.05)
+
+    until(lambda: "'slot-1' is closed; 3 messages were not delivered" in caplog.text)
+    assert producer.status == "closed"
+
+
+@pytest.mark.slow
+def test_one_time_is_for_all_together(world, hold):
+    """Closing four takes as long as closing one; what was dropped is summed up."""
+    pool = ProducerPool(make, size=4)
+    holders = [hold(pool) for _ in range(4)]
+    for number, holder in enumerate(holders):
+        send(holder.producer, number)
+        holder.leave()
+
+    began = time.monotonic()
+    with pytest.raises(
+        MessagesAbandonedError, match=r"^6 messages .* 0\.3 s"
+    ) as raised:
+        pool.close(timeout=0.3)
+
+    assert 0.29 < time.monotonic() - began < 0.9
+    assert raised.value.count == 6
+    assert {holder.producer.status for holder in holders} == {"closed"}
+
+
+@pytest.mark.slow
+def test_without_a_time_the_longest_of_the_producers_counts(world, hold):
+    """As `Producer.close`, and also for all together."""
+    pool = ProducerPool(
+        lambda slot: Producer(NOWHERE, max_wait_timeout=slot * 0.1), size=3
+    )
+    holders = [hold(pool) for _ in range(3)]
+    for holder in holders:
+        send(holder.producer)
+        holder.leave()
+
+    began = time.monotonic()
+    with pytest.raises(MessagesAbandonedError):
+        pool.close()
+
+    assert 0.29 < time.monotonic() - began < 0.9
+
+
+@pytest.mark.slow
+def test_close_reports_buffered_messages_of_all_producers(world, hold):
+    """The error has them: the pool's producers can't be asked any more."""
+    pool = ProducerPool(
+        lambda: Producer({**NOWHERE, "message.timeout.ms": 300}), size=2
+    )
+    holders = [hold(pool) for _ in range(2)]
+    for number, holder in enumerate(holders):
+        holder.producer.buffer(topic="t", payload=str(number))
+        holder.leave()
+
+    with pytest.raises(MessagesAbandonedError, match="buffered") as raised:
+        pool.close()
+
+    assert raised.value.count == 2
+    assert {each.payload for each in raised.value.buffered} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_loss_of_a_replaced_transactional_producer_is_logged(world, spawn, caplog):
+    """The task that waits for the old one to close may be the one that closes it."""
+    kafka = {**NOWHERE, "transaction.timeout.ms": 1000}
+    pool = ProducerPool(
+        lambda slot: Producer(
+            {**kafka, "transactional.id": f"{slot}"}, id=f"{slot}", max_wait_timeout=2
+        ),
+        size=2,
+    )
+    with pool.producer() as one, pool.producer() as two:
+        old = [one, two]
+        for each in old:
+            each.buffer(topic="t", payload="x")
+    lost = []
+
+    def reload():
+        try:
+            pool.reload()
+        except MessagesAbandonedError as error:
+            lost.extend(error.buffered)
+
+    task = spawn(reload)
+    with pool.producer(), pool.producer():
+        pass
+    task.join(LONG)
+
+    assert {each.status for each in old} == {"closed"}
+    logged = caplog.text.count("1 buffered message was not delivered")
+    assert len(lost) + logged == 2
+    pool.close(force=True)
+
+
+def test_forced_close_drops_at_once(world, hold):
+    """`force` waits for nothing and does not complain."""
+    pool = ProducerPool(make, size=2)
+    holders = [hold(pool) for _ in range(2)]
+    handles = [send(holder.producer)[0] for holder in holders]
+    for holder in holders:
+        holder.leave()
+
+    with at_most(QUICK):
+        pool.close(force=True)
+
+    assert all(isinstance(handle.error, MessagePurgedError) for handle in handles)
+
+
+def test_all_end_closed_when_closing_is_cut_short(hub):
+    """A `gevent.Timeout` ends the wait, and no producer stays open."""
+    pool = ProducerPool(make, size=3)
+    producers = []
+
+    def use():
+        with pool.producer() as producer:
+            producers.append(producer)
+            send(producer)
+            gevent.sleep(0.01)
+
+    gevent.joinall([gevent.spawn(use) for _ in range(3)], raise_error=True)
+    assert len(set(producers)) == 3
+
+    with at_most(QUICK), pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        pool.close()
+
+    assert {producer.status for producer in producers} == {"closed"}
+
+
+def test_all_end_closed_when_one_fails_to(world, hold):
+    """An interrupt in a listener comes out of `close`, after all are closed."""
+    pool = ProducerPool(make, size=3)
+    holders = [hold(pool) for _ in range(3)]
+
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    holders[1].producer.monitor.subscribe("producer.closing", interrupt)
+    for holder in holders:
+        holder.leave()
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.close()
+
+    assert {holder.producer.status for holder in holders} == {"closed"}
+
+
+def test_close_in_the_hub_itself_goes_on_by_itself(hub, make_connected):
+    """Nobody may wait there, so it returns at once."""
+    pool = ProducerPool(make_connected, size=1)
+    with pool.producer() as producer:
+        (handle,) = send(producer)
+
+    hub.loop.run_callback(pool.close)
+    deadline = time.monotonic() + LONG
+    while producer.status != "closed":
+        assert time.monotonic() < deadline
+        gevent.sleep(0.001)
+
+    assert handle.report
+    with pytest.raises(PoolClosedError), pool.producer():
+        pass
+
+
+def test_with_closes(world, make_connected):
+    """Leaving the block closes the pool, and delivers what is on its way."""
+    with ProducerPool(make_connected) as pool, pool.producer() as producer:
+        (handle,) = send(producer)
+
+    pool.close()
+    assert handle.report
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_with_tells_what_was_abandoned_unless_it_fails_anyway(world, fails):
+    """An error that is on its way is not hidden by a second one."""
+    pool = ProducerPool(lambda: Producer(NOWHERE, max_wait_timeout=0.05))
+    with pool.producer() as producer:
+        send(producer)
+
+    error = ZeroDivisionError if fails else MessagesAbandonedError
+    with pytest.raises(error), pool:
+        1 / (not fails)
+
+    assert producer.status == "closed"
+
+
+# -- looking --------------------------------------------------------------------------
+
+
+def test_pool_is_looked_at_without_blocking(world, hold):
+    """Sizes and repr tell how it is used, and make nothing."""
+    pool = ProducerPool(make, size=2)
+    assert (pool.size, pool.available) == (2, 2)
+    assert repr(pool) == "<ProducerPool 2 of 2 available, 0 waiting>"
+    hold(pool)
+    hold(pool)
+    hold(pool, waits=True)
+
+    with at_most(QUICK), _locked(pool):
+        assert pool.stats == PoolStats(size=2, available=0, waiting=1)
+        assert repr(pool) == "<ProducerPool 0 of 2 available, 1 waiting>"
+    pool.close()
+    assert repr(pool) == "<ProducerPool closed, 0 waiting>"
+
+
+@contextmanager
+def _locked(pool):
+    """Have another thread in the middle of something."""
+    locked, done = threading.Event(), threading.Event()
+
+    def work():
+        with pool._lock:
+            locked.set()
+            done.wait(LONG)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    locked.wait(LONG)
+    yield
+    done.set()
+    thread.join(LONG)
+
+
+# -- the default pool -----------------------------------------------------------------
+
+
+@pytest.fixture
+def no_default_pool():
+    """Forget the default pool before and after a test."""
+    set_default_pool(None)
+    yield
+    set_default_pool(None)
+
+
+def test_default_pool_is_the_one_that_was_set(no_default_pool):
+    """Until it is set there is none, and the error says what to do."""
+    with pytest.raises(PoolNotConfiguredError, match=r"call set_default_pool\("):
+        default_pool()
+    first, second = ProducerPool(make), ProducerPool(make)
+
+    assert set_default_pool(first) is None
+    assert default_pool() is first
+    assert set_default_pool(second) is first
+    assert default_pool() is second
+    assert set_default_pool(None) is second
+    with pytest.raises(PoolNotConfiguredError):
+        default_pool()

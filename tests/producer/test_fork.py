@@ -1,0 +1,516 @@
+"""A producer on both sides of a fork."""
+
+import pytest
+
+from tests.interpreter import MODES
+
+pytestmark = [pytest.mark.slow, pytest.mark.patched]
+
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+# All programs here are for every way to fork that they have.
+BEGIN = """
+    import os, sys, threading, time
+    from greendrop import Producer, ProducerClosedError
+    from greendrop import ProducerUsedInParentProcessError
+    from tests.forking import Fork, forks, wait_for_exit
+    from tests.tasks import Task, sleep, together
+
+    def send(topic="events"):
+        return producer.produce_sync(topic=topic, payload=b"x").topic
+
+    def caught(call, *arguments):
+        try:
+            call(*arguments)
+        except Exception as error:
+            return type(error).__name__
+
+    producer = Producer({"bootstrap.servers": servers})
+    sleep(0)
+"""
+
+
+@every_mode
+def test_a_child_may_not_use_what_its_parent_used(mode, mock_cluster, run_script):
+    """Each use in the child raises until reset(); then it works, in the parent too."""
+    program = """
+    def use():
+        batch = [{"topic": "events", "payload": b"x"}]
+        errors = {caught(send), caught(send), caught(producer.produce_many_sync, batch)}
+        before = repr(producer), producer.queue_size, producer.status
+        producer.reset()
+        sent = [send("child") for _ in range(5)]
+        producer.close()
+        return sorted(errors), sent
+
+    send()
+    for name, fork in forks().items():
+        errors, sent = Fork(use, fork).result()
+        assert errors == ["ProducerUsedInParentProcessError"], (name, errors)
+        assert sent == ["child"] * 5, (name, sent)
+        assert send() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_a_parent_loses_no_wakeup_to_its_child(mode, mock_cluster, run_script):
+    """While a child lives and runs its copy of the hub, the parent gets its reports."""
+    program = """
+    def live():
+        deadline = time.monotonic() + 0.8
+        while time.monotonic() < deadline:
+            sleep(0.01)
+
+    send()
+    slowest = 0
+    for fork in forks().values():
+        child = Fork(live, fork)
+        for _ in range(200):
+            began = time.monotonic()
+            send()
+            slowest = max(slowest, time.monotonic() - began)
+        child.result()
+        send()
+    producer.close()
+    print(slowest)
+    """
+
+    ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    # A lost wakeup would be made good for by the guard, after half a second.
+    assert float(ended.stdout) < 0.4
+
+
+@pytest.mark.parametrize("loop", ["libev-cext", "libev-cffi", "libuv"])
+def test_no_loop_of_gevent_loses_wakeups_to_a_child(
+    loop, mock_cluster, run_script, monkeypatch
+):
+    """The same on each of gevent's loops, when forked as gevent wants it."""
+    program = """
+    def live():
+        sleep(0.5)
+        producer.reset()
+        sent = send("child")
+        producer.close()
+        return sent
+
+    send()
+    child = Fork(live)
+    slowest = 0
+    for _ in range(100):
+        began = time.monotonic()
+        send()
+        slowest = max(slowest, time.monotonic() - began)
+    assert child.result() == "child"
+    send()
+    producer.close()
+    print(slowest)
+    """
+    monkeypatch.setenv("GEVENT_LOOP", loop)
+
+    ended = run_script(
+        BEGIN + program, "patched", servers=mock_cluster.bootstrap_servers
+    )
+
+    assert float(ended.stdout) < 0.4
+
+
+@every_mode
+def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_script):
+    """Close in the child returns at once, for good; the parent goes on.
+
+    Acceptance checks 22 and 55.
+    """
+    program = """
+    def close():
+        began = time.monotonic()
+        producer.close()
+        took = time.monotonic() - began
+        other = Producer({"bootstrap.servers": servers})
+        other.produce_sync(topic="child", payload=b"x")
+        other.close()
+        return took < 0.5, producer.status, caught(send), caught(producer.close)
+
+    send()
+    for fork in forks().values():
+        result = Fork(close, fork).result()
+        assert result == [True, "closed", "ProducerClosedError", None], result
+        assert send() == "events"
+    producer.close()
+    assert producer.status == "closed"
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_a_child_that_exits_leaves_the_parent_alone(
+    mode, mock_cluster, run_script, stored
+):
+    """A child that ends in the normal way is quick and sends nothing of its parent's.
+
+    Acceptance checks 31 and 77.
+    """
+    program = """
+    send()
+    handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(50)]
+    for fork in forks().values():
+        pid = fork()
+        if not pid:
+            sys.exit(3)
+        began = time.monotonic()
+        assert wait_for_exit(pid) == 3
+        assert time.monotonic() - began < 1
+        assert send() == "events"
+    reports = [each.wait(10) for each in handles]
+    producer.close()
+    print(len(reports) + 1 + len(forks()))
+    """
+    mock_cluster.round_trip(0.1)
+
+    ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == int(ended.stdout)
+
+
+@every_mode
+def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_script):
+    """A producer that was closed stays closed in the child, whatever is tried.
+
+    Acceptance check 4.
+    """
+    program = """
+    def use():
+        errors = [caught(send)]
+        producer.reset()
+        return [*errors, caught(send), caught(producer.close), producer.status]
+
+    send()
+    producer.close()
+    for fork in forks().values():
+        result = Fork(use, fork).result()
+        assert result == [
+            "ProducerClosedError", "ProducerClosedError", None, "closed"
+        ], result
+    assert caught(send) == "ProducerClosedError"
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_configured_before_the_fork_works_on_both_sides(
+    mode, mock_cluster, run_script, stored
+):
+    """Who only constructs a producer before the fork need not care about it."""
+    program = """
+    def use():
+        sent = send()
+        producer.close()
+        return sent
+
+    for fork in forks().values():
+        children = [Fork(use, fork) for _ in range(3)]
+        assert [each.result() for each in children] == ["events"] * 3
+    send()
+    producer.close()
+    print(1 + 3 * len(forks()))
+    """
+
+    ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == int(ended.stdout)
+
+
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_forking_during_a_load(mode, mock_cluster, run_script, stored):
+    """Forks in the middle of a load from other tasks hang nobody and lose nothing."""
+    program = """
+    def load():
+        count = 0
+        while loading:
+            try:
+                handles = producer.produce_many_async(
+                    [{"topic": "events", "payload": b"x"}] * 50
+                )
+                count += len([each.wait(10) for each in handles])
+            except ProducerUsedInParentProcessError:
+                # A child has copies of all greenlets, and they go on. Threads that
+                # end there are an error to `threading`, when they are greenlets.
+                sleep(60)
+        return count
+
+    def use():
+        error = caught(send)
+        sleep(0.01)
+        producer.reset()
+        return error, send("child")
+
+    loading = True
+    # Native threads in every mode but "patched".
+    counts = []
+    threads = [
+        threading.Thread(target=lambda: counts.append(load())) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    task = Task(load)
+    for fork in forks().values():
+        for _ in range(5):
+            sleep(0.02)
+            result = Fork(use, fork).result()
+            assert result == ["ProducerUsedInParentProcessError", "child"], result
+    loading = False
+    counts.append(task.join())
+    while any(thread.is_alive() for thread in threads):
+        sleep(0.01)
+    producer.close()
+    assert len(counts) == 4
+    print(sum(counts))
+    """
+
+    ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("events") == int(ended.stdout)
+
+
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_children_of_multiprocessing(mode, mock_cluster, run_script, stored):
+    """A process of multiprocessing, forked or spawned, is a child like any other."""
+    program = """
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    def use(answers):
+        answers.send([caught(send), producer.reset(), send("child")])
+        producer.close()
+
+    send()
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=use, args=(theirs,))
+    process.start()
+    assert ours.poll(10)
+    result = ours.recv()
+    assert result == ["ProducerUsedInParentProcessError", None, "child"], result
+    assert wait([process.sentinel], 10)
+
+    process = multiprocessing.get_context("spawn").Process(
+        target=exec,
+        args=(
+            "from greendrop import Producer\\n"
+            f"with Producer({{'bootstrap.servers': {servers!r}}}) as producer:\\n"
+            "    producer.produce_sync(topic='child', payload=b'x')",
+        ),
+    )
+    process.start()
+    assert wait([process.sentinel], 10)
+    assert send() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+    assert stored("child") == 2
+
+
+@every_mode
+def test_a_child_can_be_forked_again(mode, mock_cluster, run_script):
+    """What a child resets and uses is its own, and a stranger to its children."""
+    program = """
+    def use(depth):
+        error = caught(send)
+        producer.reset()
+        sent = send("child")
+        below = Fork(lambda: use(depth - 1)).result() if depth else []
+        assert send("child") == "child"
+        producer.close()
+        return [error, sent, *below]
+
+    send()
+    result = Fork(lambda: use(2)).result()
+    assert result == ["ProducerUsedInParentProcessError", "child"] * 3, result
+    assert send() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_handles_of_the_parent_tell_the_child_nothing(mode, mock_cluster, run_script):
+    """Waiting in the child for a message of the parent raises; it ends the wait."""
+    program = """
+    def use():
+        return caught(handle.wait, 5), handle.done
+
+    send()
+    for fork in forks().values():
+        handle = producer.produce_async(topic="events", payload=b"x")
+        result = Fork(use, fork).result()
+        assert result == ["ProducerUsedInParentProcessError", False], result
+        assert handle.wait(10).topic == "events"
+    producer.close()
+    """
+    mock_cluster.delay_requests("Produce", 0.5, times=3)
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_a_child_drops_the_producer_of_its_parent(mode, mock_cluster, run_script):
+    """Collecting the inherited producer in the child is quick and touches nothing."""
+    program = """
+    import gc, warnings
+
+    def drop():
+        global producer
+        began = time.monotonic()
+        with warnings.catch_warnings(record=True) as told:
+            del producer
+            gc.collect()
+        return time.monotonic() - began < 0.5, [str(each.message) for each in told]
+
+    send()
+    handle = producer.produce_async(topic="events", payload=b"x")
+    result = Fork(drop).result()
+    assert result == [True, []], result
+    assert handle.wait(10).topic == "events"
+    producer.close()
+    """
+    mock_cluster.round_trip(0.1)
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_a_fork_tells_listeners_nothing_of_the_other_process(
+    mode, mock_cluster, run_script
+):
+    """A child that closes what its parent used tells nobody, and hurts no listener.
+
+    Its own messages, after reset(), are told in the child only; statistics go on in the
+    parent. Acceptance check 48.
+    """
+    program = """
+    producer = Producer(
+        {"bootstrap.servers": servers, "statistics.interval.ms": 50},
+        id="p",
+        stall_alarm=0.2,
+    )
+    heard = []
+    for name in (
+        "producer.connected", "producer.closing", "producer.closed",
+        "message.acknowledged", "error.occurred", "statistics.emitted",
+    ):
+        producer.monitor.subscribe(name, lambda event: heard.append(event.name))
+
+    def told():
+        return [name for name in heard if name != "statistics.emitted"]
+
+    def close():
+        heard.clear()
+        producer.close()
+        producer.close()
+        return told(), producer.status
+
+    def reset():
+        heard.clear()
+        producer.reset()
+        send("child")
+        producer.close()
+        return told()
+
+    send()
+    for name, fork in forks().items():
+        assert Fork(close, fork).result() == [[], "closed"], name
+        assert Fork(reset, fork).result() == [
+            "producer.connected",
+            "message.acknowledged",
+            "producer.closing",
+            "producer.closed",
+        ], name
+        heard.clear()
+        send()
+        assert told() == ["message.acknowledged"], (name, heard)
+        deadline = time.monotonic() + 10
+        while "statistics.emitted" not in heard:
+            assert time.monotonic() < deadline
+            sleep(0.01)
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_locks_that_a_thread_of_the_parent_held_are_free(
+    mode, mock_cluster, run_script
+):
+    """The fork comes when another thread is inside, which the child does not have."""
+    program = """
+    from greendrop import _concurrency
+    from greendrop import delivery
+
+    held = [producer._core._connections.lock, delivery._swap]
+    inside, over = _concurrency.allocate_lock(), _concurrency.allocate_lock()
+    inside.acquire()
+    over.acquire()
+
+    def hold():
+        for lock in held:
+            lock.acquire()
+        inside.release()
+        over.acquire()
+        for lock in held:
+            lock.release()
+
+    def use():
+        handle = producer.produce_async(topic="events", payload=b"x")
+        return handle.wait(5).topic
+
+    _concurrency.start_thread(hold)
+    inside.acquire()
+    for fork in forks().values():
+        assert Fork(use, fork).result() == "events"
+    over.release()
+    assert use() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_turn_that_a_task_of_the_parent_had_is_never_waited_for(
+    mode, mock_cluster, run_script
+):
+    """Between two clients of a transactional producer only the turn tells of a fork."""
+    program = """
+    from greendrop._concurrency.fair_lock import LockRequest
+
+    kafka = {"bootstrap.servers": servers, "transactional.id": "t-{pid}"}
+    producer = Producer(kafka=kafka, max_wait_timeout=5.0)
+    turn = LockRequest(-1)  # a thread
+    assert producer._core.transactions._lock.acquire(turn, 0.0)
+
+    def use():
+        began = time.monotonic()
+        refused = caught(send)
+        took = time.monotonic() - began
+        producer.reset()
+        sent = send()
+        producer.close()
+        return [refused, took < 2, sent]
+
+    for fork in forks().values():
+        expected = ["ProducerUsedInParentProcessError", True, "events"]
+        assert Fork(use, fork).result() == expected
+    producer._core.transactions._lock.release(turn)
+    assert send() == "events"
+    producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)

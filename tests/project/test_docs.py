@@ -1,0 +1,44 @@
+"""The pages in docs, beside the code that they are about."""
+
+import inspect
+import runpy
+from pathlib import Path
+
+import pytest
+
+from greendrop import errors
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+generated = runpy.run_path(str(DOCS / "generate.py"))["pages"]()
+
+
+@pytest.mark.parametrize("page", generated, ids=lambda page: page.name)
+def test_generated_pages_are_current(page):
+    """Pages made of tables say what the tables say; if not: python docs/generate.py."""
+    assert generated[page] == page.read_text()
+
+
+def test_every_error_is_explained():
+    """docs/reference/errors.md names each error of greendrop."""
+    text = (DOCS / "reference" / "errors.md").read_text()
+    names = [
+        name
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.GreendropError) and not name.startswith("_")
+    ]
+
+    assert len(names) > 10
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "decisions").glob("[0-9]*.md")), ids=lambda page: page.stem
+)
+def test_decisions_keep_the_form(page):
+    """A decision has a number and tells what was so, what we do, why, at which cost."""
+    lines = page.read_text().splitlines()
+
+    assert lines[0].startswith(f"# {page.name[:4]}: ")
+    headings = [line for line in lines if line.startswith("## ")]
+    assert headings == ["## Context", "## Decision", "## Instead of", "## Costs"]

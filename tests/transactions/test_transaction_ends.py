@@ -1,0 +1,334 @@
+import signal
+import threading
+import time
+
+import gevent
+import gevent.pool
+import pytest
+
+from greendrop import (
+    ProduceManyError,
+    ProducerClosedError,
+    ProducerTransactionalCloseAttemptError,
+    TransactionAbortedError,
+    TransactionRequiredError,
+)
+from tests.transactions.transacting import (
+    LONG,
+    outcomes,
+    send,
+    transaction_events,
+)
+
+#: Kafka's number of an error that means "fenced".
+INVALID_PRODUCER_EPOCH = 47
+
+
+# -- interrupted --------------------------------------------------------------------
+
+
+def test_timeout_while_the_commit_waits_for_reports(hub, connected, mock_cluster):
+    """It is rolled back then, and the timeout goes on."""
+    producer = connected()
+    mock_cluster.delay_requests("Produce", 1.0)
+
+    with (
+        pytest.raises(gevent.Timeout),
+        gevent.Timeout(0.2),
+        producer.transaction() as tx,
+    ):
+        (handle,) = send(producer)
+
+    assert (tx.outcome, handle.done) == ("aborted", True)
+    assert send(producer)[0].report
+
+
+def test_timeout_within_the_commit(hub, connected, mock_cluster):
+    """It may happen all the same, so nobody knows; the next one works."""
+    producer = connected()
+    heard = transaction_events(producer)
+    mock_cluster.delay_requests("EndTxn", 1.0)
+    began = time.monotonic()
+
+    with (
+        pytest.raises(gevent.Timeout),
+        gevent.Timeout(0.2),
+        producer.transaction() as tx,
+    ):
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert time.monotonic() - began < 0.5
+    assert tx.outcome == "unknown"
+    assert outcomes(heard) == ["unknown"]
+    assert send(producer)[0].report
+
+
+def test_flush_that_may_be_committed_is_not_put_back(hub, connected, mock_cluster):
+    """The next flush would send it a second time."""
+    producer = connected()
+    heard = transaction_events(producer)
+    mock_cluster.delay_requests("EndTxn", 1.0)
+    producer.buffer(topic="t", payload=b"x")
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
+        producer.flush_sync()
+
+    assert outcomes(heard) == ["unknown"]
+    assert producer.buffered == ()
+
+
+def test_failed_flush_is_put_back_when_its_block_is_rolled_back(world, transactional):
+    """What it had queued, too, in order, before what it had not."""
+    tight = {"queue.buffering.max.messages": 3, "linger.ms": 5_000}
+    producer = transactional(tight, wait_on_queue_full=False)
+    producer.buffer_many({"topic": "t", "payload": str(each)} for each in range(5))
+
+    with pytest.raises(ProduceManyError), producer.transaction() as tx:
+        producer.flush_sync()
+
+    assert tx.outcome == "aborted"
+    assert [each.payload for each in producer.buffered] == list("01234")
+
+
+def test_killed_greenlet_rolls_back(hub, connected):
+    """Whoever ends it waits for that, and the next one has its turn."""
+    producer = connected()
+    heard = transaction_events(producer)
+
+    def run():
+        with producer.transaction():
+            send(producer)
+            gevent.sleep(60)
+
+    task = gevent.spawn(run)
+    gevent.sleep(0.05)
+    task.kill()
+
+    assert outcomes(heard) == ["aborted"]
+    assert send(producer)[0].report
+
+
+def test_interrupt_is_not_held_up_for_long(hub, connected, mock_cluster):
+    """Rolling back that takes long is left to the brokers."""
+    producer = connected()
+    producer.produce_sync(topic="t", payload=b"x", partition=0)
+    mock_cluster.delay_requests("EndTxn", 5.0)
+    began = time.monotonic()
+
+    with pytest.raises(gevent.Timeout), producer.transaction() as tx:
+        producer.produce_sync(topic="t", payload=b"x", partition=0)
+        began = time.monotonic()
+        raise gevent.Timeout
+
+    assert time.monotonic() - began < 3.0
+    assert tx.outcome == "aborted"
+
+
+@pytest.mark.parametrize("where", ["body", "commit"])
+def test_ctrl_c(make_producer, connected, mock_cluster, where):
+    """It ends a block of the main thread at once, and leaves a producer that works."""
+    producer = connected()
+    if where == "commit":
+        mock_cluster.delay_requests("EndTxn", 1.5)
+    main = threading.main_thread().ident
+    alarm = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
+    began = time.monotonic()
+    alarm.start()
+
+    with pytest.raises(KeyboardInterrupt), producer.transaction() as tx:
+        producer.produce_sync(topic="t", payload=b"x")
+        if where == "body":
+            time.sleep(5)
+
+    alarm.join()
+    assert time.monotonic() - began < 1.2
+    assert tx.outcome == ("aborted" if where == "body" else "unknown")
+    assert send(producer)[0].report
+
+
+# -- with the rest of a producer's life ---------------------------------------------
+
+
+def test_closing_inside_is_refused(world, transactional):
+    """Own transactions end first. Acceptance check 63."""
+    producer = transactional(id="open")
+
+    with producer.transaction() as tx:
+        send(producer)
+        with pytest.raises(ProducerTransactionalCloseAttemptError, match="open"):
+            producer.close()
+        assert producer.status == "connected"
+
+    assert tx.outcome == "committed"
+    producer.close()
+    assert producer.status == "closed"
+
+
+def test_closing_waits_for_the_transaction_of_another(
+    world, transactional, spawn, pause, until
+):
+    """That of another task ends as it would have. Acceptance check 63."""
+    producer = transactional()
+    ended = []
+
+    def run():
+        with producer.transaction() as tx:
+            send(producer)
+            pause(0.2)
+        ended.append(tx.outcome)
+
+    task = spawn(run)
+    until(lambda: producer.status == "connected" and producer._core.transactions.in_use)
+    producer.close()
+    task.join()
+
+    assert ended == ["committed"]
+    assert producer.status == "closed"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
+    """A transaction that goes on for too long ends with its producer."""
+    producer = transactional()
+    stop, caught = [], []
+
+    def run():
+        try:
+            with producer.transaction() as tx:
+                send(producer)[0].wait(LONG)
+                caught.append(tx)
+                until(lambda: stop)
+        except TransactionAbortedError as error:
+            caught.append(error)
+
+    task = spawn(run)
+    until(lambda: caught)
+    began = time.monotonic()
+    producer.close(timeout=0.2, force=force)
+
+    assert time.monotonic() - began < 3.0
+    assert producer.status == "closed"
+    stop.append(1)
+    task.join()
+    assert caught[0].outcome == "aborted"
+    assert "closed" in str(caught[1])
+
+
+def test_closed_producer_begins_nothing(world, transactional):
+    """It says so. Acceptance check 64."""
+    producer = transactional()
+    producer.produce_sync(topic="t", payload=b"x")
+    producer.close()
+
+    with pytest.raises(ProducerClosedError), producer.transaction():
+        pass
+    with pytest.raises(ProducerClosedError):
+        send(producer)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_sending_races_closing(transactional, spawn, pause, until, used):
+    """One that is on its way when close begins: both end. Acceptance checks 41, 44."""
+    producer = transactional()
+    if used:
+        producer.produce_sync(topic="t", payload=b"x")
+    held, go, ended = [], [], []
+
+    @producer.middleware.append
+    def hold(message):
+        held.append(message)
+        until(lambda: go)
+        return message
+
+    def run():
+        try:
+            ended.append(producer.produce_async(topic="t", payload=b"x").report)
+        except ProducerClosedError as error:
+            ended.append(error)
+
+    sender = spawn(run)
+    until(lambda: held)
+    closer = spawn(producer.close)
+    pause(0.02)
+    go.append(1)
+    sender.join(15)
+    closer.join(15)
+
+    assert producer.status == "closed"
+    assert len(ended) == 1
+
+
+def test_disconnect_is_refused_during_a_transaction(world, transactional, spawn):
+    """Also in another task; afterwards it is allowed. Acceptance check 97."""
+    producer = transactional()
+    told = []
+
+    with producer.transaction():
+        send(producer)
+        assert producer.disconnect() is False
+        spawn(lambda: told.append(producer.disconnect())).join()
+        send(producer)
+    assert told == [False]
+    assert producer.disconnect() is True
+    assert send(producer)[0].report
+
+
+def test_scopes_collect_in_transactions(world, transactional):
+    """What is sent in both is both's."""
+    producer = transactional()
+
+    with producer.transaction(), producer.scope() as scope:
+        send(producer, 3)
+        assert "3 messages" in repr(scope)
+
+
+def test_repr_tells_of_a_transaction(transactional):
+    """Whoever has it."""
+    producer = transactional()
+
+    with producer.transaction():
+        assert "in_transaction" in repr(producer)
+    assert "in_transaction" not in repr(producer)
+
+
+@pytest.mark.parametrize("name", ["started", "committed", "finished"])
+def test_listener_may_close(world, transactional, until, name):
+    """Not at once: the transaction ends first, and then the producer is closed."""
+    producer = transactional()
+    producer.monitor.subscribe(f"transaction.{name}", lambda _: producer.close())
+
+    with producer.transaction() as tx:
+        pass
+    until(lambda: producer.status == "closed")
+
+    assert tx.outcome == "committed"
+
+
+def test_closing_has_one_time_for_all_steps_of_the_last_flush(
+    world, connected, mock_cluster
+):
+    """Beginning, sending, committing and rolling back share what `close` was given."""
+    producer = connected()
+    producer.buffer(topic="t", payload=b"x")
+    mock_cluster.broker_down()
+    began = time.monotonic()
+
+    producer.close(timeout=1.0)
+
+    assert time.monotonic() - began < 1.9
+    assert [each.payload for each in producer.buffered] == [b"x"]
+
+
+def test_nobody_else_can_abort(hub, connected):
+    """A transaction is that of the greenlet that has begun it."""
+    producer = connected()
+
+    def intrude(tx):
+        with pytest.raises(TransactionRequiredError, match="task"):
+            tx.abort()
+
+    with producer.transaction() as tx:
+        gevent.spawn(intrude, tx).get()
+        (handle,) = send(producer)
+
+    assert (tx.outcome, handle.error) == ("committed", None)

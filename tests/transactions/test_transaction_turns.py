@@ -1,0 +1,329 @@
+import threading
+import time
+
+import gevent
+import gevent.pool
+import pytest
+
+from greendrop import (
+    IllegalWaitError,
+    Message,
+    ProduceError,
+    ProduceManyError,
+    TransactionBusyError,
+)
+from tests.transactions.transacting import (
+    ENDS,
+    events_of,
+    names,
+    outcomes,
+    send,
+    transaction_events,
+)
+
+#: Kafka's number of an error that means "fenced".
+INVALID_PRODUCER_EPOCH = 47
+
+
+# -- one after the other ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_transactions_never_overlap(world, transactional, spawn):
+    """Five tasks with ten each: all succeed, one after the other.
+
+    Acceptance check 37.
+    """
+    producer = transactional()
+    heard = events_of(producer, "transaction.started", "transaction.finished")
+    done = []
+
+    def run(number):
+        for _ in range(10):
+            with producer.transaction():
+                for _ in range(3):
+                    producer.produce_async(topic=f"t{number}", payload=b"x")
+            done.append(number)
+
+    for task in [spawn(lambda number=number: run(number)) for number in range(5)]:
+        task.join()
+
+    assert len(done) == 50
+    assert names(heard) == ["started", "finished"] * 50
+
+
+def test_order_is_that_of_asking(world, transactional, spawn, pause, until):
+    """Who asked first is next."""
+    producer = transactional()
+    order = []
+
+    def run(number):
+        with producer.transaction():
+            order.append(number)
+
+    tasks = []
+    with producer.transaction():
+        for number in range(6):
+            tasks.append(spawn(lambda number=number: run(number)))
+            until(lambda: len(producer._core.transactions._lock._queue) == number + 1)  # noqa: B023
+    for task in tasks:
+        task.join()
+
+    assert order == list(range(6))
+
+
+def test_single_messages_wait_their_turn(world, transactional, spawn, pause):
+    """They are transactions, too, and don't get into that of another task."""
+    producer = transactional()
+    heard = transaction_events(producer)
+
+    with producer.transaction() as tx:
+        task = spawn(lambda: producer.produce_sync(topic="t", payload=b"x"))
+        pause(0.05)
+        tx.abort()
+    task.join()
+
+    assert outcomes(heard) == ["aborted", "committed"]
+
+
+def test_wait_for_the_turn_has_a_deadline(world, transactional, spawn):
+    """It is the variant's, and the error says that nothing was sent."""
+    producer = transactional()
+    hurried = producer.variant(max_wait_timeout=0.1)
+    caught = []
+
+    def try_it():
+        for act in (
+            lambda: hurried.transaction().__enter__(),
+            lambda: hurried.produce_sync(topic="t", payload=b"x"),
+            lambda: hurried.produce_many_async([Message("t", b"x")]),
+        ):
+            try:
+                act()
+            except ProduceError as error:
+                caught.append(error)
+
+    with producer.transaction():
+        task = spawn(try_it)
+        until_dead(task)
+
+    assert [type(each) for each in caught] == [
+        TransactionBusyError,
+        TransactionBusyError,
+        ProduceManyError,
+    ]
+    assert isinstance(caught[2].__cause__, TransactionBusyError)
+    assert isinstance(caught[0], TimeoutError)
+    assert "nothing sent" in str(caught[0])
+
+
+def until_dead(task):
+    """Wait for a task as a program does that doesn't `join`."""
+    alive = getattr(task, "is_alive", None) or (lambda: not task.dead)
+    while alive():
+        (gevent if hasattr(task, "dead") else time).sleep(0.005)
+
+
+@pytest.mark.parametrize("how", ["join", "get", "joinall", "wait", "group", "third"])
+def test_greenlet_that_waits_for_itself_is_told(hub, transactional, hub_errors, how):
+    """A block that waits for a greenlet which sends would never end."""
+    producer = transactional()
+    group = gevent.pool.Group()
+
+    with pytest.raises(TransactionBusyError) as raised, producer.transaction():
+        task = group.spawn(producer.produce_sync, topic="t", payload=b"x")
+        {
+            "join": task.join,
+            "get": task.get,
+            "joinall": lambda: gevent.joinall([task]),
+            "wait": lambda: gevent.wait([task]),
+            "group": group.join,
+            "third": lambda: gevent.spawn(task.join).join(),
+        }[how]()
+        task.get()
+
+    assert "waits for this one" in str(raised.value)
+    hub_errors.clear()
+
+
+def test_thread_that_waits_for_itself_is_told(transactional):
+    """So would one that joins a thread which sends."""
+    producer = transactional()
+    caught = []
+
+    def run():
+        try:
+            producer.produce_sync(topic="t", payload=b"x")
+        except TransactionBusyError as error:
+            caught.append(error)
+
+    with producer.transaction():
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    assert "waits for this one" in str(caught[0])
+
+
+def test_killed_waiter_passes_its_turn_on(hub, transactional):
+    """One that is killed while it waits, or just when it may go, holds up nobody."""
+    producer = transactional()
+
+    with producer.transaction():
+        waiting = [
+            gevent.spawn(producer.produce_sync, topic="t", payload=b"x")
+            for _ in range(3)
+        ]
+        gevent.sleep(0.01)
+        waiting[0].kill()
+    gevent.spawn(waiting[1].kill)
+    gevent.joinall(waiting)
+
+    assert waiting[2].value.topic == "t"
+    assert not producer._core.transactions.in_use
+
+
+def test_others_go_on_meanwhile(
+    transactional, make_producer, mock_cluster, longest_gap
+):
+    """The hub is free at begin, commit, abort, and while others wait for their turn."""
+    producer = transactional()
+    other = make_producer()
+    mock_cluster.round_trip(0.05)
+
+    def run():
+        with producer.transaction():
+            send(producer, 3)
+        with producer.transaction() as tx:
+            producer.produce_sync(topic="t", payload=b"x")
+            tx.abort()
+
+    with longest_gap() as gap:
+        tasks = [gevent.spawn(run) for _ in range(3)]
+        other.produce_sync(topic="t", payload=b"x")
+        assert not all(task.dead for task in tasks)
+        gevent.joinall(tasks, raise_error=True)
+
+    assert gap.seconds < 0.05
+    assert gap.ticks > 100
+
+
+@pytest.mark.slow
+def test_producers_have_transactions_side_by_side(world, transactional, spawn):
+    """One that takes its time holds up no other producer. Acceptance check 30."""
+    producers = [transactional() for _ in range(2)]
+    acknowledged = [events_of(each, "message.acknowledged") for each in producers]
+    began = time.monotonic()
+
+    def run(producer):
+        for _ in range(2):
+            with producer.transaction():
+                send(producer, 5)
+                (gevent if spawn_is_greenlet(world) else time).sleep(0.5)
+
+    for task in [spawn(lambda each=each: run(each)) for each in producers]:
+        task.join()
+
+    assert time.monotonic() - began < 1.9
+    assert [len(each) for each in acknowledged] == [10, 10]
+
+
+def spawn_is_greenlet(world):
+    """Tell which `sleep` lets others run."""
+    return world == "greenlets"
+
+
+def test_many_transactions(world, transactional):
+    """Ten of five messages each, without an error. Acceptance checks 15 and 29."""
+    producer = transactional(
+        reload_on_transaction_fatal_error=True,
+        max_attempts_on_transaction_fatal_error=7,
+    )
+    heard = events_of(producer, "message.acknowledged", "error.occurred")
+    reloads = events_of(producer, "producer.reload")
+
+    for _ in range(10):
+        with producer.transaction():
+            send(producer, 5)
+
+    assert [each.name for each in heard] == ["message.acknowledged"] * 50
+    assert reloads == []
+    settings = producer._core.settings
+    assert settings.reload_on_transaction_fatal_error is True
+    assert settings.max_attempts_on_transaction_fatal_error == 7
+    assert settings.wait_backoff_on_transaction_fatal_error == 0.0
+
+
+# -- where nobody may wait ----------------------------------------------------------
+
+
+def test_listener_can_not_have_a_transaction(world, transactional, until):
+    """The task that runs it would have to bring its reports; nothing is sent."""
+    producer = transactional()
+    caught = []
+
+    @producer.monitor.subscribe("message.acknowledged")
+    def listen(event):
+        try:
+            producer.produce_async(topic="t", payload=b"x")
+        except IllegalWaitError as error:
+            caught.append(str(error))
+
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert len(caught) == 1
+    assert "nothing was sent" in caught[0]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_listener_of_the_end_can_not_send(world, transactional, name):
+    """It is told while its own transaction ends: nothing may join that any more."""
+    producer = transactional()
+    caught = []
+
+    @producer.monitor.subscribe(f"transaction.{name}")
+    def listen(event):
+        try:
+            producer.produce_async(topic="t", payload=b"x")
+        except IllegalWaitError as error:
+            caught.append(str(error))
+
+    with producer.transaction() as tx:
+        if name == "aborted":
+            tx.abort()
+
+    assert "nothing was sent" in caught[0]
+    assert tx.outcome == ("aborted" if name == "aborted" else "committed")
+
+
+def test_listener_of_the_beginning_sends_in_it(world, transactional):
+    """What it sends is part of the transaction."""
+    producer = transactional()
+    heard = transaction_events(producer)
+    handles = []
+    producer.monitor.subscribe(
+        "transaction.started", lambda _: handles.extend(send(producer))
+    )
+
+    with producer.transaction():
+        pass
+
+    assert handles[0].report is not None
+    assert names(heard) == ["started", "committed", "finished"]
+
+
+def test_hub_can_not_have_a_transaction(hub, transactional):
+    """A callback of the event loop is told so at once."""
+    producer = transactional()
+    caught = []
+
+    def call():
+        try:
+            producer.produce_async(topic="t", payload=b"x")
+        except IllegalWaitError as error:
+            caught.append(str(error))
+
+    hub.loop.run_callback(call)
+    gevent.sleep(0.01)
+
+    assert "nothing was sent" in caught[0]
