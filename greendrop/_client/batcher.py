@@ -81,7 +81,8 @@ class Batcher(Generic[_Item]):
         self.hub = hub
         self.current_hub = _concurrency.hub_getter()
         self._loop: Any = hub.loop
-        #: What waits, in order. Who adds to it calls `maybe_flush` once there are `enough`.
+        #: Waiting items, in order. A sender that appends calls `maybe_flush` as soon as
+        #: there are `flush_at`.
         self.items: list[_Item] = []
         self.flush_at = 1
         self._in_flight = 0

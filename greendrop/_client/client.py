@@ -69,7 +69,7 @@ class Client:
         on_fatal: Told of a fatal error by which librdkafka refuses a message, under
             `_send_lock`. True means that another client is going to take over, so the
             message, and all that follow, are kept for it: see `retire`.
-        on_interval: Called every so often by the serving task, in which nobody may wait.
+        on_interval: Called every so often by the poller; it must not wait.
 
     Raises:
         ConfigurationInvalidError: librdkafka refused its configuration.

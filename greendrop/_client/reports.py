@@ -64,7 +64,7 @@ class ReportDispatcher:
         self._on_reports = on_reports
         self._pause = pause
         self._log_lines = LogLines(settings.id, settings.censored)
-        # CooperativeLoop of its own: it may be given one in the middle of an object.
+        # A loop of its own: a checkpoint may come in the middle of an object.
         turns = _concurrency.CooperativeLoop()
         self._statistics = Statistics(settings.statistics_deltas, turns.checkpoint)
 

@@ -1,7 +1,7 @@
 """Concurrency: how greendrop waits, wakes, locks and survives forks.
 
-The only package that imports gevent, greenlet and `_thread`. Waits are cooperative where the
-calling thread has a gevent hub, and block the thread elsewhere.
+The only package that imports gevent, greenlet and `_thread`. Waits are cooperative
+where the calling thread has a gevent hub, and block the thread elsewhere.
 """
 
 from greendrop._concurrency.fork import (

@@ -39,7 +39,7 @@ class _Pid:
 
 
 def fork_marker() -> ForkMarker:
-    """ForkMarker this process."""
+    """Return a marker of this process."""
     try:
         page = mmap.mmap(-1, 1, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)

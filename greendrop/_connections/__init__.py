@@ -1,1 +1,1 @@
-"""The connections of one producer: its clients, their recovery and their OAuth tokens."""
+"""The connections of one producer: clients, recovery and OAuth tokens."""

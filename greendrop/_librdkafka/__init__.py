@@ -1,1 +1,1 @@
-"""The boundary to librdkafka: handles, C bindings, configuration checks and error codes."""
+"""The boundary to librdkafka: handles, C bindings, checks and error codes."""

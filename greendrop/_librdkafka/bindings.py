@@ -1,13 +1,11 @@
-"""What librdkafka can do and confluent-kafka does not offer, by ctypes.
+"""Bindings by ctypes for what confluent-kafka does not offer of librdkafka.
 
-The wakeup of the main queue, fatal errors, partitioners, and the check of a
-configuration before any client exists. It uses the very librdkafka that
-confluent-kafka has loaded. Only this module imports ctypes, and `_native_mock_cluster`, which
-builds on it. Knows no gevent and no threads, and takes a producer as a plain object:
-confluent_kafka is imported elsewhere.
+These are the wake-up of the main queue, fatal errors, partitioners, and the check of a
+configuration before any client exists. They use the librdkafka that confluent-kafka has
+loaded. Beside this module only `testing._native_mock_cluster` imports ctypes.
 
-Nothing here may crash on a confluent-kafka that is laid out differently; what does not
-fit is answered with None, and greendrop goes on without it.
+Nothing here may crash with a confluent-kafka of another layout: a function that can't
+do its work returns None, and greendrop goes on without it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What librdkafka's errors mean for a message, and for the client as a whole.
+"""The translation of librdkafka's errors into greendrop's.
 
-CooperativeLoop them into ours, by Kafka's names, and words their texts: what became of the
-message, and why, which librdkafka itself often says only elsewhere. Takes its error
-objects as they come, and imports nothing of it.
+Errors get Kafka's names and texts that say what became of the message, and why; often
+librdkafka says the reason only in its log. Error objects are used as they come; this
+module imports nothing of confluent-kafka.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What all variants of one producer share: dispatch, the buffer, disconnecting and shutdown."""
+"""The core of a producer: dispatch, the buffer, disconnecting and shutdown."""

@@ -67,7 +67,7 @@ class EventQueue:
         return True
 
     def wake(self) -> None:
-        """WakeupFd, and end a poll that is waiting."""
+        """Signal the descriptor, and end a poll that is waiting."""
         self._bell.wake()
         fd = self._fd
         if fd >= 0:

@@ -1,7 +1,6 @@
-"""TokenRefresher: what they may be, who is asked for them and when, and what nobody is shown.
+"""OAuth tokens: their fields, when the provider is called, and what stays secret.
 
-Kafka's part of it is in `tests/kafka/test_oauth.py`. Here nobody listens at the other
-end, so what was sent waits, for a while.
+`tests/kafka/test_oauth.py` tests logins. Here no broker listens, so messages wait.
 """
 
 import copy
