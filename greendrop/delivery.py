@@ -16,12 +16,11 @@ from greendrop.errors import (
     DeliveryTimeoutError,
     IllegalWaitError,
     MessagePurgedError,
+    ProduceError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from greendrop.errors import ProduceError
 
 
 class DeliveryReport(NamedTuple):
@@ -248,24 +247,34 @@ class DeliveryHandle:
             text += f"; last broker error: {reason}"
         return DeliveryTimeoutError(text)
 
+    @property
+    def _is_filled(self) -> bool:
+        """Whether the report is in, completely: one that was interrupted is not."""
+        if not hasattr(self, "_error"):
+            return False
+        last = "_latency" if self._error is None else "_partition"
+        return hasattr(self, last) or isinstance(self._error, ProduceError)
+
     def _resolve(self) -> None:
-        """Make the verdict known and wake who waits; by the serving task only."""
-        # Done first, then the waiters are taken. Who adds itself in between looks
+        """Make the verdict known and wake who waits; by the serving task only.
+
+        When interrupted it can be called again.
+        """
+        # Done first, then the waiters are read. Who adds itself in between looks
         # whether it is done afterwards, and doesn't wait.
         self._reports = None
-        if self._waiters is not None:
-            with _swap:
-                chain: _Chain = self._waiters
-                self._waiters = None
-            while chain is not None:
-                chain[0].wake()
-                chain = chain[1]
+        chain = self._waiters
+        while chain is not None:
+            chain[0].wake()
+            chain = chain[1]
+        self._waiters = None
 
     def _fail(self, error: ProduceError) -> None:
         """Report from our side, where librdkafka has nothing to report."""
         self._error = error
         reports: Any = self._reports
-        reports.append(self)
+        if reports is not None:
+            reports.append(self)
 
     def rawlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
         """Have a function called in this hub when the verdict is known (for gevent)."""

@@ -9,6 +9,7 @@ librdkafka is passed in: `client` knows that.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from greendrop import _concurrency
@@ -84,7 +85,7 @@ class Attendant(Generic[_Wire]):
         *,
         pulse: Periodic,
         send_batch: SendItems[_Wire],
-        give_all: Callable[[list[_Wire]], None],
+        give_all: Callable[[deque[_Wire]], None],
         may_batch: Callable[[], bool],
         on_lost: Callable[[], None],
     ) -> None:
@@ -148,7 +149,7 @@ class Attendant(Generic[_Wire]):
             if self._ending or task is not self.task:
                 return  # another thread was quicker
             batcher, self.batcher = self.batcher, None
-            orphans = batcher.take() if batcher is not None else []
+            orphans = batcher.take() if batcher is not None else deque()
             if task is not None:
                 task.stop()
             if hub is None:
@@ -167,7 +168,8 @@ class Attendant(Generic[_Wire]):
                     ),
                 )
                 if self._may_batch():
-                    self.batcher = Batcher(hub, self._send_batch)
+                    pending = self._outstanding.pending
+                    self.batcher = Batcher(hub, pending, self._send_batch)
         try:
             self._give_all(orphans)
         except BaseException:
@@ -314,6 +316,8 @@ class Attendant(Generic[_Wire]):
                 self.dispatcher.dispatch()
                 if self.kafka_handle.interrupted:
                     self._on_lost()
+                if (batcher := self.batcher) is not None and batcher.in_own_hub():
+                    batcher.resume()
             except BaseException as error:  # noqa: BLE001
                 self.kafka_handle.interrupted = True
                 interrupt = error

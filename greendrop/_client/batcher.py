@@ -11,13 +11,14 @@ once. Belongs to one hub's thread; knows messages only as items.
 
 from __future__ import annotations
 
-from operator import length_hint
+from collections import deque
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from greendrop import _concurrency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sized
 
     from gevent.hub import Hub
 
@@ -39,25 +40,14 @@ _FEW = 16
 _WEIGHT = 1 / 8
 
 
-#: Gives items to librdkafka, in order. True when there was no room for the last one
-#: that it took from the iterator; those after it are left there.
-SendItems: TypeAlias = "Callable[[Iterator[_Item]], bool]"
+#: Gives items to librdkafka, in order, and takes them out of the queue. Leaves those
+#: there that there is no room for.
+SendItems: TypeAlias = "Callable[[deque[_Item]], object]"
 
 
-def flush_into(items: list[_Item], flush: SendItems[_Item]) -> int:
-    """Hand over what there is room for, and remove it from the list; tell how many.
-
-    A signal handler may raise anywhere in here. What was not handed over stays in the
-    list all the same, and what was does not.
-    """
-    going = iter(items)
-    stuck = False
-    try:
-        stuck = flush(going)
-    finally:
-        given = len(items) - length_hint(going) - stuck
-        del items[:given]
-    return given
+def take_all(items: deque[_Item]) -> deque[_Item]:
+    """Empty a queue, in one step, so that no exception can lose an item in between."""
+    return deque(starmap(items.popleft, repeat((), len(items))))
 
 
 def _no_hub() -> Hub | None:
@@ -65,29 +55,35 @@ def _no_hub() -> Hub | None:
 
 
 class Batcher(Generic[_Item]):
-    """The list of sends that wait for their batch."""
+    """The queue of sends that wait for their batch.
 
-    def __init__(self, hub: Hub, flush: SendItems[_Item]) -> None:
+    A signal handler may raise, or send, at the start of each function here. So there is
+    no state that has to be undone or kept in step: what is under way, and whether
+    something is scheduled, is looked up where it is known.
+    """
+
+    def __init__(self, hub: Hub, outstanding: Sized, flush: SendItems[_Item]) -> None:
         """Make an empty one.
 
         Args:
             hub: Whose greenlets send.
+            outstanding: What is under way, the items that wait here included.
             flush: See `SendItems`. What it has no room for is tried again after the
                 next reports.
         """
+        self._outstanding = outstanding
         self._send_items = flush
-        #: Whose greenlets send: the caller may batcher when `current_hub() is hub`.
+        #: Whose greenlets send: the caller may batch when `current_hub() is hub`.
         #: (A thread's number would not do: a later thread may get the same.)
         self.hub = hub
         self.current_hub = _concurrency.hub_getter()
         self._loop: Any = hub.loop
         #: Waiting items, in order. A sender that appends calls `maybe_flush` as soon as
         #: there are `flush_at`.
-        self.items: list[_Item] = []
+        self.items: deque[_Item] = deque()
         self.flush_at = 1
-        self._in_flight = 0
-        self._scheduled = False
-        self._flushing = False
+        # gevent's callback at the end of this tick; it is pending until it begins.
+        self._tick: Any = None
         self._round_trip = 0.0
         self._last = 0.0
         # Repeating, though it is stopped each time it fires: libev starts a one-shot
@@ -105,8 +101,9 @@ class Batcher(Generic[_Item]):
             self.current_hub = _no_hub
             self.flush()
             return
-        idle = not self._in_flight and not self._scheduled
-        if (idle and len(self.items) == 1) or len(self.items) >= _MOST:
+        waiting = len(self.items)
+        idle = waiting >= len(self._outstanding) and not self._is_scheduled
+        if (idle and waiting == 1) or waiting >= _MOST:
             self.flush()
         elif self._are_few():
             self._schedule()
@@ -120,38 +117,39 @@ class Batcher(Generic[_Item]):
             count: How many, whoever sent them.
             round_trip: Seconds that the last good one took; below 0 if none was good.
         """
-        self._in_flight = max(self._in_flight - count, 0)
         if round_trip >= 0:
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT
-        if count == 1 and not self._in_flight and not self.items:
+        if count == 1 and not self._outstanding:
             return  # a lone sender: what it sends next goes out at once
         self._schedule()
 
     def flush(self) -> None:
         """Give all that waits to librdkafka, now."""
-        if not self.items or self._flushing:
-            return  # a signal handler sends meanwhile; its item is among those going
-        try:
-            self._flushing = True
-            self._last = _concurrency.monotonic()
-            self._in_flight += flush_into(self.items, self._send_items)
-        finally:
-            self._flushing = False
+        if not self.items:
+            return
+        self._last = _concurrency.monotonic()
+        self._send_items(self.items)
         if self.items:
             self._arm()
 
-    def take(self) -> list[_Item]:
+    def resume(self) -> None:
+        """Schedule the hand-over of what waits, if an exception has prevented that."""
+        if self.items and not (self._is_scheduled or self._timer.active):
+            self._schedule()
+
+    def take(self) -> deque[_Item]:
         """Give up what waits: this hub is gone, or its client closes."""
-        items, self.items = self.items, []
-        return items
+        return take_all(self.items)
+
+    @property
+    def _is_scheduled(self) -> bool:
+        return self._tick is not None and self._tick.pending
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.run_callback(self._end_of_tick)
+        if not self._is_scheduled:
+            self._tick = self._loop.run_callback(self._end_of_tick)
 
     def _end_of_tick(self) -> None:
-        self._scheduled = False
         if self.items and not self._flush_if_due():
             self._arm()
 
@@ -162,25 +160,27 @@ class Batcher(Generic[_Item]):
             self._arm()
 
     def _flush_if_due(self) -> bool:
-        due = not self._in_flight or self._are_few() or self._has_waited_enough()
+        nothing_under_way = len(self.items) >= len(self._outstanding)
+        due = nothing_under_way or self._are_few() or self._has_waited_enough()
         if due:
             self.flush()
         return due
 
     def _are_few(self) -> bool:
-        return self._in_flight + len(self.items) <= _FEW
+        return len(self._outstanding) <= _FEW
 
     def _has_waited_enough(self) -> bool:
         # One round trip after the last hand-over its first messages are back. If these
         # are few, the others come soon: going on without them would split the batch,
         # for good. So the few wait for them, for a second round trip at most.
         waited = _concurrency.monotonic() - self._last
-        many = len(self.items) * 2 >= self._in_flight
+        many = len(self.items) * 3 >= len(self._outstanding)
         round_trips = self._round_trip if many else self._round_trip * 2
         return waited >= min(round_trips, _LONGEST_PACE)
 
     def _arm(self) -> None:
-        # In case no report comes.
+        # In case no report comes. The timer first: with it running, and each send
+        # reviewed all the same, nothing is wrong.
         if self.flush_at == 1:
-            self.flush_at = _MOST
             self._timer.again(self._on_timer, update=True)
+            self.flush_at = _MOST

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from itertools import repeat
-from operator import length_hint
+from collections import deque
+from itertools import repeat, starmap, tee
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from greendrop import _concurrency
 from greendrop._client.attendant import Attendant
-from greendrop._client.batcher import flush_into
+from greendrop._client.batcher import take_all
 from greendrop._client.in_flight import InFlight
 from greendrop._client.partition_counts import Router
 from greendrop._client.pollers import Periodic
@@ -27,7 +27,7 @@ from greendrop.errors import ProduceError, ProducerClosedError
 from greendrop.message import UNASSIGNED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from greendrop._librdkafka.backend import Backend
     from greendrop._librdkafka.handle import KafkaHandle
@@ -58,6 +58,8 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 # What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
 # delivery callback, nothing, timestamp, headers.
 _Wire: TypeAlias = "tuple[Any, ...]"
+# Makes an iterator run, in one call into C.
+_exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 
 
 class Client:
@@ -90,7 +92,7 @@ class Client:
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._stopped = False
         # What it was given since it retired, for the client that takes over.
-        self._carried_over: list[_Wire] = []
+        self._carried_over: deque[_Wire] = deque()
         self._on_carried_over: Callable[[], None] | None = None
         # That one is there: who comes here late is sent on to it.
         self._replaced = False
@@ -246,7 +248,7 @@ class Client:
                 self._produce(*wire)
             except BaseException as error:
                 if self._is_replaced_for(error):
-                    self._keep((wire,))
+                    self._keep(deque((wire,)))
                     return
                 self._outstanding.pending.discard(wire[4])
                 if isinstance(error, BufferError):
@@ -257,54 +259,74 @@ class Client:
                 raise error from error.__cause__
         self.attendant.start_safety_timer()
 
-    def _send_batch(self, going: Iterator[_Wire]) -> bool:
+    def _send_batch(self, wires: deque[_Wire]) -> None:
         """Give batched messages to librdkafka, all at one go.
 
-        One that is refused is told on its handle. True if there was no room for the
-        last one that was taken; see `batcher.SendItems`.
+        One that is refused is told on its handle. Those that there is no room for stay
+        in the queue.
         """
-        produce = self._produce
-        with self._send_lock:
-            if self._stopped:
-                if self._on_carried_over is None:
-                    self._drop(going)
+        try:
+            with self._send_lock:
+                if not self._stopped:
+                    self._give(wires)
+                elif self._on_carried_over is None:
+                    self._drop(wires)
                 else:
-                    self._keep(going)
-                return False
-            stuck = False
-            while not stuck:
-                try:
-                    for wire in going:
-                        produce(*wire)
-                    break
-                except BufferError:
-                    stuck = self._outstanding.count > length_hint(going) + 1
-                    if not stuck:
-                        # Nothing else is in the queue, and still it doesn't fit:
-                        # waiting for room would be for ever.
-                        self._refuse(wire, self._queue_full())
-                except Exception as error:  # noqa: BLE001 - told on the handle
-                    if self._is_replaced_for(error):
-                        self._keep((wire, *going))
-                        break
-                    self._refuse(wire, error)
-        if stuck:
-            self._outstanding.mark_full()
-        self.attendant.start_safety_timer()
-        return stuck
+                    self._keep(wires)
+        except BaseException:
+            # A signal handler raised. A message that it left nowhere is looked for.
+            self.kafka_handle.interrupted = True
+            raise
+        finally:
+            self.attendant.start_safety_timer()
+
+    def _give(self, wires: deque[_Wire]) -> None:
+        # Each message leaves the queue and reaches librdkafka in one step in C, which
+        # no signal handler can interrupt. One that librdkafka refuses is the next in
+        # the copy.
+        going, given = tee(starmap(wires.popleft, repeat((), len(wires))))
+        steps = zip(starmap(self._produce, going), given, strict=False)
+        while True:
+            try:
+                _exhaust(steps)
+            except IndexError:
+                return  # a signal handler that sends has handed over the rest
+            except BufferError:
+                wire = next(given)
+                if self._outstanding.count > len(wires) + 1:
+                    wires.appendleft(wire)
+                    self._outstanding.mark_full()
+                    return
+                # Nothing else is in the queue, and still it doesn't fit: waiting for
+                # room would be for ever.
+                self._refuse(wire, self._queue_full())
+            except Exception as error:  # noqa: BLE001 - told on the handle
+                wire = next(given)
+                if self._is_replaced_for(error):
+                    wires.appendleft(wire)
+                    self._keep(wires)
+                    return
+                self._refuse(wire, error)
+            else:
+                return
 
     def _refuse(self, wire: _Wire, error: Exception) -> None:
         wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], error))
         self.kafka_handle.signal.set()
 
-    def _drop(self, wires: Iterable[_Wire], why: Exception | None = None) -> None:
-        for wire in wires:
-            if why is None:
-                self.kafka_handle.refused += 1  # librdkafka never hears of it
-                wire[4]._fail(self.kafka_handle.error_translator.purged(wire[0]))
-            else:
-                wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], why))
-        self.kafka_handle.signal.set()
+    def _drop(self, wires: deque[_Wire], why: Exception | None = None) -> None:
+        try:
+            for wire in take_all(wires):
+                if why is None:
+                    self.kafka_handle.refused += 1  # librdkafka never hears of it
+                    wire[4]._fail(self.kafka_handle.error_translator.purged(wire[0]))
+                else:
+                    wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], why))
+        except BaseException:
+            self.kafka_handle.interrupted = True
+            raise
+        finally:
+            self.kafka_handle.signal.set()
         if self.kafka_handle.closed:  # the serving task has ended
             _concurrency.spawn(self.attendant.dispatcher.dispatch)
 
@@ -328,16 +350,17 @@ class Client:
         if self.mark[0]:
             self.kafka_handle.set_token(token)
 
-    def _give_all(self, wires: list[_Wire]) -> None:
+    def _give_all(self, wires: deque[_Wire]) -> None:
         while wires:
-            flush_into(wires, self._send_batch)
+            self._send_batch(wires)
             if wires:
                 self.wait_for_space(_NUDGE_EVERY, again=True)
 
     def _fail_lost_reports(self) -> None:
-        # An exception of a signal handler may come up at the very start of a callback,
-        # where nothing can catch it, and librdkafka has given the report away. Once it
-        # has nothing left, the handles that still wait are those.
+        # A signal handler that raises may do so at the very start of a callback, where
+        # nothing can catch it, and librdkafka has given the report away; or while a
+        # report is being told. Once librdkafka has nothing left, the handles that still
+        # wait are those.
         batcher = self.attendant.batcher
         if batcher is not None and (batcher.items or not batcher.in_own_hub()):
             return
@@ -352,12 +375,17 @@ class Client:
             pending = self._outstanding.pending
             for handle in list(pending):
                 if handle.done:
+                    handle._resolve()
                     pending.discard(handle)
+                elif handle._is_filled:
+                    self._reports.append(handle)
                 else:
                     handle._fail(
                         self.kafka_handle.error_translator.report_lost(handle.topic)
                     )
         self.attendant.dispatcher.dispatch()
+        # Nor may waiters have been woken.
+        self._outstanding.on_reports(0)
 
     # --- handing on to another client --------------------------------------------
 
@@ -396,14 +424,14 @@ class Client:
             if self._carried_over:
                 on_carried_over()
 
-    def take_carried_over(self, if_none: Callable[[], None]) -> list[_Wire]:
+    def take_carried_over(self, if_none: Callable[[], None]) -> deque[_Wire]:
         """Give what was kept up to now; if that is nothing, call a function.
 
         In between nobody can send by this client, nor can they after that.
         """
         self.flush_batcher()
         with self._send_lock:
-            carried_over, self._carried_over = self._carried_over, []
+            carried_over = take_all(self._carried_over)
             self._outstanding.pending.difference_update(
                 each[4] for each in carried_over
             )
@@ -412,7 +440,7 @@ class Client:
                 self._replaced = True
         return carried_over
 
-    def resend(self, carried_over: list[_Wire]) -> None:
+    def resend(self, carried_over: deque[_Wire]) -> None:
         """Send what another client has kept.
 
         Blocking:
@@ -434,14 +462,14 @@ class Client:
             why: The reason, or None if they are dropped because all is over.
         """
         with self._send_lock:
-            carried_over, self._carried_over = self._carried_over, []
+            count = len(self._carried_over)
             self._on_carried_over = None
             self._stopped = self.kafka_handle.closed
-            if carried_over:
-                self._drop(carried_over, why)
-        return len(carried_over)
+            if count:
+                self._drop(self._carried_over, why)
+        return count
 
-    def fail(self, carried_over: list[_Wire], why: Exception) -> None:
+    def fail(self, carried_over: deque[_Wire], why: Exception) -> None:
         """Tell of messages that were taken from here that nobody can send them."""
         with self._send_lock:
             self._outstanding.pending.update(wire[4] for wire in carried_over)
@@ -464,8 +492,8 @@ class Client:
         reason = self.kafka_handle.reason(error)
         return reason is not None and reason.fatal and self._on_fatal(self, reason)
 
-    def _keep(self, wires: Iterable[_Wire]) -> None:
-        self._carried_over += wires
+    def _keep(self, wires: deque[_Wire]) -> None:
+        self._carried_over += starmap(wires.popleft, repeat((), len(wires)))
         if self._on_carried_over is not None and self._carried_over:
             self._on_carried_over()
 
@@ -473,7 +501,7 @@ class Client:
         if self.kafka_handle.closed or self._on_carried_over is None or self._replaced:
             raise ProducerClosedError(self._settings.id)
         self._outstanding.pending.add(wire[4])
-        self._keep((wire,))
+        self._keep(deque((wire,)))
 
     # --- ending ------------------------------------------------------------------
 
@@ -512,8 +540,7 @@ class Client:
         """
         with self._send_lock:
             dropped = list(self._outstanding.pending)
-            carried_over, self._carried_over = self._carried_over, []
-            self._drop(carried_over)
+            self._drop(self._carried_over)
         self.drop_batched()
         self.purge_queue()
         return dropped
@@ -552,7 +579,6 @@ class Client:
             self._stopped = True
             self._on_carried_over = None
             self._drop(self._carried_over)
-            self._carried_over = []
         self.purge_queue()
         self.flush_batcher()
 

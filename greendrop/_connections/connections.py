@@ -400,7 +400,7 @@ class Connections:
         self.close_clients([old])
         return True
 
-    def _take_over(self, slot: ClientSlot, old: Client, new: Client) -> list[Any]:
+    def _take_over(self, slot: ClientSlot, old: Client, new: Client) -> deque[Any]:
         """Give what the old client has kept; once that is nothing, open the new one."""
 
         def take_over() -> None:

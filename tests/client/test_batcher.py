@@ -1,3 +1,4 @@
+import contextlib
 import threading
 import time
 
@@ -6,6 +7,7 @@ import pytest
 
 from greendrop._client import batcher
 from greendrop._client.batcher import Batcher
+from tests.interrupting import at_entry
 
 #: Seconds. Longer than the pace may be, so that the pace is the longest one.
 SLOW = 1.0
@@ -38,6 +40,14 @@ class FakeTimer:
         self._callback()
 
 
+class FakeCallback:
+    """What a loop gives for a callback: pending until it begins."""
+
+    def __init__(self, function):
+        self.function = function
+        self.pending = True
+
+
 class FakeLoop:
     """gevent's loop, as far as a one_batcher uses it; ticks when the test says so."""
 
@@ -52,13 +62,15 @@ class FakeLoop:
 
     def run_callback(self, function):
         """Remember what to call at the end of the tick."""
-        self.callbacks.append(function)
+        self.callbacks.append(FakeCallback(function))
+        return self.callbacks[-1]
 
     def end_tick(self):
         """Call what was to be called at the end of this tick."""
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
-            callback()
+            callback.pending = False
+            callback.function()
 
 
 class FakeHub:
@@ -74,8 +86,15 @@ class FakeHub:
 def add(one_batcher, item):
     """Add an item as the client does."""
     one_batcher.items.append(item)
+    one_batcher._outstanding.append(item)
     if len(one_batcher.items) >= one_batcher.flush_at:
         one_batcher.maybe_flush()
+
+
+def report(one_batcher, count, round_trip):
+    """Report the first items that are under way, as the settler does."""
+    del one_batcher._outstanding[:count]
+    one_batcher.on_reports(count, round_trip)
 
 
 class Sink:
@@ -85,16 +104,13 @@ class Sink:
         self.batches = []
         self.room = None
 
-    def __call__(self, going):
-        """Take what there is room for; True when there was none for the last one."""
+    def __call__(self, items):
+        """Take what there is room for."""
         self.batches.append([])
-        for item in going:
-            if self.room == 0:
-                return True
+        while items and self.room != 0:
             if self.room is not None:
                 self.room -= 1
-            self.batches[-1].append(item)
-        return False
+            self.batches[-1].append(items.popleft())
 
     @property
     def items(self):
@@ -117,7 +133,7 @@ def sink():
 @pytest.fixture
 def usual(fake_hub, sink):
     """Make a one_batcher with nothing under way."""
-    return Batcher(fake_hub, sink)
+    return Batcher(fake_hub, [], sink)
 
 
 @pytest.fixture
@@ -162,7 +178,7 @@ def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
     (timer,) = fake_hub.loop.timers
     for item in range(batcher._FEW + 1):
         add(usual, item)
-    usual.on_reports(0, SLOW)
+    report(usual, 0, SLOW)
     for _ in range(100):
         usual.flush()
         batches = len(sink.batches)
@@ -189,7 +205,7 @@ def test_gathered_sends_go_out_together_when_all_is_reported(
     """At the end of the tick that brought the last report, the list goes out."""
     for item in (1, 2, 3):
         add(one_batcher, item)
-    one_batcher.on_reports(1, SLOW)
+    report(one_batcher, 1, SLOW)
 
     assert sink.batches == [[1]], "the greenlets that were freed have had no turn yet"
     fake_hub.loop.end_tick()
@@ -205,7 +221,7 @@ def test_greenlets_that_reports_freed_join_the_batch(one_batcher, sink, fake_hub
     add(one_batcher, 1)
     add(one_batcher, 2)
     one_batcher.flush()
-    one_batcher.on_reports(2, SLOW)
+    report(one_batcher, 2, SLOW)
     for item in (3, 4, 5):
         add(one_batcher, item)
     fake_hub.loop.end_tick()
@@ -220,7 +236,7 @@ def test_lone_sender_waits_for_nobody(one_batcher, sink, fake_hub):
     """
     for item in range(5):
         add(one_batcher, item)
-        one_batcher.on_reports(1, SLOW)
+        report(one_batcher, 1, SLOW)
 
     assert sink.batches == [[item] for item in range(5)]
     assert fake_hub.loop.callbacks == []
@@ -232,7 +248,7 @@ def test_reports_of_one_tick_end_it_once(one_batcher, fake_hub):
         add(one_batcher, item)
     one_batcher.flush()
     for _ in range(10):
-        one_batcher.on_reports(1, SLOW)
+        report(one_batcher, 1, SLOW)
 
     assert len(fake_hub.loop.callbacks) == 1
 
@@ -240,7 +256,7 @@ def test_reports_of_one_tick_end_it_once(one_batcher, fake_hub):
 def test_end_of_a_tick_without_sends_hands_over_nothing(one_batcher, sink, fake_hub):
     """Reports that free nobody cost nothing, and the next send goes out at once."""
     add(one_batcher, 1)
-    one_batcher.on_reports(1, SLOW)
+    report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
     assert sink.batches == [[1]]
 
@@ -259,7 +275,7 @@ def test_nothing_goes_out_early_while_a_part_is_under_way(one_batcher, sink, fak
         for item in (1, 2, 3):
             add(one_batcher, item)
         one_batcher.flush()
-        one_batcher.on_reports(1, SLOW)
+        report(one_batcher, 1, SLOW)
         add(one_batcher, 4)
         fake_hub.loop.end_tick()
         if time.monotonic() - began < batcher._LONGEST_PACE / 2:
@@ -280,7 +296,7 @@ def test_a_round_trip_after_the_last_hand_over_more_goes_out(
     one_batcher.flush()
     add(one_batcher, 4)
     time.sleep(2 * batcher._LONGEST_PACE)
-    one_batcher.on_reports(1, SLOW)
+    report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
@@ -292,7 +308,7 @@ def test_quick_broker_gets_more_sooner(one_batcher, sink, fake_hub):
         add(one_batcher, item)
     one_batcher.flush()
     add(one_batcher, 4)
-    one_batcher.on_reports(1, 0.0)
+    report(one_batcher, 1, 0.0)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
@@ -300,13 +316,13 @@ def test_quick_broker_gets_more_sooner(one_batcher, sink, fake_hub):
 
 def test_failed_reports_say_nothing_about_the_round_trip(one_batcher, sink, fake_hub):
     """A round trip below 0 stands for none: bad reports don't change the pace."""
-    one_batcher.on_reports(1, 0.0)
+    report(one_batcher, 1, 0.0)
     fake_hub.loop.end_tick()
     for item in (1, 2, 3):
         add(one_batcher, item)
     one_batcher.flush()
     add(one_batcher, 4)
-    one_batcher.on_reports(1, -1.0)
+    report(one_batcher, 1, -1.0)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
@@ -329,7 +345,7 @@ def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
     """A timer that fires early, as a coarse one may, hands over nothing early."""
     (timer,) = fake_hub.loop.timers
     add(one_batcher, 1)
-    one_batcher.on_reports(1, SLOW)
+    report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
     for number in range(100):
         one_batcher.flush()
@@ -374,7 +390,7 @@ def test_order_of_calls_is_kept(one_batcher, sink, fake_hub):
     for item in range(5_000):
         add(one_batcher, item)
         if not item % 7:
-            one_batcher.on_reports(3, 0.0)
+            report(one_batcher, 3, 0.0)
         if not item % 11:
             fake_hub.loop.end_tick()
         if not item % 501 and fake_hub.loop.timers[0].active:
@@ -395,7 +411,7 @@ def test_what_had_no_room_is_kept_in_front(one_batcher, sink, fake_hub):
     add(one_batcher, 6)
 
     sink.room = None
-    one_batcher.on_reports(3, 0.0)
+    report(one_batcher, 3, 0.0)
     fake_hub.loop.end_tick()
 
     assert sink.items == list(range(7))
@@ -439,14 +455,13 @@ def test_sends_made_while_handing_over_come_after(fake_hub):
     """A hand-over that leads to another send doesn't lose or reorder anything."""
     taken = []
 
-    def flush(going):
-        for item in going:
-            if item == 2:
+    def flush(items):
+        while items:
+            taken.append(items.popleft())
+            if taken[-1] == 2:
                 add(one_batcher, 3)
-            taken.append(item)
-        return False
 
-    one_batcher = Batcher(fake_hub, flush)
+    one_batcher = Batcher(fake_hub, [], flush)
     add(one_batcher, 1)
     add(one_batcher, 2)
     one_batcher.flush()
@@ -459,33 +474,87 @@ def test_take_gives_up_the_list(one_batcher, sink):
     for item in (1, 2, 3):
         add(one_batcher, item)
 
-    assert one_batcher.take() == [2, 3]
-    assert one_batcher.take() == []
+    assert list(one_batcher.take()) == [2, 3]
+    assert not one_batcher.take()
     one_batcher.flush()
     assert sink.items == [1]
 
 
-def test_an_interrupted_hand_over_keeps_what_was_not_handed_over():
-    """A signal handler may raise in the midst of it: nothing is lost or sent twice."""
+class InterruptedHereError(Exception):
+    """What a signal handler raises."""
 
-    class Interrupted(Sink):
-        def __call__(self, going):
-            self.batches.append([next(going), next(going)])
-            raise KeyboardInterrupt
 
-    interrupted = Interrupted()
-    items = [1, 2, 3, 4]
+@pytest.mark.parametrize(
+    "place",
+    [
+        Batcher.maybe_flush,
+        Batcher.on_reports,
+        Batcher.flush,
+        Batcher._schedule,
+        Batcher._end_of_tick,
+        Batcher._on_timer,
+        Batcher._flush_if_due,
+        Batcher._are_few,
+        Batcher._has_waited_enough,
+        Batcher._arm,
+        Sink.__call__,
+    ],
+)
+@pytest.mark.parametrize("few", [1, 16])
+def test_an_exception_in_a_batcher_stops_nothing(
+    fake_hub, sink, place, few, monkeypatch
+):
+    """Wherever a signal handler raises, what was batched goes out with what follows.
 
-    with pytest.raises(KeyboardInterrupt):
-        batcher.flush_into(items, interrupted)
+    Or at the next turn of the poller, which lets the batcher resume.
+    """
+    monkeypatch.setattr(batcher, "_FEW", few)
+    one_batcher = Batcher(fake_hub, [], sink)
 
-    assert (interrupted.items, items) == ([1, 2], [3, 4])
+    def raise_it():
+        raise InterruptedHereError
+
+    def try_to(step, *arguments):
+        with contextlib.suppress(InterruptedHereError):
+            step(*arguments)
+
+    (timer,) = fake_hub.loop.timers
+    with at_entry(place, raise_it) as calls:
+        for item in range(5):
+            try_to(add, one_batcher, item)
+        time.sleep(2 * batcher._LONGEST_PACE)
+        try_to(report, one_batcher, 1, SLOW)
+        try_to(fake_hub.loop.end_tick)
+        if timer.active:
+            try_to(timer.fire)
+        # With everything but one item reported, that one waits for a round trip.
+        try_to(add, one_batcher, 5)
+        try_to(one_batcher.flush)
+        try_to(add, one_batcher, 6)
+        try_to(fake_hub.loop.end_tick)
+        if timer.active:
+            try_to(timer.fire)
+    one_batcher.resume()
+    fake_hub.loop.end_tick()
+    if timer.active:
+        time.sleep(2 * batcher._LONGEST_PACE)
+        timer.fire()
+
+    assert sink.items == list(range(7))
+    add(one_batcher, 7)
+    one_batcher.resume()
+    fake_hub.loop.end_tick()
+    if timer.active:
+        time.sleep(2 * batcher._LONGEST_PACE)
+        timer.fire()
+    assert sink.items == list(range(8))
+    assert calls or few > 1
 
 
 def test_more_reports_than_sends_do_no_harm(one_batcher, sink, fake_hub):
     """Reports on messages of other threads are counted, too, and never below nought."""
     add(one_batcher, 1)
-    one_batcher.on_reports(1_000, SLOW)
+    report(one_batcher, 1_000, SLOW)
     fake_hub.loop.end_tick()
     add(one_batcher, 2)
     add(one_batcher, 3)
@@ -498,7 +567,7 @@ def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
 
     Nor may those of a thread that has the number of one that ended.
     """
-    one_batcher = Batcher(hub, sink)
+    one_batcher = Batcher(hub, [], sink)
     answers = []
 
     def ask():
@@ -517,7 +586,7 @@ def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
 
 def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):
     """Nothing is batched for a hub that will not run again."""
-    one_batcher = Batcher(hub, sink)
+    one_batcher = Batcher(hub, [], sink)
     hub.destroy(destroy_loop=True)
 
     assert not one_batcher.in_own_hub()

@@ -2,13 +2,24 @@
 
 import contextlib
 import signal
+import time
 
+import gevent
 import pytest
 
-from greendrop import _concurrency
-from greendrop._client import client
+from greendrop._client import client, pollers
+from greendrop._client.batcher import Batcher
+from greendrop._client.client import Client
+from greendrop._client.reports import ReportDispatcher
+from greendrop._concurrency import threads
 from greendrop._connections.connections import Connections
-from greendrop.errors import IllegalWaitError, ProducerClosedError
+from greendrop.delivery import DeliveryHandle
+from greendrop.errors import (
+    IllegalWaitError,
+    ProduceError,
+    ProducerClosedError,
+    ReportLostError,
+)
 from tests.interrupting import at_entry, handling, signal_after, signals_every
 
 
@@ -18,13 +29,13 @@ def interrupt():
 
 
 #: What a first message passes while its client is built.
-CONNECTING = [Connections._connected, Connections._build, _concurrency.run_apart]
+CONNECTING = [Connections._connected, Connections._build, threads.run_apart]
 
 
 @pytest.fixture
 def built():
     """Count the clients that exist and were not closed."""
-    return lambda: sum(not client.kafka_handle.closed for client in client._clients)
+    return lambda: sum(not each.kafka_handle.closed for each in client._clients)
 
 
 @pytest.mark.parametrize("place", CONNECTING)
@@ -62,7 +73,7 @@ def test_a_handler_that_closes_during_the_first_connect_closes_for_good(
 
     with (
         handling(signal.SIGUSR1, lambda: producer.close(10)) as raise_signal,
-        at_entry(_concurrency.run_apart, raise_signal),
+        at_entry(threads.run_apart, raise_signal),
         pytest.raises(ProducerClosedError),
     ):
         producer.produce_sync(topic="t", payload=b"x")
@@ -134,3 +145,116 @@ def test_ctrl_c_while_the_client_is_built_does_not_stop_that(make_producer, buil
         assert producer.disconnect()
 
     assert interrupted == 100
+
+
+#: What gathered messages pass on their way to librdkafka.
+HANDING_OVER = [
+    Batcher.maybe_flush,
+    Batcher.flush,
+    Client._send_batch,
+    Client._give,
+    pollers.GreenletPoller.start_safety_timer,
+]
+
+
+@pytest.mark.parametrize("place", HANDING_OVER)
+def test_a_handler_that_interrupts_a_hand_over_gets_its_message_delivered(
+    hub, make_producer, place
+):
+    """It goes out with the rest, instead of behind the call that it interrupts."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"first")
+    sent = []
+
+    def send():
+        sent.append(producer.produce_async(topic="t", payload=b"handler"))
+        producer.produce_sync(topic="t", payload=b"handler")
+
+    with (
+        handling(signal.SIGUSR1, send) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+    ):
+        handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(3)]
+        if not calls:
+            producer.flush_async()
+        for handle in handles:
+            handle.wait(10)
+
+    assert calls
+    assert sent[0].wait(10)
+
+
+@pytest.mark.parametrize("place", [*HANDING_OVER, Batcher._schedule])
+def test_an_interrupted_hand_over_loses_and_doubles_nothing(
+    hub, make_producer, stored, place, hub_errors
+):
+    """What the interrupted program has handles of is delivered, once."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"first")
+    handles = []
+
+    def send():
+        handles.append(producer.produce_async(topic="t", payload=b"x"))
+
+    with handling(signal.SIGINT, interrupt) as raise_signal:
+        for _ in range(3):
+            send()
+        with (
+            at_entry(place, raise_signal) as calls,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            gevent.joinall([gevent.spawn(send) for _ in range(20)], raise_error=True)
+            gevent.wait(handles, 10)
+
+    assert calls
+    for _ in range(3):
+        producer.produce_sync(topic="t", payload=b"after")
+    for handle in handles:
+        handle.wait(10)
+    # What was interrupted may be stored as well: its caller can't know.
+    assert 4 + len(handles) <= stored("t") <= 4 + 23
+    hub_errors.clear()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        Batcher._end_of_tick,
+        Batcher._flush_if_due,
+        Batcher.on_reports,
+        ReportDispatcher.dispatch,
+        ReportDispatcher._dispatch_reports,
+        DeliveryHandle._resolve,
+        DeliveryHandle.__call__,
+    ],
+)
+def test_greenlets_go_on_after_an_interrupt_at(hub, make_producer, place, hub_errors):
+    """Ctrl-C reaches the main greenlet; the others get their reports, or an error."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"first")
+    failed = []
+
+    def send():
+        for _ in range(5):
+            try:
+                producer.produce_sync(topic="t", payload=b"x")
+            except ProduceError as error:
+                failed.append(error)
+
+    greenlets = [gevent.spawn(send) for _ in range(5)]
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        gevent.joinall(greenlets, 20)
+    gevent.joinall(greenlets, 20)
+
+    assert calls
+    assert all(each.ready() for each in greenlets)
+    began = time.monotonic()
+    for _ in range(3):
+        producer.produce_sync(topic="t", payload=b"x")
+    assert time.monotonic() - began < 5
+    assert all(isinstance(each, ReportLostError) for each in failed)
+    hub_errors.clear()
