@@ -15,9 +15,13 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "changes"]
 html_theme = "furo"
 html_title = f"greendrop {release}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 
 # Pages link to each other's headings.
 myst_heading_anchors = 3
+# Blocks in `::::`, which GitHub shows as text, and lists with boxes to tick.
+myst_enable_extensions = ["colon_fence", "tasklist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -50,7 +54,7 @@ def _as_rst(
 def _skip(
     _app: Sphinx, _what: str, _name: str, item: object, _skip: object, _: object
 ) -> bool | None:
-    """Leave out the fields of named tuples: their class tells them better."""
+    """Leave out the fields of named tuples: their class describes them better."""
     return str(item.__doc__).startswith("Alias for field number") or None
 
 

@@ -1,8 +1,7 @@
 """Write the pages docs/reference/settings.md and events.md, and the names of events.
 
-All of it from the tables in the code.
-
-Run it after a change of a table; a test says when it was forgotten.
+All of it from the tables in the code. Run it after a change of a table; a test fails if
+that was forgotten.
 """
 
 from __future__ import annotations
@@ -15,154 +14,203 @@ from greendrop import events
 from greendrop.config import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 DOCS = Path(__file__).parent
 NAMES = DOCS.parent / "greendrop" / "_event_names.py"
 NOTE = "<!-- Made by docs/generate.py; changes here are lost. -->\n"
 
+#: Headings of the settings page. A setting that is named nowhere comes under `OTHER`.
+SETTING_GROUPS = {
+    "Messages and waiting": (
+        "id",
+        "max_payload_size",
+        "max_wait_timeout",
+        "wait_on_queue_full",
+        "wait_timeout_on_queue_full",
+        "instrument_on_wait_queue_full",
+        "max_serve_time",
+    ),
+    "Connecting and closing": (
+        "idle_disconnect_timeout",
+        "exit_timeout",
+        "oauth_token_provider",
+    ),
+    "Monitoring": ("stall_alarm", "statistics_deltas"),
+    "Recovery of idempotent producers": (
+        "reload_on_idempotent_fatal_error",
+        "wait_backoff_on_idempotent_fatal_error",
+        "max_attempts_on_idempotent_fatal_error",
+        "non_reloadable_errors",
+    ),
+    "Transactions": (
+        "wait_timeout_on_transaction_abort",
+        "wait_backoff_on_transaction_command",
+        "max_attempts_on_transaction_command",
+        "reload_on_transaction_fatal_error",
+        "wait_backoff_on_transaction_fatal_error",
+        "max_attempts_on_transaction_fatal_error",
+    ),
+}
+
+#: Headings of the events page, by the beginning of an event's name.
+EVENT_GROUPS = {
+    "Sending": ("message.produced", "messages.produced"),
+    "Delivery": ("message.acknowledged", "message.purged"),
+    "Buffer": ("message.buffered", "messages.buffered", "buffer."),
+    "Life of the producer": ("producer.",),
+    "Transactions": ("transaction.",),
+    "Monitoring": ("statistics.", "hub."),
+    "OAuth tokens": ("oauthbearer.",),
+    "Errors": ("error.",),
+}
+
+OTHER = "Other"
+
 #: Why greendrop gives a key of librdkafka another default than librdkafka does.
 KAFKA_REASONS = {
-    "client.id": "Brokers' logs and quotas know clients by it.",
-    "linger.ms": "One who waits wants the message sent now. librdkafka's 5 ms would be"
-    " added to each call; what greenlets send together greendrop gathers by itself."
-    " Set above 0, you get exactly that, and no gathering.",
-    "message.timeout.ms": "Below `max_wait_timeout`, so that librdkafka's verdict comes"
-    " before the wait is over. With a `transactional.id` never above your"
+    "client.id": "Brokers identify clients by it in logs and quotas.",
+    "linger.ms": "A caller that waits wants its message sent at once; librdkafka's 5 ms"
+    " would be added to each call. Messages that several greenlets send at the same"
+    " time are batched by greendrop instead. If you set a value above 0, you get"
+    " exactly that value and greendrop does not batch.",
+    "message.timeout.ms": "Shorter than `max_wait_timeout`, so that librdkafka's final"
+    " result arrives before the wait ends. With a `transactional.id` never above your"
     " `transaction.timeout.ms`.",
-    "socket.nagle.disable": "A small request must not wait until the last one was"
+    "socket.nagle.disable": "A small request must not wait until the previous one was"
     " acknowledged.",
-    "statistics.interval.ms": "Only when somebody has subscribed to"
+    "statistics.interval.ms": "Only if something has subscribed to"
     " `statistics.emitted` before the first message; otherwise 0.",
-    "sticky.partitioning.linger.ms": "Only with a `transactional.id`, and where you"
-    " don't set `linger.ms`. librdkafka's own value, which it takes for 0 then: the"
-    " messages of a transaction without a key go to one partition, not to all.",
-    "transaction.timeout.ms": "Only with a `transactional.id`. librdkafka wants it at"
-    " or above `message.timeout.ms`.",
+    "sticky.partitioning.linger.ms": "Only with a `transactional.id`, and if you don't"
+    " set `linger.ms`. librdkafka's own default, which it would otherwise lower to 0:"
+    " the messages of a transaction that have no key go to one partition, not to all.",
+    "transaction.timeout.ms": "Only with a `transactional.id`. librdkafka requires it"
+    " to be at least `message.timeout.ms`.",
 }
 
 
 def settings_page() -> str:
     """Write the page of settings."""
-    rows = (
-        (
-            f"`{each.name}`",
-            f"`{_written(each.default)}`",
-            each.unit,
-            each.rule,
-            each.why,
-        )
-        for each in settings.SETTINGS
-    )
     plain = settings.build_settings({"bootstrap.servers": "host"}, {}).kafka
     with_id = {"bootstrap.servers": "host", "transactional.id": "id"}
     defaults = {**settings.build_settings(with_id, {}).kafka, **plain}
     kafka = (
-        (f"`{key}`", f"`{value}`", KAFKA_REASONS[key])
+        _section(f"`{key}` = `{value}`", _linked(KAFKA_REASONS[key]))
         for key, value in sorted(defaults.items())
         if key not in with_id
-    )
-    origins = (
-        (f"`{each.name}`", f"{each.waterdrop}")
-        for each in settings.SETTINGS
-        if each.waterdrop
     )
     return f"""# Settings
 
 {NOTE}
-Keywords of `Producer` and `setup`. Durations are seconds; a number that looks like
-milliseconds is refused. All mistakes are told at once, in `ConfigurationInvalidError`.
+These are the keyword arguments of `Producer` and `setup`. Durations are in seconds; a
+number that looks like milliseconds is refused. All mistakes are reported together, by
+one `ConfigurationInvalidError`.
 
-{_table(("setting", "default", "unit", "takes", "why"), rows)}
-## kafka
+```python
+from greendrop import Producer
 
-The mapping `kafka` is librdkafka's configuration, by its own keys and in its own units.
-`bootstrap.servers` is required: HOST:PORT, several of them separated by commas, or a
-list of them. IPv6 addresses stand in brackets. greendrop sets these where you don't:
+producer = Producer(
+    kafka={{"bootstrap.servers": "localhost:9092"}},  # librdkafka's keys
+    max_wait_timeout=30.0,  # greendrop's settings
+)
+```
 
-{_table(("key", "value", "why"), kafka)}
-Everything else keeps librdkafka's default. Callbacks (`error_cb`, `stats_cb`,
-`on_delivery` and so on) are refused, with a word on what to use instead: they would run
-inside librdkafka, where a greenlet that waits can end the process.
-`delivery.report.only.error` must not be true, because handles would never resolve.
+{_table(("setting", "default"), _setting_rows())}
+{"".join(_setting_sections())}## librdkafka's configuration
+
+The mapping `kafka` is librdkafka's configuration, with [its own
+keys](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) and
+units. Everything that is not listed here keeps librdkafka's default.
+
+`bootstrap.servers` is required: `HOST:PORT`, several of them separated by commas, or a
+list of them. IPv6 addresses are written in brackets.
 
 Numbers are plain decimals: librdkafka itself would read `"1e+06"` as 1 and `"100k"` as
 100, so these are refused. Settings and keys that have no effect, such as a consumer's
 `group.id`, or `transaction.timeout.ms` without a `transactional.id`, are logged once as
 the warning `configuration.no_effect`, with the reason.
 
-## Coming from WaterDrop
+Callbacks (`error_cb`, `stats_cb`, `on_delivery` and so on) are refused, and the error
+names the event to subscribe to instead: a callback would run inside librdkafka, where a
+greenlet that waits can abort the process. `delivery.report.only.error` must not be
+true, because the handles of delivered messages would never be done.
 
-Its milliseconds are seconds here.
+greendrop changes these defaults:
 
-{_table(("setting", "there"), origins)}"""
+{"".join(kafka)}"""
+
+
+def _setting_rows() -> Iterator[tuple[str, str]]:
+    for each in settings.SETTINGS:
+        yield f"[`{each.name}`](#{each.name})", f"`{_written(each.default)}`"
+
+
+def _setting_sections() -> Iterator[str]:
+    known = {each.name: each for each in settings.SETTINGS}
+    for title, names in SETTING_GROUPS.items():
+        yield f"## {title}\n\n"
+        yield from (_setting(known.pop(name)) for name in names)
+    if known:
+        yield f"## {OTHER}\n\n"
+        yield from map(_setting, known.values())
+
+
+def _setting(each: settings.Setting) -> str:
+    unit = "" if each.unit in {"yes or no", "text", "a function"} else f" {each.unit}"
+    value = f"Default: `{_written(each.default)}`{unit}. Value: {each.rule}."
+    return _section(f"`{each.name}`", _linked(each.why), value)
 
 
 def listed_events() -> str:
     """Write the page of events."""
-    types = ((f"`{name}`", text) for name, text in events.ERROR_TYPES.items())
+    types = (
+        _section(f"`{name}`", f"{_sentence(_linked(text))}")
+        for name, text in events.ERROR_TYPES.items()
+    )
     return f"""# Events
 
 {NOTE}
-`producer.monitor.subscribe(name, function)`, or `subscribe(object)`, whose methods
-`on_message_acknowledged(event)` and so on are called, or as a decorator:
+[Subscribing to events](../observe/events.md) shows how to listen, and where listeners
+run. Each event is listed with the keys of its payload; `time` is in seconds. Names and
+keys are those of WaterDrop, except for [a few](../coming-from/waterdrop.md#events).
 
-    @producer.monitor.subscribe("message.acknowledged")
-    def note(event):
-        print(event["topic"], event["offset"])
+{"".join(_event_sections(events.EVENTS))}## Events of the process
 
-`event["topic"]` reads one value, `event.payload` has all. `time` is in seconds. Nothing
-is built for an event that nobody listens to. `monitor.unsubscribe` takes what was
-subscribed. A name that does not exist is refused; type checkers know the names, too.
+`greendrop.monitor` emits these for all producers and pools of the process.
 
-A listener is called in the order of subscription: in the caller's greenlet or thread
-for what the table says so, else in the task that serves the producer, after
-librdkafka's poll. There it may wait, which delays this producer's other reports, and
-nobody else; but it may not wait for a message of the same producer
-(`IllegalWaitError`). One that raises hurts nobody: it is logged, and told as
-`error.occurred`, once a minute for each event and kind of exception.
+{"".join(map(_event, events.PROCESS_EVENTS.items()))}## Types of `error.occurred`
 
-No payload has secrets of the configuration. Messages are given as they are.
+`type` says what failed, and `error` is the exception. If a `produce_sync` is not
+delivered, two events are emitted: the poller emits `librdkafka.dispatch_error`, and the
+caller emits `message.produce_sync`.
 
-## Of a producer
-
-`producer.monitor` tells them.
-
-{_table(("event", "when", "payload"), _rows(events.EVENTS))}
-## Of the process
-
-`greendrop.monitor` tells these, of all producers and pools. It is how another library
-gets at each producer before the first message:
-
-    @greendrop.monitor.subscribe("producer.configured")
-    def set_up(event):
-        event["producer"].monitor.subscribe(Listener())
-        event["producer"].middleware.append(step)
-
-{_table(("event", "when", "payload"), _rows(events.PROCESS_EVENTS))}
-## Types of `error.occurred`
-
-`type` says what failed, `error` is the exception.
-
-{_table(("type", "what failed"), types)}
-A `produce_sync` whose message is not delivered is told twice: as
-`librdkafka.dispatch_error` by the serving task, and as `message.produce_sync` by the
-caller.
-
-## Coming from WaterDrop
-
-Names and keys are the same, with these exceptions. `time` and other durations are
-seconds. There is no `caller`: whoever subscribes has the producer, and others get
-`producer_id`. `producer.reload` has `kafka` instead, to be changed in place. What a
-listener raises has the type `listener.error`, whoever runs it, and not
-`callbacks.*.error`. There is no poller, and so no `poller.*`; a pool is closed once,
-and told of once.
-"""
+{"".join(types)}"""
 
 
-def _rows(table: Mapping[Any, events.EventSpec]) -> Iterable[Sequence[str]]:
-    for name, each in table.items():
-        yield f"`{name}`", each.when, ", ".join(f"`{key}`" for key in each.payload)
+def _event_sections(table: Mapping[Any, events.EventSpec]) -> Iterator[str]:
+    rest = dict(table)
+    for title, starts in EVENT_GROUPS.items():
+        yield f"## {title}\n\n"
+        for name in [name for name in rest if name.startswith(starts)]:
+            yield _event((name, rest.pop(name)))
+    if rest:
+        yield f"## {OTHER}\n\n"
+        yield from map(_event, rest.items())
+
+
+def _event(row: tuple[Any, events.EventSpec]) -> str:
+    name, spec = row
+    keys = ", ".join(f"`{key}`" for key in spec.payload)
+    return _section(f"`{name}`", _sentence(_linked(spec.when)), f"Payload: {keys}.")
+
+
+def _section(title: str, *paragraphs: str) -> str:
+    return "\n\n".join((f"### {title}", *paragraphs)) + "\n\n"
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital letter, unless with code, and end with a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def names() -> str:
@@ -182,29 +230,28 @@ EventName: TypeAlias = Literal[
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(text: str) -> str:
-    """Escape a cell, and turn `docs/x/y.md` of a table in the code into a link."""
-    linked = re.sub(
+def _linked(text: str) -> str:
+    """Turn `docs/x/y.md` of a table in the code into a link."""
+    return re.sub(
         r"docs/(\w+/([\w-]+))\.md",
         lambda found: f"[{found[2]}](../{found[1]}.md)",
         text,
     )
-    return linked.replace("|", "\\|")
 
 
 def _written(value: object) -> str:
-    """Write a default as one would in Python."""
+    """Write a default as a Python program would."""
     return f"{value:_}" if type(value) is int else repr(value)
 
 
 def pages() -> Mapping[Path, str]:
-    """Give the text of each generated page."""
+    """Return the text of each generated file."""
     return {
-        DOCS / "reference" / "settings.md": settings_page(),
-        DOCS / "reference" / "events.md": listed_events(),
+        DOCS / "reference" / "settings.md": settings_page().rstrip() + "\n",
+        DOCS / "reference" / "events.md": listed_events().rstrip() + "\n",
         NAMES: names(),
     }
 

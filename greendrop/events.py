@@ -40,79 +40,80 @@ class EventSpec:
 EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
     {
         "producer.connected": EventSpec(
-            when="a client was built; again after every reconnect",
+            when="a client was created; again after every reconnect",
             payload=("producer_id",),
         ),
         "producer.disconnecting": EventSpec(
-            when="disconnect begins; a message that is sent meanwhile calls it off",
+            when="disconnecting has begun; a message that is sent meanwhile cancels it",
             payload=("producer_id",),
         ),
         "producer.disconnected": EventSpec(
-            when="disconnect has ended; the next message connects anew",
+            when="disconnecting is complete; the next message reconnects",
             payload=("producer_id", "time"),
         ),
         "producer.reload": EventSpec(
-            when="a client that a fatal error has ended is going to be replaced;"
-            " `kafka` is what the new one will be built from, to be changed in place;"
-            " a secret is `[hidden]` there, and stays what it was if that is not"
-            " changed",
+            when="a client is about to be replaced after a fatal error. `kafka` is the"
+            " configuration of the new client, and a listener may change it in place."
+            " A secret is shown as `[hidden]` and keeps its value unless a listener"
+            " replaces it",
             payload=("producer_id", "error", "attempt", "kafka"),
         ),
         "producer.reloaded": EventSpec(
-            when="a new client has taken over from one that a fatal error has ended;"
-            " of a transactional producer: the next transaction will build one",
+            when="a new client has replaced one that had a fatal error. For a"
+            " transactional producer: the next transaction creates the new client",
             payload=("producer_id", "attempt", "time"),
         ),
         "buffer.purged": EventSpec(
-            when="purge has dropped all messages; `messages` are those that were"
-            " buffered",
+            when="`purge` has dropped all messages; `messages` are those that were in"
+            " the buffer",
             payload=("producer_id", "messages", "time"),
         ),
         "producer.closing": EventSpec(
-            when="close begins; no message is taken any more",
+            when="`close` has begun; no message is accepted any more",
             payload=("producer_id",),
         ),
         "producer.closed": EventSpec(
-            when="close has ended; nothing is left open",
+            when="`close` is complete; nothing is left open",
             payload=("producer_id", "time"),
         ),
         "message.produced_async": EventSpec(
-            when="one message was queued; told in the caller",
+            when="one message was queued; emitted in the caller",
             payload=("producer_id", "message", "time"),
         ),
         "message.produced_sync": EventSpec(
-            when="one message was queued and acknowledged; told in the caller",
+            when="one message was queued and acknowledged; emitted in the caller",
             payload=("producer_id", "message", "time"),
         ),
         "messages.produced_async": EventSpec(
-            when="a batch was queued; told in the caller",
+            when="a batch was queued; emitted in the caller",
             payload=("producer_id", "messages", "time"),
         ),
         "messages.produced_sync": EventSpec(
-            when="a batch was queued and acknowledged; told in the caller",
+            when="a batch was queued and acknowledged; emitted in the caller",
             payload=("producer_id", "messages", "time"),
         ),
         "message.buffered": EventSpec(
-            when="one message was buffered; `buffer` has all that are, told in the"
-            " caller",
+            when="one message was buffered; `buffer` has all buffered messages."
+            " Emitted in the caller",
             payload=("producer_id", "message", "buffer", "time"),
         ),
         "messages.buffered": EventSpec(
-            when="several messages were buffered; the same",
+            when="several messages were buffered; `buffer` has all buffered messages."
+            " Emitted in the caller",
             payload=("producer_id", "messages", "buffer", "time"),
         ),
         "buffer.flushed_async": EventSpec(
-            when="all that was buffered was queued, also if that was nothing; `close`"
-            " tells it too",
+            when="the whole buffer was queued, even if it was empty; `close` emits"
+            " this event too",
             payload=("producer_id", "messages", "time"),
         ),
         "buffer.flushed_sync": EventSpec(
-            when="all that was buffered was queued and acknowledged, also if that was"
-            " nothing",
+            when="the whole buffer was queued and acknowledged, even if it was empty",
             payload=("producer_id", "messages", "time"),
         ),
         "message.acknowledged": EventSpec(
-            when="the broker has the message (acks reached); before its handle wakes",
+            when="the broker has acknowledged the message, as `acks` demands; emitted"
+            " before its handle is done",
             payload=(
                 "producer_id",
                 "topic",
@@ -123,8 +124,9 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             ),
         ),
         "message.purged": EventSpec(
-            when="a message of a transactional producer was dropped, which is no error"
-            " there: it was aborted, or `purge` was called; before its handle wakes",
+            when="a message of a transactional producer was dropped by a rollback or"
+            " by `purge`, which is not an error there; emitted before its handle is"
+            " done",
             payload=(
                 "producer_id",
                 "topic",
@@ -141,8 +143,8 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             payload=("producer_id", "time"),
         ),
         "transaction.marked_as_consumed": EventSpec(
-            when="what was read of a partition up to `message` is part of the"
-            " transaction; told in the caller",
+            when="the offset of `message` was added to the transaction; emitted in the"
+            " caller",
             payload=("producer_id", "message", "offset_metadata", "time"),
         ),
         "transaction.committed": EventSpec(
@@ -154,28 +156,29 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             payload=("producer_id", "time"),
         ),
         "transaction.finished": EventSpec(
-            when="a transaction that had begun has ended, however that was: `outcome`"
-            ' is "committed", "aborted" or "unknown"; `time` is all of it',
+            when='a transaction has ended: `outcome` is "committed", "aborted" or'
+            ' "unknown", and `time` covers the whole transaction',
             payload=("producer_id", "outcome", "time"),
         ),
         "oauthbearer.token_refresh": EventSpec(
-            when="a token is needed, and there is no oauth_token_provider: give"
-            " `bearer` one, or say why there is none. Told on a native thread of its"
-            " own (docs/run/oauth.md)",
+            when="a token is needed, and the producer has no `oauth_token_provider`: a"
+            " listener answers by calling `bearer.set_token` or `bearer.set_failure`."
+            " Emitted on a native thread of its own; see docs/run/oauth.md",
             payload=("producer_id", "bearer"),
         ),
         "statistics.emitted": EventSpec(
-            when="librdkafka emitted statistics (statistics.interval.ms); see"
-            " docs/observe/statistics.md",
+            when="librdkafka has emitted its statistics, every"
+            " `statistics.interval.ms`; see docs/observe/statistics.md",
             payload=("producer_id", "statistics"),
         ),
         "hub.stalled": EventSpec(
-            when="the hub was held for `seconds` while messages waited to be told of"
-            " (`stall_alarm`); `stack` is where, or None; see docs/observe/stalls.md",
+            when="the hub was blocked for `seconds` while messages were in flight (see"
+            " the setting `stall_alarm`); `stack` is the stack at that time, or None;"
+            " see docs/observe/stalls.md",
             payload=("producer_id", "seconds", "stack"),
         ),
         "error.occurred": EventSpec(
-            when="something failed; `type` says what (docs/reference/events.md)",
+            when="something failed; `type` says what, `error` is the exception",
             payload=("producer_id", "error", "type"),
         ),
     }
@@ -186,17 +189,18 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
 PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
     {
         "producer.created": EventSpec(
-            when="a `Producer` was constructed; it has no settings, and so no id, yet",
+            when="a `Producer` was constructed; it has no settings yet, and so no id",
             payload=("producer", "producer_id"),
         ),
         "producer.configured": EventSpec(
-            when="a producer has its settings, and has opened nothing yet: the moment"
-            " to subscribe listeners to it, or to add middleware; `config` is its"
-            " settings by name, secrets hidden",
+            when="a producer has been configured and has opened nothing yet: the"
+            " moment to subscribe listeners or to add middleware. `config` has its"
+            " settings by name, without secrets",
             payload=("producer", "producer_id", "config"),
         ),
         "producer.closed": EventSpec(
-            when="a producer was closed; the producer's own monitor tells it too",
+            when="a producer was closed; the producer's own monitor emits this event"
+            " too",
             payload=("producer_id", "time"),
         ),
         "connection_pool.created": EventSpec(
@@ -204,19 +208,19 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             payload=("pool", "size", "timeout"),
         ),
         "connection_pool.setup": EventSpec(
-            when="a pool was made the default one, with `set_default_pool`",
+            when="a pool became the default pool, by `set_default_pool`",
             payload=("pool", "size", "timeout"),
         ),
         "connection_pool.reload": EventSpec(
-            when="a pool is about to let go of its producers",
+            when="a pool is about to replace its producers",
             payload=("pool",),
         ),
         "connection_pool.reloaded": EventSpec(
-            when="a pool has let go of its producers, for fresh ones",
+            when="a pool has retired its producers and will create new ones",
             payload=("pool",),
         ),
         "connection_pool.shutdown": EventSpec(
-            when="a pool was closed; once",
+            when="a pool was closed; emitted once",
             payload=("pool",),
         ),
     }
@@ -226,39 +230,47 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
 #: What `type` of `error.occurred` may say.
 ERROR_TYPES: Mapping[str, str] = MappingProxyType(
     {
-        "message.produce_sync": "a `produce_sync` failed, or its message waits for room"
-        " (`error` is a `QueueFullError`)",
-        "message.produce_async": "the same of a `produce_async`",
-        "message.produce_many_sync": "a message of a batch waits for room",
+        "message.produce_sync": "a `produce_sync` failed, or its message waits for"
+        " space in the queue (then `error` is a `QueueFullError`)",
+        "message.produce_async": "the same for a `produce_async`",
+        "message.produce_many_sync": "a message of a batch waits for space in the"
+        " queue",
         "message.produce_many_async": "the same",
-        "messages.produce_many_sync": "a `produce_many_sync` failed; also `messages`"
-        " and `dispatched`",
-        "messages.produce_many_async": "a `produce_many_async` failed; the same",
-        "buffer.flush": "`close` did not deliver all that was buffered; what it did not"
-        " deliver stays readable in `buffered`, also after `close(force=True)`",
-        "librdkafka.dispatch_error": "one message was not delivered; also `topic`,"
-        " `partition` (None if it got none), `label`, and `offset` and"
-        " `delivery_report`, which are None",
-        "librdkafka.error": "librdkafka complains: a broker is down, a login fails."
-        " Mostly it passes by itself; see `error.fatal`",
-        "librdkafka.idempotent_fatal_error": "a fatal error has ended the client of an"
-        " idempotent producer, which is going to be replaced; also `attempt`. Or that"
-        " failed: `error` says why",
-        "transaction.init": "the brokers did not let a transactional producer begin;"
-        " also `retry` (whether it is tried again) and `attempt`",
-        "transaction.begin": "a transaction could not be begun; the same",
-        "transaction.store_offset": "marking messages as consumed failed; the same",
-        "transaction.commit": "a commit failed; the same",
-        "transaction.abort": "an abort failed; the same",
-        "transaction.reload": "a new client could not be configured as listeners of"
-        " `producer.reload` wanted it",
-        "oauthbearer.token_refresh": "there was no OAuth token to be had: `error` is an"
-        " `OAuthTokenError`. While clients are connected it is tried again after 10 s;"
-        " told on the thread of the refresh",
+        "messages.produce_many_sync": "a `produce_many_sync` failed; the payload also"
+        " has `messages` and `dispatched`",
+        "messages.produce_many_async": "a `produce_many_async` failed; the payload"
+        " also has `messages` and `dispatched`",
+        "buffer.flush": "`close` did not deliver every buffered message; those messages"
+        " stay readable in `buffered`, also after `close(force=True)`",
+        "librdkafka.dispatch_error": "one message was not delivered; the payload also"
+        " has `topic`, `partition` (None if none was assigned), `label`, and `offset`"
+        " and `delivery_report`, which are None",
+        "librdkafka.error": "librdkafka reports a problem: a broker is down, or"
+        " authentication fails. Usually it recovers by itself; see `error.fatal`",
+        "librdkafka.idempotent_fatal_error": "an idempotent producer had a fatal"
+        " error, and its client is about to be replaced; the payload also has"
+        " `attempt`. Or the replacement failed, and `error` says why",
+        "transaction.init": "the brokers refused to initialize a transactional"
+        " producer; the payload also has `retry` (whether it will be tried again) and"
+        " `attempt`",
+        "transaction.begin": "a transaction could not be begun; the payload also has"
+        " `retry` and `attempt`",
+        "transaction.store_offset": "marking messages as consumed failed; the payload"
+        " also has `retry` and `attempt`",
+        "transaction.commit": "a commit failed; the payload also has `retry` and"
+        " `attempt`",
+        "transaction.abort": "an abort failed; the payload also has `retry` and"
+        " `attempt`",
+        "transaction.reload": "the configuration that listeners of `producer.reload`"
+        " left is invalid, so no new client was created",
+        "oauthbearer.token_refresh": "no OAuth token could be obtained: `error` is an"
+        " `OAuthTokenError`. While clients are connected, greendrop tries again after"
+        " 10 s. Emitted on the thread of the refresh",
         "producer.disconnect.error": "disconnecting an idle producer failed",
-        "listener.error": "a listener raised; also `event`, the name of what it was"
-        " told, and `left_out` if there were more of this kind: one event and one kind"
-        " of exception are told once a minute",
+        "listener.error": "a listener raised; the payload also has `event`, the name"
+        " of the event that the listener was called for, and `left_out`, the number of"
+        " similar errors that were not reported: each combination of event and"
+        " exception type is reported once a minute",
     }
 )
 

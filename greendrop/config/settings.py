@@ -197,18 +197,18 @@ class Settings:
         _IDENTITY,
         "text",
         "Names this producer in events, logs and errors. The default ends in 12"
-        " hexadecimal digits, other ones for each producer.",
+        " hexadecimal digits, which are different for each producer.",
         "id, `waterdrop-` and 12 hexadecimal digits",
     )
     max_payload_size: int = _setting(
         1_000_012,
         _BYTES,
         "bytes",
-        "A larger message is refused before it is queued. Payload, key, headers and 36"
-        " bytes for the record count, as librdkafka counts them; librdkafka's"
-        " message.max.bytes (1,000,000) is a limit too, and the smaller of the two"
-        " holds. Brokers take 1,048,588 bytes for a whole batch; to send more, raise"
-        " both settings and the topic's max.message.bytes.",
+        "A larger message is refused before it is queued. Its size includes payload,"
+        " key, headers and 36 bytes for the record, as librdkafka counts them."
+        " librdkafka's `message.max.bytes` (1,000,000) is a limit too, and the smaller"
+        " of the two applies. Brokers accept 1,048,588 bytes for a whole batch; to send"
+        " more, raise both settings and the topic's `max.message.bytes`.",
         "max_payload_size, 1_000_012",
     )
     max_wait_timeout: float = _setting(
@@ -216,7 +216,7 @@ class Settings:
         _SECONDS,
         "seconds",
         "How long `produce_sync` waits for a delivery report. Longer than librdkafka's"
-        " `message.timeout.ms` (150 s here), so that librdkafka's own verdict comes"
+        " `message.timeout.ms` (150 s here), so that librdkafka's own result arrives"
         " first and is final.",
         "max_wait_timeout, 180_000 ms",
     )
@@ -224,7 +224,7 @@ class Settings:
         default=True,
         rule=_BOOLEAN,
         unit="yes or no",
-        why="When librdkafka's queue is full, wait until there is room. If False,"
+        why="When librdkafka's queue is full, wait until there is space. If False,"
         " `QueueFullError` is raised at once.",
         waterdrop="wait_on_queue_full, true",
     )
@@ -232,15 +232,16 @@ class Settings:
         10.0,
         _SECONDS,
         "seconds",
-        "How long a message waits for room in a full queue before `QueueFullError`."
-        " A waiter wakes when room appears, so there is no backoff to choose.",
+        "How long a message waits for space in a full queue before `QueueFullError` is"
+        " raised. A waiting sender wakes as soon as there is space, so there is no"
+        " backoff to configure.",
         "wait_timeout_on_queue_full, 10_000 ms",
     )
     instrument_on_wait_queue_full: bool = _setting(
         default=True,
         rule=_BOOLEAN,
         unit="yes or no",
-        why="Emit `error.occurred` when a message has to wait for room. Turn it off"
+        why="Emit `error.occurred` when a message has to wait for space. Turn it off"
         " where full queues are the normal way to slow down, as in bulk loads.",
         waterdrop="instrument_on_wait_queue_full, true",
     )
@@ -248,34 +249,36 @@ class Settings:
         0.01,
         _SECONDS_ABOVE_ZERO,
         "seconds",
-        "How long delivery reports are served in one go before other greenlets get a"
-        " turn, also when 100,000 reports are waiting. Below it a hub stays lively;"
-        " far below it, switching costs more than serving.",
+        "How long the poller handles delivery reports before it lets other greenlets"
+        " run, even with 100,000 reports waiting. Smaller values keep the hub more"
+        " responsive; far below the default, switching costs more than handling the"
+        " reports.",
         "polling.fd.max_time, 100 ms",
     )
     idle_disconnect_timeout: float = _setting(
         0.0,
         _IDLE,
         "seconds",
-        "Disconnect when nothing was sent for so long; the next message connects anew."
-        " 0 turns it off. Saves brokers the connections of producers that are seldom"
-        " used. Takes up to a quarter longer.",
+        "Disconnect after this many seconds without a message; the next message"
+        " reconnects. 0 turns it off. Saves the brokers the connections of producers"
+        " that are seldom used. The producer checks every quarter of this time, so it"
+        " disconnects up to a quarter later.",
         "idle_disconnect_timeout, 0 ms",
     )
     reload_on_idempotent_fatal_error: bool = _setting(
         default=False,
         rule=_BOOLEAN,
         unit="yes or no",
-        why="Replace the client of an idempotent producer that a fatal error has ended,"
-        " and send on with the new one. What was in flight fails; whoever sends it"
-        " again may get it twice, or out of order. See docs/send/recovery.md.",
+        why="Replace the client of an idempotent producer after a fatal error, and"
+        " continue with the new client. Messages in flight fail; a program that sends"
+        " them again may store them twice or out of order. See docs/send/recovery.md.",
         waterdrop="reload_on_idempotent_fatal_error, false",
     )
     wait_backoff_on_idempotent_fatal_error: float = _setting(
         5.0,
         _SECONDS,
         "seconds",
-        "How long to wait before the new client is built. Messages that are sent"
+        "How long to wait before the new client is created. Messages that are sent"
         " meanwhile wait for it.",
         "wait_backoff_on_idempotent_fatal_error, 5_000 ms",
     )
@@ -283,61 +286,60 @@ class Settings:
         5,
         _COUNT,
         "count",
-        "How many clients in a row may be replaced with nothing delivered in between."
-        " After that each message tells the fatal error.",
+        "How many clients in a row may be replaced without any message delivered in"
+        " between. After that each message raises the fatal error.",
         "max_attempts_on_idempotent_fatal_error, 5",
     )
     wait_backoff_on_transaction_command: float = _setting(
         0.5,
         _SECONDS,
         "seconds",
-        "How long to wait before a begin, commit, abort or the sending of offsets is"
-        " tried again, after an error that may pass: once as long for the second try,"
-        " twice as long for the third.",
+        "How long to wait before retrying a begin, commit, abort or the sending of"
+        " offsets after a transient error: once this time before the second attempt,"
+        " twice before the third.",
         "wait_backoff_on_transaction_command, 500 ms",
     )
     max_attempts_on_transaction_command: int = _setting(
         5,
         _COUNT,
         "count",
-        "How often each of these is tried in all. That a broker takes long to answer"
-        " is no failed try: that is limited by `max_wait_timeout`.",
+        "How many attempts each of these calls gets. A slow broker does not count as a"
+        " failed attempt: `max_wait_timeout` limits that.",
         "max_attempts_on_transaction_command, 5",
     )
     reload_on_transaction_fatal_error: bool = _setting(
         default=True,
         rule=_BOOLEAN,
         unit="yes or no",
-        why="Replace the client of a transactional producer that a fatal error, a"
-        " failed abort or an unanswered commit has ended. The error is raised all the"
-        " same; the next transaction begins with a new client. See"
-        " docs/send/transactions.md.",
+        why="Replace the client of a transactional producer after a fatal error, a"
+        " failed abort or an unanswered commit. The error is raised all the same; the"
+        " next transaction begins with a new client. See docs/send/transactions.md.",
         waterdrop="reload_on_transaction_fatal_error, true",
     )
     wait_backoff_on_transaction_fatal_error: float = _setting(
         1.0,
         _SECONDS,
         "seconds",
-        "How long after such an error the new client is built. A transaction that is"
-        " begun earlier waits for it.",
+        "How long after such an error the new client is created. A transaction that"
+        " begins earlier waits for it.",
         "wait_backoff_on_transaction_fatal_error, 1_000 ms",
     )
     max_attempts_on_transaction_fatal_error: int = _setting(
         10,
         _COUNT,
         "count",
-        "How many clients in a row may be replaced with nothing committed in between."
-        " After that each transaction tells the fatal error.",
+        "How many clients in a row may be replaced without any commit in between."
+        " After that each transaction raises the fatal error.",
         "max_attempts_on_transaction_fatal_error, 10",
     )
     wait_timeout_on_transaction_abort: float = _setting(
         5.0,
         _SECONDS,
         "seconds",
-        "Before a transaction is rolled back, wait so long for the report of its first"
-        " message; 0 turns it off. Mostly a round trip. Rolling back while that message"
-        " is on its way is now and then a fatal error (librdkafka issue 4849), and"
-        " costs a new client.",
+        "Before a transaction is rolled back, wait this long for the delivery report"
+        " of its first message; 0 turns it off. Usually that takes one round trip."
+        " Rolling back while that message is in flight can cause a fatal error"
+        " (librdkafka issue 4849), and then the client has to be replaced.",
         "wait_timeout_on_transaction_abort, 0 ms (off)",
     )
     non_reloadable_errors: tuple[str, ...] = _setting(
@@ -345,32 +347,33 @@ class Settings:
         _NAMES,
         "error names",
         "Fatal errors after which the client is not replaced, by Kafka's or"
-        " librdkafka's names, in any case and without a leading underscore. `fenced`:"
-        " another producer has taken over, and would be fenced in turn.",
+        " librdkafka's names, in any case and without a leading underscore. `fenced`"
+        " means that another producer has taken over; a new client would fence that"
+        " one in turn.",
         "non_reloadable_errors, [fenced]",
     )
     statistics_deltas: tuple[str, ...] = _setting(
         ("tx", "txretries", "txerrs", "rxerrs"),
         _KEYS,
         "keys",
-        "Numbers in librdkafka's statistics whose change is told beside them, as KEY_d"
-        " and KEY_fd; see docs/observe/statistics.md. The default is what the metrics"
-        " of greendrop need.",
+        "Numbers in librdkafka's statistics for which the change is reported beside"
+        " them, as KEY_d and KEY_fd; see docs/observe/statistics.md. The default is"
+        " what greendrop's metrics need.",
         "statistics_decorator",
     )
     stall_alarm: float = _setting(
         0.0,
         _SECONDS,
         "seconds",
-        "Tell `hub.stalled` when the hub was held for so long while messages were on"
-        " their way. 0 turns it off. Costs a native thread, which runs only while"
-        " messages are on their way; see docs/observe/stalls.md.",
+        "Emit `hub.stalled` when something has blocked the hub for this long while"
+        " messages were in flight. 0 turns it off. Costs one native thread, which runs"
+        " only while messages are in flight; see docs/observe/stalls.md.",
     )
     oauth_token_provider: Callable[[], OAuthToken] | None = _setting(  # noqa: RUF009
         None,
         _PROVIDER,
         "a function",
-        "Gives an `OAuthToken` each time one is needed, if `sasl.mechanisms` is"
+        "Returns an `OAuthToken` each time one is needed, if `sasl.mechanisms` is"
         " OAUTHBEARER. Called on a native thread of its own, where it may block. See"
         " docs/run/oauth.md.",
         "oauth.token_provider_listener, false",
@@ -380,8 +383,9 @@ class Settings:
         _SECONDS,
         "seconds",
         "How long closing at interpreter exit may take, for all producers together."
-        " Messages that are not delivered by then are dropped and told of. Process"
-        " managers kill what takes longer (gunicorn after 30 s).",
+        " Messages that are not delivered by then are dropped, and a line on standard"
+        " error says how many. Process managers kill a process that takes longer than"
+        " their own limit (gunicorn: 30 s).",
     )
 
     @property

@@ -1,9 +1,23 @@
-"""The Python programs that README.md and the pages in docs show, run as they stand."""
+"""The code that README.md and the pages in docs show, run as it stands.
+
+A page may have three kinds of code that runs:
+
+- Python blocks. All of a page together are one program.
+- Files: blocks that begin with a comment which is a file's name, such as `# app.py`.
+- `console` blocks, whose lines with `$` are commands. Those of a page run one after
+  the other, in a folder with the page's files. Other lines are output to be expected.
+"""
 
 import os
+import re
 import subprocess
 import sys
+import urllib.request
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from socket import create_connection, socket
+from time import monotonic, sleep
 
 import pytest
 
@@ -12,77 +26,289 @@ from greendrop.testing import MockCluster
 ROOT = Path(__file__).parents[2]
 #: The one thing that is changed in a program that is run.
 ADDRESS = "localhost:9092"
-START, END = "```python\n", "```\n"
+WEB = "127.0.0.1:8000"
 
-PAGES = sorted(
-    page.relative_to(ROOT)
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
-    if START in page.read_text()
-)
+#: Pages that are evidence or about development, and not for users of greendrop.
+PROJECT = ("benchmarks.md", "listener-costs.md", "design.md", "contributing.md")
+#: The commands of this page are run by the command line's own tests.
+COMMAND_LINE = "docs/reference/cli.md"
+#: Languages of blocks that are neither Python nor commands.
+SHOWN = {"text", "ruby", "yaml", "ini"}
+
 # What a reader would do with a program that only defines something: by a line of it.
 USES = {
     "@app.post": 'assert app.test_client().post("/events").json["offset"] >= 0\n',
     "@tasks.task": "invoice(7)\n",
 }
+# The same for files that no command of their page runs: by page.
+DRIVERS = {
+    "docs/run/celery.md": "from tasks import invoice\ninvoice(7)\n",
+    "docs/run/django.md": """
+import os
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+import django
+from django.core.management import call_command
+from django.test import Client
+
+django.setup()
+call_command("check")
+call_command("migrate", verbosity=0)
+assert Client().post("/orders").status_code == 200
+from django.test import RequestFactory
+from views import place_order
+assert place_order(RequestFactory().post("/orders")).status_code == 200
+""",
+    "docs/run/uwsgi.md": """
+import configparser
+
+conf = configparser.ConfigParser()
+assert conf.read("uwsgi.ini")
+assert conf["uwsgi"]["gevent-monkey-patch"] == "true"
+""",
+    "docs/observe/metrics.md": """
+from importlib.machinery import SourceFileLoader
+
+conf = SourceFileLoader("conf", "gunicorn.conf.py").load_module()
+assert conf.child_exit
+""",
+}
+#: Files that a tool loads without being told.
+FOUND_BY_NAME = ("conftest.py", "locustfile.py")
+# Commands that prepare the reader's machine, or need what no test has.
+NOT_RUN = (
+    "python3 -m venv",
+    ". venv/bin/activate",
+    "python -m pip",
+    "git clone",
+    "cd ",
+    "make ",
+    "docker ",
+    "export ",
+    "celery ",
+    "uwsgi ",
+    "apt-get ",
+    "PROMETHEUS_MULTIPROC_DIR=",
+    "GEVENT_MONITOR_THREAD_ENABLE=",
+    "FLASK_GREENDROP_KAFKA=",
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
 
-def program_of(page):
-    """Make one program of a page's blocks, in which each line keeps its number."""
-    lines = []
-    block = None
-    for line in page.read_text().splitlines(keepends=True):
-        if block is not None and line == END:
-            uses = [use for sign, use in USES.items() if sign in "".join(block)]
-            lines.append("; ".join(uses) or "\n")
+@dataclass
+class Page:
+    """The code of one page."""
+
+    #: The page's Python blocks as one program, in which each line keeps its number.
+    program: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    #: TransactionCalls, each with the output that the page shows.
+    commands: list[tuple[str, list[str]]] = field(default_factory=list)
+    languages: set[str] = field(default_factory=set)
+    #: Lines that Markdown takes for code because they are indented.
+    indented: list[str] = field(default_factory=list)
+
+
+def read_page(path):
+    """Collect the code of a page."""
+    page = Page()
+    program, block, language, previous = [], None, "", ""
+    for line in path.read_text().splitlines(keepends=True):
+        fence = re.fullmatch(r"```(\S*).*\n", line)
+        end = fence and block is not None
+        program.append(_add_block(page, language, block) if end else "\n")
+        if end:
             block = None
+        elif fence:
+            block, language = [], fence[1]
+            page.languages.add(language)
         elif block is not None:
             block.append(line)
-            lines.append(line)
-        else:
-            lines.append("\n")
-        if line == START:
-            block = []
-    return "".join(lines)
+            if language == "python" and not _file_name(block):
+                program[-1] = line
+        elif line.startswith("    ") and previous == "\n":
+            page.indented.append(line)
+        previous = line
+    page.program = "".join(program)
+    return page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_programs_of_a_page_run(page, tmp_path):
+def _file_name(block):
+    named = (
+        re.fullmatch(r"# ([\w/]+(\.conf)?\.(py|ini))\n", block[0]) if block else None
+    )
+    return named[1] if named else None
+
+
+def _add_block(page, language, block):
+    """Add a block that has ended; return what the program needs to use it."""
+    if name := _file_name(block):
+        page.files[name] = "".join(block)
+    elif language == "console":
+        for line in block:
+            if line.startswith("$ "):
+                page.commands.append((line[2:].strip(), []))
+            elif page.commands:
+                page.commands[-1][1].append(line.strip())
+    elif language == "python":
+        uses = [use for sign, use in USES.items() if sign in "".join(block)]
+        return "; ".join(uses) or "\n"
+    return "\n"
+
+
+READ = {
+    str(path.relative_to(ROOT)): read_page(path)
+    for path in sorted((ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
+    if "/changes/" not in str(path) and "_build" not in str(path)
+}
+PROGRAMS = [name for name, page in READ.items() if page.program.strip()]
+FOLDERS = [name for name, page in READ.items() if page.files or page.commands]
+USER_PAGES = [
+    name
+    for name in READ
+    if "/decisions/" not in name
+    and Path(name).name not in PROJECT
+    and name != COMMAND_LINE
+]
+
+
+@pytest.fixture
+def cluster():
+    """Run brokers for the programs."""
+    with MockCluster() as running:
+        yield running
+
+
+def run(command, folder, *, timeout=45):
+    """Run a command of a page, and return what it has written."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PATH": path},
+        check=False,
+        shell=isinstance(command, str),
+        timeout=timeout,
+    )
+
+    assert done.returncode == 0, done.stdout
+    # A greenlet or thread that fails leaves only this.
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_of_a_page_run(name, cluster, tmp_path):
     """The blocks of a page run one after the other, with only the address replaced.
 
     What only defines something is used, too.
     """
-    program = program_of(ROOT / page)
-    assert ADDRESS in program
-    with MockCluster() as cluster:
-        # Not `logging.py`: who imports logging would get that.
-        script = tmp_path / f"page_{page.stem}.py"
-        script.write_text(program.replace(ADDRESS, cluster.bootstrap_servers))
+    program = READ[name].program
+    # Not `logging.py`: a program that imports logging would get that.
+    script = tmp_path / f"page_{Path(name).stem.replace('-', '_')}.py"
+    script.write_text(program.replace(ADDRESS, cluster.bootstrap_servers))
 
-        done = subprocess.run(
-            [sys.executable, script],
-            capture_output=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-            check=False,
-            timeout=45,
+    run([sys.executable, script], tmp_path)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_files_and_commands_of_a_page_run(name, cluster, tmp_path):
+    """Files of a page do what its commands say, with only addresses replaced."""
+    page = READ[name]
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        web = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def replaced(text):
+        return text.replace(ADDRESS, cluster.bootstrap_servers).replace(WEB, web)
+
+    for file, text in page.files.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(replaced(text))
+    with ExitStack() as stack:
+        for command, expected in page.commands:
+            if not command.startswith(NOT_RUN):
+                output = run_command(replaced(command), tmp_path, web, stack)
+                for line in expected:
+                    pattern = ".*".join(map(re.escape, line.split("...")))
+                    assert re.search(pattern, output), f"{command}\n{output}"
+    if driver := DRIVERS.get(name):
+        run([sys.executable, "-c", driver], tmp_path)
+    used = " ".join([*(command for command, _ in page.commands), driver or ""])
+    assert [file for file in page.files if not is_used(file, used, page)] == []
+
+
+def is_used(file, commands, page):
+    """Return whether a command, another file or a tool's convention runs a file."""
+    others = (text for name, text in page.files.items() if name != file)
+    return file in FOUND_BY_NAME or Path(file).stem in " ".join([commands, *others])
+
+
+def run_command(command, folder, web, stack):
+    """Run a command; a web server goes on until the page ends."""
+    if posted := re.fullmatch(r"curl -d (\S+) (\S+)", command):
+        request = urllib.request.Request(posted[2], posted[1].encode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read().decode()
+    if command == "python broker.py":
+        broker = subprocess.Popen(
+            [sys.executable, "broker.py"], cwd=folder, stdout=subprocess.PIPE
         )
+        stack.callback(broker.wait, 30)
+        stack.callback(broker.terminate)
+        stack.callback(broker.stdout.close)
+        return broker.stdout.readline().decode()
+    if not command.startswith("gunicorn "):
+        return run(command, folder)
+    server = subprocess.Popen(
+        [sys.executable, "-m", *command.split(), "--bind", web],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    stack.callback(server.wait, 30)
+    stack.callback(server.terminate)
+    host, port = web.split(":")
+    deadline = monotonic() + 30
+    while True:
+        try:
+            create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            assert monotonic() < deadline
+            assert server.poll() is None
+            sleep(0.05)
+        else:
+            return ""
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    # A greenlet or thread that fails leaves only this.
-    assert "Traceback" not in done.stderr
+
+@pytest.mark.parametrize("name", USER_PAGES)
+def test_code_of_a_page_is_of_a_kind_that_runs(name):
+    """No page for users has code that no test runs, unless it is no Python."""
+    page = READ[name]
+
+    assert page.indented == []
+    assert page.languages - {"python", "console"} <= SHOWN | {
+        each for each in page.languages if each.startswith("{")
+    }
 
 
 def test_every_page_that_readme_names_is_there():
-    """No link of README.md to a file of the checkout is dead."""
+    """No link of README.md to a file of the checkout is dead, nor to a heading."""
     text = (ROOT / "README.md").read_text()
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
-    dead = [
-        target
-        for target in targets
-        if "://" not in target and not (ROOT / target).exists()
-    ]
+    dead = []
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if "://" not in target and not (ROOT / path).exists():
+            dead.append(target)
+        elif anchor and "://" not in target:
+            headings = re.findall("^#+ (.+)", (ROOT / path).read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", each).lower() for each in headings]
+            if anchor not in [slug.replace(" ", "-") for slug in slugs]:
+                dead.append(target)
 
     assert targets
     assert dead == []

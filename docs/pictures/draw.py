@@ -1,0 +1,223 @@
+"""Draw the pictures that show measurements: ticker.svg and benchmarks.svg.
+
+    python docs/pictures/draw.py
+
+`ticker.svg` is measured here, on the mock cluster, in some ten seconds.
+`benchmarks.svg` shows figures of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import confluent_kafka
+import gevent
+
+from greendrop import Producer
+from greendrop.testing import MockCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+HERE = Path(__file__).parent
+#: What ticker.svg shows: greenlets that send, seconds, a round trip, and a tick.
+GREENLETS, SECONDS, ROUND_TRIP, TICK = 300, 2.0, 0.02, 0.01
+#: Columns and contenders of benchmarks.svg, as docs/benchmarks.md names them.
+COLUMNS = {"wait-1": "1", "wait-10": "10", "wait-100": "100", "wait-1000": "1,000"}
+CONTENDERS = {
+    "greendrop": "greendrop",
+    "raw poll thread linger 0": "confluent-kafka with a poll thread",
+    "aiokafka on uvloop": "aiokafka on uvloop",
+}
+
+# A card of its own, so that it can be read on any page, whatever the reader's settings.
+STYLE = """<style>
+  svg { --card: #ffffff; --line: #d0d7de; --text: #1f2328; --dim: #59636e;
+        --one: #1a7f37; --two: #bc4c00; --three: #0969da; }
+  @media (prefers-color-scheme: dark) {
+    svg { --card: #161b22; --line: #3d444d; --text: #e6edf3; --dim: #9198a1;
+          --one: #3fb950; --two: #f0883e; --three: #58a6ff; }
+  }
+  text { font: 15px system-ui, sans-serif; fill: var(--text); }
+  .dim { fill: var(--dim); font-size: 13px; }
+  .title { font-weight: 600; font-size: 16px; }
+  .card { fill: var(--card); stroke: var(--line); }
+  .axis { stroke: var(--line); }
+  .one { fill: var(--one); } .two { fill: var(--two); } .three { fill: var(--three); }
+</style>"""
+
+
+class Run:
+    """When a ticker ran beside greenlets that send, and how often they did."""
+
+    def __init__(self, send: Callable[[], object]) -> None:
+        #: Seconds since the start.
+        self.ticks: list[float] = []
+        self.messages = 0
+        self._send = send
+        self._started = time.perf_counter()
+        senders = [gevent.spawn(self._send_on) for _ in range(GREENLETS)]
+        gevent.joinall([gevent.spawn(self._tick), *senders], raise_error=True)
+        self.ticks = [tick for tick in self.ticks if tick < SECONDS]
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    def _send_on(self) -> None:
+        while self._elapsed() < SECONDS:
+            self._send()
+            self.messages += 1
+            gevent.sleep(0)
+
+    def _tick(self) -> None:
+        while self._elapsed() < SECONDS:
+            gevent.sleep(TICK)
+            self.ticks.append(self._elapsed())
+
+
+def measure() -> dict[str, Run]:
+    """Send with greendrop, then with confluent-kafka's `flush()`."""
+    with MockCluster.spawn() as cluster:
+        cluster.round_trip(ROUND_TRIP)
+        kafka = {"bootstrap.servers": cluster.bootstrap_servers}
+        with Producer(kafka=kafka) as producer:
+
+            def wait() -> None:
+                producer.produce_sync(topic="ticker", payload=b"x" * 100)
+
+            wait()
+            ours = Run(wait)
+        raw = confluent_kafka.Producer(kafka)
+
+        def flush() -> None:
+            raw.produce("ticker", b"x" * 100)
+            raw.flush()
+
+        flush()
+        theirs = Run(flush)
+    return {"greendrop, produce_sync()": ours, "confluent-kafka, flush()": theirs}
+
+
+def svg(width: int, height: int, title: str, parts: Iterator[str]) -> str:
+    """Put parts on a card."""
+    size = f'width="{width}" height="{height}"'
+    card = f'x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"'
+    return "\n".join(
+        (
+            '<svg xmlns="http://www.w3.org/2000/svg" role="img"',
+            f'     viewBox="0 0 {width} {height}" {size}>',
+            f"<title>{title}</title>",
+            STYLE,
+            f'<rect class="card" {card}/>',
+            *parts,
+            "</svg>\n",
+        )
+    )
+
+
+def ticker(runs: dict[str, Run]) -> Iterator[str]:
+    """Draw a line for each tick."""
+    left, width = 24, 712
+    yield (
+        '<text class="title" x="24" y="32">When another greenlet runs that wants to run'
+        f" every {TICK * 1000:.0f} ms</text>"
+    )
+    yield (
+        f'<text class="dim" x="24" y="54">{GREENLETS} greenlets send to Kafka and wait;'
+        f" the broker answers after {ROUND_TRIP * 1000:.0f} ms. Each line is one run of"
+        " the other.</text>"
+    )
+    for row, (name, run) in enumerate(runs.items()):
+        top = 92 + row * 84
+        colour = ("one", "two")[row]
+        rate = f"{run.messages / SECONDS:,.0f} messages/s, {len(run.ticks)} runs"
+        yield f'<text x="{left}" y="{top}">{name}</text>'
+        yield (
+            f'<text class="dim" x="{left + width}" y="{top}"'
+            f' text-anchor="end">{rate}</text>'
+        )
+        yield (
+            f'<line class="axis" x1="{left}" x2="{left + width}"'
+            f' y1="{top + 46}" y2="{top + 46}"/>'
+        )
+        for tick in run.ticks:
+            x = left + tick / SECONDS * width
+            yield (
+                f'<rect class="{colour}" x="{x:.1f}" y="{top + 12}" width="1.5"'
+                ' height="34"/>'
+            )
+    yield f'<text class="dim" x="{left}" y="244">0 s</text>'
+    yield (
+        f'<text class="dim" x="{left + width}" y="244" text-anchor="end">'
+        f"{SECONDS:.0f} s</text>"
+    )
+
+
+def figures() -> dict[str, dict[str, float]]:
+    """Read the first table of docs/benchmarks.md: contender, column, messages/s."""
+    lines = (HERE.parent / "benchmarks.md").read_text().splitlines()
+    rows: list[Sequence[str]] = []
+    for line in lines:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif rows:
+            break
+    head, _, *body = rows
+    return {
+        row[0]: {
+            column: float(cell.replace(",", ""))
+            for column, cell in zip(head[1:], row[1:], strict=True)
+            if re.search(r"\d", cell)
+        }
+        for row in body
+    }
+
+
+def benchmarks() -> Iterator[str]:
+    """Draw a group of bars for each column."""
+    table = figures()
+    highest = max(table[row][column] for row in CONTENDERS for column in COLUMNS)
+    yield (
+        '<text class="title" x="24" y="32">Messages per second of waiting greenlets or'
+        " tasks</text>"
+    )
+    for place, name in enumerate(CONTENDERS.values()):
+        x = 24 + (0, 120, 392)[place]
+        colour = ("one", "two", "three")[place]
+        yield f'<rect class="{colour}" x="{x}" y="48" width="12" height="12" rx="2"/>'
+        yield f'<text class="dim" x="{x + 18}" y="59">{name}</text>'
+    for group, (column, label) in enumerate(COLUMNS.items()):
+        left = 40 + group * 180
+        for place, row in enumerate(CONTENDERS):
+            value = table[row][column]
+            height = value / highest * 150
+            x = left + place * 48
+            colour = ("one", "two", "three")[place]
+            yield (
+                f'<rect class="{colour}" x="{x}" y="{250 - height:.1f}" width="40"'
+                f' height="{height:.1f}" rx="2"/>'
+            )
+            yield (
+                f'<text class="dim" x="{x + 20}" y="{244 - height:.1f}"'
+                f' text-anchor="middle">{value / 1000:.1f}k</text>'
+            )
+        yield (
+            f'<text class="dim" x="{left + 68}" y="272" text-anchor="middle">'
+            f"{label} waiting</text>"
+        )
+    yield '<line class="axis" x1="24" x2="736" y1="250" y2="250"/>'
+
+
+def main() -> None:
+    """Write both."""
+    title = "A ticker beside greenlets that send to Kafka"
+    (HERE / "ticker.svg").write_text(svg(760, 260, title, ticker(measure())))
+    title = "Messages per second"
+    (HERE / "benchmarks.svg").write_text(svg(760, 290, title, benchmarks()))
+
+
+if __name__ == "__main__":
+    main()
