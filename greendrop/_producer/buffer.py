@@ -255,8 +255,9 @@ class Flush:
                     first, cause = index, refusal
         if cause is None:
             return None
+        were = "was" if count == 1 else "were"
         text = (
-            f"{count} of {len(self._batch)} messages were refused; the first,"
+            f"{count} of {len(self._batch)} messages {were} refused; the first,"
             f" message {first}: {cause}"
         )
         failure = ProduceManyError(text, dispatched=self.handles, failed_index=first)
@@ -338,4 +339,5 @@ def _is_refused_for_now(handle: DeliveryHandle) -> bool:
 
 def _add_count(error: BaseException | None, count: int) -> None:
     if isinstance(error, GreendropError):
-        error.add(f"{count} messages are back in the buffer")
+        messages = "1 message is" if count == 1 else f"{count} messages are"
+        error.add(f"{messages} back in the buffer")

@@ -9,6 +9,7 @@ from greendrop import (
     IllegalWaitError,
     Message,
     MessagePurgedError,
+    MessagesAbandonedError,
     ProduceError,
     ProducerClosedError,
 )
@@ -448,10 +449,12 @@ def test_closing_with_a_buffer_meets_a_fatal_error(world, reloading, backoff):
     trigger_fatal_error(producer, 47)
     began = time.monotonic()
 
-    producer.close(timeout=5.0)
+    with pytest.raises(MessagesAbandonedError, match="INVALID_PRODUCER_EPOCH"):
+        producer.close(timeout=5.0)
 
     assert time.monotonic() - began < 10.0
     assert (producer.status, heard) == ("closed", [])
+    assert [each.payload for each in producer.buffered] == [b"x"]
     with pytest.raises(ProducerClosedError):
         send(producer)
 

@@ -393,7 +393,10 @@ def test_ctrl_c_in_the_midst_of_reports_loses_none(mode, mock_cluster, run_scrip
                     handle.wait(10)
         except KeyboardInterrupt:
             pass
-        producer.close(timeout=10)
+        try:
+            producer.close(timeout=10)
+        except MessagesAbandonedError as error:
+            assert isinstance(error.__cause__, ReportLostError), error
         assert all(handle.done for handle in handles)
         assert {type(handle.error) for handle in handles} <= {
             type(None), ReportLostError

@@ -109,7 +109,7 @@ def test_a_mistake_and_a_refused_message_keep_no_others_back():
 
     assert "committed, and 5 messages stored" in output
     assert "not buffered: payload: needs bytes, text or None, not dict" in output
-    assert "3 messages stored, and one refused: 1 of 4 messages were" in output
+    assert "3 messages stored, and one refused: 1 of 4 messages was" in output
     assert "2 messages wait" in output
     assert output.endswith("closed, 0 messages left\n")
 
