@@ -95,15 +95,20 @@ class SizeLimit:
     Attributes:
         size: Bytes.
         setting: The setting that the limit comes from, as the user writes it.
-        without_overhead: Bytes left for payload, key and headers.
+        queue_bytes: The largest payload that fits into librdkafka's queue.
+        without_overhead: Bytes of payload and key together that are certainly not too
+            many.
     """
 
-    __slots__ = ("setting", "size", "without_overhead")
+    __slots__ = ("queue_bytes", "setting", "size", "without_overhead")
 
-    def __init__(self, size: int, setting: str) -> None:
+    def __init__(
+        self, size: int, setting: str, queue_bytes: int = 2_147_483_647
+    ) -> None:
         self.size = size
         self.setting = setting
-        self.without_overhead = size - _RECORD_OVERHEAD
+        self.queue_bytes = queue_bytes
+        self.without_overhead = min(size - _RECORD_OVERHEAD, queue_bytes)
 
 
 def as_message(item: object) -> Message:
@@ -312,6 +317,12 @@ def _check_size(
     }
     size = sum(sizes.values()) + _RECORD_OVERHEAD
     if size <= limit.size:
+        if sizes["payload"] > limit.queue_bytes:
+            errors["payload"] = (
+                f"{sizes['payload']} bytes never fit into the queue: kafka's"
+                f" queue.buffering.max.kbytes={limit.queue_bytes // 1024} allows"
+                f" {limit.queue_bytes}; nothing was sent"
+            )
         return
     parts = [f"{name} {length}" for name, length in sizes.items() if length]
     errors[max(sizes, key=sizes.__getitem__)] = (

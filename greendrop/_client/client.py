@@ -88,7 +88,9 @@ class Client:
         self.mark = _concurrency.fork_marker()
         self._settings = settings
         self._on_fatal = on_fatal
-        self._outstanding = InFlight(settings.queue_limit)
+        self._outstanding = InFlight(settings.queue_limit, settings.queue_bytes)
+        # When `send_lingering` may do so again.
+        self._next_nudge = 0.0
         # Nothing goes to librdkafka any more: closed, about to be, or retired.
         self._stopped = False
         # What it was given since it retired, for the client that takes over.
@@ -165,10 +167,16 @@ class Client:
         # Spelled out, where calls would read better: each one costs a tenth of all
         # that a message does here.
         now = self._outstanding
-        if len(now.pending) >= now.free_slots and (now.full or not waited):
+        if len(now.pending) >= now.free_slots and now.refuses(waited=waited):
             raise self._queue_full()
         topic, payload, key, headers, partition, _, timestamp, label = message
         handle = DeliveryHandle(topic, label, self._reports)
+        if (
+            payload
+            and len(payload) > now.uncounted
+            and not now.add_bytes(handle, len(payload))
+        ):
+            raise self._queue_full()
         if partition is None:
             partition = UNASSIGNED
         wire = (topic, payload, key, partition, handle, None, timestamp or 0, headers)
@@ -203,6 +211,8 @@ class Client:
         topics, payloads, keys, headers, partitions, _, timestamps, labels = zip(
             *messages, strict=True
         )
+        if max(map(len, filter(None, payloads)), default=0) > now.uncounted:
+            return self._send_each(messages)  # their bytes count, too
         handles = list(map(DeliveryHandle, topics, labels, repeat(reports)))
         batcher.items += zip(
             topics,
@@ -250,7 +260,7 @@ class Client:
                 if self._is_replaced_for(error):
                     self._keep(deque((wire,)))
                     return
-                self._outstanding.pending.discard(wire[4])
+                self._outstanding.drop(wire[4])
                 if isinstance(error, BufferError):
                     self._outstanding.mark_full()
                     error = self._queue_full()
@@ -339,7 +349,27 @@ class Client:
         Blocking:
             Lets other greenlets run. First come, first served. Send at once after it.
         """
-        self._outstanding.wait_for_space(self.attendant.waiter(), seconds, again=again)
+        self._outstanding.wait_for_space(
+            self.attendant.waiter(),
+            seconds,
+            again=again,
+            on_wait=self.send_lingering if self._settings.user_sets_linger else None,
+        )
+
+    def send_lingering(self) -> float:
+        """Send what the user's `linger.ms` holds back, because the queue is full of it.
+
+        Returns:
+            The seconds after which it may do so again; it does nothing before.
+
+        Blocking:
+            Holds the hub for at most 1 ms.
+        """
+        now = _concurrency.monotonic()
+        if self._settings.user_sets_linger and now >= self._next_nudge:
+            self._next_nudge = now + _NUDGE_EVERY
+            self.kafka_handle.flush_linger()
+        return _NUDGE_EVERY
 
     def set_token(self, token: OAuthToken) -> None:
         """Give it the OAuth token to log in with, in the process that built it.

@@ -1,163 +1,226 @@
-"""Which messages are on their way, and who waits for that to change.
+"""In-flight messages of one client, and backpressure.
 
-A message is outstanding from the moment it is taken until its verdict is told,
-whether it is gathered, in librdkafka's queue, in flight or reported and not yet told.
+A message is outstanding from the call that accepts it until its delivery report has
+been handled: batched by us, queued by librdkafka, on the wire, or reported and not yet
+handled.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from greendrop import _concurrency
+from greendrop._concurrency.deadline import Deadline
+from greendrop._concurrency.wait_queue import FairQueue, WaitQueue
 
 if TYPE_CHECKING:
-    from greendrop import _concurrency
+    from collections.abc import Callable
+
     from greendrop.delivery import DeliveryHandle
+
+#: Payloads that are too small to be counted take up to one part in so many of the bytes
+#: that the queue may hold, if the queue is full of them.
+_UNCOUNTED_SHARE = 4
 
 
 class InFlight:
-    """The count of one client's messages on their way.
+    """The set of in-flight messages, bounded as librdkafka's queue is.
 
-    Room is given first come, first served: who has just been served must not take
-    the room that was made for those who wait, or some of them would wait for ever.
+    Space is granted in the order of waiting. A sender that was just served must not
+    take the space that was freed for an earlier waiter, or that waiter could starve.
 
     Args:
-        limit: Messages that fit into librdkafka's queue.
+        limit: `queue.buffering.max.messages`.
+        max_bytes: `queue.buffering.max.kbytes`, in bytes. Like librdkafka this counts
+            payloads only, and none of the small ones: see `uncounted`.
     """
 
     __slots__ = (
+        "_bytes",
+        "_bytes_lock",
         "_full_by_bytes",
         "_limit",
+        "_max_bytes",
         "_none",
-        "_promised",
         "_space",
         "free_slots",
         "pending",
         "reported",
+        "uncounted",
     )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_bytes: int) -> None:
         self._limit = limit
-        #: Handles without a verdict. Whoever takes a message adds its handle, and the
-        #: serving task discards it; each is one step to all threads.
+        self._max_bytes = max_bytes
+        #: Handles without a report. Senders add, the poller discards; each is one
+        #: atomic step.
         self.pending: set[DeliveryHandle] = set()
-        #: One who has not waited for room may send while fewer are on their way. Who
-        #: sends reads this and `pending` directly: it is asked for each message.
+        #: A sender that has not waited may proceed while `len(pending)` is below this.
+        #: `Client.send` reads it, `pending` and `uncounted` directly: a call for each
+        #: message would cost 3 % of a send.
         self.free_slots: float = limit
-        #: How many verdicts were told.
+        #: Bytes of a payload up to which it is not counted. By default that is 2.6 kB:
+        #: the number of messages limits them first. librdkafka counts them in any case.
+        self.uncounted = max_bytes // limit // _UNCOUNTED_SHARE
+        #: Delivery reports handled so far.
         self.reported = 0
-        # librdkafka refused a message that the count had room for: it limits bytes.
+        # Bytes of the payloads that are counted.
+        self._bytes = 0
+        self._bytes_lock = _concurrency.new_lock()
+        # There was no space, although the number of messages is below the limit: for
+        # bytes, which librdkafka limits as well.
         self._full_by_bytes = False
-        self._space: deque[_concurrency.Waiter] = deque()
-        # Waiters that were woken for room and have not taken it yet.
-        self._promised = 0
-        self._none: deque[_concurrency.Waiter] = deque()
+        self._space = FairQueue()
+        self._none = WaitQueue()
 
     @property
     def count(self) -> int:
-        """Messages on their way."""
+        """In-flight messages."""
         return len(self.pending)
 
     @property
     def full(self) -> bool:
-        """Whether there is no room even for one who has waited for it."""
+        """Whether there is no space even for a sender that was granted some."""
         count = self.count
-        # What librdkafka refused for its bytes fits once nothing is on its way.
+        # What was refused for its bytes fits once nothing is in flight.
         return count >= self._limit or (self._full_by_bytes and count > 0)
 
     @property
     def has_waiters(self) -> bool:
-        """Whether anybody waits for room, or is about to take it."""
-        return bool(self._space) or self._promised > 0
+        """Whether a sender waits for space, or is about to take it."""
+        return self._space.has_waiters or self._space.granted > 0
+
+    def refuses(self, *, waited: bool) -> bool:
+        """Return whether a sender has to wait.
+
+        Args:
+            waited: It was granted space.
+        """
+        if waited:
+            return self.full
+        self._update_free_slots()  # an interrupted sender may have left it as it was
+        return self.count >= self.free_slots
 
     def mark_full(self) -> None:
-        """Take note that librdkafka had no room, whatever the count says."""
+        """Record that there was no space for bytes, whatever the number of messages."""
         self._full_by_bytes = True
         self._update_free_slots()
 
+    def add_bytes(self, handle: DeliveryHandle, size: int) -> bool:
+        """Count a payload until its handle is settled; False if there is no space.
+
+        Args:
+            handle: New, and of no other task yet.
+            size: The payload's bytes, more than `uncounted`.
+        """
+        with self._bytes_lock:
+            fits = self._bytes + size <= self._max_bytes or not self.pending
+            if fits:
+                counted: Any = _CountedBytes(self, size)
+                handle._waiters = (counted, None)
+        if not fits:
+            self.mark_full()
+        return fits
+
+    def drop(self, handle: DeliveryHandle) -> None:
+        """Forget a message that was not accepted after all."""
+        self.pending.discard(handle)
+        if handle._waiters is not None:  # of no caller, which has no handle
+            handle._waiters[0].wake()
+            handle._waiters = None
+
     def _update_free_slots(self) -> None:
-        if self._space:
+        if self._space.has_waiters:
             self.free_slots = -math.inf
         else:
-            self.free_slots = 1 if self._full_by_bytes else self._limit - self._promised
+            self.free_slots = (
+                1 if self._full_by_bytes else self._limit - self._space.granted
+            )
 
     def on_reports(self, count: int) -> None:
-        """Wake who waited for this many verdicts, which were told."""
+        """Wake as many senders as reports have freed space, in the order of waiting."""
         self.reported += count
-        left = self.count
-        if self._space:
-            room = self._limit - left - self._promised
-            self._wake_for_space(
-                min(room, count) if self._full_by_bytes and left else room
+        in_flight = self.count
+        if self._space.has_waiters:
+            space = self._limit - in_flight - self._space.granted
+            self._space.grant(
+                min(space, count) if self._full_by_bytes and in_flight else space
             )
+            self._update_free_slots()
         if self._full_by_bytes:
             self._full_by_bytes = False
             self._update_free_slots()
-        if self._none and not left:
-            while self._none:
-                self._none.popleft().wake()
+        if not in_flight:
+            self._none.notify_all()
 
     def wait_for_space(
-        self, waiter: _concurrency.Waiter, seconds: float, *, again: bool
+        self,
+        waiter: _concurrency.Waiter,
+        seconds: float,
+        *,
+        again: bool,
+        on_wait: Callable[[], float] | None = None,
     ) -> None:
-        """Wait until it is the caller's turn to send, or the time is over.
+        """Wait until the caller may send, or the time is over.
 
         Args:
             waiter: The caller's.
             seconds: How long.
-            again: The caller had its turn, and there was no room after all: it goes
-                to the front.
+            again: The caller was granted space, and there was none after all: it waits
+                at the front of the queue.
+            on_wait: See `FairQueue.wait`.
 
         Blocking:
-            As the waiter does. Send at once after it, before others run.
+            As the waiter does. Send right after it returns, before other code runs.
         """
-        (self._space.appendleft if again else self._space.append)(waiter)
-        self._update_free_slots()
-        turn = False
+        # Before it enters: other senders must not overtake it from here on.
+        self.free_slots = -math.inf
+        options = {} if on_wait is None else {"on_wait": on_wait}
         try:
-            # Another thread may have made room meanwhile, and nobody is before us.
-            promised = self.count + self._promised >= self._limit
-            if promised or self.full or self._space[0] is not waiter:
-                turn = waiter.wait(seconds)
+            self._space.wait(
+                self._has_space, waiter, Deadline(seconds), first=again, **options
+            )
         finally:
-            if not _forget(self._space, waiter):
-                # Woken: room is kept for it until here.
-                self._promised -= 1
-                if not turn:
-                    self._wake_for_space(1)  # too late for this one, so the next
             self._update_free_slots()
 
-    def _wake_for_space(self, count: int) -> None:
-        for _ in range(min(count, len(self._space))):
-            try:
-                waiter = self._space.popleft()
-            except IndexError:
-                break
-            self._promised += 1
-            waiter.wake()
-        self._update_free_slots()
+    def _has_space(self) -> bool:
+        return not self.full and self.count + self._space.granted < self._limit
 
     def wake_all(self) -> None:
-        """Wake all who wait for room: there won't be any."""
-        self._wake_for_space(len(self._space))
+        """Wake all waiting senders, because the client accepts no more messages."""
+        self._space.grant_all()
+        self._update_free_slots()
 
     def wait_for_none(self, waiter: _concurrency.Waiter, seconds: float) -> None:
-        """Wait until nothing is on its way, or the time is over.
+        """Wait until no message is in flight, or the time is over.
 
         Blocking:
             As the waiter does.
         """
-        self._none.append(waiter)
-        try:
-            if self.count > 0:
-                waiter.wait(seconds)
-        finally:
-            _forget(self._none, waiter)
+        self._none.wait_until(lambda: not self.pending, waiter, Deadline(seconds))
 
 
-def _forget(waiters: deque[_concurrency.Waiter], waiter: _concurrency.Waiter) -> bool:
-    try:
-        waiters.remove(waiter)
-    except ValueError:
-        return False
-    return True
+class _CountedBytes:
+    """The bytes of one payload, counted from its making until it is woken.
+
+    It waits for the report as a task does, so that messages without it cost nothing. If
+    the handle is gone without a report, its bytes are no longer counted either.
+    """
+
+    __slots__ = ("_in_flight", "_size")
+
+    def __init__(self, in_flight: InFlight, size: int) -> None:
+        self._size = size
+        self._in_flight = in_flight
+        in_flight._bytes += size
+
+    def wake(self) -> None:
+        in_flight = self._in_flight
+        with in_flight._bytes_lock:
+            in_flight._bytes -= self._size
+            self._size = 0
+
+    def __del__(self) -> None:
+        if self._size:
+            self.wake()

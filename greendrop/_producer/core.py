@@ -139,6 +139,7 @@ class Core:
         try:
             handle = client.send(routed)
         except QueueFullError as error:
+            client.send_lingering()
             if not self.settings.wait_on_queue_full:
                 raise
             handle = self._send_when_room(slot, message, routed, verb, error)

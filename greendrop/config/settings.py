@@ -34,6 +34,8 @@ SHORTEST_IDLE_TIMEOUT = 30.0
 
 #: librdkafka's own default of `queue.buffering.max.messages`.
 _QUEUE_LIMIT = 100_000
+#: librdkafka's own default of `queue.buffering.max.kbytes`.
+_QUEUE_KBYTES = 1_048_576
 #: librdkafka's own default of `message.max.bytes`.
 _SIZE_LIMIT = 1_000_000
 #: Milliseconds. Below `max_wait_timeout`, so that librdkafka's verdict comes first.
@@ -174,6 +176,7 @@ class Settings:
         kafka: librdkafka's configuration as it takes it, defaults merged. Read-only.
         user_sets_linger: The user set `linger.ms` above 0 and gets exactly that.
         queue_limit: Messages that fit into librdkafka's queue.
+        queue_bytes: Bytes of payloads that fit into librdkafka's queue.
         transactional: There is a `transactional.id`.
         slot: Number of the pool's slot that the producer was made for, if any was.
         idempotent: librdkafka writes each message once; so with transactions.
@@ -185,6 +188,7 @@ class Settings:
     kafka: Mapping[str, str]
     user_sets_linger: bool
     queue_limit: int
+    queue_bytes: int
     transactional: bool
     idempotent: bool
     uses_oauth: bool
@@ -392,9 +396,10 @@ class Settings:
     def size_limit(self) -> SizeLimit:
         """The size of the largest message: the smaller one of the two limits."""
         whole = int(_number(self.kafka.get(_SIZE_KEY), _SIZE_LIMIT))
+        queue = self.queue_bytes
         if self.max_payload_size < whole:
-            return SizeLimit(self.max_payload_size, "max_payload_size")
-        return SizeLimit(whole, f"kafka's {_SIZE_KEY}")
+            return SizeLimit(self.max_payload_size, "max_payload_size", queue)
+        return SizeLimit(whole, f"kafka's {_SIZE_KEY}", queue)
 
     @property
     def transactional_id(self) -> str | None:
@@ -521,6 +526,7 @@ def build_settings(
         kafka=MappingProxyType(merged),
         user_sets_linger=_number(_either(users, *_LINGER), 0.0) > 0,
         queue_limit=int(_number(users.get(_QUEUE_KEY), _QUEUE_LIMIT)) or sys.maxsize,
+        queue_bytes=int(_number(users.get(_QUEUE_BYTES_KEY), _QUEUE_KBYTES)) * 1024,
         transactional=transactional,
         idempotent=transactional or _is_true(merged.get("enable.idempotence")),
         uses_oauth=whose_tokens == _OURS,
@@ -597,6 +603,7 @@ BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
 _MOCK = "test.mock.num.brokers"
 _LINGER = ("linger.ms", "queue.buffering.max.ms")
 _QUEUE_KEY = "queue.buffering.max.messages"
+_QUEUE_BYTES_KEY = "queue.buffering.max.kbytes"
 _SIZE_KEY = "message.max.bytes"
 _DELIVERY_TIMEOUT = ("message.timeout.ms", "delivery.timeout.ms")
 _ONLY_ERRORS = "delivery.report.only.error"

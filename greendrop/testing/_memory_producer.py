@@ -472,7 +472,8 @@ def _group_name(group: object) -> str:
 
 
 def _size(record: Record) -> int:
-    return len(record.payload or b"") + len(record.key or b"")
+    """Return what librdkafka counts of `queue.buffering.max.kbytes`: no key."""
+    return len(record.payload or b"")
 
 
 def _raised(

@@ -542,17 +542,20 @@ def test_a_large_key_or_header_is_refused(make_producer):
         producer.tombstone_sync(topic="t", key=b"k" * 970, partition=0)
 
 
-def test_message_larger_than_the_queue_does_not_jam_it(world, make_producer):
-    """A message that never fits into the queue's bytes fails; the next one goes out."""
-    producer = make_producer(
-        {"queue.buffering.max.kbytes": 1},
-        wait_timeout_on_queue_full=0.1,
-        max_wait_timeout=1,
-    )
-    with pytest.raises((QueueFullError, DeliveryError)):
-        producer.produce_sync(topic="t", payload=b"x" * 5_000)
+def test_message_larger_than_the_queue_is_refused_at_once(world, make_producer):
+    """A message that can never fit into the queue is invalid; others are sent."""
+    producer = make_producer({"queue.buffering.max.kbytes": 1})
+    large = {"topic": "t", "payload": b"x" * 1_025}
 
-    assert producer.produce_sync(topic="t", payload=b"small").topic == "t"
+    for verb in (producer.produce_sync, producer.produce_async, producer.buffer):
+        with pytest.raises(MessageInvalidError) as raised:
+            verb(**large)
+        assert "max.kbytes=1 allows 1024" in raised.value.errors["payload"]
+    for verb in (producer.produce_many_sync, producer.produce_many_async):
+        with pytest.raises(MessageInvalidError, match="never fit into the queue"):
+            verb([large])
+    report = producer.produce_sync(topic="t", payload=b"x" * 1_024, key=b"k" * 100)
+    assert report.topic == "t"
     assert producer.queue_size == 0
 
 

@@ -1,0 +1,196 @@
+"""Wait queues: tasks that wait for other tasks of the same process.
+
+`WaitQueue` wakes all of its tasks to check a condition; `FairQueue` grants something
+that is scarce, in the order of waiting. Greenlets and threads may share a queue.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from greendrop._concurrency import threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from greendrop._concurrency.deadline import Deadline
+    from greendrop._concurrency.waiters import Waiter
+
+#: Seconds of the longest wait without another check. A wake-up is lost if a signal
+#: handler raises while another task is about to wake this one.
+_RECHECK_EVERY = 1.0
+
+
+class WaitQueue:
+    """Tasks that wait until a condition holds.
+
+    Another task that makes it hold calls `notify_all`.
+    """
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: deque[Waiter] = deque()
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether a task waits."""
+        return bool(self._waiters)
+
+    def wait_until(
+        self, condition: Callable[[], bool], waiter: Waiter, deadline: Deadline
+    ) -> bool:
+        """Wait until the condition holds; return False if the time was over first.
+
+        Args:
+            condition: Checked in this task, before it waits and when it was woken.
+            waiter: The caller's.
+            deadline: When to give up.
+
+        Blocking:
+            As the waiter does.
+        """
+        self._waiters.append(waiter)
+        try:
+            # Checked after entering the queue: if the condition came to hold in
+            # between, `notify_all` has not seen this waiter.
+            while not condition():
+                remaining = deadline.remaining()
+                if not remaining:
+                    return False
+                if waiter.wait(min(remaining, _RECHECK_EVERY)):
+                    return condition()
+            return True
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def notify_all(self) -> None:
+        """Wake all tasks that wait; from any thread."""
+        while self._waiters:
+            try:
+                waiter = self._waiters.popleft()
+            except IndexError:  # another thread notifies, too
+                return
+            waiter.wake()
+
+
+class _Entry:
+    """A task in a `FairQueue`, from the moment it enters to the moment it leaves."""
+
+    __slots__ = ("__weakref__", "granted", "waiter")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        #: Whether it was granted what it waits for.
+        self.granted = False
+
+
+class FairQueue:
+    """Tasks that wait for a share of something scarce, in the order of waiting.
+
+    A share that was granted counts in `granted` until its task has returned from `wait`
+    and takes it. If that task gives up instead, the share goes to the next one.
+    """
+
+    __slots__ = ("_entries", "_granted", "_lock")
+
+    def __init__(self) -> None:
+        # Weak references: an entry lives as long as the call of its task. A signal
+        # handler may raise while a task leaves; what it leaves behind is then gone.
+        self._entries: deque[weakref.ref[_Entry]] = deque()
+        self._granted: list[weakref.ref[_Entry]] = []
+        # Held over code that doesn't wait. Without it a task could give up between
+        # leaving the queue by `grant` and getting its share, which would be lost.
+        self._lock = threads.new_lock()
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether a task waits that was granted nothing yet."""
+        return bool(self._entries) and self._first() is not None
+
+    @property
+    def granted(self) -> int:
+        """How many shares were granted and not taken yet."""
+        if not self._granted:
+            return 0
+        return sum(reference() is not None for reference in list(self._granted))
+
+    def __len__(self) -> int:
+        return sum(reference() is not None for reference in list(self._entries))
+
+    def grant(self, count: int) -> None:
+        """Grant shares to the first tasks, and wake them; from any thread."""
+        while count > 0:
+            with self._lock:
+                if (entry := self._first()) is None:
+                    return
+                self._granted.append(self._entries.popleft())
+                entry.granted = True
+            entry.waiter.wake()
+            count -= 1
+
+    def grant_all(self) -> None:
+        """Grant shares to all tasks that wait now."""
+        self.grant(len(self._entries))
+
+    def wait(
+        self,
+        is_free: Callable[[], bool],
+        waiter: Waiter,
+        deadline: Deadline,
+        *,
+        first: bool = False,
+        on_wait: Callable[[], float] = lambda: _RECHECK_EVERY,
+    ) -> bool:
+        """Wait until it is the caller's turn; return False if the time was over first.
+
+        Args:
+            is_free: Whether the first task in the queue may go on without a grant.
+            waiter: The caller's.
+            deadline: When to give up.
+            first: The caller had its turn, and got nothing after all: it enters at the
+                front.
+            on_wait: Called each time before the first task of the queue waits; returns
+                the seconds after which it is called again.
+
+        Blocking:
+            As the waiter does. Take the share right after it, before other code runs.
+        """
+        entry = _Entry(waiter)
+        reference = weakref.ref(entry)
+        taken = False
+        try:
+            (self._entries.appendleft if first else self._entries.append)(reference)
+            # Checked after entering: what became free in between was granted to others.
+            while not entry.granted:
+                pause = _RECHECK_EVERY
+                if self._first() is entry:
+                    if is_free():
+                        break
+                    pause = on_wait()
+                remaining = deadline.remaining()
+                if not remaining:
+                    return False
+                waiter.wait(min(remaining, pause))
+            taken = True
+            return True
+        finally:
+            # In line: a signal handler may raise at the entry of any function.
+            with self._lock:
+                if reference in self._entries:
+                    self._entries.remove(reference)
+                if entry.granted and reference in self._granted:
+                    self._granted.remove(reference)
+            if entry.granted and not taken:
+                self.grant(1)
+
+    def _first(self) -> _Entry | None:
+        with self._lock:
+            while self._entries:
+                if (entry := self._entries[0]()) is not None:
+                    return entry
+                self._entries.popleft()
+        return None
