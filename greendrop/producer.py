@@ -241,8 +241,11 @@ class Producer:
             )
             report = handle.wait(self._max_wait_timeout)
         except ProduceError as error:
-            self._emit_error("message.produce_sync", error, message=message)
-            raise
+            failure = core.explain(error)
+            self._emit_error("message.produce_sync", failure, message=message)
+            if failure is error:
+                raise
+            raise failure from failure.__cause__
         if told:
             self._tell("message.produced_sync", began, message=message)
         return report
@@ -408,6 +411,7 @@ class Producer:
                 lambda: core.send_batch(lambda: send("produce_many_sync"), wait, undo),
                 len(batch),
                 wait,
+                core.explain,
             )
         except ProduceManyError as error:
             self._emit_batch_error("messages.produce_many_sync", error, batch)
@@ -844,9 +848,9 @@ class Producer:
         """Drop all that is on its way; the producer goes on taking messages.
 
         What is buffered, too: the event `buffer.purged` has these messages. The handles
-        of the others fail with `MessagePurgedError`, whose text says whether the
-        message was still queued (no broker has it) or in flight (a broker may have
-        stored it). A producer that is not connected has only its buffer to drop.
+        of the others fail with `MessagePurgedError`, whose text says whether a
+        broker may have stored the message. A producer that is not connected has only
+        its buffer to drop.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.

@@ -540,8 +540,14 @@ class Client:
         self._outstanding.wake_all()
         self.router.stop()
 
-    def wait_delivered(self, seconds: float) -> bool:
+    def wait_delivered(
+        self, seconds: float, give_up: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Wait until nothing is outstanding; False when the time was over first.
+
+        Args:
+            seconds: How long.
+            give_up: Ends the wait early when it returns true.
 
         Blocking:
             Lets other greenlets run.
@@ -550,7 +556,7 @@ class Client:
         self.flush_batcher()
         while self._outstanding.count > 0:
             left = deadline - _concurrency.monotonic()
-            if left <= 0:
+            if left <= 0 or give_up():
                 return False
             if self._settings.user_sets_linger:
                 self.kafka_handle.flush_linger()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
+    from greendrop._client.offset_guard import OffsetGuard
     from greendrop._librdkafka.errors import ErrorTranslator
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, ReportQueue
@@ -63,6 +64,8 @@ class ReportDispatcher:
         self._error_translator = verdicts
         self._on_reports = on_reports
         self._pause = pause
+        #: Checks the offsets of a transactional producer's reports.
+        self.offset_guard: OffsetGuard | None = None
         self._log_lines = LogLines(settings.id, settings.censored)
         # A loop of its own: a checkpoint may come in the middle of an object.
         turns = _concurrency.CooperativeLoop()
@@ -85,6 +88,7 @@ class ReportDispatcher:
         popleft = reports.popleft
         discard = self._pending.discard
         acknowledged = self._monitor.listens("message.acknowledged")
+        guard = self.offset_guard
         turn_ends = _concurrency.monotonic() + self._settings.max_serve_time
         count = 0
         latency = -1.0
@@ -95,6 +99,8 @@ class ReportDispatcher:
                 except IndexError:  # another thread settles, too
                     break
                 count += 1
+                if guard is not None and handle._error is None:
+                    guard.check(handle.topic, handle._partition, handle._offset)
                 if handle._error is None and not acknowledged:
                     latency = handle._latency
                     handle._reports = None

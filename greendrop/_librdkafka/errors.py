@@ -34,6 +34,13 @@ _RECORD_LIST_TOO_LARGE = 18
 _INVALID_TIMESTAMP = 32
 _INVALID_RECORD = 87
 
+#: librdkafka's reports on messages that it dropped. What waits to be sent again, since
+#: an answer was lost, it calls queued.
+_PURGED = {
+    _PURGE_QUEUE: "still queued; if it had been sent before, the broker may have it",
+    _PURGE_INFLIGHT: "in flight, so the broker may have stored it",
+}
+
 #: Errors for which a broker rejects a whole batch because of one record in it. Kafka
 #: checks all records of a batch before it stores the first.
 _REJECTS_BATCH = {
@@ -102,6 +109,13 @@ class ErrorTranslator:
         self.has_delivered = False
         #: How many messages failed that librdkafka had taken.
         self.failed = 0
+        #: How many of them librdkafka dropped. Any of these may have been sent before,
+        #: and stored: librdkafka counts a message that waits for a retry as queued.
+        self.purged_by_librdkafka = 0
+        #: The first failure of a message since this was last set to None. A message
+        #: that was dropped gives way to one that failed by itself: most are dropped
+        #: because another one has failed.
+        self.first_failure: DeliveryError | None = None
 
     def clear_last_error(self) -> None:
         """Forget the last complaint: a message was delivered."""
@@ -166,14 +180,16 @@ class ErrorTranslator:
     ) -> DeliveryError:
         """Turn, and count, the error of one message into ours."""
         self.failed += 1
+        return self._remembered(self._verdict(topic, error, partition))
+
+    def _verdict(
+        self, topic: str, error: NativeError, partition: int | None
+    ) -> DeliveryError:
         cause = self.translate(error)
-        if cause.code == _PURGE_QUEUE:
-            return self.purged(topic, cause)
-        if cause.code == _PURGE_INFLIGHT:
-            where = "in flight, so the broker may have stored it"
-            return _caused(
-                MessagePurgedError, f"{_named(topic)} was dropped, {where}", cause
-            )
+        if cause.code in _PURGED:
+            self.purged_by_librdkafka += 1
+            text = f"{_named(topic)} was dropped, {_PURGED[cause.code]}"
+            return _caused(MessagePurgedError, text, cause)
         text = f"{_named(topic)} was not delivered: {cause}"
         if cause.code in _REJECTS_BATCH:
             return _rejected_with_batch(text, cause)
@@ -184,10 +200,10 @@ class ErrorTranslator:
             text += "; the topic is unknown to the brokers, and was not created"
         return _caused(DeliveryError, text, cause)
 
-    def purged(self, topic: str, cause: BrokerError | None = None) -> DeliveryError:
-        """Tell that a message was dropped before librdkafka sent it."""
+    def purged(self, topic: str) -> DeliveryError:
+        """Make the error of a message that was dropped before librdkafka had it."""
         text = f"{_named(topic)} was dropped, still queued"
-        return _caused(MessagePurgedError, text, cause)
+        return self._remembered(_caused(MessagePurgedError, text, None))
 
     def report_lost(self, topic: str) -> ReportLostError:
         """Tell that the report on a message was lost on its way to its handle."""
@@ -206,7 +222,15 @@ class ErrorTranslator:
                 "librdkafka counts more bytes than its message.max.bytes allows"
                 f" ({cause.name}, {cause.code})"
             )
-        return _caused(DeliveryError, f"{_named(topic)} was not queued: {why}", cause)
+        text = f"{_named(topic)} was not queued: {why}"
+        return self._remembered(_caused(DeliveryError, text, cause))
+
+    def _remembered(self, error: DeliveryError) -> DeliveryError:
+        before = self.first_failure
+        by_itself = not isinstance(error, MessagePurgedError)
+        if before is None or (by_itself and isinstance(before, MessagePurgedError)):
+            self.first_failure = error
+        return error
 
 
 def _rejected_with_batch(text: str, cause: BrokerError) -> DeliveryError:

@@ -20,6 +20,7 @@ from greendrop._concurrency.wakeup import WakeupFd
 from greendrop._librdkafka.backend import backend_for
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.errors import (
+    BrokerError,
     ConfigurationInvalidError,
     OAuthTokenError,
     ProducerClosedError,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from greendrop.config.settings import Settings
     from greendrop.delivery import ReportQueue
-    from greendrop.errors import BrokerError, DeliveryError
+    from greendrop.errors import DeliveryError
     from greendrop.oauth import OAuthToken
 
 #: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
@@ -335,6 +336,29 @@ class KafkaHandle:
         """
         self._command(self.producer.begin_transaction)
         self._open = True
+
+    def transaction_error(self) -> BrokerError | None:
+        """Return the error that has failed the open transaction, if one has.
+
+        librdkafka drops the messages of a transaction that has failed, and tells the
+        reason only to the next command. A second `begin_transaction` is the command
+        that changes nothing: it is refused while a transaction is open, with that
+        reason or because of the state.
+
+        Call it in the task that has the transaction, where no other command can run.
+
+        Blocking:
+            Holds the hub for 0.1 ms.
+        """
+        if not self._open:
+            return None
+        try:
+            self._command(self.producer.begin_transaction)
+        except BrokerError as error:
+            return error if error.fatal or error.abortable else None
+        except ProducerClosedError:
+            return None
+        return None
 
     def send_offsets(
         self, offsets: Iterable[tuple[Any, ...]], group: object, seconds: float

@@ -65,7 +65,10 @@ def validate_all(
 
 
 def send_and_wait(
-    send: Callable[[], list[DeliveryHandle]], count: int, timeout: float
+    send: Callable[[], list[DeliveryHandle]],
+    count: int,
+    timeout: float,
+    explain: Callable[[ProduceError], ProduceError] = lambda error: error,
 ) -> list[DeliveryReport]:
     """Send a batch, and wait for all that was queued, whatever becomes of the rest.
 
@@ -73,6 +76,7 @@ def send_and_wait(
         send: Queues the batch, as `Core.dispatch_many`.
         count: Messages in the batch.
         timeout: Seconds to wait after that.
+        explain: Returns the error to be raised for one that a handle has raised.
 
     Raises:
         ProduceManyError: Some were not queued or not delivered.
@@ -96,9 +100,10 @@ def send_and_wait(
             reports.append(report)
         except ProduceError as error:
             if failure is None:
-                text = f"message {index} of {count}: {error}"
+                reason = explain(error)
+                text = f"message {index} of {count}: {reason}"
                 failure = ProduceManyError(text, dispatched=handles, failed_index=index)
-                failure.__cause__ = error
+                failure.__cause__ = reason
     if failure is not None:
         raise failure
     return reports

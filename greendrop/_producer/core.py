@@ -75,12 +75,7 @@ class Core:
         self.scopes = ScopeRegistry()
         #: None without a `transactional.id`.
         self.transactions = (
-            Transactions(
-                self._connections,
-                self.scopes,
-                self.check_can_wait,
-                self._change_settings,
-            )
+            Transactions(self._connections, self.check_can_wait, self._change_settings)
             if settings.transactional
             else None
         )
@@ -245,6 +240,13 @@ class Core:
                 sent[0].wait(0.0)  # raises it
             raise
         return sent[0]
+
+    def explain(self, error: ProduceError) -> ProduceError:
+        """Return the error that a sync verb raises for one that it has met.
+
+        In the block of a transaction that has failed as a whole, it names the reason.
+        """
+        return error if self.transactions is None else self.transactions.explain(error)
 
     def in_transaction(self, send: Callable[[], _T], seconds: float) -> _T:
         """Send in a transaction, if the producer makes them: the caller's, or an own.

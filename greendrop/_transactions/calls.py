@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Seconds that a command stays inside librdkafka in one go; then it is called again,
 #: and goes on where it was. Who is interrupted, or closes, waits no longer than that.
 _PIECE = 1.0
+#: Seconds before a command is called again that came back before its time was over:
+#: at first, and as the pause has doubled several times.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 #: Seconds that a native thread may take beyond that to come back.
 _LATE = 10.0
 
@@ -98,8 +101,10 @@ class TransactionCalls:
                 return
 
     def _in_pieces(self, call: Callable[[float], object], deadline: float) -> None:
+        pause = _FIRST_PAUSE
         while True:
-            left = max(deadline - _concurrency.monotonic(), 0.0)
+            began = _concurrency.monotonic()
+            left = max(deadline - began, 0.0)
             try:
                 self._off_hub(partial(call, min(left, _PIECE)))
             except BrokerError as error:
@@ -107,6 +112,11 @@ class TransactionCalls:
                     raise
             else:
                 return
+            if _concurrency.monotonic() - began < _PIECE / 2:
+                # librdkafka says "timed out" at once in some states, thousands of times
+                # a second.
+                _concurrency.new_waiter().wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _off_hub(self, function: Callable[[], Any]) -> None:
         if self._left is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _concurrency
 from greendrop._client.client import PURGE_TIMEOUT
+from greendrop._client.offset_guard import OffsetGuard
 from greendrop._connections.recovery import is_reloadable, settings_for_new
 from greendrop._transactions.calls import TransactionCalls
 from greendrop.errors import (
@@ -45,6 +46,8 @@ class TransactionalClients:
     ) -> None:
         self._connections = connections
         self._adopt = adopt
+        #: Of all clients that follow each other.
+        self.offset_guard = OffsetGuard()
         # The one that the brokers have let begin.
         self._ready: Client | None = None
         #: Those of the client.
@@ -83,6 +86,8 @@ class TransactionalClients:
         if client is self._ready:
             return client
         self.commands = self._new_calls()
+        self.offset_guard.alarm = None
+        client.attendant.dispatcher.offset_guard = self.offset_guard
         try:
             self.commands.run("init", client.kafka_handle.init_transactions, deadline)
         except FAILURES as error:

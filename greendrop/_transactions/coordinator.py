@@ -8,7 +8,6 @@ a client (`clients`), nor of the verbs.
 
 from __future__ import annotations
 
-import contextlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -30,7 +29,7 @@ from greendrop.errors import (
     BrokerError,
     DeliveryTimeoutError,
     IllegalWaitError,
-    ProduceError,
+    MessagePurgedError,
     TransactionAbortedError,
     TransactionBusyError,
     TransactionRequiredError,
@@ -38,15 +37,14 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
     from greendrop.config.settings import Settings
-    from greendrop.delivery import DeliveryHandle
-    from greendrop.scope import ScopeRegistry
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound=Exception)
 
 #: How a transaction ended.
 Outcome = Literal["committed", "aborted", "unknown"]
@@ -54,9 +52,6 @@ Outcome = Literal["committed", "aborted", "unknown"]
 #: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up
 #: while its transaction is rolled back. If that takes longer the brokers have to do it.
 _GRACE = 2.0
-#: Seconds between nudges of librdkafka while one message is waited for and the user's
-#: `linger.ms` holds it back.
-_NUDGE_EVERY = 0.05
 
 
 class Offset(NamedTuple):
@@ -91,39 +86,48 @@ class OpenTransaction:
         self.turn = turn
         self.began = began
         self.task = _concurrency.current_task()
-        self.first = _FirstHandle(self.task)
-        self.refused_before = client.kafka_handle.refused
-        self.failed_before = client.kafka_handle.error_translator.failed
+        verdicts = client.kafka_handle.error_translator
+        verdicts.first_failure = None
+        self._refused_before = client.kafka_handle.refused
+        self._failed_before = verdicts.failed
+        self._purged_before = verdicts.purged_by_librdkafka
         self.on_abort: list[Callable[[], object]] = []
         self.abort_reason: BaseException | None = None
         self.ending = False
         self.is_over = False
         self.outcome: Outcome | None = None
 
+    @property
+    def failed(self) -> int:
+        """How many of its messages librdkafka took and did not deliver."""
+        return self.client.kafka_handle.error_translator.failed - self._failed_before
 
-class _FirstHandle:
-    """Remembers the first message of a transaction; collects it as a scope does."""
+    @property
+    def refused(self) -> int:
+        """How many of its messages librdkafka was never given, or did not take."""
+        return self.client.kafka_handle.refused - self._refused_before
 
-    def __init__(self, task: object) -> None:
-        self._task = task
-        self._scopes: ScopeRegistry | None = None
-        self.handle: DeliveryHandle | None = None
+    @property
+    def may_have_stored_purged_messages(self) -> bool:
+        """Whether the brokers may have a message that librdkafka counts as not sent."""
+        verdicts = self.client.kafka_handle.error_translator
+        purged = verdicts.purged_by_librdkafka - self._purged_before
+        return purged > 0 or self.client.outstanding > 0
 
-    def watch(self, scopes: ScopeRegistry) -> None:
-        """Look out for it, among what the task sends."""
-        self._scopes = scopes
-        scopes.enter(self._task, self)
+    def has_failed(self) -> bool:
+        """Whether any of its messages has failed, so that it can't be committed."""
+        return self.failed > 0 or self.refused > 0
 
-    def add(self, handles: Iterable[DeliveryHandle]) -> None:
-        """Take it, and look no further."""
-        self.handle = next(iter(handles), None)
-        if self.handle is not None:
-            self.leave()
+    def reason(self) -> Exception | None:
+        """Return what its first failed message failed by, or None.
 
-    def leave(self) -> None:
-        """Look out no more."""
-        if self._scopes is not None:
-            self._scopes.leave(self._task, self)
+        librdkafka drops all messages of a transaction that has failed as a whole. Then
+        it is the error of the transaction, and not that of the message.
+        """
+        first = self.client.kafka_handle.error_translator.first_failure
+        if first is None or isinstance(first, MessagePurgedError):
+            return self.client.kafka_handle.transaction_error() or first
+        return first
 
 
 class Transactions:
@@ -131,7 +135,6 @@ class Transactions:
 
     Args:
         connections: What it has open.
-        scopes: Who wants to know what is sent.
         check_can_wait: Raises where nobody may wait.
         adopt: Makes changed settings the producer's, or raises
             `ConfigurationInvalidError`.
@@ -140,12 +143,10 @@ class Transactions:
     def __init__(
         self,
         connections: Connections,
-        scopes: ScopeRegistry,
         check_can_wait: Callable[[], None],
         adopt: Callable[[Settings], None],
     ) -> None:
         self._connections = connections
-        self._scopes = scopes
         self._check_can_wait = check_can_wait
         self._lock = FairLock()
         self._current: OpenTransaction | None = None
@@ -287,8 +288,6 @@ class Transactions:
             raise not_begun(error) from error
         current = self._current = OpenTransaction(seconds, client, turn, began)
         try:
-            if self._connections.settings.wait_timeout_on_transaction_abort:
-                current.first.watch(self._scopes)
             self._tell("transaction.started", began)
         except BaseException as error:
             self.end(current, error)
@@ -358,6 +357,31 @@ class Transactions:
         self.end(current, None)
         return result
 
+    def explain(self, error: _E) -> _E | MessagePurgedError:
+        """Return the error that tells the caller why its message was dropped.
+
+        librdkafka drops all messages of a transaction that has failed. In the block of
+        that transaction the reason is its error, and not the drop.
+
+        Args:
+            error: What the caller has met.
+        """
+        current = self._current
+        if (
+            not isinstance(error, MessagePurgedError)
+            or current is None
+            or current.ending
+            or not _concurrency.is_current(current.task)
+        ):
+            return error
+        reason = current.client.kafka_handle.transaction_error()
+        if reason is None:
+            return error
+        text = f"{error}, as its transaction has failed: {reason}"
+        explained = MessagePurgedError(text)
+        explained.__cause__ = reason
+        return explained
+
     # --- end ---------------------------------------------------------------------
 
     def end(self, current: OpenTransaction, error: BaseException | None) -> bool:
@@ -412,7 +436,6 @@ class Transactions:
         if current.outcome is None:  # an exception in between two steps
             current.outcome = "aborted"
             self._clients.drop(current.client)
-        current.first.leave()
         try:
             if current.outcome == "aborted":
                 while current.on_abort:
@@ -452,19 +475,30 @@ class Transactions:
         self._clients.succeed()
         self._tell("transaction.committed", began)
 
-    @staticmethod
-    def _await_reports(current: OpenTransaction, deadline: float) -> None:
+    def _await_reports(self, current: OpenTransaction, deadline: float) -> None:
+        """Wait until each message of a transaction is known to be stored.
+
+        Raises:
+            TransactionAbortedError: One failed, or has no report in time. Without this
+                librdkafka would commit the others: it knows nothing of those that it
+                did not take, and believes a report that is about another message.
+        """
         client = current.client
-        if client.wait_delivered(max(deadline - _concurrency.monotonic(), 0.0)):
-            if refused := client.kafka_handle.refused - current.refused_before:
-                # The brokers know nothing of these, and would commit the others.
-                raise TransactionAbortedError(
-                    f"not committed: {refused} of its messages were refused or"
-                    " dropped; their handles, or what the call raised, say why"
-                )
+        left = max(deadline - _concurrency.monotonic(), 0.0)
+        delivered = client.wait_delivered(left, give_up=current.has_failed)
+        if count := current.failed + current.refused:
+            failure = current.reason()
+            more = f"{count} of its messages failed; the first: " if count > 1 else ""
+            raise TransactionAbortedError(
+                f"not committed: {more}{failure}"
+            ) from failure
+        if alarm := self._clients.offset_guard.alarm:
+            raise TransactionAbortedError(f"not committed: {alarm}")
+        if delivered:
             return
         text = (
-            f"{client.outstanding} messages had no verdict within {current.seconds:g} s"
+            f"no delivery report within {current.seconds:.3g} s; messages without one:"
+            f" {client.outstanding}"
         )
         if reason := client.attendant.last_broker_error():
             text += f"; last broker error: {reason}"
@@ -473,9 +507,6 @@ class Transactions:
 
     def _fail_commit(self, current: OpenTransaction, error: Exception) -> None:
         """Find out what a failed commit means, and raise that."""
-        refuted = (
-            current.client.kafka_handle.error_translator.failed > current.failed_before
-        )
         if isinstance(error, BrokerError) and error.abortable:
             if self._abort(current, error) is None:
                 raise TransactionAbortedError(f"not committed: {error}") from error
@@ -483,7 +514,7 @@ class Transactions:
             current.outcome = "unknown"
         elif isinstance(error, BrokerError):
             self._clients.replace(current.client, error)
-            if refuted:
+            if current.failed:
                 # librdkafka has not asked for the commit, as a message had failed.
                 current.outcome = "aborted"
                 raise TransactionAbortedError(f"not committed: {error}") from error
@@ -506,8 +537,8 @@ class Transactions:
         interrupted = not isinstance(why, Exception)
         seconds = min(current.seconds, _GRACE) if interrupted else current.seconds
         try:
-            if not interrupted and not _is_from_broker(why):
-                self._await_first(current)
+            if not interrupted and not _has_timed_out(why):
+                self._await_reports_before_abort(current)
             client.drop_batched()
             deadline = self._deadline(seconds)
             self._clients.commands.run("abort", native.abort_transaction, deadline)
@@ -521,24 +552,24 @@ class Transactions:
         except BaseException:
             self._clients.drop(client)
             raise
+        if current.may_have_stored_purged_messages or self._clients.offset_guard.alarm:
+            # librdkafka would give the next messages the sequence numbers of those that
+            # it has dropped, and the brokers take them for duplicates of any that they
+            # have stored. A new client begins with an epoch of its own.
+            self._clients.drop(client)
         self._tell("transaction.aborted", began)
         return None
 
-    def _await_first(self, current: OpenTransaction) -> None:
-        """Work around librdkafka issue 4849; see docs/decisions/0020."""
-        settings = self._connections.settings
-        seconds = settings.wait_timeout_on_transaction_abort
-        first, client = current.first.handle, current.client
-        if not seconds or first is None or first.done:
-            return
-        client.flush_batcher()
-        deadline = self._deadline(min(seconds, current.seconds))
-        while not first.done and (left := deadline - _concurrency.monotonic()) > 0:
-            if settings.user_sets_linger:
-                client.kafka_handle.flush_linger()
-                left = min(left, _NUDGE_EVERY)
-            with contextlib.suppress(ProduceError):
-                first.wait(left)
+    def _await_reports_before_abort(self, current: OpenTransaction) -> None:
+        """Have the brokers answer for all messages, so that librdkafka drops none.
+
+        See docs/decisions/0020 and 0023. After the limit the client is given up.
+        """
+        limit = self._connections.settings.wait_timeout_on_transaction_abort
+        if limit:
+            deadline = self._deadline(min(limit, current.seconds))
+            left = max(deadline - _concurrency.monotonic(), 0.0)
+            current.client.wait_delivered(left)
 
     # --- telling -----------------------------------------------------------------
 
@@ -557,5 +588,8 @@ class Transactions:
             self.notifying = False
 
 
-def _is_from_broker(error: BaseException) -> bool:
-    return isinstance(error, BrokerError) or isinstance(error.__cause__, BrokerError)
+def _has_timed_out(why: BaseException) -> bool:
+    """Return whether reports were waited for already, in vain."""
+    return isinstance(why, DeliveryTimeoutError) or isinstance(
+        why.__cause__, DeliveryTimeoutError
+    )

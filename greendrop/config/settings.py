@@ -340,10 +340,11 @@ class Settings:
         5.0,
         _SECONDS,
         "seconds",
-        "Before a transaction is rolled back, wait this long for the delivery report"
-        " of its first message; 0 turns it off. Usually that takes one round trip."
-        " Rolling back while that message is in flight can cause a fatal error"
-        " (librdkafka issue 4849), and then the client has to be replaced.",
+        "Before a transaction is rolled back, wait this long for the delivery reports"
+        " of its messages; 0 turns it off. Usually that takes one round trip. Rolling"
+        " back while messages have no report costs a new client: librdkafka would use"
+        " their sequence numbers again, and brokers could take later messages for"
+        " duplicates.",
         "wait_timeout_on_transaction_abort, 0 ms (off)",
     )
     non_reloadable_errors: tuple[str, ...] = _setting(

@@ -29,8 +29,11 @@ class Relay:
     def __init__(self, target_host: str, target_port: int, round_trip: float) -> None:
         self._target = (target_host, target_port)
         self._round_trip = round_trip
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        # Set while bytes may go to the target, and while they may come back.
+        self._requests_flow = asyncio.Event()
+        self._answers_flow = asyncio.Event()
+        self._requests_flow.set()
+        self._answers_flow.set()
         self._down = False
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
 
@@ -40,12 +43,18 @@ class Relay:
 
     def pause(self) -> None:
         """Let nothing through; connections stay."""
-        self._flowing.clear()
+        self._requests_flow.clear()
+        self._answers_flow.clear()
+
+    def hold_answers(self) -> None:
+        """Let requests through, and nothing back; connections stay."""
+        self._answers_flow.clear()
 
     def resume(self) -> None:
         """Let everything through again, and new connections too."""
         self._down = False
-        self._flowing.set()
+        self._requests_flow.set()
+        self._answers_flow.set()
 
     def cut(self) -> None:
         """Reset all connections, and each new one until `resume`."""
@@ -72,8 +81,12 @@ class Relay:
             target_reader, target_writer = await asyncio.open_connection(*self._target)
             writers.append(target_writer)
             pumps = [
-                asyncio.create_task(self._pump(reader, target_writer)),
-                asyncio.create_task(self._pump(target_reader, writer)),
+                asyncio.create_task(
+                    self._pump(reader, target_writer, self._requests_flow)
+                ),
+                asyncio.create_task(
+                    self._pump(target_reader, writer, self._answers_flow)
+                ),
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, asyncio.CancelledError):
@@ -87,7 +100,10 @@ class Relay:
                 each.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        flowing: asyncio.Event,
     ) -> None:
         """Move one direction's bytes, each some time after it came."""
         clock = asyncio.get_running_loop()
@@ -107,7 +123,7 @@ class Relay:
             while True:
                 due, chunk = await queue.get()
                 await asyncio.sleep(max(0.0, due - clock.time()))
-                await self._flowing.wait()
+                await flowing.wait()
                 if not chunk:
                     return
                 writer.write(chunk)

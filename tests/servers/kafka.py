@@ -166,6 +166,24 @@ class Kafka:
 
         _await(f"{waiting} know the leaders of {name!r}", known)
 
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic, and wait until the brokers don't know it any more.
+
+        Raises:
+            confluent_kafka.KafkaException: The brokers refuse.
+            TimeoutError: They still know it after a while.
+        """
+        admin = _admin(self.bootstrap_servers)
+        admin.delete_topics([name])[name].result(_STEP_TIMEOUT)
+        waiting = self._answering()
+
+        def gone() -> bool:
+            while waiting and not _knows(waiting[0], name):
+                del waiting[0]
+            return not waiting
+
+        _await(f"{waiting} have forgotten {name!r}", gone)
+
     def _answering(self) -> list[str]:
         """Return the addresses of the brokers that can be asked, one by one."""
         return [self.bootstrap_servers]
@@ -569,6 +587,12 @@ def _metadata(address: str) -> ClusterMetadata | None:
         return _admin(address).list_topics(timeout=_METADATA_TIMEOUT)
     except KafkaException:
         return None
+
+
+def _knows(address: str, topic: str) -> bool:
+    """Ask one broker whether it knows a topic. No answer means that it may."""
+    metadata = _metadata(address)
+    return metadata is None or topic in metadata.topics
 
 
 def _leaders(address: str, topic: str) -> int:

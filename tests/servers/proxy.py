@@ -79,12 +79,20 @@ class TcpProxy:
         """Let nothing through until `resume`; connections stay, nothing is lost."""
         self._child.ask("pause")
 
+    def hold_answers(self) -> None:
+        """Let requests through and hold the answers until `resume`.
+
+        A `cut` loses the answers that are held: the server has done what it was asked,
+        and the client never learns of it.
+        """
+        self._child.ask("hold_answers")
+
     def cut(self) -> None:
         """Reset all connections, and each new one until `resume`."""
         self._child.ask("cut")
 
     def resume(self) -> None:
-        """End a `pause` or a `cut`."""
+        """End a `pause`, a `hold_answers` or a `cut`."""
         self._child.ask("resume")
 
     def close(self) -> None:

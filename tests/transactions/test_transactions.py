@@ -292,7 +292,7 @@ def test_bad_message_fails_the_transaction_only(world, transactional, caught):
 
     Acceptance check 108, and section 10, 7.
     """
-    producer = transactional()
+    producer = transactional(wait_timeout_on_transaction_abort=LONG)
     heard = events_of(producer, "producer.reload", "producer.connected")
 
     with pytest.raises(ProduceError) as raised, producer.transaction() as tx:

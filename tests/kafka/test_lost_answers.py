@@ -1,0 +1,252 @@
+"""Answers that get lost: the broker has stored a message, and the producer can't know.
+
+librdkafka then has the message in its queue, to be sent again. What is dropped from
+there may be stored all the same; see docs/decisions/0023.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka import Producer as RawProducer
+
+from greendrop import MessagePurgedError, Producer, TransactionAbortedError
+from tests.tasks import await_true
+from tests.transactions.transacting import events_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers.kafka import KafkaCluster
+
+pytestmark = pytest.mark.slow
+
+#: librdkafka waits up to 10 s before it connects again, which is long in a test.
+BACK_SOON = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 500}
+#: Seconds. Nothing here takes nearly as long when it works.
+LONG = 20.0
+
+
+@pytest.fixture
+def keys(kafka_proxied: KafkaCluster) -> dict[str, str | int]:
+    """The configuration of a client whose answers can be lost."""
+    return {
+        "bootstrap.servers": kafka_proxied.proxied_bootstrap_servers,
+        "linger.ms": 0,
+        **BACK_SOON,
+    }
+
+
+@pytest.fixture
+def values(kafka_proxied, topic, read_topic) -> Callable[..., list[bytes]]:
+    """Read what is stored, past the proxy, with a foreign client."""
+
+    def read(level: str = "read_uncommitted") -> list[bytes]:
+        servers = kafka_proxied.bootstrap_servers
+        return [each.value for each in away(read_topic, servers, topic, level)]
+
+    return read
+
+
+@pytest.fixture
+def transactional(keys) -> Iterator[Callable[..., Producer]]:
+    """Make a transactional producer, and close it after the test."""
+    made = []
+
+    def make(**settings: Any) -> Producer:
+        name = {"transactional.id": f"tx-{uuid.uuid4().hex[:12]}"}
+        kafka = keys | name | settings.pop("kafka", {})
+        made.append(Producer(kafka=kafka, **settings))
+        return made[-1]
+
+    yield make
+    for producer in made:
+        producer.close(timeout=10)
+
+
+def away(function, *arguments):
+    """Call what blocks on another thread, and return what it returns."""
+    return gevent.get_hub().threadpool.apply(function, arguments)
+
+
+def lose_the_answer(kafka_proxied, send, values, payload):
+    """Have a message stored whose answer never comes, and cut the network."""
+    away(kafka_proxied.proxy.hold_answers)
+    result = send(payload)
+    await_true(lambda: payload.encode() in values(), LONG)
+    away(kafka_proxied.proxy.cut)
+    # Until librdkafka has noticed, and put the message back into its queue.
+    gevent.sleep(1)
+    return result
+
+
+def resume_soon(kafka_proxied):
+    """Bring the network back once the abort has begun."""
+    gevent.spawn_later(1.5, away, kafka_proxied.proxy.resume)
+
+
+def test_message_after_an_aborted_transaction_is_stored(
+    kafka_proxied, transactional, values, topic
+):
+    """Its sequence number is not that of a message that was dropped, and is stored."""
+    producer = transactional(wait_timeout_on_transaction_abort=0.2)
+    clients = events_of(producer, "producer.connected")
+
+    def send(payload):
+        return producer.produce_async(topic=topic, payload=payload, partition=0)
+
+    with producer.transaction():
+        send("committed")
+    with producer.transaction() as tx:
+        send("first").wait(LONG)
+        dropped = lose_the_answer(kafka_proxied, send, values, "answer lost")
+        resume_soon(kafka_proxied)
+        tx.abort()
+    with producer.transaction():
+        after = send("after")
+
+    assert isinstance(dropped.error, MessagePurgedError)
+    assert after.report.offset > 3
+    assert values("read_committed") == [b"committed", b"after"]
+    assert len(clients) == 2
+
+
+def test_abort_that_gets_its_reports_keeps_the_client(
+    kafka_proxied, transactional, values, topic
+):
+    """Once the answers come after all, nothing is unknown and nothing is replaced."""
+    producer = transactional(wait_timeout_on_transaction_abort=LONG)
+    clients = events_of(producer, "producer.connected")
+
+    def send(payload):
+        return producer.produce_async(topic=topic, payload=payload, partition=0)
+
+    with producer.transaction():
+        send("committed")
+    with producer.transaction() as tx:
+        send("first").wait(LONG)
+        handle = lose_the_answer(kafka_proxied, send, values, "answer lost")
+        resume_soon(kafka_proxied)
+        tx.abort()
+    with producer.transaction():
+        send("after")
+
+    assert handle.report.offset == 3
+    assert values("read_committed") == [b"committed", b"after"]
+    assert len(clients) == 1
+
+
+def test_purge_of_an_idempotent_producer_loses_no_later_message(
+    kafka_proxied, keys, values, topic
+):
+    """Without transactions librdkafka leaves a gap in the sequence, and recovers."""
+    producer = Producer(kafka=keys | {"enable.idempotence": True})
+
+    def send(payload):
+        return producer.produce_async(topic=topic, payload=payload, partition=0)
+
+    send("first").wait(LONG)
+    lose_the_answer(kafka_proxied, send, values, "answer lost")
+    never_sent = send("never sent")
+    producer.purge()
+    away(kafka_proxied.proxy.resume)
+    later = [send(f"later {number}").wait(LONG) for number in range(3)]
+    producer.close(timeout=10)
+
+    assert isinstance(never_sent.error, MessagePurgedError)
+    assert [each.offset for each in later] == [2, 3, 4]
+    stored = [b"first", b"answer lost", b"later 0", b"later 1", b"later 2"]
+    assert values() == stored
+
+
+def test_topic_that_was_created_again_costs_one_transaction(
+    kafka_proxied, transactional, values, topic
+):
+    """Its offsets start again, as if messages were taken for older ones."""
+    producer = transactional()
+    for number in range(3):
+        producer.produce_sync(topic=topic, payload=f"old {number}", partition=0)
+    away(kafka_proxied.delete_topic, topic)
+    away(kafka_proxied.create_topic, topic)
+
+    refused = []
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        try:
+            producer.produce_sync(topic=topic, payload="new", partition=0)
+            break
+        except TransactionAbortedError as error:
+            refused.append(str(error))
+    for number in range(3):
+        producer.produce_sync(topic=topic, payload=f"newer {number}", partition=0)
+
+    alarms = [each for each in refused if "deleted and created again" in each]
+    assert len(alarms) == 1, refused
+    expected = [b"new", b"newer 0", b"newer 1", b"newer 2"]
+    assert values("read_committed") == expected
+
+
+def test_topic_that_is_deleted_within_a_transaction(
+    kafka_proxied, transactional, topic
+):
+    """The transaction is rolled back once librdkafka has given the message up."""
+    producer = transactional(kafka={"message.timeout.ms": 5_000})
+    producer.produce_sync(topic=topic, payload="1", partition=0)
+
+    began = time.monotonic()
+    expected = pytest.raises(TransactionAbortedError)
+    with expected as raised, producer.transaction():
+        away(kafka_proxied.delete_topic, topic)
+        handle = producer.produce_async(topic=topic, payload="2", partition=0)
+
+    assert str(handle.error) in str(raised.value)
+    assert raised.value.name == handle.error.name
+    assert time.monotonic() - began < LONG
+
+
+def test_librdkafka_alone_uses_sequence_numbers_again(
+    kafka_proxied, keys, values, topic
+):
+    """The minimal case. If nothing is lost here any more, 0023 can be undone."""
+    raw = RawProducer(keys | {"transactional.id": f"raw-{uuid.uuid4().hex[:12]}"})
+    offsets: dict[str, int | str] = {}
+
+    def send(payload):
+        def report(error, message):
+            offsets[payload] = str(error) if error else message.offset()
+
+        raw.produce(topic, payload, partition=0, on_delivery=report)
+
+    def is_reported(payload):
+        raw.poll(0)
+        return payload in offsets
+
+    def send_and_wait(payload):
+        send(payload)
+        await_true(lambda: is_reported(payload), LONG)
+
+    away(raw.init_transactions, LONG)
+    raw.begin_transaction()
+    send_and_wait("committed")
+    away(raw.commit_transaction, LONG)
+    raw.begin_transaction()
+    send_and_wait("first")
+    lose_the_answer(kafka_proxied, send, values, "answer lost")
+    resume_soon(kafka_proxied)
+    away(raw.abort_transaction, LONG)
+    raw.begin_transaction()
+    send_and_wait("after")
+    try:
+        away(raw.commit_transaction, LONG)
+        outcome = "committed"
+    except KafkaException as error:
+        outcome = str(error)
+
+    committed = values("read_committed")
+    print(outcome, offsets, committed, values())
+    assert committed in ([b"committed"], [b"committed", b"after"])
