@@ -16,7 +16,7 @@ run := $(bin)/python -m
 # Two installs into one environment at the same time break it.
 .NOTPARALLEL:
 
-.PHONY: help demo test kafka-test kafka bench lint types docs clean
+.PHONY: help demo test kafka-test install-test kafka bench lint types docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
@@ -28,12 +28,17 @@ demo: $(VENV)/.installed ## produce from hundreds of greenlets, no broker needed
 # They mostly wait, so three processes suit two cores. Where one is wanted, as for a
 # debugger: PYTEST_ARGS=-n0
 test: $(VENV)/.installed-test ## run the tests that need no broker
-	$(run) pytest -n 3 --dist worksteal -m "not kafka and not bench" $(PYTEST_ARGS)
+	$(run) pytest -n 3 --dist worksteal -m "not kafka and not bench and not install" \
+	    $(PYTEST_ARGS)
 
 # A test's time limit includes its fixtures, and the first one may have to fetch Kafka
 # and to start three nodes.
 kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
 	$(run) pytest -m "kafka and not bench" --timeout=180 $(PYTEST_ARGS)
+
+# In one process: the environments share a wheel and a cache of downloads.
+install-test: $(VENV)/.installed-test ## try each documented way to install
+	$(run) pytest -m install tests/project/test_install.py $(PYTEST_ARGS)
 
 kafka: $(VENV)/.installed-test ## start one Apache Kafka node, until Ctrl-C
 	$(run) tests.servers.kafka

@@ -1,12 +1,13 @@
-"""Orders that are buffered, and sent when their transaction in a database is committed.
+"""Messages that are buffered, and sent when a database has committed.
 
-Nothing leaves before the commit. A step of the middleware adds a header to each
-message. A mistake is raised to the code that buffers, and a flush goes on without a
-message that librdkafka refuses. What is left, the last flush sends, that of `close`.
+Nothing is sent before the commit. A step of the middleware adds a header to each
+message. `buffer` raises an error for an invalid message, and a flush reports and drops
+a message that librdkafka refuses. The last flush, that of `close`, sends the rest.
 
     python examples/buffer.py
 
-It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+It sends to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-# Python looks for modules beside a script first. There is one that would hide
-# `concurrent` of the standard library from those who need that.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -37,12 +38,12 @@ def take_orders(database: sqlite3.Connection, producer: Producer, count: int) ->
 
 
 def add_source(message: Message) -> Message:
-    """Tell consumers where a message comes from."""
+    """Add a header with the source of the message."""
     return message._replace(headers={"source": "shop"})
 
 
 def main() -> int:
-    """Take orders, commit, and flush; the exit status."""
+    """Take orders, commit and flush; return the exit status."""
     servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
     with ExitStack() as stack:
         if not servers:

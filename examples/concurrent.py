@@ -1,13 +1,14 @@
-"""One producer and three at once: two send and wait, one does other work meanwhile.
+"""One producer and three concurrent tasks: two send and wait, one does other work.
 
-With gevent the three are greenlets of one thread. Without it, by `--threads` or because
-it is not installed, they are threads. What they do, and greendrop's part in it, is the
-same code: greendrop sees at each wait where it is called.
+With gevent the tasks are greenlets of one thread. With `--threads`, or where gevent is
+not installed, they are threads. The tasks are the same code in both cases: greendrop
+decides at each wait, from the calling thread, how to wait.
 
     python examples/concurrent.py
     python examples/concurrent.py --threads
 
-It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+It sends to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Python looks for modules beside a script first. This one would hide `concurrent` of
-# the standard library from those who need that.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -37,21 +38,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TOPIC = "greendrop-concurrent"
-#: Seconds that the mock brokers take to answer.
+#: Round trip of the mock brokers, in seconds.
 ROUND_TRIP = 0.03
 
-BEGAN = time.perf_counter()
+STARTED = time.perf_counter()
 
 
-def say(who: str, what: str) -> None:
+def say(task: str, text: str) -> None:
     """Write a line, with the time since the start."""
-    elapsed = (time.perf_counter() - BEGAN) * 1000
-    sys.stdout.write(f"{elapsed:5.0f} ms  {who:<7}{what}\n")
+    elapsed = (time.perf_counter() - STARTED) * 1000
+    sys.stdout.write(f"{elapsed:5.0f} ms  {task:<7}{text}\n")
     sys.stdout.flush()
 
 
 def send_orders(producer: Producer) -> None:
-    """Send ten messages with one key, each after the one before is safe."""
+    """Send ten messages with one key, each after the previous one is stored."""
     say("orders", "sends 10 orders, one after another")
     for number in range(1, 11):
         try:
@@ -60,7 +61,7 @@ def send_orders(producer: Producer) -> None:
             )
         except ProduceError as error:
             say("orders", f"order {number} failed: {error}")
-            return  # the ones after it would overtake it
+            return  # later orders would overtake it
         say("orders", f"order {number} is at {report.partition}@{report.offset}")
 
 
@@ -71,9 +72,9 @@ def send_batch(producer: Producer) -> None:
     try:
         reports = producer.produce_many_sync(batch)
     except ProduceManyError as error:
-        lost = sum(1 for handle in error.dispatched if handle.error is not None)
+        failed = sum(1 for handle in error.dispatched if handle.error is not None)
         unsent = len(batch) - len(error.dispatched)
-        say("batch", f"{lost} not delivered, {unsent} not sent: {error}")
+        say("batch", f"{failed} not delivered, {unsent} not sent: {error}")
         return
     except ProduceError as error:
         say("batch", f"failed: {error}")
@@ -90,7 +91,7 @@ def work(_: Producer) -> None:
 
 
 def pause(seconds: float) -> None:
-    """Sleep, and let the others run."""
+    """Sleep, and let the other tasks run."""
     if THREADS:
         time.sleep(seconds)
     else:
@@ -98,7 +99,7 @@ def pause(seconds: float) -> None:
 
 
 def run_together(producer: Producer, *tasks: Callable[[Producer], None]) -> None:
-    """Run the tasks at once and wait for all of them."""
+    """Run the tasks concurrently, and wait for all of them."""
     if not THREADS:
         greenlets = [gevent.spawn(task, producer) for task in tasks]
         gevent.joinall(greenlets, raise_error=True)
@@ -111,7 +112,7 @@ def run_together(producer: Producer, *tasks: Callable[[Producer], None]) -> None
 
 
 def main() -> None:
-    """Run the three."""
+    """Run the three tasks."""
     servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
     with ExitStack() as stack:
         if not servers:

@@ -1,10 +1,10 @@
-"""A producer's metrics, as Prometheus would scrape them.
+"""Metrics of a producer, as Prometheus scrapes them.
 
     python examples/metrics.py
 
-Needs `prometheus-client` (`pip install greendrop[prometheus]`). It sends to a built-in
-mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says. The dashboards that show such
-metrics are in examples/dashboards.
+Needs `python -m pip install ".[prometheus]"`. Messages go to a built-in mock cluster,
+or to the brokers in `GREENDROP_BOOTSTRAP_SERVERS`. Dashboards for these metrics are in
+examples/dashboards.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 
-# Python looks for modules beside a script first, and `concurrent.py` there would hide
-# that of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -32,7 +32,7 @@ ORDERS, CLICKS = "greendrop-orders", "greendrop-clicks"
 
 
 def work(producer: Producer) -> None:
-    """Send some messages and wait, and some without."""
+    """Send some messages with waiting, and some without."""
     for number in range(20):
         producer.produce_sync(topic=ORDERS, payload=f"order {number}")
         producer.produce_many_async(
@@ -41,17 +41,18 @@ def work(producer: Producer) -> None:
 
 
 def main() -> None:
-    """Run five greenlets, then read the page."""
+    """Run five greenlets, then print the page with the metrics."""
     with ExitStack() as stack:
         servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
         if not servers:
             cluster = stack.enter_context(MockCluster())
             cluster.round_trip(0.01)
             servers = cluster.bootstrap_servers
-        # Every second, for who can't wait; by default it is every five.
+        # Every second, to keep the example short; the default is every five.
         kafka = {"bootstrap.servers": servers, "statistics.interval.ms": 1_000}
         producer = stack.enter_context(Producer(kafka=kafka))
-        # Before the first message: statistics are off if nobody wants them then.
+        # Subscribe before the first message: without a subscriber by then, statistics
+        # stay off.
         producer.monitor.subscribe(PrometheusListener())
         server, thread = start_http_server(0, "127.0.0.1")
         stack.callback(thread.join)

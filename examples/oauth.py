@@ -1,15 +1,16 @@
-"""Log in with tokens from an OAuth server, which takes its time to answer.
+"""A login with tokens from a slow OAuth server.
 
-Ten senders need a token at once: the server is asked once, and others go on meanwhile,
-although the provider blocks. Then the server is down: who sends is told.
+Ten senders need a token at the same time. They cause one request to the server, and
+other greenlets run meanwhile, although the provider blocks. Then the server is down,
+and a send raises the reason.
 
     python examples/oauth.py
 
-The OAuth server is a small one of the example's own; its tokens are unsecured, which is
-for development only. With `GREENDROP_OAUTH_SERVERS=host:9092` in the environment it
-sends to that listener (SASL_PLAINTEXT, OAUTHBEARER with Kafka's own unsecured tokens).
-Without, nobody listens, and it shows only how the tokens are got: the mock cluster
-knows no logins.
+The example starts a small OAuth server of its own; its tokens are unsecured, which is
+for development only. With `GREENDROP_OAUTH_SERVERS=host:9092` in the environment the
+example sends to that listener (SASL_PLAINTEXT, OAUTHBEARER with Kafka's own unsecured
+tokens). Without it there is no broker, and the example only shows how tokens are
+requested: the mock cluster supports no logins.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-# Python looks for modules beside a script first, and `concurrent.py` there would hide
-# that of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOPIC = "greendrop-oauth"
-#: Seconds that the OAuth server takes to answer, and that its tokens hold.
+#: Seconds that the OAuth server takes to answer, and that its tokens are valid.
 DELAY, LIFETIME = 0.5, 300
 
 
-def say(who: str, what: str) -> None:
+def say(actor: str, text: str) -> None:
     """Write a line."""
-    sys.stdout.write(f"{who:<10}{what}\n")
+    sys.stdout.write(f"{actor:<10}{text}\n")
     sys.stdout.flush()
 
 
@@ -53,8 +54,8 @@ class OAuthServer(BaseHTTPRequestHandler):
     """Answers each POST with a token."""
 
     def do_POST(self) -> None:
-        """Issue one."""
-        say("server", "is asked for a token")
+        """Issue a token."""
+        say("server", "issues a token")
         time.sleep(DELAY)
         claims = {"sub": "example", "exp": time.time() + LIFETIME}
         parts = ({"alg": "none"}, claims)
@@ -73,7 +74,7 @@ class OAuthServer(BaseHTTPRequestHandler):
 
 @contextmanager
 def oauth_server() -> Iterator[str]:
-    """Run the server in a thread; give its address."""
+    """Run the server in a thread, and return its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), OAuthServer)
     threading.Thread(target=server.serve_forever, args=(0.05,)).start()
     try:
@@ -84,14 +85,14 @@ def oauth_server() -> Iterator[str]:
 
 
 def provider_of(url: str) -> OAuthToken:
-    """Ask the server; this blocks the thread that it is called in."""
-    with urllib.request.urlopen(url, data=b"grant_type=client_credentials") as answer:  # noqa: S310 - our own
-        told = json.load(answer)
-    return OAuthToken(told["access_token"], time.time() + told["expires_in"])
+    """Request a token; this blocks the calling thread."""
+    with urllib.request.urlopen(url, data=b"grant_type=client_credentials") as answer:  # noqa: S310 - the server above
+        fields = json.load(answer)
+    return OAuthToken(fields["access_token"], time.time() + fields["expires_in"])
 
 
 def send_from_ten(producer: Producer) -> None:
-    """Send from ten greenlets, and count what another one does meanwhile."""
+    """Send from ten greenlets, and count how often another one runs meanwhile."""
     ticks = 0
 
     def tick() -> None:
@@ -130,7 +131,7 @@ def main() -> None:
     try:
         producer.produce_sync(topic=TOPIC, payload="x")
     except OAuthTokenError as error:
-        say("main", f"is told: {error}")
+        say("main", f"gets an error: {error}")
         say("main", f"the reason is {error.__cause__!r}")
     producer.close()
 

@@ -1,8 +1,9 @@
-"""Ten tasks share three producers; each has one to itself while it works.
+"""Ten tasks that share three producers; each task has one of them to itself.
 
     python examples/pool.py
 
-It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+It sends to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-# Python looks for modules beside a script first: concurrent.py would hide `concurrent`
-# of the standard library from those who need that.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -26,7 +27,7 @@ TOPIC = "greendrop-pool"
 
 
 def work(pool: ProducerPool, task: int) -> str:
-    """Have a producer, send five messages, give it back; tell which one it was."""
+    """Check out a producer, send five messages, and return its name."""
     with pool.producer() as producer:
         for number in range(5):
             producer.produce_sync(topic=TOPIC, payload=f"task {task}, {number}")

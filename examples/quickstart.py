@@ -1,9 +1,9 @@
-"""The same program twice: sent by greendrop, and by confluent-kafka with `flush()`.
+"""The same program with greendrop, and with confluent-kafka's `flush()`.
 
-Some hundred greenlets, as many as there are requests in a busy web worker, each send a
-message and wait until the broker has it, again and again. Beside them a ticker
-greenlet wants to run every 10 ms, as a health check or another request would. In the
-end: a table, and a picture of when the ticker ran.
+Some hundred greenlets, like the requests in a busy web worker, send a message and wait
+until the broker has it, again and again. A ticker greenlet wants to run every 10 ms
+meanwhile, as a health check or another request would. The output is a table, and a
+picture of when the ticker ran.
 
     make demo                                             on a built-in mock cluster
     GREENDROP_BOOTSTRAP_SERVERS=host:9092 make demo       on your broker
@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Python looks for modules beside a script first, and there is one that would hide
-# `concurrent` of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 TOPIC = "greendrop-quickstart"
 PAYLOAD = b"x" * 100
 GREENLETS = 300
-#: Seconds that each of the two gets.
+#: Seconds for each of the two clients.
 BUDGET = 4.0
-#: Seconds of one round trip to the mock brokers, as to a Kafka some way off.
+#: Round trip of the mock brokers in seconds, as to a Kafka in another region.
 ROUND_TRIP = 0.02
 #: Seconds between two ticks.
 TICK = 0.01
-#: Characters of a picture, and of what stands before it.
+#: Width of a picture, and of the text in front of it, in characters.
 WIDTH = 50
 MARGIN = 28
 
@@ -58,27 +58,27 @@ GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
 
 @dataclass
 class Run:
-    """What one of the two did, and when."""
+    """The measurements of one client."""
 
     name: str
     colour: str
-    began: float = 0.0
-    #: Seconds of each request, from its start to its acknowledged message.
+    started: float = 0.0
+    #: Seconds from the start of each request until its message was acknowledged.
     latencies: list[float] = field(default_factory=list)
-    #: When the ticker ran, in seconds since the beginning.
+    #: When the ticker ran, in seconds since the start.
     ticks: list[float] = field(default_factory=list)
 
     def seconds(self) -> float:
-        """Tell how long it has been running."""
-        return time.perf_counter() - self.began
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.started
 
     def quantile(self, share: float) -> float:
-        """Give the latency that this share of the requests stayed below."""
+        """Return the latency that this share of the requests did not exceed."""
         ordered = sorted(self.latencies)
         return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
     def longest_gap(self) -> float:
-        """Give the longest time between two ticks."""
+        """Return the longest time between two ticks."""
         return max(after - before for before, after in pairwise([0.0, *self.ticks]))
 
     def ticks_in(self, start: float, end: float) -> int:
@@ -87,26 +87,26 @@ class Run:
 
 
 def measure(run: Run, send: Callable[[], object]) -> None:
-    """Have all greenlets send until the time is over, a ticker beside them."""
+    """Run all greenlets and the ticker until the time is over."""
 
     def requests() -> None:
         while run.seconds() < BUDGET:
-            began = time.perf_counter()
-            # What a handler does before it sends: it lets others run, once.
+            started = time.perf_counter()
+            # A handler lets other greenlets run before it sends.
             gevent.sleep(0)
             if run.seconds() < BUDGET:
                 send()
-                run.latencies.append(time.perf_counter() - began)
+                run.latencies.append(time.perf_counter() - started)
 
     def tick() -> None:
         due = 0.0
         while due < BUDGET:
-            # One that was missed is left out, as a clock's would be.
+            # Skip missed ticks, as a clock does.
             due = max(due + TICK, run.seconds() // TICK * TICK)
             gevent.sleep(max(due - run.seconds(), 0.0))
             run.ticks.append(run.seconds())
 
-    run.began = time.perf_counter()
+    run.started = time.perf_counter()
     greenlets: list[gevent.Greenlet[..., None]] = [
         gevent.spawn(show_progress, run),
         gevent.spawn(tick),
@@ -118,26 +118,26 @@ def measure(run: Run, send: Callable[[], object]) -> None:
         gevent.killall(greenlets)
 
 
-# --- what the screen shows -----------------------------------------------------------
+# --- output --------------------------------------------------------------------------
 
 
-def painted(text: str, *codes: str) -> str:
-    """Colour a text where the terminal can show it."""
+def colored(text: str, *codes: str) -> str:
+    """Return a text in colour if the terminal shows colours."""
     return f"\033[{';'.join(codes)}m{text}\033[0m" if COLOUR else text
 
 
 def show_progress(run: Run) -> None:
-    """Draw a bar on a terminal, else write a line now and then, until time is over."""
+    """Show the progress, as a bar on a terminal and as lines elsewhere."""
     while True:
         share = min(run.seconds() / BUDGET, 1.0)
-        told = f"{len(run.latencies):>7,} messages"
+        count = f"{len(run.latencies):>7,} messages"
         if TERMINAL:
             done = int(share * 24)
             full, empty = ("█", "░") if UNICODE else ("#", ".")
-            bar = painted(full * done, run.colour) + painted(empty * (24 - done), DIM)
-            sys.stdout.write(f"\r  {run.name:<{MARGIN}}{bar}  {told}")
+            bar = colored(full * done, run.colour) + colored(empty * (24 - done), DIM)
+            sys.stdout.write(f"\r  {run.name:<{MARGIN}}{bar}  {count}")
         elif run.latencies:
-            sys.stdout.write(f"  {run.name:<{MARGIN}}{share:>5.0%}  {told}\n")
+            sys.stdout.write(f"  {run.name:<{MARGIN}}{share:>5.0%}  {count}\n")
         sys.stdout.flush()
         if share >= 1:
             break
@@ -147,12 +147,12 @@ def show_progress(run: Run) -> None:
 
 
 def milliseconds(seconds: float) -> str:
-    """Write a time as one reads it best."""
+    """Return a time in milliseconds, as text."""
     return f"{seconds * 1000:,.0f} ms"
 
 
 def show_table(runs: Sequence[Run]) -> None:
-    """Write what the two reached, side by side."""
+    """Print the results side by side."""
     rows = {
         "messages acknowledged": [f"{len(run.latencies):,}" for run in runs],
         "messages a second": [f"{len(run.latencies) / BUDGET:,.0f}" for run in runs],
@@ -164,7 +164,7 @@ def show_table(runs: Sequence[Run]) -> None:
         ],
     }
     print()
-    head = "".join(painted(f"{run.name:>25}", BOLD, run.colour) for run in runs)
+    head = "".join(colored(f"{run.name:>25}", BOLD, run.colour) for run in runs)
     print(f"  {'':<{MARGIN}}{head}")
     for title, values in rows.items():
         print(f"  {title:<{MARGIN}}" + "".join(f"{value:>25}" for value in values))
@@ -177,43 +177,43 @@ def show_picture(runs: Sequence[Run]) -> None:
     print(f"\n  How often the ticker ran, over all {BUDGET:g} s (full is always):\n")
     for run in runs:
         counts = [run.ticks_in(i * slice_, (i + 1) * slice_) for i in range(WIDTH)]
-        # Of any ticks at all something is seen.
+        # Rounded up, so that even one tick is visible.
         levels = [-(-8 * min(count, most) // most) for count in counts]
         line = "".join(BARS[int(level)] for level in levels)
-        print(f"  {run.name:<{MARGIN}}{painted(line, run.colour)}")
+        print(f"  {run.name:<{MARGIN}}{colored(line, run.colour)}")
 
     middle = BUDGET / 2
     span = milliseconds(WIDTH * TICK)
     print(f"\n  Tick by tick, {span} from the middle:\n")
     for run in runs:
         line = "".join(
-            painted(MARK, run.colour)
+            colored(MARK, run.colour)
             if run.ticks_in(start, start + TICK)
-            # A tick that came a little late stands in the next place.
-            else painted(REST, DIM)
+            # A tick that was a little late appears in the next position.
+            else colored(REST, DIM)
             for start in (middle + i * TICK for i in range(WIDTH))
         )
         print(f"  {run.name:<{MARGIN}}{line}")
 
 
-# --- the two that are compared -------------------------------------------------------
+# --- the two clients -----------------------------------------------------------------
 
 
 def with_greendrop(servers: str) -> Run:
-    """Send with `produce_sync`: it waits, and the other greenlets run."""
+    """Measure `produce_sync`, which waits and lets other greenlets run."""
     run = Run("greendrop", GREEN)
-    # A short timeout, so that a wrong address is told of soon.
+    # A short timeout, so that a wrong address ends the example soon.
     with Producer(
         kafka={"bootstrap.servers": servers, "message.timeout.ms": 10_000}
     ) as producer:
-        # Connected first, as a worker is after its first request.
+        # Connect first: a worker is connected after its first request.
         producer.produce_sync(topic=TOPIC, payload=PAYLOAD)
         measure(run, lambda: producer.produce_sync(topic=TOPIC, payload=PAYLOAD))
     return run
 
 
 def with_flush(servers: str) -> Run:
-    """Send with `flush()`: it waits too, and nothing else runs."""
+    """Measure `flush()`, which waits and lets nothing else run."""
     run = Run("confluent-kafka flush()", RED)
     producer = confluent_kafka.Producer(
         {"bootstrap.servers": servers, "message.timeout.ms": 10_000}
@@ -229,7 +229,7 @@ def with_flush(servers: str) -> Run:
 
 
 def main() -> int:
-    """Run both, then show what came out; the exit status."""
+    """Measure both clients, print the results, and return the exit status."""
     servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
     with ExitStack() as stack:
         if servers:
@@ -250,11 +250,11 @@ def main() -> int:
             return 1
     show_table(runs)
     show_picture(runs)
-    print("\n  produce_sync waits and lets the others run; flush() lets nobody.\n")
+    print("\n  produce_sync waits and lets other greenlets run; flush() does not.\n")
     return 0
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends it on the spot, also in flush(): there is nothing to save.
+    # Let Ctrl-C end the process at once, also in flush(): there is nothing to save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

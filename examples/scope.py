@@ -1,14 +1,15 @@
-"""Requests that end when their own messages are delivered, whatever others send.
+"""Requests that wait for their own messages only.
 
-Three handlers run at once, each sends five messages in a scope. Meanwhile telemetry
-goes to a topic whose broker is slow, and never ceases. A handler does not wait for it,
-as it would by flushing. The last handler sends to a topic that the broker closes to it,
-and says so.
+Three handlers run concurrently, and each sends five messages in a scope. Meanwhile
+another greenlet sends telemetry without end to a topic whose broker is slow. A scope
+does not wait for the telemetry, as a flush would. The last handler sends to a topic for
+which it has no permission, and answers with the error.
 
     python examples/scope.py
 
-It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says; there
-no broker is slow, and nothing refused.
+It sends to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
+There no broker is slow, and no message is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 
 import gevent
 
-# Python looks for modules beside a script first, and `concurrent.py` there would hide
-# that of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -32,20 +33,20 @@ from greendrop.testing import MockCluster
 EVENTS = "greendrop-scope-events"
 CLOSED = "greendrop-scope-closed"
 TELEMETRY = "greendrop-scope-telemetry"
-#: Seconds that the mock brokers take to answer.
+#: Round trip of the mock brokers, in seconds.
 FAST, SLOW = 0.03, 1.0
 
 
-def say(who: str, what: str) -> None:
+def say(actor: str, text: str) -> None:
     """Write a line."""
-    sys.stdout.write(f"{who:<11}{what}\n")
+    sys.stdout.write(f"{actor:<11}{text}\n")
     sys.stdout.flush()
 
 
 def handle_request(producer: Producer, number: int, topic: str) -> None:
-    """Do what a web handler does: send some messages, then answer."""
+    """Send some messages and then answer, as a web handler does."""
     name = f"request {number}"
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         with producer.scope(timeout=5.0):
             for step in range(4):
@@ -55,26 +56,26 @@ def handle_request(producer: Producer, number: int, topic: str) -> None:
     except ProduceManyError as error:
         say(name, f"answers 503: {error.__cause__}")
         return
-    took = (time.perf_counter() - began) * 1000
+    elapsed = (time.perf_counter() - started) * 1000
     others = producer.queue_size
-    say(name, f"answers 200 after {took:.0f} ms; {others} others are on their way")
+    say(name, f"answers 200 after {elapsed:.0f} ms; {others} others are in flight")
 
 
 def audit(producer: Producer, number: int, step: int) -> None:
-    """Send from deep inside the program, which knows of no scope."""
+    """Send from a part of the program that knows nothing of scopes."""
     text = f"request {number}, step {step}"
     producer.produce_async(topic=EVENTS, partition=0, payload=text)
 
 
 def send_telemetry(producer: Producer) -> None:
-    """Send without end, and wait for nothing."""
+    """Send without end and without waiting."""
     while True:
         producer.produce_async(topic=TELEMETRY, partition=0, payload=b"x" * 100)
         gevent.sleep(0.002)
 
 
 def slow_cluster(stack: ExitStack) -> str:
-    """Start a cluster, one of whose brokers is slow: that of the telemetry."""
+    """Start a cluster in which the broker of the telemetry is slow."""
     cluster = stack.enter_context(MockCluster(brokers=2))
     for broker, topic in ((1, EVENTS), (1, CLOSED), (2, TELEMETRY)):
         cluster.create_topic(topic, partitions=1)

@@ -1,14 +1,15 @@
-"""What a program is told: log lines, statistics, and who held the hub.
+"""Log lines, statistics and the stall alarm.
 
-A library's hook gives every producer of the program a `LogListener` and a look at the
-brokers' round trips. Then two requests are slow. In the first the broker is; in the
-second the handler itself holds the hub, and the stall alarm says where. At the end the
-broker goes away for a second, which is told once and not ten times.
+A hook gives every producer of the program a `LogListener`, and collects the round trips
+of the brokers. Then two requests are slow: the first because of a slow broker, the
+second because its handler blocks the hub, and the stall alarm names the line. At the
+end the broker goes away for a second, which is logged once and not ten times.
 
     python examples/telling.py
 
-It sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says; there
-no broker is slow, and none goes away.
+It sends to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
+There no broker is slow, and none goes away.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-# Python looks for modules beside a script first, and `concurrent.py` there would hide
-# that of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -37,15 +38,15 @@ if TYPE_CHECKING:
     from greendrop import Event
 
 TOPIC = "greendrop-telling"
-#: Seconds that the slow broker takes, and that the bad handler holds the hub.
-SLOW, HELD = 0.4, 0.4
+#: Seconds that the slow broker takes, and that the bad handler blocks the hub.
+SLOW, BLOCKED = 0.4, 0.4
 
 log = structlog.get_logger("example")
 round_trips: dict[str, int] = {}
 
 
 def configure_logging() -> None:
-    """Do what a program does at its start; greendrop never does."""
+    """Configure structlog, as a program does when it starts; greendrop never does."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -56,7 +57,7 @@ def configure_logging() -> None:
 
 
 def watch_all_producers() -> None:
-    """Do what a library for logs and metrics does, before any producer is made."""
+    """Subscribe to every producer, as a library for metrics does."""
     listener = LogListener()
 
     @greendrop.monitor.subscribe("producer.configured")
@@ -67,7 +68,7 @@ def watch_all_producers() -> None:
 
 
 def note_round_trips(event: Event) -> None:
-    """Keep the slowest round trip of each broker, in microseconds."""
+    """Record the slowest round trip of each broker, in microseconds."""
     for broker in event["statistics"]["brokers"].values():
         if broker["nodeid"] >= 0:
             name = broker["nodename"]
@@ -75,27 +76,27 @@ def note_round_trips(event: Event) -> None:
 
 
 def request(producer: Producer, number: int) -> None:
-    """Handle a request as it should be."""
+    """Handle a request, and wait for its message."""
     structlog.contextvars.bind_contextvars(request=number)
     producer.produce_sync(topic=TOPIC, payload=f"request {number}")
 
 
 def bad_request(producer: Producer, number: int) -> None:
-    """Handle a request, and hold the hub meanwhile."""
+    """Handle a request, and block the hub meanwhile."""
     structlog.contextvars.bind_contextvars(request=number)
     handle = producer.produce_async(topic=TOPIC, payload=f"request {number}")
-    time.sleep(HELD)  # not gevent's: nothing else runs
+    time.sleep(BLOCKED)  # not gevent.sleep: nothing else runs
     handle.wait(5)
 
 
 def main() -> None:
-    """Serve the requests, one after the other."""
+    """Handle the requests, one after the other."""
     configure_logging()
     watch_all_producers()
-    given = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
+    servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
     with MockCluster() as cluster:
         kafka = {
-            "bootstrap.servers": given or cluster.bootstrap_servers,
+            "bootstrap.servers": servers or cluster.bootstrap_servers,
             "statistics.interval.ms": 100,
             "reconnect.backoff.max.ms": 100,
         }

@@ -1,10 +1,10 @@
-"""The spans of messages: single ones, a batch, one that fails, one that came traced.
+"""Spans of single messages, of a batch, of a failure and of a traced message.
 
     python examples/tracing.py
 
-Needs OpenTelemetry's SDK (`pip install greendrop[opentelemetry] opentelemetry-sdk`),
-which a real program would have send its spans somewhere; here they are printed. It
-sends to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Needs OpenTelemetry's SDK: `python -m pip install ".[opentelemetry]" opentelemetry-sdk`.
+A real program exports its spans; here they are printed. Messages go to a built-in mock
+cluster, or to the brokers in `GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Python looks for modules beside a script first, and `concurrent.py` there would hide
-# that of the standard library.
+# Python searches the folder of a script first. There concurrent.py would hide the
+# standard library's `concurrent`.
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
@@ -38,7 +38,7 @@ CLOSED = "greendrop-tracing-closed"
 
 
 def handle_request(producer: Producer, tracer: Tracer, number: int) -> None:
-    """Do what a web handler does, in a span that its framework would make."""
+    """Send in a span, as a web handler in the span of its framework does."""
     with tracer.start_as_current_span(f"request {number}"):
         producer.produce_sync(topic=TOPIC, payload=b"alone", key=f"order-{number}")
         if number == 1:
@@ -55,35 +55,35 @@ def handle_request(producer: Producer, tracer: Tracer, number: int) -> None:
                 return
 
 
-def told(span: ReadableSpan) -> str:
-    """Write one line about a span."""
-    its: dict[str, Any] = dict(span.attributes or {})
-    took = ((span.end_time or 0) - (span.start_time or 0)) / 1e6
-    facts = [f"{span.kind.name:<9}{took:6.1f} ms"]
-    if "messaging.kafka.offset" in its:
-        partition = its["messaging.destination.partition.id"]
-        facts.append(f"at {partition}:{its['messaging.kafka.offset']}")
-    if "messaging.batch.message_count" in its:
-        facts.append(f"{its['messaging.batch.message_count']} messages")
+def described(span: ReadableSpan) -> str:
+    """Return one line about a span."""
+    attributes: dict[str, Any] = dict(span.attributes or {})
+    milliseconds = ((span.end_time or 0) - (span.start_time or 0)) / 1e6
+    facts = [f"{span.kind.name:<9}{milliseconds:6.1f} ms"]
+    if "messaging.kafka.offset" in attributes:
+        partition = attributes["messaging.destination.partition.id"]
+        facts.append(f"at {partition}:{attributes['messaging.kafka.offset']}")
+    if "messaging.batch.message_count" in attributes:
+        facts.append(f"{attributes['messaging.batch.message_count']} messages")
     if span.links:
         facts.append(f"{len(span.links)} links")
-    if "error.type" in its:
-        facts.append(its["error.type"])
+    if "error.type" in attributes:
+        facts.append(attributes["error.type"])
     return f"{span.name:<30}{'  '.join(facts)}"
 
 
 def show(spans: tuple[ReadableSpan, ...]) -> None:
-    """Write each request, with the spans that are below it."""
+    """Print each request with its child spans."""
     requests = [span for span in spans if span.parent is None]
     for request in sorted(requests, key=lambda span: span.name):
-        sys.stdout.write(f"{told(request)}\n")
+        sys.stdout.write(f"{described(request)}\n")
         for span in spans:
             if span.parent and span.parent.span_id == request.context.span_id:
-                sys.stdout.write(f"  {told(span)}\n")
+                sys.stdout.write(f"  {described(span)}\n")
 
 
 def main() -> None:
-    """Handle three requests at once, and show what was traced."""
+    """Handle three requests concurrently, and print their spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

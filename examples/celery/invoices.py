@@ -1,4 +1,4 @@
-"""Tasks of Celery that send, and one producer for all of them.
+"""Celery tasks that send with one producer.
 
 Queue and results are files in a folder, so that no other server is needed.
 """
@@ -25,19 +25,19 @@ app.conf.broker_transport_options = {
 producer = Producer(
     kafka={"bootstrap.servers": os.environ["GREENDROP_BOOTSTRAP_SERVERS"]}
 )
-# At the end of each process of the worker what is on its way is delivered.
+# Each process of the worker delivers its messages in flight when it ends.
 connect()
 
 
-# Some of these may have been stored all the same. An invoice that is there twice is
-# better than none: who reads them goes by the key.
+# A message may be stored although its send failed. An invoice that is stored twice is
+# better than none: consumers deduplicate by the key.
 @app.task(  # type: ignore[untyped-decorator]
     autoretry_for=(DeliveryError, DeliveryTimeoutError, QueueFullError),
     retry_backoff=True,
     max_retries=5,
 )
 def invoice(number: int) -> str:
-    """Send an invoice; the task succeeds when Kafka has it."""
+    """Send an invoice; the task succeeds when Kafka has stored it."""
     report = producer.produce_sync(
         topic="greendrop-celery-invoices",
         key=str(number),

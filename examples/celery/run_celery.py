@@ -2,8 +2,8 @@
 
     python examples/celery/run_celery.py [POOL ...]
 
-Pools are gevent, prefork, threads and solo. Messages go to a built-in mock cluster, or
-where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Pools are gevent, prefork, threads and solo. Messages go to a built-in mock
+cluster, or to the brokers in `GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def run_worker(pool: str, log: Path) -> subprocess.Popen[bytes]:
 
 def show(pool: str, folder: Path) -> None:
     """Put tasks into the queue, run a worker, and wait for their results."""
-    # Not imported before the environment is set.
+    # Import it after the environment is set.
     invoices: Any = importlib.import_module("invoices")
     results = [invoices.invoice.delay(number) for number in range(TASKS)]
     log = folder / "log"
-    began = time.perf_counter()
+    started = time.perf_counter()
     worker = run_worker(pool, log)
     try:
         places = [result.get(timeout=30, interval=0.02) for result in results]
-        took = time.perf_counter() - began
+        elapsed = time.perf_counter() - started
         print(f"{pool}: {len(places)} tasks, the first one's invoice: {places[0]}")
-        print(f"{pool}: {took:.1f} s with the worker's start", flush=True)
+        print(f"{pool}: {elapsed:.1f} s with the worker's start", flush=True)
         worker.terminate()
         print(f"{pool}: the worker ends with {worker.wait(20)}")
     except BaseException:
@@ -61,7 +61,7 @@ def show(pool: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     pools = sys.argv[1:] or ["gevent", "prefork"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,8 +1,9 @@
-"""Runs the shop with Django's server, orders in both ways, and runs the relay.
+"""Runs the shop with Django's server, places orders in both ways, and runs the relay.
 
     python examples/django/run_django.py
 
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def manage(*arguments: str) -> None:
 
 
 def order(url: str, number: int) -> int:
-    """Order something, now and then too many; give the answer's number."""
+    """Place an order, sometimes one that is too large; return the HTTP status."""
     count = 1000 if number % 10 == 0 else 1 + number
     body = json.dumps({"what": "books", "count": count}).encode()
     try:
@@ -57,7 +58,7 @@ def serve(address: str, log: Path) -> subprocess.Popen[bytes]:
                 pass
         except HTTPError as error:
             error.close()
-            return server  # it has no such page, but it is there
+            return server  # no such page, but the server answers
         except URLError:
             if server.poll() is not None:
                 break
@@ -66,7 +67,7 @@ def serve(address: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with ExitStack() as stack:
         servers = (
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")

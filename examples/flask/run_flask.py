@@ -1,13 +1,14 @@
-"""Serves `shop_flask.py` with gevent, and orders a hundred times at once.
+"""Serves `shop_flask.py` with gevent, and places a hundred orders at once.
 
     python examples/flask/run_flask.py
 
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
 
-# Before all else: sockets of the server and of the clients become cooperative.
+# First of all: the sockets of server and clients become cooperative.
 from gevent import monkey
 
 monkey.patch_all()
@@ -24,12 +25,12 @@ from shop_flask import create_app  # noqa: E402
 from greendrop.testing import MockCluster  # noqa: E402
 
 ORDERS = 100
-#: Seconds that the mock brokers take to answer.
+#: Round trip of the mock brokers, in seconds.
 ROUND_TRIP = 0.1
 
 
 def order(address: str, number: int) -> int:
-    """Order once; give the answer's number."""
+    """Place an order, and return the HTTP status."""
     url = f"http://{address}/orders"
     body = f"order {number}".encode()
     with urllib.request.urlopen(url, body, timeout=30) as answer:
@@ -37,7 +38,7 @@ def order(address: str, number: int) -> int:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with ExitStack() as stack:
         servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
         cluster = None
@@ -50,17 +51,19 @@ def main() -> None:
         server.start()
         stack.callback(server.stop)
         address = f"127.0.0.1:{server.server_port}"
-        order(address, 0)  # connects
+        order(address, 0)  # connects the producer
         if cluster is not None:
             cluster.round_trip(ROUND_TRIP)
             print(f"the brokers take {ROUND_TRIP * 1000:.0f} ms to answer")
 
-        began = time.perf_counter()
+        started = time.perf_counter()
         orders = [gevent.spawn(order, address, number) for number in range(ORDERS)]
         gevent.joinall(orders, raise_error=True)
-        took = (time.perf_counter() - began) * 1000
+        elapsed = (time.perf_counter() - started) * 1000
         stored = [each.value for each in orders].count(200)
-        print(f"{stored} of {ORDERS} orders are stored, all of them in {took:.0f} ms")
+        print(
+            f"{stored} of {ORDERS} orders are stored, all of them in {elapsed:.0f} ms"
+        )
 
         for name in ("greendrop", "audit"):
             producer = app.extensions[name]

@@ -15,13 +15,13 @@ audit = Greendrop(name="audit")
 
 
 def create_app(**config: object) -> Flask:
-    """Make an application; a test would bring its own producer, see the README."""
+    """Make an application; tests pass their own producer, see the README."""
     app = Flask(__name__)
     kafka = {"bootstrap.servers": os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")}
     app.config.update(
         GREENDROP_KAFKA=kafka,
         GREENDROP_SETTINGS={"max_wait_timeout": 10.0},
-        # What is only to be known some day need not hurry: librdkafka makes batches.
+        # The audit log is in no hurry: librdkafka makes larger batches.
         AUDIT_KAFKA=kafka | {"linger.ms": 100},
     )
     app.config.update(config)
@@ -33,9 +33,9 @@ def create_app(**config: object) -> Flask:
 
 
 def order() -> dict[str, Any]:
-    """Take an order: answered when Kafka has it."""
-    who = request.remote_addr or ""
-    audit.producer.produce_async(topic="greendrop-flask-audit", payload=who)
+    """Take an order, and answer when Kafka has stored it."""
+    customer = request.remote_addr or ""
+    audit.producer.produce_async(topic="greendrop-flask-audit", payload=customer)
     report = greendrop.producer.produce_sync(
         topic="greendrop-flask-orders", payload=request.get_data()
     )
@@ -43,5 +43,5 @@ def order() -> dict[str, Any]:
 
 
 def not_stored(error: ProduceError) -> tuple[dict[str, Any], int]:
-    """Answer where a message is not known to be stored."""
+    """Answer a request whose message may not be stored."""
     return {"error": str(error)}, 503

@@ -1,13 +1,13 @@
-"""gunicorn's configuration. None of it is for greendrop, but for the hook."""
+"""Configuration of gunicorn. Only the hook `worker_exit` is there for greendrop."""
 
-# First of all, if the application is to be preloaded and uses gevent itself. gunicorn
-# patches by itself otherwise, in each worker.
+# Needed first of all for a preloaded application that uses gevent itself. Otherwise
+# gunicorn patches each worker by itself.
 from gevent import monkey
 
 monkey.patch_all()
 
-# Delivers what is on its way when a worker ends. It would be without this, too; with
-# it, gunicorn's log tells what was lost.
+# Delivers the messages in flight when a worker ends. That happens without the hook,
+# too; with it, gunicorn's log contains what was lost.
 from greendrop.contrib.gunicorn import worker_exit  # noqa: E402, F401
 
 worker_class = "gevent"

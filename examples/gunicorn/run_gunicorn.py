@@ -1,8 +1,9 @@
-"""Runs gunicorn with `web.py`, asks it a thousand times, and ends it.
+"""Runs gunicorn with `web.py`, sends it a thousand requests, and ends it.
 
     python examples/gunicorn/run_gunicorn.py
 
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CLIENTS, REQUESTS = 50, 20
 
 
 def ask(address: str, client: int) -> list[int]:
-    """Post some messages, one after the other; give the answers' numbers."""
+    """Post some messages, one after the other, and return the HTTP statuses."""
     answers = []
     with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
         for number in range(REQUESTS):
@@ -40,7 +41,7 @@ def ask(address: str, client: int) -> list[int]:
 
 
 def address_in(log: Path, server: subprocess.Popen[bytes]) -> str:
-    """Wait until gunicorn tells where it listens."""
+    """Wait until gunicorn has logged its address."""
     for _ in range(600):
         if found := re.search(r"Listening at: http://(\S+)", log.read_text()):
             return found[1]
@@ -51,7 +52,7 @@ def address_in(log: Path, server: subprocess.Popen[bytes]) -> str:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with ExitStack() as stack:
         servers = (
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
@@ -70,16 +71,18 @@ def main() -> None:
         address = address_in(log, server)
         print(f"gunicorn listens at {address}, with two gevent workers")
 
-        began = time.perf_counter()
+        started = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as clients:
-            asked = clients.map(partial(ask, address), range(CLIENTS))
-            answers = [*chain.from_iterable(asked)]
-        took = time.perf_counter() - began
+            statuses = clients.map(partial(ask, address), range(CLIENTS))
+            answers = [*chain.from_iterable(statuses)]
+        elapsed = time.perf_counter() - started
         print(f"{answers.count(200)} of {len(answers)} answers say: stored")
-        print(f"{CLIENTS} clients at once, {len(answers) / took:.0f} requests a second")
+        print(
+            f"{CLIENTS} clients at once, {len(answers) / elapsed:.0f} requests a second"
+        )
 
         server.send_signal(signal.SIGTERM)
-        print(f"told to end, gunicorn ends with {server.wait(30)}")
+        print(f"after SIGTERM gunicorn ends with {server.wait(30)}")
         if "greendrop" in log.read_text():
             raise SystemExit(log.read_text())
 

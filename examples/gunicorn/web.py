@@ -1,4 +1,4 @@
-"""A web application that stores what is posted to it, and answers when it is stored."""
+"""A web application that answers a POST when its body is stored in Kafka."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from greendrop import ProduceError, Producer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# At module level: it opens nothing, so each worker, also of a preloaded application,
-# connects by itself at its first message.
+# At module level: constructing a producer opens nothing. Each worker connects at its
+# first message, also in a preloaded application.
 producer = Producer(
     kafka={"bootstrap.servers": os.environ["GREENDROP_BOOTSTRAP_SERVERS"]}
 )
@@ -21,7 +21,7 @@ producer = Producer(
 def app(
     environ: dict[str, Any], start_response: Callable[..., object]
 ) -> Iterable[bytes]:
-    """Store the request's body; 503 means that it is not known to be stored."""
+    """Store the body of the request; 503 means that it may not be stored."""
     body = environ["wsgi.input"].read()
     try:
         report = producer.produce_sync(topic="greendrop-gunicorn", payload=body)

@@ -1,4 +1,4 @@
-"""Users that order, and look at the time that Kafka takes."""
+"""Users that place orders, and measure how long Kafka takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from greendrop.contrib.locust import GreendropUser
 
 
 class Shopper(GreendropUser):
-    """Orders every now and then, and waits until each order is stored."""
+    """A user that waits until each of its orders is stored."""
 
-    # Without it: --host. All users of the class share one producer.
-    kafka = {  # noqa: RUF012 - greendrop.contrib.locust says that it is the class's
+    # Without this: --host. All users of the class share one producer.
+    kafka = {  # noqa: RUF012 - shared by all users of the class
         "bootstrap.servers": os.environ.get(
             "GREENDROP_BOOTSTRAP_SERVERS", "localhost:9092"
         )
@@ -27,7 +27,7 @@ class Shopper(GreendropUser):
 
     @task(1)
     def look_around(self) -> None:
-        """Send some messages and wait for none; they are in the statistics, too."""
+        """Send some messages without waiting; Locust's table has them, too."""
         for _ in range(5):
             self.client.produce_async(
                 topic="greendrop-locust-clicks", payload=b"click", name="clicks"

@@ -2,7 +2,8 @@
 
     python examples/locust/run_locust.py
 
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from pathlib import Path
 from greendrop.testing import MockCluster
 
 HERE = Path(__file__).parent
-#: Seconds that the mock brokers take to answer.
+#: Round trip of the mock brokers, in seconds.
 ROUND_TRIP = 0.02
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     with ExitStack() as stack:
         servers = os.environ.get("GREENDROP_BOOTSTRAP_SERVERS", "")
         if not servers:

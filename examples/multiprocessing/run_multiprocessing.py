@@ -1,8 +1,9 @@
-"""Counts words in several processes, which send what they find with one line each.
+"""Counts words in several processes, each of which sends its counts.
 
     python examples/multiprocessing/run_multiprocessing.py [fork | spawn | forkserver]
 
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from pathlib import Path
 from greendrop import Producer
 from greendrop.testing import MockCluster
 
-# At module level: each child has its own, whether it was forked with it or, being
-# spawned, imports this module anew.
+# At module level, so that each child has a producer of its own: a forked child inherits
+# it unused, and a spawned child imports this module again.
 producer = Producer()
 
 
 def begin(servers: str) -> None:
-    """Configure the child's producer; it connects at its first message."""
+    """Configure the producer of the child; it connects at its first message."""
     producer.setup(kafka={"bootstrap.servers": servers})
 
 
 def count_words(path: Path) -> int:
-    """Count the words of a file and send the numbers; wait for none of them."""
+    """Count the words of a file, and send the counts without waiting."""
     words = Counter(path.read_text().split())
     for word, count in words.items():
         producer.produce_async(
@@ -38,7 +39,7 @@ def count_words(path: Path) -> int:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     method = sys.argv[1] if len(sys.argv) > 1 else "spawn"
     pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
     with ExitStack() as stack:
@@ -49,8 +50,8 @@ def main() -> None:
         context = multiprocessing.get_context(method)
         with context.Pool(2, begin, (servers,)) as pool:
             counts = pool.map(count_words, pages)
-            # Not `terminate`, which the end of the block does: that kills the children
-            # before they have delivered.
+            # The end of the block calls `terminate`, which kills the children before
+            # their messages are delivered.
             pool.close()
             pool.join()
         print(f"{method}: {len(pages)} files, {sum(counts)} words sent and delivered")

@@ -1,4 +1,4 @@
-"""A shop that tells a topic of each order. Tested by test_shop.py.
+"""A shop that sends a message for each order. Tested by test_shop.py.
 
     python examples/testing/shop.py tea
 
@@ -18,7 +18,7 @@ producer = Producer(kafka={"bootstrap.servers": servers}, max_wait_timeout=5.0)
 
 
 def order(customer: str, what: str) -> str:
-    """Take an order; say what the customer is told."""
+    """Take an order, and return the answer for the customer."""
     payload = json.dumps({"customer": customer, "what": what})
     try:
         report = producer.produce_sync(topic="orders", key=customer, payload=payload)
@@ -28,4 +28,4 @@ def order(customer: str, what: str) -> str:
 
 
 if __name__ == "__main__":
-    print(order("somebody", sys.argv[1]))
+    print(order("ada", sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What the shop sends, and what it says when that fails."""
+"""Tests of the shop: its messages, and its answers when a message fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_an_order_is_sent(greendrop_records: Callable[[str], list[Record]]) -> None:
-    """By its customer, so that one customer's orders stay in order."""
+    """The key is the customer, so that the orders of a customer stay in order."""
     answer = shop.order("ada", "tea")
 
     (record,) = greendrop_records("orders")
@@ -25,8 +25,8 @@ def test_an_order_is_sent(greendrop_records: Callable[[str], list[Record]]) -> N
     assert f"{record.partition}-{record.offset}" in answer
 
 
-def test_an_order_that_is_refused(greendrop_cluster: MemoryCluster) -> None:
-    """The customer is told, and the next order goes through."""
+def test_a_refused_order(greendrop_cluster: MemoryCluster) -> None:
+    """The customer gets an apology, and the next order succeeds."""
     greendrop_cluster.fail_messages("TOPIC_AUTHORIZATION_FAILED", times=1)
 
     assert shop.order("ada", "tea") == "Sorry, try again later."
@@ -34,8 +34,8 @@ def test_an_order_that_is_refused(greendrop_cluster: MemoryCluster) -> None:
     assert len(greendrop_cluster.records("orders")) == 1
 
 
-def test_brokers_that_are_away(greendrop_cluster: MemoryCluster) -> None:
-    """Nobody waits for ever."""
+def test_unreachable_brokers(greendrop_cluster: MemoryCluster) -> None:
+    """The customer gets an apology after a limited time."""
     impatient = shop.producer.variant(max_wait_timeout=0.1)
     shop.producer, before = impatient, shop.producer
     greendrop_cluster.broker_down()
@@ -45,8 +45,8 @@ def test_brokers_that_are_away(greendrop_cluster: MemoryCluster) -> None:
         shop.producer = before
 
 
-def test_orders_are_told_of(greendrop_cluster: MemoryCluster) -> None:
-    """Whoever listens to the shop's producer hears of each order."""
+def test_each_order_is_reported(greendrop_cluster: MemoryCluster) -> None:
+    """A listener of the shop's producer gets an event for each order."""
     with Recorder(shop.producer) as recorder:
         shop.order("ada", "tea")
         shop.order("bob", "coffee")

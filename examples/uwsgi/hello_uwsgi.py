@@ -1,4 +1,4 @@
-"""A web application that stores what is posted to it, and answers when it is stored."""
+"""A web application that answers a POST when its body is stored in Kafka."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from greendrop import Producer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# uWSGI imports this before it forks its workers. It opens nothing, so each of them
-# connects by itself.
+# uWSGI imports this module before it forks its workers. Constructing a producer opens
+# nothing, so each worker connects by itself.
 producer = Producer(
     kafka={"bootstrap.servers": os.environ["GREENDROP_BOOTSTRAP_SERVERS"]}
 )
@@ -20,8 +20,8 @@ producer = Producer(
 def app(
     environ: dict[str, Any], start_response: Callable[..., object]
 ) -> Iterable[bytes]:
-    """Store the request's body."""
-    # All of it, or uWSGI resets the connection.
+    """Store the body of the request."""
+    # Read all of it, or uWSGI resets the connection.
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     report = producer.produce_sync(topic="greendrop-uwsgi", payload=body)
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -1,10 +1,11 @@
-"""Runs uWSGI with gevent and `hello_uwsgi.py`, and asks it three hundred times.
+"""Runs uWSGI with gevent and `hello_uwsgi.py`, and sends it three hundred requests.
 
     python examples/uwsgi/run_uwsgi.py
 
 It needs Debian's packages uwsgi-core, uwsgi-plugin-python3 and
 uwsgi-plugin-gevent-python3, and this Python to be of the same version as the system's.
-Messages go to a built-in mock cluster, or where `GREENDROP_BOOTSTRAP_SERVERS` says.
+Messages go to a built-in mock cluster, or to the brokers in
+`GREENDROP_BOOTSTRAP_SERVERS`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ REQUESTS = 300
 
 
 def ask(address: str) -> str:
-    """Post a message; give the answer."""
+    """Post a message, and return the answer."""
     with urllib.request.urlopen(f"http://{address}/", b"x", timeout=30) as answer:
         return str(answer.read().decode())
 
@@ -48,7 +49,7 @@ def start(servers: str, address: str, log: Path) -> subprocess.Popen[bytes]:
     }
     with log.open("wb") as output:
         server = subprocess.Popen(
-            ["uwsgi", "--ini", "uwsgi.ini"],  # noqa: S607 - the system's
+            ["uwsgi", "--ini", "uwsgi.ini"],  # noqa: S607 - that of the system
             cwd=HERE,
             env=os.environ | environment,
             stdout=output,
@@ -65,7 +66,7 @@ def start(servers: str, address: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    """Run it."""
+    """Run the example."""
     if which("uwsgi") is None:
         raise SystemExit(__doc__)
     with ExitStack() as stack:
@@ -83,9 +84,9 @@ def main() -> None:
         workers = Counter(answer.partition(":")[0] for answer in answers)
         for worker, count in workers.items():
             print(f"{worker} has stored {count} messages")
-        print(f"reports come by {answers[0].rpartition(' ')[2]!r}")
+        print(f"delivery reports arrive by {answers[0].rpartition(' ')[2]!r}")
         server.terminate()
-        print(f"told to end, uWSGI ends with {server.wait(30)}")
+        print(f"after SIGTERM uWSGI ends with {server.wait(30)}")
 
 
 if __name__ == "__main__":

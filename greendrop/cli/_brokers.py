@@ -248,14 +248,14 @@ class _Logger:
     """The logger of an `AdminClient`: passes librdkafka's log lines on.
 
     Args:
-        verdicts: The receiver of the lines.
+        receiver: The object that reads the lines.
     """
 
-    def __init__(self, verdicts: ErrorTranslator) -> None:
-        self._error_translator = verdicts
+    def __init__(self, receiver: ErrorTranslator) -> None:
+        self._receiver = receiver
 
     def log(self, _level: int, form: str, *args: object) -> None:
-        self._error_translator.note_log_line(form % args if args else form)
+        self._receiver.note_log_line(form % args if args else form)
 
 
 def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:

@@ -1,4 +1,4 @@
-"""The command line, run as users run it: in a process of its own."""
+"""Helpers that run the command line in a process of its own, as users do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_WAIT = 40.0
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     status: int
     stdout: str
@@ -20,7 +20,7 @@ class Done(NamedTuple):
 
 
 def start(*arguments: str, stderr: int | IO[Any] = subprocess.PIPE, **environment: str):
-    """Start `greendrop` with these arguments; its input stays open."""
+    """Start `greendrop` with these arguments, and keep its input open."""
     return subprocess.Popen(
         [sys.executable, "-m", "greendrop", *arguments],
         stdin=subprocess.PIPE,
@@ -32,7 +32,7 @@ def start(*arguments: str, stderr: int | IO[Any] = subprocess.PIPE, **environmen
 
 
 def finish(process: subprocess.Popen[str], text: str | None = None) -> Done:
-    """Give the rest of its input to a command, and wait for its end."""
+    """Send the rest of its input to a command, and wait until it ends."""
     try:
         stdout, stderr = process.communicate(text, timeout=_LONGEST_WAIT)
     except subprocess.TimeoutExpired:
@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen[str], text: str | None = None) -> Done:
 
 
 def run(*arguments: str, text: str = "", **environment: str) -> Done:
-    """Run `greendrop` with these arguments and this input."""
+    """Run `greendrop` with these arguments and this input, and return the result."""
     return finish(start(*arguments, **environment), text)
 
 

@@ -1,4 +1,4 @@
-"""The programs in `examples`, run as a user would run them."""
+"""The programs in `examples`, run as users run them."""
 
 import os
 import re
@@ -21,8 +21,8 @@ import runpy, sys
 sys.modules["gevent"] = None
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
-# Runs one and says which modules of gevent it brought along.
-TELLING_OF_GEVENT = """
+# Runs an example, and prints which modules of gevent it has imported.
+REPORTING_GEVENT = """
 import runpy, sys
 path, *sys.argv[1:] = sys.argv[1:]
 runpy.run_path(path, run_name="__main__")
@@ -31,7 +31,7 @@ print("gevent:", sorted(name for name in sys.modules if name.startswith("gevent"
 
 
 def run(*arguments, servers=""):
-    """Run Python with these arguments; what it wrote to its standard output."""
+    """Run Python with these arguments, and return its standard output."""
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
@@ -49,18 +49,18 @@ def run(*arguments, servers=""):
     return done.stdout
 
 
-def speakers(output):
-    """Name who spoke, line by line, in the output of concurrent.py."""
+def tasks_of(output):
+    """Return the task of each line in the output of concurrent.py."""
     return re.findall(r"^ *\d+ ms  (\w+)", output, re.MULTILINE)
 
 
 def changes(names):
-    """Count how often another one speaks than in the line before."""
+    """Count the lines whose task differs from that of the line before."""
     return sum(one != other for one, other in pairwise(names))
 
 
-def test_quickstart_shows_that_others_run_only_with_greendrop():
-    """The ticker runs all the time beside greendrop, and hardly beside flush()."""
+def test_quickstart_shows_that_other_greenlets_only_run_beside_greendrop():
+    """The ticker runs all the time beside greendrop, and hardly ever beside flush()."""
     output = run(EXAMPLES / "quickstart.py")
 
     row = re.search(r"^ *ticks, of 400 +(\d+) +(\d+)$", output, re.MULTILINE)
@@ -74,33 +74,33 @@ def test_quickstart_shows_that_others_run_only_with_greendrop():
 
 @pytest.mark.parametrize("options", [[], ["--threads"]], ids=["greenlets", "threads"])
 def test_three_tasks_take_turns(options):
-    """Greenlets or threads: each of the three works while the others wait."""
+    """Each of the three tasks works while the others wait, as greenlets or threads."""
     output = run(EXAMPLES / "concurrent.py", *options)
 
-    names = speakers(output)
+    names = tasks_of(output)
     assert names.count("orders") == 11
     assert "order 10 is at" in output
     assert "all 100 are delivered" in output
-    # One after the other would change twice, and once more for the last line.
+    # Sequential tasks would change twice, and once more for the last line.
     assert changes(names) > 10
     kind = "threads" if options else "greenlets"
     assert f"three {kind} and one producer" in output
 
 
-def test_threads_leave_gevent_out():
-    """With --threads the example, and greendrop in it, never imports gevent."""
-    output = run("-c", TELLING_OF_GEVENT, EXAMPLES / "concurrent.py", "--threads")
+def test_threads_do_not_import_gevent():
+    """With `--threads` neither the example nor greendrop imports gevent."""
+    output = run("-c", REPORTING_GEVENT, EXAMPLES / "concurrent.py", "--threads")
 
     assert "polling by thread" in output
     assert output.endswith("gevent: []\n")
 
 
-def test_threads_stand_in_when_there_is_no_gevent():
-    """Where gevent can't be imported the same example runs with threads."""
+def test_threads_are_used_where_gevent_is_missing():
+    """The same example runs with threads where gevent can't be imported."""
     output = run("-c", WITHOUT_GEVENT, EXAMPLES / "concurrent.py")
 
     assert "three threads and one producer" in output
-    assert changes(speakers(output)) > 10
+    assert changes(tasks_of(output)) > 10
 
 
 def test_a_mistake_and_a_refused_message_keep_no_others_back():
@@ -114,8 +114,8 @@ def test_a_mistake_and_a_refused_message_keep_no_others_back():
     assert output.endswith("closed, 0 messages left\n")
 
 
-def test_failed_messages_are_told_of_and_the_work_goes_on():
-    """Both senders handle a broker's refusal, and the third one is not touched."""
+def test_failed_messages_do_not_stop_the_other_tasks():
+    """Both senders handle the refusal of a broker; the third task is not affected."""
     with MockCluster() as cluster:
         cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
 
@@ -128,7 +128,7 @@ def test_failed_messages_are_told_of_and_the_work_goes_on():
 
 
 def test_ten_tasks_share_the_producers_of_a_pool():
-    """All slots of the pool are used, and free at the end."""
+    """All slots of the pool are used, and all are free at the end."""
     output = run(EXAMPLES / "pool.py")
 
     assert output.count("sent 5 messages") == 10
@@ -137,19 +137,22 @@ def test_ten_tasks_share_the_producers_of_a_pool():
 
 
 def test_ten_senders_need_one_token():
-    """The blocking provider holds nobody up; a server that is down is told of."""
+    """The blocking provider stops no other greenlet; a server that is down is named."""
     output = run(EXAMPLES / "oauth.py")
 
-    assert output.count("is asked for a token") == 1
+    assert output.count("issues a token") == 1
     ticks = re.search(r"another greenlet ran (\d+) times", output)
     assert ticks is not None, output
     assert int(ticks[1]) > 10
-    assert "is told: no OAuth token: oauth_token_provider failed with URLErr" in output
+    assert (
+        "gets an error: no OAuth token: oauth_token_provider failed with URLErr"
+        in output
+    )
     assert "the reason is URLError" in output
 
 
 def test_requests_do_not_wait_for_the_telemetry():
-    """Each request ends with its own messages; one tells that its message failed."""
+    """Each request ends with its own messages; one answers that its message failed."""
     output = run(EXAMPLES / "scope.py")
 
     answers = re.findall(r"answers 200 after (\d+) ms; (\d+) others are", output)
@@ -161,14 +164,14 @@ def test_requests_do_not_wait_for_the_telemetry():
 
 
 def test_a_users_tests_pass():
-    """With the fixtures that come with greendrop; nothing is listened on."""
+    """They use the fixtures of greendrop, and open no port."""
     output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
 
     assert "4 passed" in output
 
 
-def test_slow_broker_and_slow_handler_are_told_apart():
-    """The stall alarm names the handler; the broker that went is told of once."""
+def test_a_slow_broker_and_a_slow_handler_can_be_distinguished():
+    """The stall alarm names the handler; the broker that is away is logged once."""
     output = run(EXAMPLES / "telling.py")
 
     lines = output.splitlines()
@@ -179,13 +182,13 @@ def test_slow_broker_and_slow_handler_are_told_apart():
     assert slow[1] > 0.4
     (stall,) = (line for line in lines if "hub.stalled" in line)
     assert lines.index(stall) > lines.index(next(x for x in lines if "request=3" in x))
-    assert "in bad_request\n    time.sleep(HELD)" in output
+    assert "in bad_request\n    time.sleep(BLOCKED)" in output
     assert 1 <= output.count("kind=connection") <= 2
     assert re.search(r"slowest round trip +broker=\S+ ms=4\d\d", output)
 
 
 def test_metrics_are_scraped():
-    """The page has what was sent, and what statistics say of the broker."""
+    """The page has the counts of messages, and the statistics of the broker."""
     output = run(EXAMPLES / "metrics.py")
 
     acknowledged = 'greendrop_messages_acknowledged_total{topic="greendrop-%s"} %d.0'
@@ -194,8 +197,8 @@ def test_metrics_are_scraped():
     assert "greendrop_broker_round_trip_seconds{" in output
 
 
-def test_spans_are_below_their_requests():
-    """Each request has its messages' spans; one failed, one was traced before."""
+def test_spans_are_children_of_their_requests():
+    """Each request has the spans of its messages, also of failed and traced ones."""
     output = run(EXAMPLES / "tracing.py")
 
     requests = re.split(r"^request \d", output, flags=re.MULTILINE)[1:]
@@ -210,37 +213,37 @@ def test_spans_are_below_their_requests():
 
 
 def test_records_go_from_topic_to_topic():
-    """The worker of exactly_once.py works until nothing is left, and ends."""
+    """The worker of exactly_once.py processes all records, and ends."""
     output = run(EXAMPLES / "exactly_once.py")
 
     assert "1000 records are in greendrop-in-" in output
     assert "nothing was left to do" in output
 
 
-# --- hosts: each in a folder of its own ----------------------------------------------
+# --- hosts, each in a folder of its own ----------------------------------------------
 
 
-def test_gunicorns_answers_say_that_messages_are_stored():
-    """Two workers of gunicorn answer a thousand requests, and end well."""
+def test_gunicorn_answers_when_messages_are_stored():
+    """Two workers of gunicorn answer a thousand requests, and exit with status 0."""
     output = run(EXAMPLES / "gunicorn" / "run_gunicorn.py")
 
     assert "1000 of 1000 answers say: stored" in output
-    assert output.endswith("told to end, gunicorn ends with 0\n")
+    assert output.endswith("after SIGTERM gunicorn ends with 0\n")
 
 
-def test_flask_serves_all_at_once():
-    """A hundred orders wait for a slow broker together."""
+def test_flask_serves_concurrent_orders():
+    """A hundred orders wait for a slow broker at the same time."""
     output = run(EXAMPLES / "flask" / "run_flask.py")
 
-    took = re.search(r"100 of 100 orders are stored, all of them in (\d+) ms", output)
-    assert took is not None, output
-    assert int(took[1]) < 2000
+    match = re.search(r"100 of 100 orders are stored, all of them in (\d+) ms", output)
+    assert match is not None, output
+    assert int(match[1]) < 2000
     assert "the producer of 'greendrop' is closed" in output
     assert "the producer of 'audit' is closed" in output
 
 
 def test_celery_sends_in_each_pool():
-    """A hundred tasks succeed in each pool, and its worker ends well."""
+    """A hundred tasks succeed in each pool, and its worker exits with status 0."""
     output = run(EXAMPLES / "celery" / "run_celery.py")
 
     for pool in ("gevent", "prefork"):
@@ -248,8 +251,8 @@ def test_celery_sends_in_each_pool():
         assert f"{pool}: the worker ends with 0" in output
 
 
-def test_django_orders_in_two_ways():
-    """What rolls back is not told; what is in the outbox is sent."""
+def test_django_sends_after_commits_and_from_an_outbox():
+    """Orders that roll back send nothing; the relay sends the outbox."""
     output = run(EXAMPLES / "django" / "run_django.py")
 
     assert "no issues" in output
@@ -258,8 +261,8 @@ def test_django_orders_in_two_ways():
     assert output.endswith("the relay has sent 30 messages\n")
 
 
-def test_locusts_table_has_the_messages():
-    """Users' messages are in Locust's table, none of them failed."""
+def test_messages_are_in_locusts_table():
+    """The table shows the messages of the users, without failures."""
     output = run(EXAMPLES / "locust" / "run_locust.py")
 
     rows = re.findall(r"^KAFKA +(\S+) +(\d+) +0\(0.00%\)", output, re.MULTILINE)
@@ -269,8 +272,8 @@ def test_locusts_table_has_the_messages():
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_children_deliver_what_they_find(method):
-    """Nothing is lost when a pool's processes end; the end tells of a loss."""
+def test_child_processes_deliver_their_messages(method):
+    """No message is lost when the processes of a pool end."""
     output = run(EXAMPLES / "multiprocessing" / "run_multiprocessing.py", method)
 
     assert re.fullmatch(rf"{method}: \d+ files, \d+ words sent and delivered\n", output)
@@ -283,21 +286,21 @@ def test_children_deliver_what_they_find(method):
     ).exists(),
     reason="needs Debian's uWSGI with gevent, for this Python",
 )
-def test_uwsgis_workers_store():
-    """Two workers of uWSGI answer, and end well."""
+def test_uwsgi_workers_store_messages():
+    """Two workers of uWSGI answer, and exit with status 0."""
     output = run(EXAMPLES / "uwsgi" / "run_uwsgi.py")
 
     counts = re.findall(r"^worker \d+ has stored (\d+) messages", output, re.MULTILINE)
     assert sum(map(int, counts)) == 300
-    assert "reports come by 'fd'" in output
-    assert output.endswith("told to end, uWSGI ends with 0\n")
+    assert "delivery reports arrive by 'fd'" in output
+    assert output.endswith("after SIGTERM uWSGI ends with 0\n")
 
 
 @pytest.mark.parametrize(
     "folder", sorted(path.parent.name for path in EXAMPLES.glob("*/run_*.py"))
 )
 def test_each_host_is_listed(folder):
-    """The list of examples has it, and its README says how to run it."""
+    """The list of examples names it, and its README says how to run it."""
     assert f"]({folder}/README.md)" in (EXAMPLES / "README.md").read_text()
     readme = (EXAMPLES / folder / "README.md").read_text()
     assert f"python examples/{folder}/run_{folder}.py" in readme

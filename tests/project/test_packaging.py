@@ -1,4 +1,4 @@
-"""What users install: the library, its types and nothing else."""
+"""The wheel and the sdist: the library, its types and nothing else."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 class Built(NamedTuple):
-    """The files made for users, and what the build said."""
+    """The files for users, and the output of the build."""
 
     sdist: Path
     wheel: Path
@@ -28,10 +28,10 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Built:
-    """Build an sdist, and a wheel from it, of a copy of the checkout.
+    """Build an sdist, and a wheel from it, in a copy of the checkout.
 
-    Of a copy, because a build writes into the source tree; with the setuptools of this
-    environment, because a test should not need the network.
+    A build writes into the source tree, hence the copy. It uses the setuptools of this
+    environment, so that the test needs no network.
     """
     source = tmp_path_factory.mktemp("packaging") / "source"
     made_here = shutil.ignore_patterns(
@@ -52,20 +52,20 @@ def built(tmp_path_factory) -> Built:
 
 
 def in_wheel(built) -> set[str]:
-    """Name the files of the wheel."""
+    """Return the names of the files in the wheel."""
     with zipfile.ZipFile(built.wheel) as wheel:
         return set(wheel.namelist())
 
 
 def in_sdist(built) -> set[str]:
-    """Name the files of the sdist, relative to its only folder."""
+    """Return the names of the files in the sdist, relative to its only folder."""
     with tarfile.open(built.sdist) as sdist:
         files = [PurePosixPath(m.name) for m in sdist.getmembers() if m.isfile()]
     return {str(file.relative_to(file.parts[0])) for file in files}
 
 
 def test_wheel_installs_greendrop_and_nothing_else(built):
-    """The wheel brings greendrop, its plugin for pytest, and no tests (check 57)."""
+    """The wheel contains greendrop and its plugin for pytest, and no tests."""
     metadata = f"greendrop-{greendrop.__version__}.dist-info"
 
     folders = {name.partition("/")[0] for name in in_wheel(built)}
@@ -74,7 +74,7 @@ def test_wheel_installs_greendrop_and_nothing_else(built):
 
 
 def test_wheel_has_every_module_and_the_types(built):
-    """The wheel has all modules of the checkout, and py.typed (check 57)."""
+    """The wheel contains all modules of the checkout, and py.typed."""
     modules = {
         path.relative_to(ROOT).as_posix() for path in ROOT.glob("greendrop/**/*.py")
     }
@@ -83,7 +83,7 @@ def test_wheel_has_every_module_and_the_types(built):
 
 
 def test_sdist_has_no_tests(built):
-    """The sdist has what the wheel is built from, and no tests (check 57)."""
+    """The sdist contains the sources of the wheel, and no tests."""
     files = in_sdist(built)
 
     assert {"setup.cfg", "setup.py", "README.md", "LICENSE"} <= files
@@ -91,7 +91,7 @@ def test_sdist_has_no_tests(built):
 
 
 def test_metadata_says_what_setup_cfg_says(built):
-    """Version, licence and the lowest Python reach the installer."""
+    """Version, licence and the lowest Python are in the metadata."""
     with zipfile.ZipFile(built.wheel) as wheel:
         name = f"greendrop-{greendrop.__version__}.dist-info/METADATA"
         metadata = Parser().parsestr(wheel.read(name).decode())
@@ -102,5 +102,5 @@ def test_metadata_says_what_setup_cfg_says(built):
 
 
 def test_build_uses_nothing_deprecated(built):
-    """The build warns of nothing deprecated in our metadata."""
+    """The build does not warn of deprecated metadata."""
     assert "Deprecat" not in built.output

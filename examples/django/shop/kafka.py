@@ -1,4 +1,4 @@
-"""What the project does with its producers when they are made."""
+"""Preparation of the project's producers."""
 
 import logging
 
@@ -6,7 +6,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare_outbox(producer):
-    """Log what goes wrong; the relay tries again by itself."""
+    """Log errors; the relay retries by itself."""
     producer.monitor.subscribe(
         "error.occurred", lambda event: log.error("outbox: %s", event["error"])
     )

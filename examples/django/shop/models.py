@@ -1,4 +1,4 @@
-"""Orders, and messages that wait until they are in Kafka."""
+"""Orders, and the outbox: messages that are not yet in Kafka."""
 
 from typing import ClassVar
 
@@ -6,21 +6,21 @@ from django.db import models
 
 
 class Order(models.Model):
-    """What somebody wants."""
+    """An order of a customer."""
 
     what = models.CharField(max_length=100)
     count = models.PositiveIntegerField()
 
     def __str__(self):
-        """Tell it."""
+        """Return count and article."""
         return f"{self.count} {self.what}"
 
 
 class OutgoingMessage(models.Model):
-    """A message of the same transaction as the change that it tells of.
+    """A message that is stored in the transaction of the change that it announces.
 
-    If that commits the message is here, and the relay sends it: once, or a second time
-    if it is interrupted before it could delete it. Readers go by its `outbox-id`.
+    After the commit the relay sends the message. It sends it again if it is interrupted
+    before it can delete the row. Consumers deduplicate by the header `outbox-id`.
     """
 
     topic = models.CharField(max_length=249)
@@ -28,10 +28,10 @@ class OutgoingMessage(models.Model):
     payload = models.BinaryField()
 
     class Meta:
-        """They are sent in this order."""
+        """Messages are sent in this order."""
 
         ordering: ClassVar = ["id"]
 
     def __str__(self):
-        """Tell where it goes."""
+        """Return number and topic."""
         return f"message {self.pk} to {self.topic}"

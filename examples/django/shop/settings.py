@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-SECRET_KEY = "only an example"  # noqa: S105 - it is
+SECRET_KEY = "only an example"  # noqa: S105 - not a secret
 ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "shop.urls"
 INSTALLED_APPS = ["shop", "greendrop.contrib.django"]
@@ -26,7 +26,7 @@ GREENDROP = {
         "KAFKA": _KAFKA,
         "OPTIONS": {"max_wait_timeout": 10.0},
     },
-    # The relay sends in order, and each message once, as far as that depends on Kafka.
+    # The relay must keep the order and avoid duplicates, also when Kafka retries.
     "outbox": {
         "KAFKA": {**_KAFKA, "enable.idempotence": True},
         "PREPARE": "shop.kafka.prepare_outbox",

@@ -1,4 +1,4 @@
-"""Two ways to order: one tells Kafka after the commit, one surely."""
+"""Two ways to order: a message after the commit, and a message in an outbox."""
 
 import json
 
@@ -13,43 +13,45 @@ STOCK = 100
 
 
 def order(request):
-    """Store an order; tell Kafka of it once it is committed.
+    """Store an order, and send its message after the commit.
 
-    The scope waits for the message. By then the order is stored in any case: what a
-    lost message means is to be decided here. A process that ends between the commit and
-    the message tells nobody.
+    The scope waits for the message. The order is stored by then in any case, so this
+    view decides what a lost message means. If the process ends between the commit and
+    the message, the message is lost.
     """
-    wanted = json.loads(request.body)
+    fields = json.loads(request.body)
     try:
         with get_producer().scope(timeout=5.0), transaction.atomic():
-            made = Order.objects.create(**wanted)
+            created = Order.objects.create(**fields)
             produce_on_commit(
-                topic="greendrop-django-orders", key=str(made.pk), payload=request.body
+                topic="greendrop-django-orders",
+                key=str(created.pk),
+                payload=request.body,
             )
-            take_from_stock(made)
+            take_from_stock(created)
     except OutOfStockError as error:
         return JsonResponse({"error": str(error)}, status=400)
     except ProduceError as error:
-        return JsonResponse({"order": made.pk, "not told": str(error)}, status=202)
-    return JsonResponse({"order": made.pk})
+        return JsonResponse({"order": created.pk, "not sent": str(error)}, status=202)
+    return JsonResponse({"order": created.pk})
 
 
 class OutOfStockError(Exception):
-    """So many are not there."""
+    """The stock is too small."""
 
 
 def take_from_stock(order):
-    """Do what may fail after the message was to be sent."""
+    """Reduce the stock; this may fail after the message was registered."""
     if order.count > STOCK:
         raise OutOfStockError(f"{order.count} are more than {STOCK}")
 
 
 def order_surely(request):
-    """Store an order with its message, in one transaction; the relay sends it."""
-    wanted = json.loads(request.body)
+    """Store an order and its message in one transaction; the relay sends it."""
+    fields = json.loads(request.body)
     with transaction.atomic():
-        made = Order.objects.create(**wanted)
+        created = Order.objects.create(**fields)
         OutgoingMessage.objects.create(
-            topic="greendrop-django-outbox", key=str(made.pk), payload=request.body
+            topic="greendrop-django-outbox", key=str(created.pk), payload=request.body
         )
-    return JsonResponse({"order": made.pk})
+    return JsonResponse({"order": created.pk})

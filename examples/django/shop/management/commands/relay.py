@@ -1,4 +1,4 @@
-"""`manage.py relay`: sends what is in the outbox, in order."""
+"""The command `manage.py relay`, which sends the messages of the outbox in order."""
 
 import time
 
@@ -10,29 +10,29 @@ from greendrop.contrib.django import get_producer
 from shop.models import OutgoingMessage
 
 BATCH = 500
-#: Seconds between two looks at an empty outbox, and after a failure.
+#: Seconds before the next query of an empty outbox, and after a failure.
 PAUSE = 0.5
 
 
 class Command(BaseCommand):
-    """One relay at a time: two would send twice, and out of order."""
+    """Run one relay at a time: two would send twice, and out of order."""
 
     help = (
         "Sends the messages of the outbox to Kafka, and deletes those that are stored."
     )
 
     def add_arguments(self, parser):
-        """Add ours."""
+        """Add the options of this command."""
         parser.add_argument("--until-empty", action="store_true")
 
     def handle(self, **options):
-        """Run until it is interrupted."""
+        """Send until an interrupt, or until the outbox is empty."""
         sent = 0
         while True:
             try:
                 count = self.send_batch()
             except ProduceError as error:
-                self.stderr.write(f"tries again soon: {error}")
+                self.stderr.write(f"retrying soon: {error}")
                 count = 0
             sent += count
             if not count:
@@ -42,7 +42,7 @@ class Command(BaseCommand):
         self.stdout.write(f"the relay has sent {sent} messages")
 
     def send_batch(self):
-        """Send some, and delete those that Kafka has; give how many these are."""
+        """Send a batch, delete its stored messages, and return their number."""
         waiting = list(OutgoingMessage.objects.all()[:BATCH])
         if not waiting:
             return 0
@@ -50,7 +50,7 @@ class Command(BaseCommand):
             get_producer("outbox").produce_many_sync(map(as_message, waiting))
             stored = waiting
         except ProduceManyError as error:
-            # Those up to the first that failed: what comes later must not overtake it.
+            # Only those before the first failure: later messages must not overtake it.
             stored = waiting[: error.failed_index]
             if not stored:
                 raise
@@ -61,7 +61,7 @@ class Command(BaseCommand):
 
 
 def as_message(waiting):
-    """Make a message of a row. Readers that find its id twice skip the second one."""
+    """Return the message of a row. Consumers skip an `outbox-id` that they know."""
     return {
         "topic": waiting.topic,
         "key": waiting.key,
