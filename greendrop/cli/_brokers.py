@@ -270,7 +270,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
 
-    verdicts = ErrorTranslator(
+    translator = ErrorTranslator(
         fatal_error=lambda: None,
         name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
         censored=settings.censored,
@@ -280,10 +280,10 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     def on_error(error: confluent_kafka.KafkaError) -> None:
         nonlocal all_down
         all_down = all_down or error.code() == _ALL_BROKERS_DOWN
-        verdicts.client_error(error)
+        translator.client_error(error)
 
     conf: dict[str, Any] = {**settings.kafka, "error_cb": on_error}
-    admin = AdminClient(conf, logger=_Logger(verdicts))
+    admin = AdminClient(conf, logger=_Logger(translator))
     started = time.monotonic()
     metadata, elapsed, limit = None, 0.0, timeout
     while metadata is None and elapsed < limit:
@@ -294,7 +294,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
             pass
         if all_down:  # the reason is known by then: waiting longer is no use
             limit = min(timeout, SILENCE)
-    return metadata, verdicts.last_error or f"no answer within {timeout:g} s", elapsed
+    return metadata, translator.last_error or f"no answer within {timeout:g} s", elapsed
 
 
 def _login(kafka: Mapping[str, str]) -> str:

@@ -276,10 +276,11 @@ def test_gunicorn_serves_the_application_of_the_readme(environment, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_getting_started_runs_with_what_it_installs(environment, tmp_path):
-    """The programs without a broker, and the test, run in the environment of the page."""
+    """Its programs that need no broker, and its test, run in its environment."""
     its = environment(GETTING_STARTED)
     text = (ROOT / "docs" / "start" / "getting-started.md").read_text()
-    for name, code in re.findall(r"^```python\n# (\S+)\n(.*?)^```$", text, re.S | re.M):
+    file = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    for name, code in file.findall(text):
         (tmp_path / name).write_text(code)
 
     assert "stored in partition" in its.run("python", tmp_path / "hello.py")
