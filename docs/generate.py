@@ -1,4 +1,4 @@
-"""Write the pages docs/reference/settings.md and events.md, and the names of events.
+"""Write the pages docs/reference/settings.md and events.md.
 
 All of it from the tables in the code. Run it after a change of a table; a test fails if
 that was forgotten.
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 DOCS = Path(__file__).parent
-NAMES = DOCS.parent / "greendrop" / "_event_names.py"
 NOTE = "<!-- Made by docs/generate.py; changes here are lost. -->\n"
 
 #: Headings of the settings page. A setting that is named nowhere comes under `OTHER`.
@@ -213,21 +212,6 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def names() -> str:
-    """Write the module with the names of events, for type checkers only."""
-    known = dict.fromkeys([*events.EVENTS, *events.PROCESS_EVENTS])
-    listed = "".join(f'    "{name}",\n' for name in known)
-    return f'''"""The names of events, for type checkers. Made by docs/generate.py."""
-
-from __future__ import annotations
-
-from typing import Literal, TypeAlias
-
-EventName: TypeAlias = Literal[
-{listed}]
-'''
-
-
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -252,7 +236,6 @@ def pages() -> Mapping[Path, str]:
     return {
         DOCS / "reference" / "settings.md": settings_page().rstrip() + "\n",
         DOCS / "reference" / "events.md": listed_events().rstrip() + "\n",
-        NAMES: names(),
     }
 
 

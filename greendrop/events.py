@@ -1,9 +1,9 @@
-"""What greendrop tells: the tables of events, and the monitors that tell them.
+"""Events: the tables of all events, and the monitors that emit them.
 
-The tables are the single source of the names, of `docs/reference/events.md`, of the
-types in `_event_names.py` and of what a listener object may listen to. A monitor calls
-its listeners one after the other, in the order of subscription; a listener can't hurt
-what it listens to.
+The tables are the single source of the names of events, of `docs/reference/events.md`,
+and of the methods that a listener object may have. A monitor calls its listeners one
+after the other, in the order of subscription. A listener that raises can't disturb the
+operation that emitted the event.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from greendrop import _concurrency
 from greendrop._logging.log import ERROR, Log
@@ -22,21 +22,57 @@ from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from greendrop._event_names import EventName
-
 _log = Log("greendrop")
+
+#: The names of all events, in the order of the tables below; a test compares them.
+EventName: TypeAlias = Literal[
+    "producer.connected",
+    "producer.disconnecting",
+    "producer.disconnected",
+    "producer.reload",
+    "producer.reloaded",
+    "buffer.purged",
+    "producer.closing",
+    "producer.closed",
+    "message.produced_async",
+    "message.produced_sync",
+    "messages.produced_async",
+    "messages.produced_sync",
+    "message.buffered",
+    "messages.buffered",
+    "buffer.flushed_async",
+    "buffer.flushed_sync",
+    "message.acknowledged",
+    "message.purged",
+    "transaction.started",
+    "transaction.marked_as_consumed",
+    "transaction.committed",
+    "transaction.aborted",
+    "transaction.finished",
+    "oauthbearer.token_refresh",
+    "statistics.emitted",
+    "hub.stalled",
+    "error.occurred",
+    "producer.created",
+    "producer.configured",
+    "connection_pool.created",
+    "connection_pool.setup",
+    "connection_pool.reload",
+    "connection_pool.reloaded",
+    "connection_pool.shutdown",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class EventSpec:
-    """One row of the table: when it is told, and what it carries."""
+    """One row of a table of events: when the event is emitted, and its payload."""
 
     when: str
     payload: tuple[str, ...]
 
 
-#: Every event of a producer, told by its `monitor`. `time` is in seconds; `error` is an
-#: exception of `greendrop.errors`, with its cause.
+#: The events of a producer, emitted by its `monitor`. `time` is in seconds; `error` is
+#: an exception from `greendrop.errors`, with its cause.
 EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
     {
         "producer.connected": EventSpec(
@@ -139,7 +175,7 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             ),
         ),
         "transaction.started": EventSpec(
-            when="a transaction has begun",
+            when="a transaction has started",
             payload=("producer_id", "time"),
         ),
         "transaction.marked_as_consumed": EventSpec(
@@ -185,7 +221,7 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
 )
 
 
-#: Every event of the process, told by `greendrop.monitor`.
+#: The events of the process, emitted by `greendrop.monitor`.
 PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
     {
         "producer.created": EventSpec(
@@ -227,7 +263,7 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
 )
 
 
-#: What `type` of `error.occurred` may say.
+#: The values of `type` in `error.occurred`.
 ERROR_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "message.produce_sync": "a `produce_sync` failed, or its message waits for"
@@ -276,9 +312,9 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
 
 
 class Event:
-    """What a listener is given: a name, and a payload by keys.
+    """One event, as listeners receive it: a name, and a payload of named values.
 
-    `event["topic"]` reads one value and raises `KeyError` for an unknown key.
+    `event["topic"]` reads one value, and raises `KeyError` for an unknown name.
     """
 
     __slots__ = ("name", "payload")
@@ -305,28 +341,28 @@ _ERRORS = "error.occurred"
 class Monitor:
     """The listeners of one producer, or of the process.
 
-    Subscribing and unsubscribing is safe at any time and from any thread; an event
-    that is being told goes on to those who were there when it began.
+    Listeners may be added and removed at any time and from any thread. An event that is
+    being emitted reaches the listeners that were there when it began.
 
     Args:
-        events: The table of what it tells.
+        events: The table of the events that it emits.
     """
 
     def __init__(self, events: Mapping[EventName, EventSpec] = EVENTS) -> None:
-        #: The table of what it tells.
+        #: The table of the events that it emits.
         self.events = events
-        # Copied on write: who reads never sees a change half made. Only events that
-        # somebody listens to are in it, so asking is one look-up.
-        #: Who listens to what; replaced as a whole, never changed.
+        #: Listeners by event. Copied on write, so readers never see half a change. Only
+        #: events with listeners are in it: `name in monitor.listeners` is the cheapest
+        #: check on the hot path.
         self.listeners: Mapping[str, tuple[tuple[object, Listener], ...]] = {}
         self._lock = _concurrency.new_lock()
         self._statistics_frozen = False
         self._failures = RateLimiter()
-        # Who hears of an error, and in which task.
-        self._hearing: set[tuple[object, int]] = set()
+        # Running listeners of `error.occurred`, by task.
+        self._error_listeners_running: set[tuple[object, int]] = set()
 
     def listens(self, name: str) -> bool:
-        """Tell whether anybody listens; who builds a payload asks first."""
+        """Return whether an event has listeners; check before building a payload."""
         return name in self.listeners
 
     @overload
@@ -337,7 +373,7 @@ class Monitor:
     def subscribe(self, target: object) -> object: ...
 
     def subscribe(self, target: object, listener: Listener | None = None) -> object:
-        """Listen to one event, or with an object to each event it has a method for.
+        """Subscribe a function to one event, or an object to every event it handles.
 
         Three forms: `subscribe("message.acknowledged", fn)`, the decorator
         `@subscribe("message.acknowledged")`, and `subscribe(listener)`, whose methods
@@ -350,7 +386,7 @@ class Monitor:
                 `disconnect` it may be tried again.
         """
         if isinstance(target, str):
-            self._known(target)
+            self._check_name(target)
             if listener is None:
                 return lambda function: self._add_function(target, function)
             return self._add_function(target, listener)
@@ -368,12 +404,12 @@ class Monitor:
         return self._add(methods, target)
 
     def unsubscribe(self, listener: object) -> None:
-        """Stop telling a function or object anything; unknown ones are ignored."""
+        """Remove a function or object from all events; unknown ones are ignored."""
         with self._lock:
             self.listeners = {
                 name: kept
-                for name, all_of_it in self.listeners.items()
-                if (kept := tuple(pair for pair in all_of_it if pair[0] != listener))
+                for name, pairs in self.listeners.items()
+                if (kept := tuple(pair for pair in pairs if pair[0] != listener))
             }
 
     def emit(
@@ -382,18 +418,16 @@ class Monitor:
         payload: Mapping[str, Any],
         swallow: type[BaseException] = Exception,
     ) -> None:
-        """Tell an event to those who listen.
+        """Emit an event: call its listeners.
 
-        A listener that raises is logged and told as `error.occurred` with type
-        `listener.error`, once a minute for each event and kind of exception; the others
-        are told all the same.
+        An exception of a listener is logged and emitted as `error.occurred` with type
+        `listener.error`, once a minute for each event and class of exception. The other
+        listeners are called all the same.
 
-        Args:
-            name: A key of the table.
-            payload: What its row says.
-            swallow: What a listener may raise without hurting. In the caller's own
-                greenlet that is not a Timeout or a kill: those are meant for the
-                caller. In the serving task nothing is meant for anybody but us.
+        Args: name: A key of the table. payload: The values that the table lists for it.
+            swallow: Exceptions of listeners that are swallowed. In the caller's
+            greenlet these are not `gevent.Timeout` and `GreenletExit`, which are meant
+            for the caller. In the poller nothing is meant for anything else.
         """
         listeners = self.listeners.get(name)
         if not listeners:
@@ -402,7 +436,7 @@ class Monitor:
         for _, listener in listeners:
             try:
                 if name == _ERRORS:
-                    self._tell_of_error(event, listener)
+                    self._call_error_listener(event, listener)
                 else:
                     listener(event)
             except (KeyboardInterrupt, SystemExit):
@@ -410,22 +444,22 @@ class Monitor:
             except swallow as error:
                 self._log_failure(event, error, swallow)
 
-    def _tell_of_error(self, event: Event, listener: Listener) -> None:
-        # An error that a listener meets while it hears of one is raised there, and not
-        # told to it as well: it would meet the next one.
-        hearing = (_concurrency.current_task(), id(listener))
-        if hearing not in self._hearing:
-            self._hearing.add(hearing)
+    def _call_error_listener(self, event: Event, listener: Listener) -> None:
+        # A listener of error.occurred that causes another error is not called again for
+        # that one: it could recurse without end.
+        running = (_concurrency.current_task(), id(listener))
+        if running not in self._error_listeners_running:
+            self._error_listeners_running.add(running)
             try:
                 listener(event)
             finally:
-                self._hearing.discard(hearing)
+                self._error_listeners_running.discard(running)
 
     def _log_failure(
         self, event: Event, error: BaseException, swallow: type[BaseException]
     ) -> None:
-        about = event.payload.get("type")
-        left_out = self._failures.left_out((event.name, about, type(error)))
+        error_type = event.payload.get("type")
+        left_out = self._failures.left_out((event.name, error_type, type(error)))
         if left_out is None:
             return
         more = {"left_out": left_out} if left_out else {}
@@ -438,14 +472,17 @@ class Monitor:
             listener_of=event.name,
             **more,
         )
-        if about == "listener.error":
-            return  # the one who hears of failing listeners fails; the log has it
+        if error_type == "listener.error":
+            return  # a listener of failing listeners failed; the log has it
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
         payload = {**payload, "event": event.name, **more}
         self.emit(_ERRORS, payload, swallow)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
-        """Refuse, or allow again, to subscribe to statistics that nobody emits."""
+        """Refuse, or allow again, subscriptions to statistics.
+
+        They are refused while the client was built without statistics.
+        """
         self._statistics_frozen = frozen
 
     def _add_function(self, name: str, listener: _L) -> _L:
@@ -455,7 +492,7 @@ class Monitor:
     def _add(self, added: Mapping[Any, Listener], owner: _O) -> _O:
         if self._statistics_frozen and "statistics.emitted" in added:
             text = (
-                "statistics are off: nobody listened when the client was built, or"
+                "statistics are off: they had no listener when the client was built, or"
                 " statistics.interval.ms is 0; subscribe before the first message"
             )
             raise StatisticsNotEnabledError(text)
@@ -466,15 +503,15 @@ class Monitor:
             self.listeners = listeners
         return owner
 
-    def _known(self, name: str) -> None:
+    def _check_name(self, name: str) -> None:
         if name in self.events:
             return
         near = get_close_matches(name, self.events, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if name in EVENTS:
-            hint = "; that one is told by each producer: producer.monitor"
+            hint = "; subscribe to it at producer.monitor"
         elif name in PROCESS_EVENTS:
-            hint = "; that one is told by greendrop.monitor"
+            hint = "; subscribe to it at greendrop.monitor"
         raise EventNotRegisteredError(f"no event {name!r}{hint}")
 
 
@@ -484,6 +521,6 @@ def _check_callable(listener: object) -> None:
         raise TypeError(f"a listener needs to be callable, not {kind}")
 
 
-#: Tells of the life of all producers and pools of this process. Here other libraries
-#: add listeners and middleware to each producer, when it is configured.
+#: Emits the events of all producers and pools of this process. Other libraries use it
+#: to add listeners and middleware to each producer when it is configured.
 monitor = Monitor(PROCESS_EVENTS)

@@ -1,9 +1,9 @@
-"""Who stands between the verbs and the queue: sees each message as it is sent.
+"""Interceptors: hooks that see each message as it is sent.
 
-For tracing, which has to change a message, to know at once when it was not queued, and
-to find it again when its verdict is told. Knows neither producers nor clients: it
-wraps the two functions by which all messages are queued. Without interceptors they
-are not wrapped, so there is nothing to pay for.
+They are for tracing, which changes a message, learns at once that a message was not
+queued, and finds the message again when its delivery report arrives. The two functions
+that queue messages are wrapped only while there are interceptors, so programs without
+them pay nothing.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ if TYPE_CHECKING:
     from greendrop.message import Message
 
 _log = logging.getLogger("greendrop")
-# How a message is sent: of no interest here.
-_Slot = TypeVar("_Slot", contravariant=True)  # noqa: PLC0105 - nobody else's
+# Where a message goes: passed on unchanged.
+_Slot = TypeVar("_Slot", contravariant=True)  # noqa: PLC0105 - private
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 class Interceptor(Protocol):
-    """Sees messages when they are sent. What it raises is logged, and hurts nobody.
+    """Sees messages when they are sent. Its exceptions are logged and swallowed.
 
-    The verdict on a message is told by `message.acknowledged`, and by `error.occurred`
-    of type `librdkafka.dispatch_error`. Their `topic` is the very object that
-    `on_send` has put into the message: a `str` of a class of its own may bring along
-    what belongs to the message. (Of several interceptors that do so the one that was
-    there first has the last word.)
+    The outcome of a message is emitted as `message.acknowledged`, or as
+    `error.occurred` of type `librdkafka.dispatch_error`. The `topic` of these events is
+    the very object that `on_send` has put into the message: an instance of a subclass
+    of `str` can carry data of the message. (If several interceptors do so, the one that
+    was added first wins.)
     """
 
     def on_send(self, message: Message) -> Message:
-        """Give the message to be queued: this one, or another in its place.
+        """Return the message to queue: this one, or another one in its place.
 
-        It has passed middleware and checks, and is in wire form: payload and key are
-        bytes, headers a list of pairs, which may also be the caller's. So nothing of
-        it may be changed in place. In the caller's greenlet or thread.
+        The message has passed middleware and checks, and is normalized: payload and key
+        are bytes, headers a list of pairs. That list may be the caller's, so nothing in
+        the message may be changed in place. Called in the caller's greenlet or thread.
         """
         ...
 
     def on_batch(self, messages: Sequence[Message]) -> None:
-        """Take note that these, each of which `on_send` gave, go as one batch."""
+        """Handle a batch: these messages, returned by `on_send`, are sent together."""
         ...
 
     def on_send_error(self, message: Message, error: BaseException) -> None:
-        """Take note that this one, which `on_send` gave, was not queued after all.
+        """Handle a message, returned by `on_send`, that was not queued after all.
 
-        Not always is that a `ProduceError`: a closed producer, a kill while waiting
-        for room. No verdict follows.
+        The error is not always a `ProduceError`: the producer may be closed, or the
+        greenlet killed while it waits for space. No delivery report follows.
         """
         ...
 
 
 class DispatchMany(Protocol[_Slot]):
-    """Queues a batch, as `Core.dispatch_many`."""
+    """The signature of `Core.dispatch_many`, which queues a batch."""
 
     def __call__(
         self,
@@ -69,33 +69,33 @@ class DispatchMany(Protocol[_Slot]):
         handles: list[DeliveryHandle] | None = None,
         end: int | None = None,
     ) -> list[DeliveryHandle]:
-        """Queue it, or raise, with a handle for each that was queued."""
+        """Queue the batch; on an error `handles` has those that were queued."""
         ...
 
 
-def wrapped(
+def wrap_send(
     interceptor: Interceptor,
     dispatch: Callable[Concatenate[_Slot, Message, _P], DeliveryHandle],
 ) -> Callable[Concatenate[_Slot, Message, _P], DeliveryHandle]:
-    """Have messages that are sent one by one, as by `Core.dispatch`, pass by."""
+    """Wrap `Core.dispatch`, which queues one message, with an interceptor."""
 
     def send(
-        slot: _Slot, message: Message, /, *more: _P.args, **named: _P.kwargs
+        slot: _Slot, message: Message, /, *args: _P.args, **kwargs: _P.kwargs
     ) -> DeliveryHandle:
-        message = _safety_timer_runs(interceptor.on_send, message) or message
+        message = _call(interceptor.on_send, message) or message
         try:
-            return dispatch(slot, message, *more, **named)
+            return dispatch(slot, message, *args, **kwargs)
         except BaseException as error:
-            _safety_timer_runs(interceptor.on_send_error, message, error)
+            _call(interceptor.on_send_error, message, error)
             raise
 
     return send
 
 
-def wrapped_many(
+def wrap_send_many(
     interceptor: Interceptor, dispatch_many: DispatchMany[_Slot]
 ) -> DispatchMany[_Slot]:
-    """Have batches pass by."""
+    """Wrap `Core.dispatch_many`, which queues a batch, with an interceptor."""
 
     def send(
         slot: _Slot,
@@ -108,29 +108,27 @@ def wrapped_many(
         end = len(messages) if end is None else end
         first = len(handles)
         batch: list[Message] = []
-        turns = _concurrency.CooperativeLoop()
+        loop = _concurrency.CooperativeLoop()
         try:
             for message in messages[first:end]:
-                if not len(batch) % turns.CHUNK:
-                    turns.checkpoint()
-                batch.append(
-                    _safety_timer_runs(interceptor.on_send, message) or message
-                )
-            _safety_timer_runs(interceptor.on_batch, batch)
-            # In the place that they have in the whole: errors tell it.
+                if not len(batch) % loop.CHUNK:
+                    loop.checkpoint()
+                batch.append(_call(interceptor.on_send, message) or message)
+            _call(interceptor.on_batch, batch)
+            # At their index in the whole batch, which errors name.
             whole = [*messages[:first], *batch, *messages[end:]]
             return dispatch_many(slot, whole, verb, handles, end)
         except BaseException as error:
             for message in batch[len(handles) - first :]:
-                _safety_timer_runs(interceptor.on_send_error, message, error)
+                _call(interceptor.on_send_error, message, error)
             raise
 
     return send
 
 
-def _safety_timer_runs(function: Callable[..., _R], *arguments: object) -> _R | None:
+def _call(function: Callable[..., _R], *args: object) -> _R | None:
     try:
-        return function(*arguments)
-    except Exception:  # noqa: BLE001 - whoever traces must not hurt who sends
+        return function(*args)
+    except Exception:  # noqa: BLE001 - tracing must not disturb sending
         _log.exception("an interceptor raised")
         return None

@@ -1,7 +1,7 @@
-"""Steps that each message goes through before it is checked and sent.
+"""Middleware: steps that change each message before it is validated and sent.
 
-Runs in the caller. Knows nothing of producers but that one of them sends: who that
-is, the steps may ask (`Producer.current_variant`).
+Steps run in the caller. `Producer.current_variant` tells a step which producer or
+variant sends the message.
 """
 
 from __future__ import annotations
@@ -17,40 +17,41 @@ from greendrop.message import Message, detached
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: What takes a message, and gives the message to go on with.
+#: A function that takes a message and returns the message to continue with.
 Step: TypeAlias = Callable[[Message], Message]
 _S = TypeVar("_S", bound=Step)
 
-# Whose messages are going through whose steps in this greenlet, innermost last: a step
-# may itself send by another producer, which has steps, too.
+# The middleware that is running in this greenlet, with the sender of its message;
+# innermost last. A step may itself send with another producer, which has steps, too.
 _running: ContextVar[tuple[tuple[Middleware, object], ...]] = ContextVar(
     "greendrop_middleware", default=()
 )
 
 
 class Middleware:
-    """The steps of one producer, in order. May be changed at any time, by any thread.
+    """The middleware steps of one producer, in order.
 
-    A message that is going through the steps meanwhile goes through the old ones.
+    Steps may be added and removed at any time, from any thread. Changes apply to the
+    next message, not to one that is being processed.
     """
 
     __slots__ = ("_lock", "steps")
 
     def __init__(self) -> None:
-        #: Replaced as a whole, never changed.
+        #: Copied on write.
         self.steps: tuple[Step, ...] = ()
         self._lock = _concurrency.new_lock()
 
     def append(self, step: _S) -> _S:
-        """Add a step after all others; gives it back, so it works as a decorator.
+        """Add a step after all others and return it, so that it works as a decorator.
 
         Args:
-            step: Takes a `Message`, and gives the `Message` to go on with: the same,
-                or another, as `_replace` makes one. It may change the headers that it
-                is given: they are a copy.
+            step: Takes a `Message` and returns the `Message` to continue with: the same
+                one, or another, such as one made by `_replace`. It may change the
+                headers in place: they are a copy.
 
         Raises:
-            TypeError: That can't be called.
+            TypeError: `step` is not callable.
         """
         _check_callable(step)
         with self._lock:
@@ -58,26 +59,26 @@ class Middleware:
         return step
 
     def prepend(self, step: _S) -> _S:
-        """Add a step before all others; else as `append`."""
+        """Add a step before all others; otherwise like `append`."""
         _check_callable(step)
         with self._lock:
             self.steps = (step, *self.steps)
         return step
 
     def remove(self, step: Step) -> None:
-        """Take a step out, wherever it is; an unknown one is ignored."""
+        """Remove a step; an unknown one is ignored."""
         with self._lock:
             self.steps = tuple(each for each in self.steps if each != step)
 
     def run(self, message: Message, sender: object) -> Message:
-        """Have a message go through all steps.
+        """Run all steps on a message and return the result.
 
         Args:
-            message: As the caller wrote it; never changed.
-            sender: Who sends it; `sender_now` tells the steps.
+            message: The caller's message; never changed.
+            sender: The producer or variant that sends it, for `current_sender`.
 
         Raises:
-            MiddlewareError: A step raised, or gave something that is no message.
+            MiddlewareError: A step raised, or returned something else than a message.
         """
         message = detached(message)
         token = _running.set((*_running.get(), (self, sender)))
@@ -88,8 +89,8 @@ class Middleware:
             _running.reset(token)
         return message
 
-    def sender_now(self) -> Any:  # noqa: ANN401 - whoever `run` was given
-        """Give the sender of the message that goes through these steps, else None."""
+    def current_sender(self) -> Any:  # noqa: ANN401 - whatever `run` was given
+        """Return the sender of the message in these steps, or None outside of them."""
         running: Iterable[tuple[Middleware, object]] = reversed(_running.get())
         return next((sender for owner, sender in running if owner is self), None)
 
@@ -103,7 +104,7 @@ def _result_of(step: Step, message: Message) -> Message:
         raise MiddlewareError(f"{text} sent", step=name) from error
     if not isinstance(result, Message):
         text = (
-            f"middleware step {name!r} gave {type(result).__name__}, not a Message;"
+            f"middleware step {name!r} returned {type(result).__name__}, not a Message;"
             " nothing was sent"
         )
         raise MiddlewareError(text, step=name)

@@ -785,7 +785,7 @@ class Producer:
 
         Elsewhere the producer itself.
         """
-        sender: Producer | None = self.middleware.sender_now()
+        sender: Producer | None = self.middleware.current_sender()
         return self if sender is None else sender
 
     @property

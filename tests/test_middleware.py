@@ -181,7 +181,7 @@ def broken(message):
 @every_verb
 @pytest.mark.parametrize(
     ("step", "text"),
-    [(broken, "'broken' raised ValueError"), (lambda _: None, "gave NoneType")],
+    [(broken, "'broken' raised ValueError"), (lambda _: None, "returned NoneType")],
     ids=["raises", "no message"],
 )
 def test_step_that_fails_is_named_and_nothing_is_sent(verb, step, text):

@@ -383,8 +383,8 @@ class Core:
 
         It takes the place of the two methods, so that who has none pays nothing.
         """
-        one = interceptors.wrapped(interceptor, self.dispatch)
-        many = interceptors.wrapped_many(interceptor, self.dispatch_many)
+        one = interceptors.wrap_send(interceptor, self.dispatch)
+        many = interceptors.wrap_send_many(interceptor, self.dispatch_many)
         self.dispatch = one  # type: ignore[method-assign,assignment]
         self.dispatch_many = many  # type: ignore[method-assign]
 

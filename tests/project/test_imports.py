@@ -24,7 +24,7 @@ LAYERS = (
     {"_client"},
     {"_librdkafka"},
     {
-        *("events", "_event_names", "interceptors", "middleware", "config"),
+        *("events", "interceptors", "middleware", "config"),
         *("delivery", "scope", "_logging"),
     },
     {"message", "oauth", "errors", "_concurrency"},
