@@ -1,7 +1,7 @@
-"""Several producers behind one `with`: who has which, and who waits for one.
+"""Producer pools: several producers, of which a task checks one out for a `with` block.
 
-One task has a producer at a time, and its slot keeps its number whatever producer is in
-it. Knows nothing of how messages go.
+A producer is checked out by one task at a time. Each of a pool's slots holds a producer
+and keeps its number when that producer is replaced.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ _log = Log("greendrop")
 
 
 class PoolStats(NamedTuple):
-    """How a pool is used at a moment."""
+    """The use of a pool at one moment."""
 
-    #: Slots.
+    #: Number of slots.
     size: int
-    #: Slots that nobody has, whether a producer was made for them or not.
+    #: Slots that are not checked out, with or without a producer in them.
     available: int
-    #: Tasks that wait for a slot.
+    #: Tasks that are waiting for a slot.
     waiting: int
 
 
 class ProducerPool:
-    """Gives each task that asks a producer of its own, for a while.
+    """A pool of producers, for tasks that each need one of their own for a while.
 
-    Constructing it opens nothing and makes no producer, so it may be made at module
-    level and before a fork. Use it as a context manager, or call `close`.
+    Construction opens nothing and makes no producer, so a pool may be constructed at
+    module level and before a fork. Use it as a context manager, or call `close`.
 
     Args:
-        factory: Makes a producer. It is given the number of the slot, 1 to `size`, if
-            it takes a positional argument. It is called when a slot is given out that
-            has no producer, or one that was closed.
-        size: How many producers there are at most.
+        factory: Makes a producer. If it takes a positional argument, it is called with
+            the number of the slot, 1 to `size`. It is called when a slot is checked out
+            that has no producer, or a closed one.
+        size: Maximum number of producers.
         timeout: Seconds that `producer` waits for a free slot.
 
     Raises:
-        TypeError: `factory` can't be called so.
-        ValueError: `size` or `timeout` is none.
+        TypeError: `factory` takes other arguments.
+        ValueError: `size` or `timeout` is out of range.
     """
 
     def __init__(
@@ -72,20 +72,20 @@ class ProducerPool:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size needs to be a whole number above 0, not {size!r}")
         _concurrency.check_timeout(timeout)
-        self._make = _taking_slot(factory)
+        self._make = _adapt_factory(factory)
         self._timeout = timeout
         self._slots = [_Slot(number) for number in range(1, size + 1)]
         self._generation = 0
         self._closed = False
-        # How to close what comes back too late: timeout, and whether by force.
-        self._ending: tuple[float | None, bool] = (None, False)
-        self._start_over()
-        self._tell("created", size=self.size, timeout=timeout)
+        # How to close a producer that is checked in after `close`: timeout and force.
+        self._close_args: tuple[float | None, bool] = (None, False)
+        self._clear()
+        self._emit("created", size=self.size, timeout=timeout)
 
-    def _start_over(self) -> None:
-        # Held over code that can't switch greenlets only.
+    def _clear(self) -> None:
+        # Held only over code that can't switch greenlets.
         self._lock = _concurrency.new_lock()
-        # A stack: what was used last is used next, so that others may stay idle.
+        # A stack: the last one used is used next, so that the others can stay idle.
         self._idle = self._slots[::-1]
         self._queue: deque[_Checkout] = deque()
         self._checkouts: dict[object, _Checkout] = {}
@@ -95,31 +95,35 @@ class ProducerPool:
 
     @contextmanager
     def producer(self, timeout: float | None = None) -> Iterator[Producer]:
-        """Have a producer for the length of a `with` block.
+        """Check out a producer for the length of a `with` block.
 
-        No other task has it meanwhile. A task is a greenlet, or a thread where there
-        is no hub. A `with` inside another one of the same task gives the same producer.
+        No other task gets it meanwhile. A task is a greenlet, or a thread where there
+        is no hub. Nested blocks of one task get the same producer.
 
         Args:
-            timeout: Seconds to wait if all are in use; None means the pool's own.
+            timeout: Seconds to wait while all are in use; the pool's `timeout` if
+                omitted.
 
         Raises:
-            PoolTimeoutError: None became free in time.
-            PoolClosedError: The pool is closed, or was while this one waited.
-            ProducerUsedInParentProcessError: See `reset`.
-            IllegalWaitError: All are in use, and the hub itself may not wait.
-            TypeError: The factory gave no producer. What it raises comes as it is.
+            PoolTimeoutError: No producer became free in time.
+            PoolClosedError: The pool is closed, or was closed during the wait.
+            ProducerUsedInParentProcessError: The pool was used before a fork; call
+                `reset`.
+            IllegalWaitError: All are in use, and the caller is the hub, which must not
+                wait.
+            TypeError: The factory did not return a producer. Exceptions of the factory
+                are passed on unchanged.
 
         Blocking:
-            While all are in use, first come, first served: lets other greenlets run
-            where the thread has a hub, else blocks the thread. Leaving the block
-            never waits: a producer that is to be closed is closed in the background.
+            While all are in use, in the order of waiting. Lets other greenlets run
+            where the thread has a hub, and blocks the thread elsewhere. Leaving the
+            block never waits: producers are closed in the background.
         """
         if timeout is None:
             timeout = self._timeout
         else:
             _concurrency.check_timeout(timeout)
-        self._use()
+        self._check_not_forked()
         task = _concurrency.current_task()
         checkout = self._checkouts.get(task) or _Checkout(task)
         checkout.depth += 1
@@ -137,19 +141,18 @@ class ProducerPool:
     def transaction(
         self, timeout: float | None = None
     ) -> Iterator[Transaction[Producer]]:
-        """Have a producer, and a transaction of it, for the length of a `with` block.
+        """Check out a producer and open a transaction for the length of a `with` block.
 
-        What the producers of a pool have at the same time are different transactions,
-        so each needs a `transactional.id` of its own: put `{slot}` into it. Send with
-        `tx.producer`.
+        The producers of a pool have transactions at the same time, so each needs a
+        `transactional.id` of its own: put `{slot}` into it. Send with `tx.producer`.
 
         Args:
             timeout: As for `producer`.
 
         Raises:
-            TransactionError: And all else that `producer` raises, or entering and
-                leaving a `Transaction`.
-            ProducerNotTransactionalError: Its producers have no `transactional.id`.
+            TransactionError: The transaction failed; see `Transaction`.
+            ProducerNotTransactionalError: The producers have no `transactional.id`.
+            PoolTimeoutError: As for `producer`, like the other errors there.
 
         Blocking:
             As `producer`, and then as a `Transaction`.
@@ -157,11 +160,11 @@ class ProducerPool:
         with self.producer(timeout) as producer, producer.transaction() as transaction:
             yield transaction
 
-    def _use(self) -> None:
+    def _check_not_forked(self) -> None:
         if self._pid is None:
             self._pid = os.getpid()
         elif self._inherited:
-            # Nothing is locked here: the lock may be held by a thread of the parent.
+            # Without the lock: a thread of the parent may have held it at the fork.
             text = (
                 "this pool was used before this process was forked; call reset() here,"
                 " or use it only after the fork"
@@ -183,9 +186,10 @@ class ProducerPool:
     def _take_slot(self, checkout: _Checkout, timeout: float) -> _Slot:
         with self._lock:
             self._check_open()
-            # In the queue first: it decides, also when others come at this moment.
+            # Queued first, so that the order of waiting holds also for callers that
+            # arrive at this moment.
             self._queue.append(checkout)
-            self._hand_out()
+            self._assign_idle_slots()
             if checkout.slot is None:
                 checkout.waiter = _concurrency.new_waiter()
         if checkout.waiter is not None:
@@ -201,26 +205,27 @@ class ProducerPool:
         if self._closed:
             raise PoolClosedError("the pool is closed")
 
-    def _hand_out(self) -> None:
-        """Give idle slots to those who wait; with the lock held.
+    def _assign_idle_slots(self) -> None:
+        """Assign idle slots to waiting tasks; with the lock held.
 
-        The slot is the waiter's from here on, not only promised: whether it wakes,
-        gives up or is killed, `_check_in` finds it there and passes it on.
+        From here on the slot belongs to the waiting task: whether that wakes, times out
+        or is killed, `_check_in` finds the slot there and passes it on.
         """
         while self._idle and self._queue:
             checkout = self._queue.popleft()
-            # A hub that is gone takes a wake-up, and never runs it.
+            # A dead hub accepts a wake-up and never runs it.
             if not checkout.is_dead:
                 checkout.slot = self._idle.pop()
                 checkout.wake()
 
     def _fill(self, slot: _Slot) -> Producer:
-        # Taken before the factory is called: a reload meanwhile is about this one, too.
+        # Read before the factory is called: a reload meanwhile concerns this producer,
+        # too.
         slot.generation = self._generation
-        if slot.before is not None:
-            timeout, force = self._ending
-            _free_names(slot.before, timeout, force=force)
-            slot.before = None
+        if slot.predecessor is not None:
+            timeout, force = self._close_args
+            _release_ids(slot.predecessor, timeout, force=force)
+            slot.predecessor = None
         token = current_slot.set(slot.number)
         try:
             producer: object = self._make(slot.number)
@@ -228,23 +233,23 @@ class ProducerPool:
             current_slot.reset(token)
         if not isinstance(producer, Producer):
             kind = type(producer).__name__
-            raise TypeError(f"factory needs to make a Producer, not {kind}")
+            raise TypeError(f"factory needs to return a Producer, not {kind}")
         if any(each.producer is producer for each in self._slots):
             raise ValueError(
-                f"factory gave {producer.id!r}, which the pool has already"
+                f"factory returned {producer.id!r}, which is in the pool already"
             )
         if producer.status in ("closing", "closed"):
             raise ValueError(
-                f"factory gave {producer.id!r}, which is {producer.status}"
+                f"factory returned {producer.id!r}, which is {producer.status}"
             )
         slot.producer = producer
         return producer
 
     def _check_in(self, checkout: _Checkout) -> None:
-        """End a use of a slot, however far it got."""
+        """End a checkout, in whatever state it is."""
         if checkout.pid != os.getpid():
             return  # the parent's; `reset` forgets it
-        unwanted = None
+        to_close = None
         with self._lock:
             if self._checkouts.get(checkout.task) is checkout:
                 del self._checkouts[checkout.task]
@@ -254,23 +259,23 @@ class ProducerPool:
                     self._queue.remove(checkout)
                 return
             if self._closed or slot.generation != self._generation:
-                unwanted = slot.vacate()
-            ending = self._ending
+                to_close = slot.vacate()
+            close_args = self._close_args
             self._idle.append(slot)
-            self._hand_out()
-        if unwanted is not None:
-            _close_in_background(unwanted, *ending)
+            self._assign_idle_slots()
+        if to_close is not None:
+            _close_in_background(to_close, *close_args)
 
-    # --- looking -----------------------------------------------------------------
+    # --- state -------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """How many producers there are at most."""
+        """Maximum number of producers."""
         return len(self._slots)
 
     @property
     def available(self) -> int:
-        """How many slots nobody has; 0 when the pool is closed."""
+        """Number of slots that are not checked out; 0 if the pool is closed."""
         return 0 if self._closed else len(self._idle)
 
     @property
@@ -279,71 +284,74 @@ class ProducerPool:
         return PoolStats(self.size, self.available, len(self._queue))
 
     def __repr__(self) -> str:
-        """Tell the state; never blocks or makes a producer."""
+        """Return the state; never blocks or makes a producer."""
         size, available, waiting = self.stats
         state = "closed" if self._closed else f"{available} of {size} available"
         return f"<ProducerPool {state}, {waiting} waiting>"
 
-    # --- ending ------------------------------------------------------------------
+    # --- closing -----------------------------------------------------------------
 
     def reload(self, timeout: float | None = None) -> None:
-        """Replace the producers by fresh ones from the factory.
+        """Replace the producers by new ones from the factory.
 
-        Those that nobody has are closed now, those in use when they come back, in the
-        background. The fresh ones are made when they are asked for, with the same slot
-        numbers; for a moment an old one and a new one of the same `id` may exist side
-        by side. Not so with a `transactional.id`: who gets such a slot waits until the
-        old one is closed.
+        Idle producers are closed at once. Those in use are closed in the background
+        when they are checked in. New ones are made on demand, with the same slot
+        numbers; for a moment an old and a new producer with the same `id` may exist
+        side by side. With a `transactional.id` they don't: the next task that gets the
+        slot waits until the old producer is closed.
 
         Args:
             timeout: As for `close`.
 
         Raises:
-            MessagesAbandonedError: As for `close`; the reload is done all the same.
-            PoolClosedError, ProducerUsedInParentProcessError: Nothing was done.
+            MessagesAbandonedError: As for `close`; the producers are replaced all the
+                same.
+            PoolClosedError: The pool is closed; nothing was done.
+            ProducerUsedInParentProcessError: See `producer`; nothing was done.
 
         Blocking:
             As `close`.
         """
         if timeout is not None:
             _concurrency.check_timeout(timeout)
-        self._use()
+        self._check_not_forked()
         self._check_open()
-        self._tell("reload")
-        old = []
+        self._emit("reload")
+        idle = []
         with self._lock:
             self._check_open()
             self._generation += 1
             for slot in self._idle:
                 if slot.producer is not None:
-                    old.append(slot.producer)
+                    idle.append(slot.producer)
                     slot.vacate()
         try:
-            _close_all(old, timeout, force=False)
+            _close_all(idle, timeout, force=False)
         finally:
-            self._tell("reloaded")
+            self._emit("reloaded")
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
-        """Give out no more producers, and close them all.
+        """Close the pool and all its producers.
 
-        Those that nobody has are closed now, those in use when they come back, in the
-        background and within the same time. Who waits for one gets `PoolClosedError`.
-        Closing again does nothing, except that `force` then holds for those still in
-        use.
+        Idle producers are closed at once. Those in use are closed in the background
+        when they are checked in, within the same timeout. Tasks that wait for a
+        producer get `PoolClosedError`. Closing again does nothing, except that `force`
+        then applies to the producers that are still in use.
 
         Args:
-            timeout: Seconds to wait for deliveries, for all of them together. None
-                means the longest `max_wait_timeout` among them; with `force`, no wait.
-            force: Drop what isn't delivered in time, and don't complain.
+            timeout: Seconds to wait for deliveries, for all producers together; if
+                omitted, the longest `max_wait_timeout` among them, or no wait with
+                `force`.
+            force: Drop messages that are not delivered in time, and don't raise.
 
         Raises:
-            MessagesAbandonedError: So many messages were not delivered; `buffered` has
+            MessagesAbandonedError: Some messages were not delivered; `buffered` has
                 those that were buffered. The producers are closed all the same. Not
                 with `force`.
 
         Blocking:
             As `Producer.close`: lets other greenlets run. In the hub itself it returns
-            at once, and closing goes on by itself.
+            at once, and the producers are closed in the background.
         """
         if timeout is not None:
             _concurrency.check_timeout(timeout)
@@ -352,7 +360,7 @@ class ProducerPool:
         with self._lock:
             first = not self._closed
             if force or first:
-                self._ending = (timeout, force)
+                self._close_args = (timeout, force)
             self._closed = True
             idle = [slot.producer for slot in self._idle if slot.producer is not None]
             while self._queue:
@@ -361,24 +369,23 @@ class ProducerPool:
             _close_all(idle, timeout, force=force)
         finally:
             if first:
-                self._tell("shutdown")
+                self._emit("shutdown")
 
     def _emit_setup(self) -> None:
-        self._tell("setup", size=self.size, timeout=self._timeout)
+        self._emit("setup", size=self.size, timeout=self._timeout)
 
-    def _tell(self, what: str, **facts: object) -> None:
-        events.monitor.emit(f"connection_pool.{what}", {"pool": self, **facts})
+    def _emit(self, name: str, **payload: object) -> None:
+        events.monitor.emit(f"connection_pool.{name}", {"pool": self, **payload})
 
     @property
     def _inherited(self) -> bool:
         return self._pid not in (None, os.getpid())
 
     def reset(self) -> None:
-        """Make a pool usable in a forked child, after use in the parent.
+        """Make the pool usable in a forked child after use in the parent.
 
-        All slots are free again, whoever had them in the parent, and each producer is
-        reset. Does nothing in a process that may use the pool anyway; a closed pool
-        stays closed.
+        All slots become free, and each producer is reset. Does nothing in a process
+        that may use the pool anyway. A closed pool stays closed.
         """
         if not self._inherited:
             return
@@ -387,10 +394,10 @@ class ProducerPool:
                 slot.producer.reset()
             if slot.generation != self._generation:
                 slot.vacate()
-        self._start_over()
+        self._clear()
 
     def __enter__(self) -> Self:
-        """Give the pool itself."""
+        """Return the pool itself."""
         return self
 
     def __exit__(
@@ -399,7 +406,7 @@ class ProducerPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; an error that is on its way is not hidden by a second one."""
+        """Close the pool; an exception from the block is not replaced."""
         try:
             self.close()
         except MessagesAbandonedError:
@@ -408,37 +415,38 @@ class ProducerPool:
 
 
 class _Slot:
-    """A place for a producer."""
+    """A numbered slot for a producer."""
 
-    __slots__ = ("before", "generation", "number", "producer")
+    __slots__ = ("generation", "number", "predecessor", "producer")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.producer: Producer | None = None
-        #: The one that had this place before, and may not be closed yet.
-        self.before: Producer | None = None
-        #: The pool's when the producer was made: which reloads it has not seen.
+        #: The previous producer of this slot, which may not be closed yet.
+        self.predecessor: Producer | None = None
+        #: The pool's generation when the producer was made; each reload starts a new
+        #: one.
         self.generation = 0
 
     def vacate(self) -> Producer | None:
-        """Make room for another producer; give the one that was there."""
+        """Empty the slot and return its producer."""
         producer, self.producer = self.producer, None
-        # If there was none, the one before that may still have its names.
-        self.before = producer or self.before
+        # If the slot was empty, the predecessor may still hold its ids.
+        self.predecessor = producer or self.predecessor
         return producer
 
 
 class _Checkout:
-    """A task's use of a slot, from the moment it asks to the end of its block."""
+    """A task's use of a slot, from the request to the end of the block."""
 
     __slots__ = ("depth", "pid", "producer", "slot", "task", "waiter")
 
     def __init__(self, task: object) -> None:
         self.task = task
         self.pid = os.getpid()
-        #: Blocks that the task is in, one inside the other.
+        #: Number of nested blocks that the task is in.
         self.depth = 0
-        #: None while it waits.
+        #: None while the task waits.
         self.slot: _Slot | None = None
         self.producer: Producer | None = None
         self.waiter: _concurrency.ThreadWaiter | _concurrency.GreenletWaiter | None = (
@@ -447,7 +455,7 @@ class _Checkout:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it waited in a hub that does not run any more."""
+        """Whether the task waited on a hub that is dead."""
         return self.waiter is not None and self.waiter.is_dead
 
     def wake(self) -> None:
@@ -455,8 +463,8 @@ class _Checkout:
             self.waiter.wake()
 
 
-def _taking_slot(factory: Factory) -> Callable[[int], Producer]:
-    """Have a factory called with a slot's number, whether it takes it or not."""
+def _adapt_factory(factory: Factory) -> Callable[[int], Producer]:
+    """Adapt a factory to be called with the number of a slot."""
     signature = inspect.signature(factory)
     with suppress(TypeError):
         signature.bind(1)
@@ -466,14 +474,14 @@ def _taking_slot(factory: Factory) -> Callable[[int], Producer]:
         without = cast("Callable[[], Producer]", factory)
         return lambda _: without()
     raise TypeError(
-        f"factory needs to take a slot's number or nothing, not {signature}"
+        f"factory needs to take the number of a slot or nothing, not {signature}"
     )
 
 
 def _close_all(
     producers: Sequence[Producer], timeout: float | None, *, force: bool
 ) -> None:
-    """Close producers within one time; all of them, whatever happens to some."""
+    """Close all producers within one timeout, whatever happens to some of them."""
     if timeout is None:
         timeout = 0.0 if force else max(map(_longest_wait, producers), default=0.0)
     deadline = _concurrency.monotonic() + timeout
@@ -485,7 +493,7 @@ def _close_all(
         except MessagesAbandonedError as error:
             losses.append(error)
         except BaseException as error:  # noqa: BLE001 - raised below
-            # Interrupted: be quick with the others.
+            # Interrupted: close the others without waiting.
             failure = failure or error
             deadline = 0.0
     if failure is not None:
@@ -500,11 +508,12 @@ def _close_all(
         raise MessagesAbandonedError(text, count, buffered) from losses[0]
 
 
-def _free_names(producer: Producer, timeout: float | None, *, force: bool) -> None:
-    """See to it that another producer may have the names of one that is closing.
+def _release_ids(producer: Producer, timeout: float | None, *, force: bool) -> None:
+    """Release the ids of a closing producer for its successor.
 
     Blocking:
-        If it has a `transactional.id`, until it is closed: they would fence each other.
+        With a `transactional.id` until the producer is closed: the two would fence each
+        other.
     """
     core = producer._core  # noqa: SLF001 - as below
     if core is None:
@@ -528,7 +537,7 @@ def _close_in_background(
 
 
 def _close_and_log(producer: Producer, timeout: float | None, *, force: bool) -> None:
-    """Close a producer where no caller could catch what was not delivered."""
+    """Close a producer where no caller can catch an error; log it instead."""
     try:
         producer.close(timeout, force=force)
     except MessagesAbandonedError as error:
@@ -541,26 +550,26 @@ _default: ProducerPool | None = None
 
 
 def set_default_pool(pool: ProducerPool | None) -> ProducerPool | None:
-    """Make a pool the one that `default_pool` gives in this process.
+    """Set the pool that `default_pool` returns in this process.
 
     Args:
-        pool: None for none.
+        pool: The pool, or None to unset it.
 
     Returns:
-        The one before, or None. It is not closed.
+        The previous default pool, or None. It is not closed.
     """
     global _default
-    before, _default = _default, pool
+    previous, _default = _default, pool
     if pool is not None:
-        pool._emit_setup()  # noqa: SLF001 - told of the pool, by what it knows
-    return before
+        pool._emit_setup()  # noqa: SLF001 - the payload has private values
+    return previous
 
 
 def default_pool() -> ProducerPool:
-    """Give the pool that was set with `set_default_pool`.
+    """Return the pool that was set with `set_default_pool`.
 
     Raises:
-        PoolNotConfiguredError: None was set.
+        PoolNotConfiguredError: No pool was set.
     """
     if _default is None:
         raise PoolNotConfiguredError("call set_default_pool(ProducerPool(...)) first")

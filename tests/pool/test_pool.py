@@ -171,7 +171,7 @@ def test_factory_takes_the_slot_or_nothing(factory, name):
     One that wants anything else is refused at once.
     """
     if name is None:
-        with pytest.raises(TypeError, match="slot's number or nothing, not \\("):
+        with pytest.raises(TypeError, match="number of a slot or nothing, not \\("):
             ProducerPool(factory)
         return
 
