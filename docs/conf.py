@@ -31,6 +31,7 @@ napoleon_custom_sections = ["Blocking"]
 napoleon_use_ivar = True
 
 # `name`, and what stands behind it without a space, as in `Message`s.
+_PAGE = re.compile(r"docs/([\w/-]+)\.md")
 _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)(\w?)")
 
 
@@ -39,6 +40,7 @@ def _as_rst(
 ) -> None:
     """Turn our docstrings, written to be read in an editor, into reStructuredText."""
     for index, line in enumerate(lines):
+        line = _PAGE.sub(r":doc:`/\1`", line)  # noqa: PLW2901 - still the same line
         lines[index] = _CODE.sub(
             lambda found: f"``{found[1]}``" + (f"\\ {found[2]}" if found[2] else ""),
             line,

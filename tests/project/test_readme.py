@@ -8,6 +8,7 @@ A page may have three kinds of code that runs:
   the other, in a folder with the page's files. Other lines are output to be expected.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -34,6 +35,8 @@ PROJECT = ("benchmarks.md", "listener-costs.md", "design.md", "contributing.md")
 COMMAND_LINE = "docs/reference/cli.md"
 #: Languages of blocks that are neither Python nor commands.
 SHOWN = {"text", "ruby", "yaml", "ini"}
+#: Python for clients that can't be run here, beside the same for greendrop.
+OTHERS = "{code-block}"
 
 # What a reader would do with a program that only defines something: by a line of it.
 USES = {
@@ -106,6 +109,8 @@ class Page:
     #: TransactionCalls, each with the output that the page shows.
     commands: list[tuple[str, list[str]]] = field(default_factory=list)
     languages: set[str] = field(default_factory=set)
+    #: Python for other clients.
+    others: list[str] = field(default_factory=list)
     #: Lines that Markdown takes for code because they are indented.
     indented: list[str] = field(default_factory=list)
 
@@ -145,6 +150,8 @@ def _add_block(page, language, block):
     """Add a block that has ended; return what the program needs to use it."""
     if name := _file_name(block):
         page.files[name] = "".join(block)
+    elif language == OTHERS:
+        page.others.append("".join(block))
     elif language == "console":
         for line in block:
             if line.startswith("$ "):
@@ -215,6 +222,8 @@ def test_programs_of_a_page_run(name, cluster, tmp_path):
     run([sys.executable, script], tmp_path)
 
 
+# A page may start a web server, a load test and pytest.
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_files_and_commands_of_a_page_run(name, cluster, tmp_path):
     """Files of a page do what its commands say, with only addresses replaced."""
@@ -293,6 +302,13 @@ def test_code_of_a_page_is_of_a_kind_that_runs(name):
     assert page.languages - {"python", "console"} <= SHOWN | {
         each for each in page.languages if each.startswith("{")
     }
+
+
+@pytest.mark.parametrize("name", [name for name, page in READ.items() if page.others])
+def test_code_for_other_clients_compiles(name):
+    """Code for clients that are compared with greendrop is Python at least."""
+    for block in READ[name].others:
+        compile(block, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_every_page_that_readme_names_is_there():
