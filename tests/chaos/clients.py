@@ -1,0 +1,335 @@
+"""Transactional clients for the chaos: greendrop's, and confluent-kafka's alone.
+
+Both run transactions of a few messages, of which some are rolled back on purpose, and
+record what they were told. Run as a program by `transactions`, which is given the
+records as JSON on standard output::
+
+    python -m tests.chaos.clients '{"peer": "greendrop", "bootstrap_servers": ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Outcome = Literal["committed", "aborted", "unknown"]
+
+#: Messages of one transaction.
+MESSAGES = 5
+#: The share of the transactions that are rolled back on purpose.
+ABORTED = 0.33
+#: Seconds that clients may take to end, once their time is over.
+ENDING = 120.0
+#: Seconds for one call of confluent-kafka, which is repeated up to `_CALLS` times.
+_CALL = 10.0
+_CALLS = 30
+#: Seconds that confluent-kafka waits for the first report before it rolls back, as
+#: greendrop waits for all.
+_FIRST_REPORT = 5.0
+
+
+@dataclass
+class Plan:
+    """What the clients do.
+
+    Attributes:
+        peer: "greendrop", or "raw" for confluent-kafka alone.
+        bootstrap_servers: Addresses of the brokers.
+        topic: Where the messages go.
+        clients: How many producers there are.
+        seconds: How long they begin transactions.
+        seed: Of keys and rollbacks.
+    """
+
+    peer: str
+    bootstrap_servers: str
+    topic: str
+    clients: int
+    seconds: float
+    seed: int
+
+    def transactional_id(self, client: int) -> str:
+        """Return the name by which the brokers know a client."""
+        return f"{self.topic}-{client}"
+
+    def configuration(self, client: int) -> dict[str, Any]:
+        """Return librdkafka's configuration of a client."""
+        return {
+            "bootstrap.servers": self.bootstrap_servers,
+            "transactional.id": self.transactional_id(client),
+            "transaction.timeout.ms": 60_000,
+            "message.timeout.ms": 60_000,
+        }
+
+
+@dataclass
+class Record:
+    """What one transaction was told.
+
+    Attributes:
+        name: Its messages have the payloads NAME-0, NAME-1 and so on.
+        outcome: As the producer told it.
+        reports: Partition and offset of each message; None without a good report.
+    """
+
+    name: str
+    outcome: Outcome
+    reports: list[tuple[int, int | None] | None]
+
+
+@dataclass
+class Records:
+    """What all clients were told.
+
+    Attributes:
+        transactions: One record each.
+        errors: How often each error was raised, by its first words.
+        connections: Native clients that were built, one after the other. More than
+            there are producers mean that some were given up.
+        stuck: Clients that did not end in time.
+    """
+
+    transactions: list[Record] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+    connections: int = 0
+    stuck: int = 0
+
+    def add_error(self, error: BaseException) -> None:
+        """Count an error."""
+        text = f"{type(error).__name__}: {error}"[:120]
+        self.errors[text] = self.errors.get(text, 0) + 1
+
+
+class Client(Protocol):
+    """One transactional producer."""
+
+    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
+        """Run one transaction.
+
+        Args:
+            name: Of the transaction.
+            keys: Of its messages.
+            wanted: Whether to commit, or to roll back.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the producer."""
+        ...
+
+
+class GreendropClient:
+    """A producer of greendrop."""
+
+    def __init__(self, plan: Plan, number: int, records: Records) -> None:
+        import greendrop  # noqa: PLC0415 - after its program was monkey-patched
+
+        self._topic = plan.topic
+        self._records = records
+        self._error = greendrop.GreendropError
+        self._producer = greendrop.Producer(kafka=plan.configuration(number))
+        self._producer.monitor.subscribe("producer.connected", self._on_connected)
+
+    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
+        """Run one transaction."""
+        handles = []
+        transaction = self._producer.transaction()
+        try:
+            with transaction:
+                for index, key in enumerate(keys):
+                    payload = f"{name}-{index}"
+                    handles.append(
+                        self._producer.produce_async(
+                            topic=self._topic, payload=payload, key=key
+                        )
+                    )
+                if not wanted:
+                    transaction.abort()
+        except self._error as error:
+            self._records.add_error(error)
+        reports = [handle.report for handle in handles]
+        places = [each and (each.partition, each.offset) for each in reports]
+        return Record(name, transaction.outcome or "aborted", places)
+
+    def close(self) -> None:
+        """End the producer."""
+        self._producer.close(timeout=20)
+
+    def _on_connected(self, _: object) -> None:
+        self._records.connections += 1
+
+
+class RawClient:
+    """A producer of confluent-kafka, used as its documentation says."""
+
+    def __init__(self, plan: Plan, number: int, records: Records) -> None:
+        self._plan = plan
+        self._number = number
+        self._records = records
+        self._producer: Any = None
+
+    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
+        """Run one transaction."""
+        from confluent_kafka import KafkaException  # noqa: PLC0415
+
+        reports: list[tuple[int, int | None] | None] = [None] * len(keys)
+        outcome: Outcome = "aborted"
+        try:
+            producer = self._connected()
+            producer.begin_transaction()
+            for index, key in enumerate(keys):
+                report = _RawReport(reports, index)
+                payload = f"{name}-{index}"
+                producer.produce(self._plan.topic, payload, key, on_delivery=report)
+            if wanted:
+                outcome = "unknown"
+                self._call(producer.commit_transaction)
+                outcome = "committed"
+            else:
+                deadline = time.monotonic() + _FIRST_REPORT
+                while reports[0] is None and time.monotonic() < deadline:
+                    producer.poll(0.01)
+                self._call(producer.abort_transaction)
+        except KafkaException as error:
+            self._records.add_error(error)
+            if error.args[0].txn_requires_abort() and self._aborts():
+                outcome = "aborted"
+        return Record(name, outcome, reports)
+
+    def _connected(self) -> Any:
+        from confluent_kafka import Producer  # noqa: PLC0415
+
+        if self._producer is None:
+            configuration = self._plan.configuration(self._number)
+            self._producer = Producer({**configuration, "linger.ms": 0, "log_level": 0})
+            self._records.connections += 1
+            self._call(self._producer.init_transactions)
+        return self._producer
+
+    def _aborts(self) -> bool:
+        from confluent_kafka import KafkaException  # noqa: PLC0415
+
+        try:
+            self._call(self._producer.abort_transaction)
+        except KafkaException as error:
+            self._records.add_error(error)
+            return False
+        return True
+
+    def _call(self, function: Callable[[float], object]) -> None:
+        """Make a call, and again while it has run into its time."""
+        from confluent_kafka import KafkaException  # noqa: PLC0415
+
+        for _ in range(_CALLS):
+            try:
+                function(_CALL)
+            except KafkaException as raised:
+                error, last = raised.args[0], raised
+                again = error.retriable() or error.name() in {"_TIMED_OUT", "_CONFLICT"}
+                if error.fatal():
+                    self._producer = None
+                if error.fatal() or error.txn_requires_abort() or not again:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+        raise last
+
+    def close(self) -> None:
+        """End the producer: its destructor does."""
+        self._producer = None
+
+
+class _RawReport:
+    """Takes the delivery report of one message."""
+
+    def __init__(
+        self, reports: list[tuple[int, int | None] | None], index: int
+    ) -> None:
+        self._reports = reports
+        self._index = index
+
+    def __call__(self, error: object, message: Any) -> None:
+        if error is None:
+            self._reports[self._index] = message.partition(), message.offset()
+
+
+def run_client(plan: Plan, number: int, records: Records) -> None:
+    """Run the transactions of one client, until its time is over."""
+    kind: type[GreendropClient | RawClient]
+    kind = GreendropClient if plan.peer == "greendrop" else RawClient
+    client: Client = kind(plan, number, records)
+    dice = random.Random(f"{plan.seed}-{number}")
+    deadline = time.monotonic() + plan.seconds
+    count = 0
+    while time.monotonic() < deadline:
+        keys = [f"{dice.random()}" for _ in range(MESSAGES)]
+        wanted = dice.random() > ABORTED
+        record = client.run(f"{number}-{count}", keys, wanted=wanted)
+        records.transactions.append(record)
+        if wanted and record.outcome != "committed":
+            time.sleep(0.05)
+        count += 1
+    client.close()
+
+
+def run_greenlets(plan: Plan, records: Records) -> None:
+    """Run all clients in greenlets."""
+    import gevent  # noqa: PLC0415
+
+    jobs = [
+        gevent.spawn(run_client, plan, number, records)
+        for number in range(plan.clients)
+    ]
+    gevent.joinall(jobs, timeout=plan.seconds + ENDING)
+    records.stuck = sum(not job.ready() for job in jobs)
+    for job in jobs:
+        if job.exception is not None:
+            records.add_error(job.exception)
+
+
+def run_threads(plan: Plan, records: Records) -> None:
+    """Run all clients in threads."""
+    import threading  # noqa: PLC0415
+
+    jobs = [
+        threading.Thread(target=run_client, args=(plan, number, records), daemon=True)
+        for number in range(plan.clients)
+    ]
+    for job in jobs:
+        job.start()
+    deadline = time.monotonic() + plan.seconds + ENDING
+    for job in jobs:
+        job.join(max(deadline - time.monotonic(), 0.0))
+    records.stuck = sum(job.is_alive() for job in jobs)
+
+
+def main() -> None:
+    """Run what the first argument says."""
+    plan = Plan(**json.loads(sys.argv[1]))
+    records = Records()
+    if plan.peer == "greendrop":
+        from gevent import monkey  # noqa: PLC0415
+
+        monkey.patch_all()
+        # Brokers that are down are no news here.
+        logging.getLogger("greendrop").setLevel(logging.CRITICAL)
+        run_greenlets(plan, records)
+    else:
+        run_threads(plan, records)
+    print(json.dumps(asdict(records)), flush=True)
+    # Clients that are stuck must not keep the program from ending.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
