@@ -86,7 +86,7 @@ class _Account:
         """Account for the messages that a client has not delivered yet."""
         self._handles.update(client.pending)
 
-    def dispatch(self, name: str, buffer: Buffer) -> None:
+    def sum_up(self, name: str, buffer: Buffer) -> None:
         """Sum up the loss; put buffered messages that were not delivered back.
 
         Args:
@@ -365,7 +365,7 @@ class Shutdown:
                     self._end(account, client, began)
                 now.wait_clients_closed(PURGE_TIMEOUT)
             finally:
-                account.dispatch(self.name, self._buffer)
+                account.sum_up(self.name, self._buffer)
                 now.status = "closed"
                 self.let_go()
                 now.wake_end_waiters()

@@ -117,7 +117,7 @@ def test_all_are_closed_though_one_loses_messages(aliases):
         unreachable.produce_async(topic="events", payload=b"x")
         audit.produce_sync(topic="events", payload=b"x")
 
-        with pytest.raises(Exception, match="1 messages were not delivered"):
+        with pytest.raises(Exception, match="1 message was not delivered"):
             close_producers(0.1)
 
     assert (unreachable.status, audit.status) == ("closed", "closed")
