@@ -10,7 +10,7 @@ import copy
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -240,7 +240,8 @@ class DeliveryHandle:
     ) -> DeliveryTimeoutError:
         reason = client.last_broker_error()
         text = (
-            f"no verdict on a message to {self.topic!r} within {timeout:g} s;"
+            f"no verdict on a message to {self.topic!r} within"
+            f" {_wording.seconds(timeout)};"
             " it may still be delivered"
         )
         if reason is not None:

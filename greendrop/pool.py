@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _concurrency, events
+from greendrop import _concurrency, _wording, events
 from greendrop._logging.log import ERROR, Log
 from greendrop.config.placeholders import current_slot
 from greendrop.errors import (
@@ -197,7 +197,10 @@ class ProducerPool:
         slot = checkout.slot
         if slot is None:
             self._check_open()
-            text = f"none of {self.size} producers became free within {timeout:g} s"
+            text = (
+                f"none of {_wording.count(self.size, 'producer')} became free within"
+                f" {_wording.seconds(timeout)}"
+            )
             raise PoolTimeoutError(text)
         return slot
 
@@ -501,8 +504,8 @@ def _close_all(
     if losses:
         count = sum(loss.count for loss in losses)
         text = (
-            f"{count} messages of a pool's producers were not delivered within"
-            f" {timeout:g} s; the first: {losses[0]}"
+            f"of a pool's producers {_wording.count_were(count, 'message')} not"
+            f" delivered within {_wording.seconds(timeout)}; the first: {losses[0]}"
         )
         buffered = [message for loss in losses for message in loss.buffered]
         raise MessagesAbandonedError(text, count, buffered) from losses[0]

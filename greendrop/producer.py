@@ -12,7 +12,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from greendrop import _concurrency, events
+from greendrop import _concurrency, _wording, events
 from greendrop._connections.client_slots import (
     ClientSlot,
     checked_wait,
@@ -962,8 +962,9 @@ class Producer:
             loss = abandoned
         unsent = self.buffered if self.status == "closed" else ()
         if unsent and loss is None:  # closed before, or by another task
-            text = f"producer {self.id!r} is closed; buffered messages not delivered:"
-            text = f"{text} {len(unsent)}, which can be read in `buffered`"
+            text = _wording.count_were(len(unsent), "buffered message")
+            text = f"{text} not delivered, and can be read in `buffered`"
+            text = f"producer {self.id!r} is closed; {text}"
             loss = MessagesAbandonedError(text, count=len(unsent), buffered=unsent)
         if loss is not None and error is None:
             raise loss

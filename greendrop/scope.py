@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop.errors import (
     DeliveryTimeoutError,
     GreendropError,
@@ -141,7 +141,7 @@ class DeliveryScope:
             self._many = max(_MANY, 2 * len(self._handles))
 
     def __repr__(self) -> str:
-        return f"<DeliveryScope {len(self._handles)} messages>"
+        return f"<DeliveryScope {_wording.count(len(self._handles), 'message')}>"
 
 
 class HandleSink(Protocol):
@@ -207,8 +207,8 @@ def _failure(
 ) -> ProduceManyError:
     cause = handles[failed[0]].error or late
     text = (
-        f"of the messages sent in this scope {len(failed)} were not delivered, or not"
-        f" yet; the first: {cause}"
+        f"in this scope {_wording.count_were(len(failed), 'message')} not delivered, or"
+        f" not yet; the first: {cause}"
     )
     error = ProduceManyError(text, dispatched=handles, failed_index=failed[0])
     error.__cause__ = cause

@@ -24,6 +24,12 @@ MODES = {
     "patched": "from gevent import monkey; monkey.patch_all()",
     "late": "import greendrop; from gevent import monkey; monkey.patch_all()",
 }
+# Then librdkafka's complaints about brokers that are meant to be down are left out of
+# standard error, unless the program configures logging itself.
+_QUIET = (
+    "import logging as _logging;"
+    " _logging.getLogger('greendrop.librdkafka').addHandler(_logging.NullHandler())"
+)
 # Then the names it was given are set, and then it runs.
 _LAST = {"none": "import sys; assert 'gevent' not in sys.modules"}
 
@@ -48,7 +54,7 @@ class Ended(NamedTuple):
 def start(source: str, mode: str, **names: object) -> subprocess.Popen[str]:
     """Start a program, as the leader of a process group; see `run`."""
     given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-    lines = (MODES[mode], given, textwrap.dedent(source), _LAST.get(mode, ""))
+    lines = (MODES[mode], _QUIET, given, textwrap.dedent(source), _LAST.get(mode, ""))
     return subprocess.Popen(
         [sys.executable, "-Xfaulthandler", *_WARNINGS, "-c", "\n".join(lines)],
         cwd=ROOT,

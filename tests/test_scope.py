@@ -211,7 +211,7 @@ def test_first_failure_is_told_with_all_that_was_sent(mock_cluster, make_produce
         mock_cluster.fail_requests("Produce", REFUSED, times=100)
         handles += send(producer, 3)
 
-    assert "3 were not delivered" in str(caught.value)
+    assert "3 messages were not delivered" in str(caught.value)
     assert caught.value.dispatched == tuple(handles)
     assert caught.value.failed_index == 2
     assert caught.value.name == REFUSED

@@ -15,6 +15,7 @@ from collections import deque
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greendrop import _wording
 from greendrop._concurrency import threads
 from greendrop._concurrency.deadline import Deadline
 from greendrop.errors import IllegalWaitError
@@ -618,7 +619,7 @@ class ThreadCall:
         # Set first, then asked: the thread does it in the opposite order.
         self._waiter = waiter = new_waiter()
         if not self._outcome and not waiter.wait(seconds) and not self._outcome:
-            text = f"a native call did not end within {seconds:g} s"
+            text = f"a native call did not end within {_wording.seconds(seconds)}"
             raise TimeoutError(text)
         value, error = self._outcome[0]
         if error is not None:

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from greendrop import _concurrency, events
+from greendrop import _concurrency, _wording, events
 from greendrop._client.client import Client
 from greendrop._connections.client_slots import ClientSlot, topic_settings
 from greendrop._connections.no_effect import warn_no_effect
@@ -287,7 +287,9 @@ class Connections:
                 lambda: self._build_apart(slot, old, settings), _LONGEST_BUILD
             )
         except TimeoutError as error:
-            text = f"librdkafka built no client within {_LONGEST_BUILD:g} s"
+            text = (
+                f"librdkafka built no client within {_wording.seconds(_LONGEST_BUILD)}"
+            )
             raise GreendropError(text) from error
         return built
 

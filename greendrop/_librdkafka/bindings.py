@@ -578,10 +578,12 @@ def _properties() -> Mapping[str, tuple[str, str]]:
         type, such as "integer".
     """
     library = load_library()
+    if library is None:
+        return {}
     libc = ctypes.PyDLL(None)
     libc.tmpfile.restype = c_void_p
     file = libc.tmpfile()
-    if library is None or not file:
+    if not file:
         return {}
     for function in (libc.fileno, libc.fflush, libc.fclose):
         function.argtypes = (c_void_p,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
+from greendrop import _wording
 from greendrop._librdkafka.error_names import kafkas_name
 from greendrop.errors import (
     BrokerError,
@@ -215,7 +216,7 @@ class ErrorTranslator:
 
     def enqueue_error(self, topic: str, cause: Exception) -> DeliveryError:
         """Make the error of a message that librdkafka did not accept."""
-        why = str(cause)
+        why = _wording.reason(cause)
         if isinstance(cause, BrokerError) and cause.code == _MESSAGE_TOO_LARGE:
             # librdkafka's own text blames the broker, which has not seen it.
             why = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import cimpl
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop._concurrency.wakeup import WakeupFd
 from greendrop._librdkafka.backend import backend_for
 from greendrop._librdkafka.errors import ErrorTranslator
@@ -132,7 +132,7 @@ class KafkaHandle:
             reason = self.error_translator.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
         except (TypeError, ValueError) as error:
-            text = self._settings.censored(str(error))
+            text = self._settings.censored(_wording.reason(error))
             raise ConfigurationInvalidError({"kafka": text}) from None
 
     @property
@@ -264,7 +264,7 @@ class KafkaHandle:
     def queue_full(self, outstanding: int) -> QueueFullError:
         """Make the error of a message that there is no room for."""
         text = (
-            f"the queue is full ({outstanding} messages outstanding;"
+            f"the queue is full ({_wording.count(outstanding, 'message')} outstanding;"
             " queue.buffering.max.messages or .kbytes); this message was not queued"
         )
         full = QueueFullError(text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop.errors import DeliveryError, GreendropError, ProduceManyError
 from greendrop.message import detached
 
@@ -256,9 +256,9 @@ class Flush:
         if cause is None:
             return None
         were = "was" if count == 1 else "were"
+        batch = _wording.count(len(self._batch), "message")
         text = (
-            f"{count} of {len(self._batch)} messages {were} refused; the first,"
-            f" message {first}: {cause}"
+            f"{count:,} of {batch} {were} refused; the first, message {first}: {cause}"
         )
         failure = ProduceManyError(text, dispatched=self.handles, failed_index=first)
         failure.__cause__ = cause
@@ -339,5 +339,5 @@ def _is_refused_for_now(handle: DeliveryHandle) -> bool:
 
 def _add_count(error: BaseException | None, count: int) -> None:
     if isinstance(error, GreendropError):
-        messages = "1 message is" if count == 1 else f"{count} messages are"
-        error.add(f"{messages} back in the buffer")
+        are = "is" if count == 1 else "are"
+        error.add(f"{_wording.count(count, 'message')} {are} back in the buffer")

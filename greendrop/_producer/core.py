@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-from greendrop import _concurrency, interceptors
+from greendrop import _concurrency, _wording, interceptors
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._connections.connections import Connections
 from greendrop._connections.recovery import Recovery
@@ -210,10 +210,9 @@ class Core:
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
-            text = (
-                f"message {len(handles)} of {len(messages)} and those after it were"
-                f" not queued: {error}"
-            )
+            failed, count = len(handles), len(messages)
+            were = "was" if failed + 1 == count else "and those after it were"
+            text = f"message {failed} of {count:,} {were} not queued: {error}"
             raise ProduceManyError(
                 text, dispatched=handles, failed_index=len(handles)
             ) from error
@@ -299,7 +298,7 @@ class Core:
         try:
             self.transactions.run_implicit(send_all, seconds, undo)
         except TransactionUnknownError as error:
-            text = f"a batch of {len(sent)} messages: {error}"
+            text = f"a batch of {_wording.count(len(sent), 'message')}: {error}"
             raise ProduceManyError(text, dispatched=sent, failed_index=0) from error
         except (ProduceManyError, TransactionError) as error:
             failure = _rolled_back(sent, error)

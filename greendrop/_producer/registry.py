@@ -72,9 +72,13 @@ def _try(owner: Identified) -> dict[str, str]:
             still = other is not None and pair in _names_of(other.settings).items()
             if other is not None and other is not owner and still:
                 key, name = pair
+                user, needs = "another producer", "each"
+                if key != "id":
+                    user = f"producer {other.settings.id!r}"
+                    needs = f"producer {settings.id!r}"
                 taken[key] = (
-                    f"{name!r} is that of producer {other.settings.id!r}, which is not"
-                    f" closed; producer {settings.id!r} needs one of its own"
+                    f"{name!r} is in use by {user}, which is not closed; {needs} needs"
+                    " one of its own"
                 )
         if not taken:
             _owners.update(dict.fromkeys(names.items(), weakref.ref(owner)))

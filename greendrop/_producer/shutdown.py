@@ -14,11 +14,12 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._concurrency.fair_lock import LockRequest
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.buffer import Flush
+from greendrop._wording import count_were
 from greendrop.errors import (
     GreendropError,
     MessagePurgedError,
@@ -105,10 +106,14 @@ class _Account:
             return
         parts = [f"producer {name!r} is closed"]
         if lost:
-            late = f" within {self.timeout:g} s and dropped" if self.is_late else ""
-            parts.append(f"{_count(len(lost), 'message')} not delivered{late}")
+            late = (
+                f" within {_wording.seconds(self.timeout)} and dropped"
+                if self.is_late
+                else ""
+            )
+            parts.append(f"{count_were(len(lost), 'message')} not delivered{late}")
         if buffer.unsent:
-            text = f"{_count(buffer.unsent, 'buffered message')} not delivered"
+            text = f"{count_were(buffer.unsent, 'buffered message')} not delivered"
             parts.append(f"{text}, and can be read in `buffered`")
         reason = next(filter(_is_telling, reasons), None)
         if reason is not None:
@@ -127,10 +132,6 @@ def _is_telling(reason: BaseException | None) -> bool:
     """
     dropped = isinstance(reason, MessagePurgedError)
     return isinstance(reason, GreendropError) and not dropped
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun} was" if number == 1 else f"{number} {noun}s were"
 
 
 class Shutdown:
@@ -461,14 +462,15 @@ class Shutdown:
             return
         except BaseException:
             text = f"closing producer {self.name!r} was interrupted"
-            text += f", with {under_way} messages under way when it began"
+            in_flight = _wording.count(under_way, "message")
+            text += f", with {in_flight} in flight when it began"
             if unsent := self._buffer.unsent:
-                text += f"; {_count(unsent, 'buffered message')} not delivered"
+                text += f"; {count_were(unsent, 'buffered message')} not delivered"
             tell(text)
             raise
         if unsent := self._buffer.unsent:  # another task has closed it
             text = f"producer {self.name!r} is closed"
-            tell(f"{text}; {_count(unsent, 'buffered message')} not delivered")
+            tell(f"{text}; {count_were(unsent, 'buffered message')} not delivered")
 
 
 def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._concurrency.fair_lock import (
     DeadlockError,
@@ -497,8 +497,8 @@ class Transactions:
         if delivered:
             return
         text = (
-            f"no delivery report within {current.seconds:.3g} s; messages without one:"
-            f" {client.outstanding}"
+            f"no delivery report for {_wording.count(client.outstanding, 'message')}"
+            f" within {_wording.seconds(current.seconds)}"
         )
         if reason := client.attendant.last_broker_error():
             text += f"; last broker error: {reason}"

@@ -63,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     # The commands print connection problems themselves.
     logging.getLogger("greendrop.librdkafka").addHandler(logging.NullHandler())
-    logging.getLogger("greendrop.librdkafka").propagate = False
     options = _parser().parse_args(argv)
     try:
         status: int = options.run(options)

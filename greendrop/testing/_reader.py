@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import cimpl
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop._librdkafka import bindings
 from greendrop.errors import GreendropError
 from greendrop.testing._memory_log import Record
@@ -72,7 +72,8 @@ def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:
         consumer.assign([cimpl.TopicPartition(topic, each, 0) for each in left])
         while left:
             if _concurrency.monotonic() > deadline:
-                text = f"read {len(records)} records of {topic!r} in {seconds:g} s"
+                read = _wording.count(len(records), "record")
+                text = f"read {read} of {topic!r} in {_wording.seconds(seconds)}"
                 raise GreendropError(f"{text}, and not all")
             message = consumer.poll(_POLL)
             if message is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop.events import EVENTS, PROCESS_EVENTS, Event, Monitor
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Recorder:
         while len(found := self.named(name)) < count:
             left = deadline - _concurrency.monotonic()
             if left <= 0:
-                text = f"{len(found)} of {count} {name!r} within {timeout:g} s"
+                within = _wording.seconds(timeout)
+                text = f"{len(found)} of {count} {name!r} within {within}"
                 raise AssertionError(f"{text}; there were {self.names}")
             waiter = _concurrency.new_waiter()
             self._waiters.append(waiter)

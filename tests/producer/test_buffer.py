@@ -470,7 +470,7 @@ def test_refused_messages_are_collected_by_a_scope(
         with producer.scope(), pytest.raises(ProduceManyError):
             flush(producer)
 
-    with pytest.raises(ProduceManyError, match="1 were not delivered") as raised:
+    with pytest.raises(ProduceManyError, match="1 message was not delivered") as raised:
         flush_in_scope()
 
     assert [each.label for each in raised.value.dispatched] == [0, 1, 2]

@@ -27,7 +27,7 @@ LAYERS = (
         *("events", "interceptors", "middleware", "config"),
         *("delivery", "scope", "_logging"),
     },
-    {"message", "oauth", "errors", "_concurrency"},
+    {"message", "oauth", "errors", "_concurrency", "_wording"},
 )
 LEAVES = LAYERS[0]
 

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.utils.module_loading import import_string
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _wording
 from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.message import as_message, checked
@@ -163,7 +163,8 @@ def _imported(where: str, path: object) -> Callable[[Producer], object]:
     try:
         found: object = import_string(path)
     except Exception as error:
-        raise ImproperlyConfigured(f"{where}: {error}") from error
+        text = f"{where}: {_wording.reason(error)}"
+        raise ImproperlyConfigured(text) from error
     if not callable(found):
         raise ImproperlyConfigured(f"{where}: {path!r} can't be called")
     return found
