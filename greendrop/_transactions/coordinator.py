@@ -263,7 +263,8 @@ class Transactions:
         try:
             if self._lock.acquire(turn, seconds):
                 return
-            text = f"that of another task did not end within {seconds:g} s"
+            within = _wording.seconds(seconds)
+            text = f"that of another task did not end within {within}"
         except DeadlockError:
             text = "the task that has a transaction waits for this one to end"
         except OwnerInParentError as error:

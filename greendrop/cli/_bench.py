@@ -13,13 +13,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from greendrop import _wording
 from greendrop.cli._shared import (
     DONE,
     FAILED,
     ConnectionWatch,
     add_connection,
     configuration,
-    counted,
     payload_limit,
     positive,
     say,
@@ -318,7 +318,7 @@ def _waiting_row(client: _Client, number: int, duration: float) -> Row:
 
 
 def _waiting_load(number: int) -> str:
-    return f"{counted(number, 'greenlet')}, waiting"
+    return f"{_wording.count(number, 'greenlet')}, waiting"
 
 
 def _bulk_row(client: _Client, duration: float) -> Row:

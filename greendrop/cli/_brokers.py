@@ -9,9 +9,10 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
+from greendrop import _wording
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.cli._finding import Finding
-from greendrop.cli._shared import SILENCE, counted, servers
+from greendrop.cli._shared import SILENCE, servers
 from greendrop.errors import GreendropError
 from greendrop.producer import Producer
 
@@ -146,8 +147,8 @@ def _check_metadata(
         "brokers",
         "metadata",
         "ok",
-        f"{counted(len(metadata.brokers), 'broker')},"
-        f" {counted(len(metadata.topics), 'topic')}, cluster"
+        f"{_wording.count(len(metadata.brokers), 'broker')},"
+        f" {_wording.count(len(metadata.topics), 'topic')}, cluster"
         f" {metadata.cluster_id or '(unnamed)'}; {elapsed * 1000:.0f} ms",
     )
     return metadata

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from greendrop import _wording
 from greendrop.cli import _brokers, _surroundings
 from greendrop.cli._finding import Finding
 from greendrop.cli._shared import (
@@ -15,7 +16,6 @@ from greendrop.cli._shared import (
     UsageError,
     add_connection,
     configuration,
-    counted,
     seconds,
 )
 from greendrop.config.settings import build_settings
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(items, indent=2) + "\n")
     else:
         notes = sum(each.state == "note" for each in findings)
-        sys.stdout.write(f"\n{failed} failed, {counted(notes, 'note')}\n")
+        sys.stdout.write(f"\n{failed} failed, {_wording.count(notes, 'note')}\n")
     if any(each.state == "failed" for each in findings if each.section == "settings"):
         return USAGE
     return FAILED if failed else DONE

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from greendrop import _wording
 from greendrop.cli._input import Input, Line
 from greendrop.cli._shared import (
     DONE,
@@ -18,7 +19,6 @@ from greendrop.cli._shared import (
     UsageError,
     add_connection,
     configuration,
-    counted,
     named_value,
     payload_limit,
     positive,
@@ -238,7 +238,7 @@ def _end_early(producer: Producer, tally: _Tally) -> None:
         if in_flight := producer.queue_size:
             say(
                 f"interrupted; waiting up to {_INTERRUPTED_TIMEOUT:g} s for"
-                f" {counted(in_flight, 'message')} in flight (a second Ctrl-C drops"
+                f" {_wording.count(in_flight, 'message')} in flight (a second Ctrl-C drops"
                 " them)"
             )
         _close(producer, tally, _INTERRUPTED_TIMEOUT)
@@ -375,7 +375,9 @@ class _Tally:
         if self._progress:
             say(self._summary(time.monotonic()))
         elif self.failed:
-            say(f"not delivered: {self.failed:,} of {counted(self.taken, 'message')}")
+            say(
+                f"not delivered: {self.failed:,} of {_wording.count(self.taken, 'message')}"
+            )
         if self.unwritable is not None:
             raise self.unwritable
         return FAILED if self.failed or self._files_unreadable else DONE

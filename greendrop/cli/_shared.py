@@ -47,11 +47,6 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number and its noun, in the plural unless the number is 1."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 class ConnectionWatch:
     """Prints why the brokers can't be reached, each reason once. A listener.
 
