@@ -54,6 +54,8 @@ def _rule(kind: str, level: int, pattern: str) -> Rule:
 RULES = (
     _rule("fatal", ERROR, r"FATAL\b"),
     _rule("disconnected", INFO, rf"FAIL {_HUNG_UP}"),
+    # Rolling back drops messages, and librdkafka takes each of them for a failure.
+    _rule("rolled back", INFO, r"TXNERR .*\(_PURGE_(INFLIGHT|QUEUE)\)"),
     _rule("authentication", ERROR, r".*\b(SASL\w*|authenticat\w+|OAUTHBEARER)\b"),
     _rule("tls", ERROR, r".*\b(SSL\w*|TLS|certificate)\b"),
     _rule("timeout", WARNING, r"(REQTMOUT|.*\btimed out\b)"),

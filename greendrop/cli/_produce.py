@@ -236,10 +236,10 @@ def _end_early(producer: Producer, tally: _Tally) -> None:
     tally.end_progress()
     try:
         if in_flight := producer.queue_size:
+            messages = _wording.count(in_flight, "message")
             say(
-                f"interrupted; waiting up to {_INTERRUPTED_TIMEOUT:g} s for"
-                f" {_wording.count(in_flight, 'message')} in flight (a second Ctrl-C drops"
-                " them)"
+                f"interrupted; waiting up to {_INTERRUPTED_TIMEOUT:g} s for {messages}"
+                " in flight (a second Ctrl-C drops what is left)"
             )
         _close(producer, tally, _INTERRUPTED_TIMEOUT)
     finally:
@@ -375,9 +375,8 @@ class _Tally:
         if self._progress:
             say(self._summary(time.monotonic()))
         elif self.failed:
-            say(
-                f"not delivered: {self.failed:,} of {_wording.count(self.taken, 'message')}"
-            )
+            taken = _wording.count(self.taken, "message")
+            say(f"not delivered: {self.failed:,} of {taken}")
         if self.unwritable is not None:
             raise self.unwritable
         return FAILED if self.failed or self._files_unreadable else DONE

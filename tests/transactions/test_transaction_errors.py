@@ -225,7 +225,7 @@ def test_messages_without_a_verdict_are_rolled_back(world, connected, mock_clust
         with producer.transaction() as tx:
             (handle,) = send(producer)
 
-    assert "without one: 1" in str(raised.value)
+    assert "for 1 message within 0.3 s" in str(raised.value)
     assert (tx.outcome, handle.done) == ("aborted", True)
 
 
