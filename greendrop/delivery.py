@@ -323,7 +323,7 @@ class DeliveryHandle:
         """
         state: dict[str, object] = {
             name: getattr(self, name)
-            for name in self.__slots__
+            for name in DeliveryHandle.__slots__
             if name not in ("_reports", "_waiters") and hasattr(self, name)
         }
         if not self.done:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from greendrop._client.in_flight import InFlight
     from greendrop._client.pollers import Periodic
     from greendrop.config.settings import Settings
+    from greendrop.delivery import DeliveryHandle
     from greendrop.events import Monitor
 
 _Wire = TypeVar("_Wire")
@@ -50,6 +51,7 @@ class Attendant(Generic[_Wire]):
         give_all: Does so when their current_batcher is no more; may wait.
         may_batch: Whether messages may be batched, from the next attachment on.
         on_lost: Told after a turn in which reports may have been lost.
+        take_back: Returns whether a message that failed is going to be sent again.
 
     Raises:
         ConfigurationInvalidError: librdkafka refused its configuration.
@@ -88,6 +90,7 @@ class Attendant(Generic[_Wire]):
         give_all: Callable[[deque[_Wire]], None],
         may_batch: Callable[[], bool],
         on_lost: Callable[[], None],
+        take_back: Callable[[DeliveryHandle], bool],
     ) -> None:
         self._settings = settings
         self._mark = mark
@@ -115,6 +118,7 @@ class Attendant(Generic[_Wire]):
             monitor=monitor,
             verdicts=self.kafka_handle.error_translator,
             on_reports=self._on_reports,
+            take_back=take_back,
             pause=self._pause,
         )
         self._reported_elsewhere = 0

@@ -18,7 +18,7 @@ from greendrop import _concurrency
 from greendrop._client.attendant import Attendant
 from greendrop._client.batcher import take_all
 from greendrop._client.in_flight import InFlight
-from greendrop._client.partition_counts import Router
+from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
 from greendrop._client.pollers import Periodic
 from greendrop._librdkafka.backend import KafkaException
 from greendrop._librdkafka.partitioners import partitioner
@@ -109,6 +109,7 @@ class Client:
             give_all=self._give_all,
             may_batch=lambda: not (settings.user_sets_linger or self._stopped),
             on_lost=self._fail_lost_reports,
+            take_back=self._take_back,
         )
         self._reports = self.attendant.reports
         #: What its transactions are made by.
@@ -121,6 +122,12 @@ class Client:
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
             self.kafka_handle.ask_partition_count,
             self.attendant.waiter,
+        )
+        self._rerouter = Rerouter(
+            self.router,
+            self._send_again,
+            self._on_interrupt,
+            enabled=not settings.transactional,
         )
         _clients.add(self)
 
@@ -169,8 +176,14 @@ class Client:
         now = self._outstanding
         if len(now.pending) >= now.free_slots and now.refuses(waited=waited):
             raise self._queue_full()
-        topic, payload, key, headers, partition, _, timestamp, label = message
-        handle = DeliveryHandle(topic, label, self._reports)
+        topic, payload, key, headers, partition, partition_key, timestamp, label = (
+            message
+        )
+        handle = (
+            DeliveryHandle(topic, label, self._reports)
+            if partition_key is None
+            else RoutedHandle(message, self._reports)
+        )
         if (
             payload
             and len(payload) > now.uncounted
@@ -208,12 +221,27 @@ class Client:
             messages = messages[: max(int(room), 0)] if room > 0 else ()
         if not messages:
             return []
-        topics, payloads, keys, headers, partitions, _, timestamps, labels = zip(
-            *messages, strict=True
-        )
+        (
+            topics,
+            payloads,
+            keys,
+            headers,
+            partitions,
+            partition_keys,
+            timestamps,
+            labels,
+        ) = zip(*messages, strict=True)
         if max(map(len, filter(None, payloads)), default=0) > now.uncounted:
             return self._send_each(messages)  # their bytes count, too
-        handles = list(map(DeliveryHandle, topics, labels, repeat(reports)))
+        if any(partition_keys):
+            handles = [
+                DeliveryHandle(message.topic, message.label, reports)
+                if message.partition_key is None
+                else RoutedHandle(message, reports)
+                for message in messages
+            ]
+        else:
+            handles = list(map(DeliveryHandle, topics, labels, repeat(reports)))
         batcher.items += zip(
             topics,
             payloads,
@@ -260,12 +288,16 @@ class Client:
                 if self._is_replaced_for(error):
                     self._keep(deque((wire,)))
                     return
+                if isinstance(error, KafkaException):
+                    error = self.kafka_handle.enqueue_error(wire[0], error)
+                    if self._rerouter.on_failure(wire[4], error.code):
+                        wire[4]._fail(error)
+                        self.kafka_handle.signal.set()
+                        return
                 self._outstanding.drop(wire[4])
                 if isinstance(error, BufferError):
                     self._outstanding.mark_full()
                     error = self._queue_full()
-                elif isinstance(error, KafkaException):
-                    error = self.kafka_handle.enqueue_error(wire[0], error)
                 raise error from error.__cause__
         self.attendant.start_safety_timer()
 
@@ -322,6 +354,34 @@ class Client:
 
     def _refuse(self, wire: _Wire, error: Exception) -> None:
         wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], error))
+        self.kafka_handle.signal.set()
+
+    def _take_back(self, handle: DeliveryHandle) -> bool:
+        """Return whether a message that failed is going to be sent once more."""
+        error: Any = handle._error
+        refused = isinstance(error, ProduceError)
+
+        def fail() -> None:
+            self.kafka_handle.refused += refused
+            handle._error = error
+            self._reports.append(handle)
+            self.kafka_handle.signal.set()
+
+        code = error.code if refused else error.code()
+        if not self._rerouter.on_failure(handle, code):
+            return False
+        del handle._error  # it has no result any more
+        self._rerouter.take(handle, fail)
+        self.kafka_handle.refused -= refused
+        self._rerouter.start()
+        return True
+
+    def _send_again(self, message: Message, handle: DeliveryHandle) -> None:
+        if self.mark[0]:  # else this is the copy of the task in a forked child
+            self._give_all(deque((_wire(message, handle),)))
+
+    def _on_interrupt(self) -> None:
+        self.kafka_handle.interrupted = True
         self.kafka_handle.signal.set()
 
     def _drop(self, wires: deque[_Wire], why: Exception | None = None) -> None:
@@ -399,6 +459,7 @@ class Client:
                 self.kafka_handle.closed
                 or not self.kafka_handle.empty
                 or self._carried_over
+                or self._rerouter
             ):
                 return
             self.kafka_handle.interrupted = False
@@ -577,9 +638,13 @@ class Client:
         with self._send_lock:
             dropped = list(self._outstanding.pending)
             self._drop(self._carried_over)
+            self._drop_rerouted()
         self.drop_batched()
         self.purge_queue()
         return dropped
+
+    def _drop_rerouted(self) -> None:
+        self._drop(deque(_wire(*each) for each in self._rerouter.drop()))
 
     def drop_batched(self) -> None:
         """Drop what librdkafka was not given yet."""
@@ -615,6 +680,7 @@ class Client:
             self._stopped = True
             self._on_carried_over = None
             self._drop(self._carried_over)
+            self._drop_rerouted()
         self.purge_queue()
         self.flush_batcher()
 
@@ -675,6 +741,14 @@ class Client:
         if self.attendant.batcher is not None:
             self.attendant.batcher.take()  # what was batched is the parent's to send
         self.kafka_handle.forget_in_child()
+
+
+def _wire(message: Message, handle: DeliveryHandle) -> _Wire:
+    """Return what `produce` takes; `Client.send` has it inline, for speed."""
+    topic, payload, key, headers, partition, _, timestamp, _ = message
+    if partition is None:
+        partition = UNASSIGNED
+    return (topic, payload, key, partition, handle, None, timestamp or 0, headers)
 
 
 def _check_interval(settings: Settings) -> float:

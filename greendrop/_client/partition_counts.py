@@ -2,15 +2,18 @@
 
 Chooses its partition, and knows for that how many partitions each topic has: it asks
 the brokers, once for all who want to know, and remembers the answer. How one asks them,
-and what a partitioner does, is passed in.
+and what a partitioner does, is passed in. `Rerouter` sends messages once more whose
+partition turned out to be gone.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greendrop import _concurrency
+from greendrop.delivery import DeliveryHandle
 from greendrop.errors import BrokerError, IllegalWaitError, ProducerClosedError
 from greendrop.message import Message
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greendrop._librdkafka.partitioners import Partitioner
+    from greendrop.delivery import ReportQueue
 
 #: What is told as the number of partitions of a topic that nobody knows.
 UNKNOWN = -1
@@ -50,6 +54,8 @@ _UNKNOWN_TOPIC = 3
 _LEADER_NOT_AVAILABLE = 5
 _REQUEST_TIMED_OUT = 7
 _TIMED_OUT = -185
+_UNKNOWN_TOPIC_HERE = -188
+_UNKNOWN_PARTITION = -190
 _TRANSPORT = -195
 _PASSING = {_LEADER_NOT_AVAILABLE, _REQUEST_TIMED_OUT, _TIMED_OUT, _TRANSPORT}
 
@@ -178,6 +184,35 @@ class Router:
         self._wait(topic, waiter)
         return self._known.get(topic, _NOTHING).partitions
 
+    def on_failed_message(
+        self, code: int | None, topic: str, partition: int | None
+    ) -> None:
+        """Forget a topic's number if a failed message shows that it is out of date.
+
+        The next message asks for it. It is kept if it does not allow the partition of
+        the failed message: then it has been renewed since that message was routed.
+
+        Args:
+            code: Of the error, if it has one.
+            topic: The message's.
+            partition: The one that its `partition_key` led to, if it has any.
+        """
+        if code in {_UNKNOWN_TOPIC, _UNKNOWN_TOPIC_HERE}:
+            outdated = True
+        elif code == _UNKNOWN_PARTITION and partition is not None:
+            known = self._known.get(topic, _NOTHING)
+            outdated = 0 <= partition < known.partitions
+        else:
+            return
+        if outdated:
+            with self._lock:
+                self._known.pop(topic, None)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no more is asked, because the client closes."""
+        return self._stopped
+
     @property
     def has_waiters(self) -> bool:
         """Whether anybody waits for an answer."""
@@ -270,3 +305,162 @@ class Router:
             waiters = list(self._asking.pop(topic, ()))
         for waiter in waiters:
             waiter.wake()
+
+
+class RoutedHandle(DeliveryHandle):
+    """The handle of a message whose partition was chosen by its `partition_key`."""
+
+    __slots__ = ("message",)
+
+    #: The message in wire form, to route it once more. None once it has been delivered
+    #: or routed once more: its payload must not live as long as the handle.
+    message: Message | None
+
+    def __init__(self, message: Message, reports: ReportQueue) -> None:
+        # Called by its name: `super()` makes a handle half as expensive again.
+        DeliveryHandle.__init__(self, message[0], message[7], reports)
+        self.message = message
+
+    def __call__(self, error: Any, message: Any) -> None:  # noqa: ANN401
+        """Accept the report; as in `DeliveryHandle`, fill and append only."""
+        if error is None:
+            self.message = None
+        DeliveryHandle.__call__(self, error, message)
+
+    def _resolve(self) -> None:
+        self.message = None
+        super()._resolve()
+
+
+class Rerouter:
+    """Routes messages of one client once more whose partition is gone.
+
+    A topic that is recreated may have fewer partitions. For up to 30 s `Router` then
+    leads messages to partitions that librdkafka refuses, or reports as unknown. Such a
+    message stays in flight, and a task of its own asks brokers for the new number and
+    sends it to its new partition.
+
+    Args:
+        router: Chooses partitions.
+        send: Hands a message to librdkafka, or to a client that takes over. May wait.
+            Called in the task.
+        on_interrupt: Called when an exception has ended the task, and may have lost a
+            message between two steps of it.
+        enabled: False in a transaction: a message of it that has failed has failed the
+            transaction, and one that is sent later could get into the next one.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        send: Callable[[Message, DeliveryHandle], None],
+        on_interrupt: Callable[[], None],
+        *,
+        enabled: bool,
+    ) -> None:
+        self._router = router
+        self._send = send
+        self._on_interrupt = on_interrupt
+        self._enabled = enabled
+        # In the order of the failures: handle, message, and what makes its failure
+        # final. Changed under the lock, which is held for a few instructions.
+        self._taken: deque[tuple[DeliveryHandle, Message, Callable[[], None]]] = deque()
+        self._running = False
+        self._lock = _concurrency.new_lock()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def on_failure(self, handle: DeliveryHandle, code: int | None) -> bool:
+        """Have the router forget what a failed message shows to be out of date.
+
+        Returns:
+            Whether the message is one to be routed once more; see `take`.
+
+        Args:
+            handle: The message's.
+            code: Of the error.
+        """
+        message = handle.message if isinstance(handle, RoutedHandle) else None
+        partition = None if message is None else message.partition
+        self._router.on_failed_message(code, handle.topic, partition)
+        return (
+            code == _UNKNOWN_PARTITION
+            and message is not None
+            and self._enabled
+            and not self._router.stopped
+        )
+
+    def take(self, handle: DeliveryHandle, give_back: Callable[[], None]) -> None:
+        """Take over a message that failed, of which `on_failure` has returned True.
+
+        Call `start` afterwards.
+
+        Args:
+            handle: The message's. It must not be resolved meanwhile.
+            give_back: Makes the failure final, if the message can't be routed.
+        """
+        message: Any = None
+        if isinstance(handle, RoutedHandle):
+            message, handle.message = handle.message, None
+        with self._lock:
+            self._taken.append((handle, message, give_back))
+
+    def start(self) -> None:
+        """Start the task, unless it is running or has nothing to do."""
+        with self._lock:
+            if self._running or not self._taken:
+                return
+            self._running = True
+        try:
+            _concurrency.spawn(self._run)
+        except RuntimeError:  # the system has no more threads
+            self._give_all_back()
+        except BaseException:  # a signal handler raised
+            self._give_all_back()
+            raise
+
+    def drop(self) -> list[tuple[Message, DeliveryHandle]]:
+        """Give up what was taken and not sent yet, in order."""
+        with self._lock:
+            taken, self._taken = self._taken, deque()
+        return [(message, handle) for handle, message, _ in taken]
+
+    def _run(self) -> None:
+        try:
+            while self._route_next():
+                pass
+        except BaseException:
+            self._give_all_back()
+            self._on_interrupt()
+            raise
+
+    def _route_next(self) -> bool:
+        """Route and send the first message; False if there is none."""
+        with self._lock:
+            if not self._taken:
+                self._running = False
+                return False
+            first = self._taken[0]
+        handle, message, release = first
+        try:
+            routed = self._router.routed(message, {})
+        except IllegalWaitError:
+            routed = message
+        with self._lock:
+            if not self._taken or self._taken[0] is not first:
+                return True  # dropped meanwhile
+            self._taken.popleft()
+        if routed.partition == message.partition or self._router.stopped:
+            release()  # nothing better is known
+        else:
+            self._send(routed, handle)
+        return True
+
+    def _give_all_back(self) -> None:
+        # The task was interrupted, or could not start.
+        with self._lock:
+            self._running = False
+            taken, self._taken = self._taken, deque()
+        for _, _, release in taken:
+            release()

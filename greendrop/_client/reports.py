@@ -41,6 +41,8 @@ class ReportDispatcher:
         on_reports: Told how many verdicts were told and the latency of the last good
             one in seconds (below 0 when there was none), before the next greenlet
             runs.
+        take_back: Returns whether a message that failed is going to be sent again. Then
+            its handle stays pending.
         pause: Gives the hub a turn.
     """
 
@@ -54,6 +56,7 @@ class ReportDispatcher:
         monitor: Monitor,
         verdicts: ErrorTranslator,
         on_reports: Callable[[int, float], None],
+        take_back: Callable[[DeliveryHandle], bool],
         pause: Callable[[], None],
     ) -> None:
         self._reports = reports
@@ -63,6 +66,7 @@ class ReportDispatcher:
         self._monitor = monitor
         self._error_translator = verdicts
         self._on_reports = on_reports
+        self._take_back = take_back
         self._pause = pause
         #: Checks the offsets of a transactional producer's reports.
         self.offset_guard: OffsetGuard | None = None
@@ -110,6 +114,9 @@ class ReportDispatcher:
                     continue
                 if handle._error is None:
                     latency = handle._latency
+                elif self._take_back(handle):
+                    count -= 1
+                    continue
                 try:
                     self._emit_report(handle)
                 finally:

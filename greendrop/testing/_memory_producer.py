@@ -39,6 +39,7 @@ _FATAL = -150
 _PURGE_INFLIGHT = -151
 _PURGE_QUEUE = -152
 _FENCED = -144
+_INCONSISTENT = -149
 _STATE = -172
 _TIMED_OUT = -185
 _ALL_BROKERS_DOWN = -187
@@ -149,6 +150,8 @@ class MemoryProducer:
         self._initialised = False
         # The error after which a transaction can only be aborted.
         self._must_abort: int | None = None
+        # Messages of the transaction that were not delivered.
+        self._failed = 0
         #: Code and text of the error that ended it.
         self.fatal: tuple[int, str] | None = None
         self._closed = False
@@ -254,6 +257,8 @@ class MemoryProducer:
         if code is None:
             code = self._log.faults.message(record)
         if code is not None:
+            if sent.transaction is not None and sent.transaction is self._transaction:
+                self._failed += 1
             placed = None if record.partition == UNASSIGNED else record.partition
             told = _Told(placed, None, -1, _concurrency.monotonic() - sent.began)
             self.arrived.add(partial(sent.callback, native_error(code), told))
@@ -401,6 +406,10 @@ class MemoryProducer:
         self._call("commit_transaction", seconds)
         if self.flush(seconds):
             raise _raised(_TIMED_OUT, "messages are still on their way", retriable=True)
+        if self._failed:
+            self._must_abort = _INCONSISTENT
+            text = f"{self._failed} message(s) failed delivery"
+            raise _raised(_INCONSISTENT, text, abortable=True)
         self._log.end(transaction, "committed")
         self._transaction = None
 
@@ -411,6 +420,7 @@ class MemoryProducer:
         self.purge()
         self._log.end(transaction, "aborted")
         self._transaction = self._must_abort = None
+        self._failed = 0
 
     def send_offsets_to_transaction(
         self, positions: Sequence[Any], group: object, seconds: float = -1

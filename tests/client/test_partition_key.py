@@ -1,5 +1,6 @@
 """Messages with a `partition_key`, from the verb to their partition."""
 
+import contextlib
 import time
 
 import gevent
@@ -10,11 +11,14 @@ from greendrop import (
     DeliveryError,
     IllegalWaitError,
     Message,
+    MessagesAbandonedError,
+    ProduceError,
     ProduceManyError,
     Producer,
     ProducerClosedError,
     ProducerNotConfiguredError,
 )
+from greendrop.testing import MemoryCluster
 from tests.tasks import Task, await_true, together
 
 #: Seconds that nothing here takes when it works.
@@ -514,3 +518,159 @@ def test_partition_keys_work_in_every_kind_of_program(
         mode,
         servers=mock_cluster.bootstrap_servers,
     )
+
+
+# -- a topic that is recreated with fewer partitions ----------------------------------
+
+
+@pytest.fixture
+def memory_cluster():
+    """Start brokers in memory, where a topic can be deleted."""
+    with MemoryCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def shrunk(world, memory_cluster):
+    """Make a producer that has learned of 8 partitions, of which 2 are left."""
+    made = []
+
+    def make(**settings):
+        memory_cluster.create_topic("t", 8)
+        servers = {"bootstrap.servers": memory_cluster.bootstrap_servers}
+        kafka = servers | settings.pop("kafka", {})
+        producer = Producer(kafka=kafka, **settings)
+        made.append(producer)
+        assert producer.partition_count("t") == 8
+        memory_cluster.clear()
+        memory_cluster.create_topic("t", 2)
+        return producer
+
+    yield make
+    for producer in made:
+        producer.close(force=True)
+
+
+def test_messages_to_a_topic_with_fewer_partitions_are_routed_once_more(
+    shrunk, memory_cluster
+):
+    """None fails or is doubled, and each is where its key leads to now."""
+    producer = shrunk()
+    batch = [Message("t", b"%d" % n, partition_key=f"key-{n % 7}") for n in range(70)]
+
+    handles = [producer.produce_async(**each._asdict()) for each in batch[:30]]
+    reports = [handle.wait(LONG) for handle in handles]
+    reports += producer.produce_many_sync(batch[30:])
+
+    assert producer.partition_count("t") == 2
+    again = producer.produce_many_sync(batch)
+    assert [each.partition for each in reports] == [each.partition for each in again]
+    stored = sorted(int(record.payload) for record in memory_cluster.records("t"))
+    assert stored == sorted([*range(70)] * 2)
+
+
+def test_a_message_that_is_routed_once_more_keeps_its_fields(shrunk, memory_cluster):
+    """Key, headers, timestamp and label are those of the call."""
+    producer = shrunk()
+
+    reports = [
+        producer.produce_sync(
+            topic="t",
+            payload=b"x",
+            key=b"key",
+            headers={"h": "v"},
+            timestamp=1_700_000_000_000,
+            label=number,
+            partition_key=f"key-{number}",
+        )
+        for number in range(10)
+    ]
+
+    assert [report.label for report in reports] == list(range(10))
+    assert all(
+        (record.key, record.headers, record.timestamp)
+        == (b"key", [("h", b"v")], 1_700_000_000_000)
+        for record in memory_cluster.records("t")
+    )
+
+
+def test_a_message_is_routed_once_more_and_not_again(shrunk, memory_cluster):
+    """If brokers tell a number that is too large, the message fails in the end."""
+    producer = shrunk()
+    memory_cluster.fail_messages("_UNKNOWN_PARTITION", times=None)
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic="t", payload=b"1", partition_key="key")
+
+    assert raised.value.name == "_UNKNOWN_PARTITION"
+
+
+def test_routing_once_more_is_seen_by_nobody(shrunk):
+    """Listeners hear of the delivery only, and nothing is left over."""
+    producer = shrunk()
+    errors, acknowledged = [], []
+    producer.monitor.subscribe("error.occurred", errors.append)
+    producer.monitor.subscribe("message.acknowledged", acknowledged.append)
+
+    producer.produce_many_sync(batch_of("t", 30))
+    producer.close(LONG)
+
+    assert errors == []
+    assert len(acknowledged) == 30
+    assert producer.queue_size == 0
+
+
+def test_payloads_do_not_live_as_long_as_handles(shrunk):
+    """A handle that is kept holds the message only while that is in flight."""
+    producer = shrunk()
+
+    handles = producer.produce_many_async(batch_of("t", 30))
+    for handle in handles:
+        handle.wait(LONG)
+
+    assert [handle.message for handle in handles] == [None] * 30
+
+
+def test_a_purge_drops_what_is_routed_once_more(shrunk, memory_cluster):
+    """Each of its messages has a verdict at once; none is sent later."""
+    producer = shrunk()
+    memory_cluster.round_trip(0.5)  # also for the question how many partitions
+    handles = producer.produce_many_async(batch_of("t", 30))
+    await_true(lambda: producer._slot.client._rerouter)
+
+    producer.purge()
+
+    assert all(handle.done for handle in handles)
+    assert {handle.error.name for handle in handles if handle.error} <= {
+        "_PURGE_QUEUE",
+        "_PURGE_INFLIGHT",
+        None,
+    }
+    assert producer.queue_size == 0
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_after_close_nothing_is_routed_once_more(shrunk, memory_cluster, force):
+    """Every handle has a verdict, and what is not delivered is told of."""
+    producer = shrunk()
+    memory_cluster.round_trip(0.3)
+    handles = producer.produce_many_async(batch_of("t", 30))
+
+    with contextlib.suppress(MessagesAbandonedError):
+        producer.close(LONG, force=force)
+
+    assert all(handle.done for handle in handles)
+    assert producer.queue_size == 0
+
+
+def test_in_a_transaction_only_the_next_message_is_routed_anew(shrunk, memory_cluster):
+    """The failure rolls back. Doing it again succeeds at once."""
+    producer = shrunk(kafka={"transactional.id": "shrunk"})
+
+    with pytest.raises(ProduceError), producer.transaction():
+        producer.produce_many_async(batch_of("t", 30))
+    with producer.transaction():
+        handles = producer.produce_many_async(batch_of("t", 30))
+
+    assert all(handle.report for handle in handles)
+    assert len(memory_cluster.records("t")) == 30

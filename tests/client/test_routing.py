@@ -8,7 +8,7 @@ import pytest
 
 from greendrop import BrokerError, IllegalWaitError, Message, ProducerClosedError
 from greendrop._client import partition_counts as routing
-from greendrop._client.partition_counts import Router
+from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
 from greendrop._concurrency.waiters import new_waiter
 from tests.tasks import Task, await_true, together
 
@@ -418,3 +418,166 @@ def test_a_batch_is_routed_by_one_number(router, brokers, clock):
     assert router.routed(message, counts).partition == 1
     assert router.routed(message, {}).partition == 7
     assert counts == {"t": 6}
+
+
+# -- routing once more ----------------------------------------------------------------
+
+UNKNOWN_PARTITION = -190
+
+
+class Failed:
+    """A message to partition 5 of a topic that has fewer by now."""
+
+    def __init__(self, key):
+        message = Message("t", b"x", partition=5, partition_key=key)
+        self.handle = RoutedHandle(message, None)
+        #: How often it was told that its failure is final.
+        self.given_back = 0
+
+    def give_back(self):
+        """Count."""
+        self.given_back += 1
+
+
+class Rerouting:
+    """A rerouter, and what it has sent: keys and partitions, in order."""
+
+    def __init__(self, router, *, enabled=True):
+        self.sent = []
+        self._it = Rerouter(
+            router,
+            lambda message, _: self.sent.append(
+                (message.partition_key, message.partition)
+            ),
+            lambda: None,
+            enabled=enabled,
+        )
+
+    def fail(self, *failures, code=UNKNOWN_PARTITION):
+        """Report failures; tell which of them were taken."""
+        taken = [self._it.on_failure(each.handle, code) for each in failures]
+        for failure, is_taken in zip(failures, taken, strict=True):
+            if is_taken:
+                self._it.take(failure.handle, failure.give_back)
+        self._it.start()
+        return taken
+
+    def drop(self):
+        """Give up what is there; tell how many that was."""
+        return len(self._it.drop())
+
+
+@pytest.fixture
+def fewer(router, brokers):
+    """Make a router that knows of 6 partitions, of which 2 are left."""
+    assert router.count("t") == 6
+    brokers.answers["t"] = [2]
+    return router
+
+
+def test_failed_messages_are_routed_by_the_new_number(world, fewer, brokers):
+    """In the order of their failures, after one question for all of them."""
+    rerouting = Rerouting(fewer)
+    failures = [Failed(b"%c" % number) for number in range(10)]
+
+    assert rerouting.fail(*failures) == [True] * 10
+    await_true(lambda: len(rerouting.sent) == 10)
+
+    assert rerouting.sent == [(b"%c" % number, number % 2) for number in range(10)]
+    assert not any(each.given_back for each in failures)
+    assert len(brokers.requests) == 2
+
+
+def test_a_message_that_was_routed_once_more_is_not_taken_again(world, fewer):
+    """Its second failure is final."""
+    rerouting = Rerouting(fewer)
+    failure = Failed(b"a")
+    rerouting.fail(failure)
+    await_true(lambda: rerouting.sent)
+
+    assert rerouting.fail(failure) == [False]
+
+
+@pytest.mark.parametrize("answer", [6, FORBIDDEN], ids=["the same", "none"])
+def test_a_message_fails_where_nothing_better_is_known(world, fewer, brokers, answer):
+    """It is not sent to the same partition again, nor to any."""
+    brokers.answers["t"] = [answer]
+    rerouting = Rerouting(fewer)
+    failure = Failed(bytes([5]))
+
+    assert rerouting.fail(failure) == [True]
+    await_true(lambda: failure.given_back)
+
+    assert (failure.given_back, rerouting.sent) == (1, [])
+
+
+def test_what_is_dropped_is_not_sent(world, fewer, brokers):
+    """Nor told of twice, when the answer comes."""
+    brokers.stop_answering()
+    rerouting = Rerouting(fewer)
+    failures = [Failed(b"a"), Failed(b"b")]
+    rerouting.fail(*failures)
+    await_true(lambda: len(brokers.requests) == 2)
+
+    assert rerouting.drop() == 2
+    brokers.go_on()
+    last = Failed(b"c")
+    rerouting.fail(last)
+    await_true(lambda: rerouting.sent)
+
+    assert rerouting.sent == [(b"c", ord("c") % 2)]
+    assert [each.given_back for each in failures] == [0, 0]
+
+
+def test_a_closing_client_routes_nothing_once_more(world, fewer, brokers):
+    """What is waiting for an answer fails at once, and what fails later, too."""
+    brokers.stop_answering()
+    rerouting = Rerouting(fewer)
+    waiting = Failed(b"a")
+    rerouting.fail(waiting)
+    await_true(lambda: len(brokers.requests) == 2)
+
+    fewer.stop()
+    await_true(lambda: waiting.given_back)
+
+    assert rerouting.fail(Failed(b"b")) == [False]
+    assert rerouting.sent == []
+
+
+def test_in_a_transaction_a_failure_only_renews_the_number(world, fewer):
+    """The message is not sent by itself, and the next one goes where it should."""
+    rerouting = Rerouting(fewer, enabled=False)
+
+    assert rerouting.fail(Failed(b"a")) == [False]
+    assert fewer.count("t") == 2
+
+
+@pytest.mark.parametrize("code", [3, -188])
+def test_a_topic_that_is_gone_is_asked_for_anew(world, fewer, code):
+    """Its messages fail, and what was known of it is forgotten."""
+    rerouting = Rerouting(fewer)
+
+    assert rerouting.fail(Failed(b"a"), code=code) == [False]
+    assert fewer.count("t") == 2
+
+
+@pytest.mark.parametrize("code", [None, -192, 29])
+def test_other_failures_change_nothing(world, fewer, brokers, code):
+    """They say nothing about partitions."""
+    rerouting = Rerouting(fewer)
+
+    assert rerouting.fail(Failed(b"a"), code=code) == [False]
+    assert fewer.count("t") == 6
+    assert len(brokers.requests) == 1
+
+
+def test_late_failures_do_not_renew_a_number_that_explains_them(world, fewer, brokers):
+    """A thousand failures of one cause are one question."""
+    rerouting = Rerouting(fewer, enabled=False)
+    rerouting.fail(Failed(b"a"))
+    assert fewer.count("t") == 2
+
+    rerouting.fail(*[Failed(b"b") for _ in range(1_000)])
+
+    assert fewer.count("t") == 2
+    assert len(brokers.requests) == 2

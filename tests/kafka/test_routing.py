@@ -100,6 +100,27 @@ def test_a_topic_that_has_grown_is_used_as_a_whole(kafka, topic, make_producer):
     assert {report.partition for report in after} == set(range(6))
 
 
+def test_a_topic_that_is_recreated_with_fewer_partitions_is_used_at_once(
+    world, kafka, topic, read_topic, make_producer
+):
+    """No message with a `partition_key` fails, though the known number is too large."""
+    kafka.create_topic(topic, partitions=12)
+    producer = make_producer()
+    batch = [Message(topic, b"x", partition_key=str(number)) for number in range(50)]
+    producer.produce_many_sync(batch)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    admin.delete_topics([topic])[topic].result(30)
+    await_true(lambda: topic not in admin.list_topics(timeout=10).topics)
+    kafka.create_topic(topic, partitions=2)
+
+    one = producer.produce_sync(topic=topic, payload=b"x", partition_key="0")
+    reports = producer.produce_many_sync(batch)
+
+    assert one.partition == reports[0].partition
+    assert {report.partition for report in reports} == {0, 1}
+    assert len(read_topic(kafka.bootstrap_servers, topic)) == 51
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"partition_key": "k"}], ids=["plain", "keyed"])
 def test_a_topic_that_nobody_creates_times_out(topic, make_producer, fields):

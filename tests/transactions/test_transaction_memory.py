@@ -111,3 +111,16 @@ def test_offsets_go_with_the_transaction(world, cluster, producer):
         tx.abort()
 
     assert cluster.committed_offsets("group") == {("in", 1): 7}
+
+
+def test_a_transaction_with_a_failed_message_is_not_committed(cluster, producer):
+    """As by librdkafka; the next one is."""
+    cluster.fail_messages("INVALID_RECORD")
+
+    with pytest.raises(TransactionAbortedError), producer.transaction():
+        producer.produce_async(topic="t", payload=b"fails")
+        producer.produce_async(topic="t", payload=b"does not")
+    with producer.transaction():
+        producer.produce_async(topic="t", payload=b"next")
+
+    assert [record.payload for record in cluster.records("t")] == [b"next"]
