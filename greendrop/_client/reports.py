@@ -168,7 +168,7 @@ class ReportDispatcher:
     def _emit_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
         if kind == "log":
             level, line = content
-            self._log_lines.tell(level, line)
+            self._log_lines.log(level, line)
             self._error_translator.note_log_line(line)
         elif kind == "error":
             error = self._error_translator.client_error(content)

@@ -260,7 +260,7 @@ class Connections:
                 slot.active = None if transactional else client
                 self.status = "connected"
         if built:
-            self.tell("producer.connected")
+            self.emit("producer.connected")
         return client
 
     def cancel_disconnect(self) -> None:
@@ -393,7 +393,7 @@ class Connections:
             if not self._build(slot, old, settings) or (new := slot.client) is None:
                 return False
         with old.attendant.forbid_waits():
-            self.tell("producer.connected")
+            self.emit("producer.connected")
         while carried_over := self._take_over(slot, old, new):
             new.resend(carried_over)
         self._hand_on_late_messages(slot, old)
@@ -485,7 +485,7 @@ class Connections:
 
     # --- telling -----------------------------------------------------------------
 
-    def tell(self, name: str, began: float | None = None) -> None:
+    def emit(self, name: str, began: float | None = None) -> None:
         """Tell an event of the producer's life."""
         facts: dict[str, object] = {"producer_id": self.settings.id}
         if began is not None:

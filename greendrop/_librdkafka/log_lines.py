@@ -95,7 +95,7 @@ class LogLines:
         self._redact = censor
         self._repeats = repeats or RateLimiter()
 
-    def tell(self, level: int, line: str) -> None:
+    def log(self, level: int, line: str) -> None:
         """Write a line, unless one like it was written within the last minute."""
         line = self._redact(line)
         parts = _LINE.match(line)

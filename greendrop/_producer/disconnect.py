@@ -73,7 +73,7 @@ class Disconnect:
             for slot in now.slots:
                 slot.active = None
         try:
-            now.tell("producer.disconnecting")
+            now.emit("producer.disconnecting")
             self._await_deliveries(me, began + now.settings.max_wait_timeout)
         except BaseException:
             with now.lock:
@@ -86,7 +86,7 @@ class Disconnect:
         try:
             now.close_clients(clients)
         finally:
-            now.tell("producer.disconnected", began)
+            now.emit("producer.disconnected", began)
         return True
 
     def look_whether_idle(self) -> None:

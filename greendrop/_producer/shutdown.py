@@ -245,7 +245,7 @@ class Shutdown:
         now.tokens.wake()
         try:
             try:
-                now.tell("producer.closing")
+                now.emit("producer.closing")
             finally:
                 # Also when a listener was interrupted: it always ends closed.
                 self._close_clients(account, clients, began, force=force)
@@ -371,7 +371,7 @@ class Shutdown:
                 self.let_go()
                 now.wake_end_waiters()
                 self._report_unsent(account)
-                now.tell("producer.closed", began)
+                now.emit("producer.closed", began)
 
     def _report_unsent(self, account: _Account) -> None:
         """Emit that buffered messages were not delivered, if there are any."""
@@ -432,7 +432,7 @@ class Shutdown:
             client.purge_for_good()
             client.wait_delivered(PURGE_TIMEOUT)
         now.close_clients(clients)
-        now.tell("producer.disconnected", began)
+        now.emit("producer.disconnected", began)
 
     # --- at exit -----------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the listeners of metrics have in common about librdkafka's statistics."""
+"""Access to librdkafka's statistics, for the listeners that make metrics of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def brokers(statistics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give each broker with its name, but not those that only stand for one.
+    """Yield each broker with its name.
 
-    Such as the bootstrap servers, which are known by their own names later on.
+    Without the bootstrap servers: their brokers are in the list under their own names.
     """
     for broker in statistics.get("brokers", {}).values():
         if broker["nodeid"] >= 0:
@@ -19,7 +19,7 @@ def brokers(statistics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 
 def value_at(part: Mapping[str, Any], keys: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """Follow keys into statistics; None where there is no number."""
+    """Return the number at a path of keys, or None if there is none."""
     value: Any = part
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -28,26 +28,26 @@ def value_at(part: Mapping[str, Any], keys: tuple[str, ...]) -> Any:  # noqa: AN
 
 
 class Increments:
-    """How much librdkafka's own counters have grown since they were last told.
+    """The growth of librdkafka's counters since their last value.
 
-    Each client counts from 0, and a producer may have several at once, one after
-    another, or both: they are told apart by `name`, which no two of a process share.
+    Each client counts from 0, and a producer may have several clients, at once or one
+    after another. Their `name` is unique in the process, and part of each counter.
     """
 
     def __init__(self) -> None:
-        # By producer, so that they can be forgotten, then by client, place and key.
+        # By producer, so that it can be forgotten, then by counter.
         self._last: dict[str, dict[object, float]] = {}
 
     def since_last(
         self, producer_id: str, counter: object, value: float, *, first: float
     ) -> float:
-        """Tell how much a counter has grown.
+        """Return the growth of a counter.
 
         Args:
-            producer_id: Whose client counts.
-            counter: Which one it is.
-            value: What it says now.
-            first: What to tell the first time.
+            producer_id: The producer of the client.
+            counter: Identifies the counter.
+            value: Its value now.
+            first: Returned for the first value of a counter.
         """
         known = self._last.setdefault(producer_id, {})
         last = known.get(counter)
@@ -55,5 +55,5 @@ class Increments:
         return first if last is None else max(value - last, 0)
 
     def forget(self, producer_id: str) -> None:
-        """Forget a producer, whose clients are gone."""
+        """Forget the counters of a producer that has no clients any more."""
         self._last.pop(producer_id, None)

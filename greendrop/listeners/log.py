@@ -1,9 +1,9 @@
-"""Log lines about what a producer does, with structlog.
+"""A listener that logs the events of a producer, with structlog.
 
     producer.monitor.subscribe(LogListener())
 
-A line is an event's name and facts as keywords. Without a configured structlog the
-lines go to `logging`, where nothing is shown until the program says so.
+Each line is the name of an event with keywords. In programs that have not configured
+structlog the lines go to `logging`, which shows none below warnings by default.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from greendrop.events import Event
     from greendrop.message import Message
 
-#: Messages of a batch that are written at debug level.
+#: Messages of a batch that are logged at debug level.
 _SHOWN = 10
 
 
 class LogListener:
-    """Writes a line for each event of the table in docs/observe/logging.md.
+    """Logs a line for each event in the table of docs/observe/logging.md.
 
-    One may listen to any number of producers. Override a method `on_...` to write
-    something else, or nothing.
+    One object may be subscribed to any number of producers. Override a method `on_...`
+    to log something else, or nothing.
 
     Args:
-        logger: A logger of structlog. By default `structlog.get_logger("greendrop")`
-            where structlog is configured, else `logging.getLogger("greendrop")`; that
-            is decided for each line, since programs configure when they like.
-        log_messages: Write the messages, too, in lines of their own at debug level:
-            topic, partition, key, payload and the names of headers.
-        limit: Characters of a key and of a payload that are written then.
+        logger: A structlog logger. By default `structlog.get_logger("greendrop")` if
+            structlog is configured, else `logging.getLogger("greendrop")`; this is
+            decided for each line, since programs may configure structlog at any time.
+        log_messages: Also log the messages, in separate lines at debug level: topic,
+            partition, key, payload and the names of headers.
+        limit: Maximum characters of a key and of a payload in these lines.
 
     Raises:
-        TypeError: That is no logger of structlog.
+        TypeError: `logger` is not a structlog logger.
     """
 
     def __init__(
@@ -53,27 +53,27 @@ class LogListener:
     ) -> None:
         if logger is not None and not hasattr(logger, "bind"):
             text = (
-                f"needs a logger of structlog, not {type(logger).__name__}; lines go to"
-                " logging.getLogger('greendrop') where structlog is not configured"
+                f"logger needs to be a structlog logger, not {type(logger).__name__};"
+                " without structlog lines go to logging.getLogger('greendrop')"
             )
             raise TypeError(text)
         self._logger = logger
         self._log_messages = log_messages
         self._limit = limit
-        self._repeats = RateLimiter()
-        # By the producer's id, which is bound.
+        self._rate_limiter = RateLimiter()
+        # By producer id, which is bound to the logger.
         self._logs: dict[str | None, Log] = {}
 
-    def write(self, level: int, event: Event, **facts: Any) -> None:  # noqa: ANN401
-        """Write a line about an event: facts, and how long it took if it tells."""
+    def write(self, level: int, event: Event, **values: Any) -> None:  # noqa: ANN401
+        """Log a line about an event: values, and the duration if the event has one."""
         producer_id = event.payload.get("producer_id")
         log = self._logs.get(producer_id)
         if log is None:
             log = Log("greendrop", self._logger, producer_id=producer_id)
             self._logs[producer_id] = log
         if "time" in event.payload:
-            facts["duration"] = round(event["time"], 6)
-        log.write(level, event.name, **facts)
+            values["duration"] = round(event["time"], 6)
+        log.write(level, event.name, **values)
 
     # --- messages ----------------------------------------------------------------
 
@@ -96,29 +96,29 @@ class LogListener:
     on_messages_produced_async = on_messages_produced_sync
 
     def on_message_buffered(self, event: Event) -> None:
-        """One message waits for a flush."""
+        """One message was buffered."""
         topic = event["message"].topic
         self.write(INFO, event, topic=topic, buffered=len(event["buffer"]))
         self._write_messages(event, [event["message"]])
 
     def on_messages_buffered(self, event: Event) -> None:
-        """Several messages wait for a flush."""
+        """Several messages were buffered."""
         messages = event["messages"]
         self.write(INFO, event, messages=len(messages), buffered=len(event["buffer"]))
         self._write_messages(event, messages)
 
     def on_buffer_flushed_sync(self, event: Event) -> None:
-        """What was buffered was delivered."""
+        """The buffer was delivered."""
         self.write(INFO, event, messages=len(event["messages"]))
         self._write_messages(event, event["messages"])
 
-    #: What was buffered was queued.
+    #: The buffer was queued.
     on_buffer_flushed_async = on_buffer_flushed_sync
 
-    # --- the producer's life -----------------------------------------------------
+    # --- producers and transactions ----------------------------------------------
 
     def on_buffer_purged(self, event: Event) -> None:
-        """Something happened of which there is no more to say than how long it took."""
+        """Log an event that has no other values than its duration."""
         self.write(INFO, event)
 
     on_producer_closing = on_buffer_purged
@@ -129,68 +129,72 @@ class LogListener:
     on_transaction_aborted = on_buffer_purged
 
     def on_producer_closed(self, event: Event) -> None:
-        """A producer is closed; nothing more comes of it."""
+        """A producer was closed; it emits no more events."""
         self.write(INFO, event)
         self._logs.pop(event.payload.get("producer_id"), None)
 
     def on_producer_reloaded(self, event: Event) -> None:
-        """A new client has taken over."""
+        """A new client has replaced one that failed."""
         self.write(INFO, event, attempt=event["attempt"])
 
     def on_transaction_finished(self, event: Event) -> None:
-        """A transaction has ended, in one way or another."""
-        self.write(INFO, event, **_given(event, "outcome"))
+        """A transaction was committed, aborted, or its outcome is unknown."""
+        self.write(INFO, event, **_present(event, "outcome"))
 
     def on_transaction_marked_as_consumed(self, event: Event) -> None:
-        """What was read of a partition goes with a transaction."""
+        """An offset was added to a transaction."""
         message = event["message"]
-        place = {"partition": message.partition(), "offset": message.offset()}
-        self.write(INFO, event, topic=message.topic(), **place)
+        position = {"partition": message.partition(), "offset": message.offset()}
+        self.write(INFO, event, topic=message.topic(), **position)
 
-    # --- what went wrong ---------------------------------------------------------
+    # --- errors ------------------------------------------------------------------
 
     def on_hub_stalled(self, event: Event) -> None:
-        """Something held the hub."""
-        facts = {"duration": round(event["seconds"], 6), "stack": event["stack"]}
-        self.write(WARNING, event, **facts)
+        """The hub was blocked."""
+        values = {"duration": round(event["seconds"], 6), "stack": event["stack"]}
+        self.write(WARNING, event, **values)
 
     def on_error_occurred(self, event: Event) -> None:
         """Something failed.
 
-        What listeners raise is left out: it is logged wherever that happens. What goes
-        on by itself (a broker is down, the queue is full) is written once a minute.
-        That a broker hung up is no error: they do when nobody uses a connection.
+        Exceptions of listeners are not logged here, since the monitor logs them. Errors
+        that repeat by themselves (a broker is down, the queue is full) are logged once
+        a minute. A connection that a broker closed is logged at info level: brokers
+        close idle connections.
         """
-        kind, error = event["type"], event["error"]
-        if kind == "listener.error":
+        error_type, error = event["type"], event["error"]
+        if error_type == "listener.error":
             return
-        facts: dict[str, Any] = {"type": kind, **_about(error)}
-        if kind == "librdkafka.error" or isinstance(error, QueueFullError):
-            producer_id, text = event.payload.get("producer_id"), facts.get("error", "")
-            repeated = (producer_id, kind, facts.get("code"), is_hang_up(text))
-            left_out = self._repeats.left_out(repeated)
+        values: dict[str, Any] = {"type": error_type, **_describe(error)}
+        if error_type == "librdkafka.error" or isinstance(error, QueueFullError):
+            producer_id, text = (
+                event.payload.get("producer_id"),
+                values.get("error", ""),
+            )
+            kind = (producer_id, error_type, values.get("code"), is_hang_up(text))
+            left_out = self._rate_limiter.left_out(kind)
             if left_out is None:
                 return
             if left_out:
-                facts["left_out"] = left_out
-        facts |= _given(event, "topic", "partition", "attempt", "retry")
+                values["left_out"] = left_out
+        values |= _present(event, "topic", "partition", "attempt", "retry")
         if "message" in event.payload:
-            facts["topic"] = event["message"].topic
+            values["topic"] = event["message"].topic
         for key in ("messages", "dispatched"):
             if key in event.payload:
-                facts[key] = len(event[key])
-        hung_up = kind == "librdkafka.error" and is_hang_up(str(error))
-        self.write(INFO if hung_up else ERROR, event, **facts)
+                values[key] = len(event[key])
+        hung_up = error_type == "librdkafka.error" and is_hang_up(str(error))
+        self.write(INFO if hung_up else ERROR, event, **values)
 
-    # --- at debug level ----------------------------------------------------------
+    # --- messages at debug level -------------------------------------------------
 
     def _write_messages(self, event: Event, messages: Sequence[Message]) -> None:
         if not (self._log_messages and messages):
             return
         shown = [self._shown(message) for message in islice(messages, _SHOWN)]
         more = len(messages) - len(shown)
-        facts = {"more": more} if more else {}
-        self.write(DEBUG, event, contents=shown, **facts)
+        rest = {"more": more} if more else {}
+        self.write(DEBUG, event, contents=shown, **rest)
 
     def _shown(self, message: Message) -> dict[str, object]:
         shown: dict[str, object] = {"topic": message.topic}
@@ -200,7 +204,7 @@ class LogListener:
             shown["key"] = self._cut(message.key)
         shown["payload"] = self._cut(message.payload)
         if message.headers:
-            # Their values are credentials as often as not.
+            # Without their values, which are often credentials.
             pairs: Any = message.headers
             pairs = (
                 pairs.keys() if hasattr(pairs, "keys") else [key for key, _ in pairs]
@@ -213,22 +217,22 @@ class LogListener:
             return None
         start = value[: self._limit]
         text = start if isinstance(start, str) else start.decode(errors="replace")
-        left = len(value) - len(start)
-        return f"{text}... ({left} more)" if left else text
+        rest = len(value) - len(start)
+        return f"{text}... ({rest} more)" if rest else text
 
 
-def _given(event: Event, *keys: str) -> dict[str, object]:
-    """Give those of the facts that an event has."""
+def _present(event: Event, *keys: str) -> dict[str, object]:
+    """Return those of the values that an event has."""
     return {key: value for key in keys if (value := event.payload.get(key)) is not None}
 
 
-def _about(error: BaseException) -> dict[str, object]:
-    """Tell an error without what others may have written into it."""
-    facts: dict[str, object] = {"kind": type(error).__name__}
+def _describe(error: BaseException) -> dict[str, object]:
+    """Describe an error, without texts from outside of greendrop."""
+    values: dict[str, object] = {"kind": type(error).__name__}
     if isinstance(error, GreendropError):
-        facts["error"] = str(error)
+        values["error"] = str(error)
         if code := getattr(error, "name", None):
-            facts["code"] = code
+            values["code"] = code
         if getattr(error, "fatal", False):
-            facts["fatal"] = True
-    return facts
+            values["fatal"] = True
+    return values

@@ -1,6 +1,6 @@
-"""Metrics for StatsD and Datadog, by the names that WaterDrop's have.
+"""A listener that sends metrics to StatsD or Datadog, with WaterDrop's names.
 
-Imports neither `datadog` nor `statsd`: it uses the client that it is given.
+Imports neither `datadog` nor `statsd`: the program passes its own client.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scope = Literal["root", "brokers", "topics"]
 
 
 class DatadogClient(Protocol):
-    """What is used of `datadog.dogstatsd.DogStatsd`: metrics with tags."""
+    """The used part of `datadog.dogstatsd.DogStatsd`: metrics with tags."""
 
     def increment(self, metric: str, value: float, *, tags: list[str]) -> object:
         """Add to a counter."""
@@ -38,7 +38,7 @@ class DatadogClient(Protocol):
 
 
 class StatsdClient(Protocol):
-    """What is used of `statsd.StatsClient`, which knows no tags."""
+    """The used part of `statsd.StatsClient`, which has no tags."""
 
     def incr(self, stat: str, count: int) -> object:
         """Add to a counter."""
@@ -50,15 +50,15 @@ class StatsdClient(Protocol):
 
 
 class Metric(NamedTuple):
-    """A number in librdkafka's statistics, and the metric that it makes.
+    """A number in librdkafka's statistics, and the metric made of it.
 
     Attributes:
-        kind: "count" tells by how much a counter of librdkafka has grown, nothing the
-            first time; "gauge" and "histogram" tell the number as it is.
-        scope: "root", or each of the "brokers" (tag `broker`), or of the "topics" (tag
-            `topic`).
+        kind: "count" sends the growth of a counter, and nothing the first time; "gauge"
+            and "histogram" send the number as it is.
+        scope: "root", or "brokers" for each broker (tag `broker`), or "topics" for each
+            topic (tag `topic`).
         name: Without the namespace.
-        keys: Where the number is, from the scope on.
+        keys: The path of the number within its scope.
     """
 
     kind: Kind
@@ -67,7 +67,7 @@ class Metric(NamedTuple):
     keys: tuple[str, ...]
 
 
-#: What is told of statistics by default. Latencies are microseconds, as librdkafka's.
+#: The default metrics of statistics. Latencies are in microseconds, as in librdkafka.
 METRICS: tuple[Metric, ...] = (
     Metric("count", "root", "calls", ("tx",)),
     Metric("histogram", "root", "queue.size", ("msg_cnt",)),
@@ -81,7 +81,7 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
-#: What is told of events, beside `METRICS`.
+#: The metrics of events.
 NAMES = (
     "produced_sync",
     "produced_async",
@@ -92,7 +92,7 @@ NAMES = (
     "error_occurred",
 )
 
-# What separates the parts of a name, or a value from its name, in StatsD's protocol.
+# Separators of the StatsD protocol.
 _NOT_IN_NAMES = re.compile(r"[.:|@#\s]")
 
 
@@ -104,18 +104,18 @@ class StatsdListener:
     `on_producer_connected(event)`.
 
     Args:
-        client: Datadog's `DogStatsd`, or another object with its `increment`, `gauge`
-            and `histogram`, which take tags. Or a `statsd.StatsClient`, or another with
-            its `incr` and `gauge`: there tags become the last parts of the name, and
-            histograms gauges.
-        namespace: What all names begin with.
-        default_tags: Told with every metric.
-        metrics: What to tell of statistics. With none of them, statistics stay off.
+        client: Datadog's `DogStatsd`, or another object with its methods `increment`,
+            `gauge` and `histogram`, which take tags. Or a `statsd.StatsClient`, or
+            another object with `incr` and `gauge`: for these, tags become the last
+            parts of the name, and histograms become gauges.
+        namespace: The prefix of all names.
+        default_tags: Sent with every metric.
+        metrics: The metrics of statistics. If empty, statistics stay off.
 
     Raises:
         TypeError: The client has neither of the two sets of methods, or `default_tags`
-            is one text, not a list of tags.
-        ValueError: A metric's scope or kind is none that there is.
+            is a string instead of a list of tags.
+        ValueError: A metric has an unknown scope or kind.
     """
 
     def __init__(
@@ -138,14 +138,14 @@ class StatsdListener:
         if not metrics:
             self.on_statistics_emitted = None  # type: ignore[assignment,method-assign]
 
-    def tell(self, kind: Kind, name: str, value: float, *tags: str) -> None:
+    def send_metric(self, kind: Kind, name: str, value: float, *tags: str) -> None:
         """Send one metric, with namespace and default tags; also for subclasses.
 
         Args:
             kind: "count" adds to a counter.
             name: Without the namespace.
-            value: What to add, or to tell.
-            tags: More of them, as `topic:events`.
+            value: The number to add, or the new value.
+            tags: Additional tags, such as `topic:events`.
         """
         name = f"{self._namespace}.{name}" if self._namespace else name
         self._send(kind, name, value, [*self._default_tags, *tags])
@@ -154,11 +154,13 @@ class StatsdListener:
 
     def on_message_produced_sync(self, event: Event) -> None:
         """Count one message."""
-        self.tell("count", "produced_sync", 1, f"topic:{event['message'].topic}")
+        self.send_metric("count", "produced_sync", 1, f"topic:{event['message'].topic}")
 
     def on_message_produced_async(self, event: Event) -> None:
         """Count one message."""
-        self.tell("count", "produced_async", 1, f"topic:{event['message'].topic}")
+        self.send_metric(
+            "count", "produced_async", 1, f"topic:{event['message'].topic}"
+        )
 
     def on_messages_produced_sync(self, event: Event) -> None:
         """Count the messages of a batch."""
@@ -169,37 +171,37 @@ class StatsdListener:
         self._count("produced_async", event["messages"])
 
     def on_buffer_flushed_sync(self, event: Event) -> None:
-        """Count the messages that came from the buffer."""
+        """Count the flushed messages."""
         self._count("flushed_sync", event["messages"])
 
     def on_buffer_flushed_async(self, event: Event) -> None:
-        """Count the messages that came from the buffer."""
+        """Count the flushed messages."""
         self._count("flushed_async", event["messages"])
 
     def on_message_buffered(self, event: Event) -> None:
-        """Tell how many are buffered."""
-        self.tell("histogram", "buffer.size", len(event["buffer"]))
+        """Send the size of the buffer."""
+        self.send_metric("histogram", "buffer.size", len(event["buffer"]))
 
     def on_messages_buffered(self, event: Event) -> None:
-        """Tell how many are buffered."""
-        self.tell("histogram", "buffer.size", len(event["buffer"]))
+        """Send the size of the buffer."""
+        self.send_metric("histogram", "buffer.size", len(event["buffer"]))
 
     def on_message_acknowledged(self, _: Event) -> None:
         """Count one message."""
-        self.tell("count", "acknowledged", 1)
+        self.send_metric("count", "acknowledged", 1)
 
     def on_error_occurred(self, _: Event) -> None:
         """Count one error."""
-        self.tell("count", "error_occurred", 1)
+        self.send_metric("count", "error_occurred", 1)
 
     def _count(self, name: str, messages: Iterable[Message]) -> None:
         for topic, number in Counter(message.topic for message in messages).items():
-            self.tell("count", name, number, f"topic:{topic}")
+            self.send_metric("count", name, number, f"topic:{topic}")
 
     # --- statistics --------------------------------------------------------------
 
     def on_statistics_emitted(self, event: Event) -> None:
-        """Tell what `metrics` names."""
+        """Send the metrics of statistics."""
         statistics = event["statistics"]
         for metric in self._metrics:
             for part, tags in _parts(metric.scope, statistics):
@@ -210,14 +212,14 @@ class StatsdListener:
                         event["producer_id"], counter, value, first=0
                     )
                 if value is not None:
-                    self.tell(metric.kind, metric.name, value, *tags)
+                    self.send_metric(metric.kind, metric.name, value, *tags)
 
     def on_producer_disconnected(self, event: Event) -> None:
-        """Forget what its clients had counted."""
+        """Forget the counters of its clients."""
         self._increments.forget(event["producer_id"])
 
     def on_producer_closed(self, event: Event) -> None:
-        """Forget what its clients had counted."""
+        """Forget the counters of its clients."""
         self._increments.forget(event["producer_id"])
 
 
@@ -238,7 +240,9 @@ def _check(metric: Metric) -> None:
         ("kind", metric.kind, ("count", "gauge", "histogram")),
     ):
         if value not in allowed:
-            text = f"{name} of metric {metric.name!r} is {value!r}, none of {allowed}"
+            text = (
+                f"{name} of metric {metric.name!r} is {value!r}, not one of {allowed}"
+            )
             raise ValueError(text)
 
 
@@ -249,7 +253,7 @@ class _Send(Protocol):
 
 
 def _sender(client: Any) -> _Send:  # noqa: ANN401 - either of two protocols
-    """Give a function that sends one metric by a client of either kind."""
+    """Return a function that sends one metric by a client of either kind."""
 
     def with_tags(kind: Kind, name: str, value: float, tags: list[str]) -> None:
         if kind == "count":

@@ -47,7 +47,7 @@ def test_lines_have_kinds_and_facts(said):
     lines, told, _ = said
     # As librdkafka 2.16 writes them, each after its level.
     for line in given("librdkafka_lines.in.txt"):
-        lines.tell(int(line[:2]), line[3:])
+        lines.log(int(line[:2]), line[3:])
 
     written = [
         f"{level:<8}{event} " + " ".join(f"{k}={v!r}" for k, v in facts.items())
@@ -83,9 +83,9 @@ def test_lines_that_differ_in_numbers_only_are_told_once_a_minute(said):
     """Of a hundred failures one is told, and after a minute how many there were."""
     lines, told, now = said
     for number in range(100):
-        lines.tell(40, f"FAIL [c] [thrd:a:9/1]: a:9/1: refused (after {number}ms)")
+        lines.log(40, f"FAIL [c] [thrd:a:9/1]: a:9/1: refused (after {number}ms)")
     now[0] = 61.0
-    lines.tell(40, "FAIL [c] [thrd:a:9/1]: a:9/1: refused (after 9ms)")
+    lines.log(40, "FAIL [c] [thrd:a:9/1]: a:9/1: refused (after 9ms)")
 
     assert ["left_out" in facts for _, _, facts in told] == [False, True]
     assert told[1][2]["left_out"] == 99
@@ -95,7 +95,7 @@ def test_each_broker_is_told_of(said):
     """Two brokers that are down are two lines."""
     lines, told, _ = said
     for port in (1, 2):
-        lines.tell(40, f"FAIL [c] [thrd:x]: a:{port}/bootstrap: refused")
+        lines.log(40, f"FAIL [c] [thrd:x]: a:{port}/bootstrap: refused")
 
     assert [facts["broker"] for _, _, facts in told] == [
         "a:1/bootstrap",
@@ -107,7 +107,7 @@ def test_all_is_told_at_debug_level(said):
     """Who turns on `debug` gets every line, and none of them at a higher level."""
     lines, told, _ = said
     for number in range(5):
-        lines.tell(10, f"SASL [c] [thrd:x]: a:9/1: Sent {number} bytes")
+        lines.log(10, f"SASL [c] [thrd:x]: a:9/1: Sent {number} bytes")
 
     assert [(level, facts["kind"]) for level, _, facts in told] == (
         [("debug", "authentication")] * 5

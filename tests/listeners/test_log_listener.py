@@ -334,7 +334,7 @@ def test_lines_go_through_structlog_to_logging(caplog):
 
 def test_other_loggers_are_refused():
     """A logger of `logging` takes no facts, so it is told at once."""
-    with pytest.raises(TypeError, match="needs a logger of structlog, not "):
+    with pytest.raises(TypeError, match="needs to be a structlog logger, not "):
         LogListener(logging.getLogger("mine"))
 
 

@@ -322,7 +322,7 @@ def test_subclass_may_tell_more(make_producer):
 
     class More(StatsdListener):
         def on_producer_connected(self, event):
-            self.tell("count", "connected", 1, f"id:{event['producer_id']}")
+            self.send_metric("count", "connected", 1, f"id:{event['producer_id']}")
 
     client = Tagged()
     producer = make_producer(id="orders")

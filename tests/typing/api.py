@@ -500,7 +500,9 @@ def listeners(producer: Producer) -> None:
     StatsdListener(object())  # type: ignore[arg-type]
     metric = Metric("gauge", "topics", "batch", ("batchsize", "avg"))
     Metric("timer", "topics", "batch", ())  # type: ignore[arg-type]
-    StatsdListener(StatsClient(), metrics=(metric,)).tell("count", "mine", 1, "a:b")
+    StatsdListener(StatsClient(), metrics=(metric,)).send_metric(
+        "count", "mine", 1, "a:b"
+    )
     trace(producer)
     trace(producer, tracer_provider=get_tracer_provider(), message_keys=False)
 
