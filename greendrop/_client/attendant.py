@@ -16,6 +16,7 @@ from greendrop import _concurrency
 from greendrop._client.batcher import Batcher
 from greendrop._client.pollers import GreenletPoller, PollingWaiter, ThreadPoller
 from greendrop._client.reports import ReportDispatcher
+from greendrop._concurrency.deadline import Deadline
 from greendrop._concurrency.watchdog import Alarm
 from greendrop._librdkafka.handle import KafkaHandle
 from greendrop.delivery import ReportQueue
@@ -23,6 +24,8 @@ from greendrop.errors import IllegalWaitError, ProducerUsedInParentProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from gevent.hub import Hub
 
     from greendrop._client.batcher import SendItems
     from greendrop._client.in_flight import InFlight
@@ -36,6 +39,10 @@ _Wire = TypeVar("_Wire")
 #: One in so many messages that a thread task serves has a look whether there is a hub
 #: by now that could.
 _ATTEND_EVERY = 16
+#: Seconds without progress after which a poller that calls listeners counts as held up.
+_STALL = 0.5
+#: Seconds between two checks whether it is, while its end is waited for.
+_STALL_CHECK_INTERVAL = 0.05
 
 
 class Attendant(Generic[_Wire]):
@@ -59,6 +66,7 @@ class Attendant(Generic[_Wire]):
 
     __slots__ = (
         "_attaching",
+        "_dispatching",
         "_ending",
         "_give_all",
         "_mark",
@@ -127,6 +135,8 @@ class Attendant(Generic[_Wire]):
         self._ending = False
         # Threads without a hub that are serving: the task's, or those that wait.
         self._serving_threads: set[int] = set()
+        # Turns that are calling listeners.
+        self._dispatching: set[object] = set()
         # Other tasks whose listeners must not wait for it.
         self._no_wait_tasks: set[object] = set()
         #: Who serves; None before the first use.
@@ -149,38 +159,41 @@ class Attendant(Generic[_Wire]):
         hub = _concurrency.current_hub() if self.kafka_handle.signals else None
         if task is not None and task.alive and (task.polling == "fd" or hub is None):
             return
-        with self._attaching:
-            if self._ending or task is not self.task:
-                return  # another thread was quicker
-            batcher, self.batcher = self.batcher, None
-            orphans = batcher.take() if batcher is not None else deque()
-            if task is not None:
-                task.stop()
-            if hub is None:
-                self.task = ThreadPoller(
-                    self._turn, self.kafka_handle.interrupt_poll, self._periodic
-                )
-            else:
-                self.task = GreenletPoller(
-                    hub,
-                    self.kafka_handle.signal,
-                    self._turn,
-                    self._count_outstanding,
-                    pulse=self._periodic,
-                    alarm=Alarm(
-                        self._settings.stall_alarm, self.kafka_handle.note_stall
-                    ),
-                )
-                if self._may_batch():
-                    pending = self._outstanding.pending
-                    self.batcher = Batcher(hub, pending, self._send_batch)
+        orphans: deque[_Wire] = deque()
         try:
+            with self._attaching:
+                if self._ending or task is not self.task:
+                    return  # another thread was quicker
+                batcher, self.batcher = self.batcher, None
+                if batcher is not None:
+                    orphans = batcher.take()
+                if task is not None:
+                    task.stop()
+                self._start_poller(hub)
             self._give_all(orphans)
         except BaseException:
             # A signal handler raised: the messages that are left have no other way.
             if orphans:
                 _concurrency.spawn(lambda: self._give_all(orphans))
             raise
+
+    def _start_poller(self, hub: Hub | None) -> None:
+        if hub is None:
+            self.task = ThreadPoller(
+                self._turn, self.kafka_handle.interrupt_poll, self._periodic
+            )
+            return
+        self.task = GreenletPoller(
+            hub,
+            self.kafka_handle.signal,
+            self._turn,
+            self._count_outstanding,
+            pulse=self._periodic,
+            alarm=Alarm(self._settings.stall_alarm, self.kafka_handle.note_stall),
+        )
+        if self._may_batch():
+            pending = self._outstanding.pending
+            self.batcher = Batcher(hub, pending, self._send_batch)
 
     def current_batcher(self) -> Batcher[_Wire] | None:
         """Give that of the caller's hub, if messages are batched there.
@@ -219,14 +232,75 @@ class Attendant(Generic[_Wire]):
         """End the task, not from within, and have no other; False if it goes on.
 
         Blocking:
-            Until it has ended. Lets other greenlets run.
+            Until it has ended, or is held up in a listener. Lets other greenlets run.
         """
         with self._attaching:
             self._ending = True
             task = self.task
             if task is not None:
                 task.stop()
-        return task is None or task.join(seconds)
+        if task is None:
+            return True
+        deadline = Deadline(seconds)
+        stall = self.watch_for_stall(_STALL)
+        while not task.join(min(deadline.remaining(), _STALL_CHECK_INTERVAL)):
+            if deadline.has_expired or (self._dispatching and stall()):
+                return False
+        return True
+
+    def close_descriptor_at_end(self) -> None:
+        """Have the poller, which is held up, close the descriptor when it ends.
+
+        librdkafka must not know the descriptor any more.
+        """
+        task, close = self.task, self.kafka_handle.signal.close
+        if isinstance(task, GreenletPoller):
+            task.on_end = close
+            if not task.has_ended:
+                return
+        close()
+
+    def watch_for_stall(self, seconds: float) -> Callable[[], bool]:
+        """Return a function that says whether the poller makes no progress.
+
+        A listener, or a log handler, may wait for something that the caller has, such
+        as a lock: as long as the caller waits for the poller, neither goes on.
+
+        Args:
+            seconds: How long without progress is a stall. Call the function repeatedly
+                meanwhile.
+        """
+        last: object = None
+        progress = Deadline(seconds)
+
+        def is_stalled() -> bool:
+            nonlocal last, progress
+            handle = self.kafka_handle
+            now = (
+                self._outstanding.reported,
+                len(self.reports),
+                len(handle.client_events),
+            )
+            if now != last:
+                last, progress = now, Deadline(seconds)
+            return progress.has_expired
+
+        return is_stalled
+
+    @property
+    def is_dispatching(self) -> bool:
+        """Whether a task is calling listeners."""
+        return bool(self._dispatching)
+
+    def serve_once(self) -> None:
+        """Poll and call listeners in the calling task, because the poller does not.
+
+        Listeners can't wait for this producer meanwhile, as in the poller.
+        """
+        with self.forbid_waits():
+            interrupt = self._turn(0)
+        if interrupt is not None:
+            raise interrupt
 
     # --- waiting for it ----------------------------------------------------------
 
@@ -314,9 +388,11 @@ class Attendant(Generic[_Wire]):
         # wait for this thread. (In a hub the task's greenlet tells that.)
         me = _concurrency.get_ident() if _concurrency.current_hub() is None else 0
         self._serving_threads.add(me)
+        call = object()
         try:
             interrupt = self.kafka_handle.poll(seconds)
             try:
+                self._dispatching.add(call)
                 self.dispatcher.dispatch()
                 if self.kafka_handle.interrupted:
                     self._on_lost()
@@ -327,6 +403,7 @@ class Attendant(Generic[_Wire]):
                 interrupt = error
         finally:
             self._serving_threads.discard(me)
+            self._dispatching.discard(call)
         return interrupt
 
     def _count_outstanding(self) -> int:

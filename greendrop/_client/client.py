@@ -20,6 +20,7 @@ from greendrop._client.batcher import take_all
 from greendrop._client.in_flight import InFlight
 from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
 from greendrop._client.pollers import Periodic
+from greendrop._concurrency.deadline import Deadline
 from greendrop._librdkafka.backend import KafkaException
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.delivery import DeliveryHandle
@@ -47,6 +48,8 @@ _TOKEN_CHECK_INTERVAL = 1.0
 #: Seconds that the reports of dropped messages may take. They come at once; the time
 #: is for a hub that is busy with something else.
 PURGE_TIMEOUT = 5.0
+#: Seconds without progress after which another task handles such reports.
+_DROP_STALL = 0.2
 #: Seconds that the end of a client may take once nothing is outstanding: it takes one
 #: or two milliseconds.
 _TEARDOWN = 10.0
@@ -602,13 +605,19 @@ class Client:
         self.router.stop()
 
     def wait_delivered(
-        self, seconds: float, give_up: Callable[[], bool] = lambda: False
+        self,
+        seconds: float,
+        give_up: Callable[[], bool] = lambda: False,
+        *,
+        may_poll: bool = True,
     ) -> bool:
         """Wait until nothing is outstanding; False when the time was over first.
 
         Args:
             seconds: How long.
             give_up: Ends the wait early when it returns true.
+            may_poll: Whether a thread may poll meanwhile. It then calls listeners, and
+                waits for longer if one of them does.
 
         Blocking:
             Lets other greenlets run.
@@ -621,7 +630,7 @@ class Client:
                 return False
             if self._settings.user_sets_linger:
                 self.kafka_handle.flush_linger()
-            waiter = self.attendant.waiter(lambda: self._outstanding.count <= 0)
+            waiter = self.attendant.waiter(self._is_idle if may_poll else None)
             self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
             if self._outstanding.count > 0:
                 self.attendant.ensure_progress()
@@ -684,6 +693,35 @@ class Client:
         self.purge_queue()
         self.flush_batcher()
 
+    def _is_idle(self) -> bool:
+        return not self._outstanding.count
+
+    def wait_dropped(self, seconds: float) -> None:
+        """Wait for the reports of dropped messages, which come at once.
+
+        If the poller makes no progress, another task handles them. If that one is held
+        up in a listener, too, they get their reports when the listener returns.
+
+        Blocking:
+            Lets other greenlets run.
+        """
+        deadline = Deadline(seconds)
+        stall = self.attendant.watch_for_stall(_DROP_STALL)
+        has_helper = False
+        while not self.wait_delivered(
+            min(deadline.remaining(), _NUDGE_EVERY), may_poll=False
+        ):
+            if deadline.has_expired:
+                return
+            if not stall():
+                continue
+            if not has_helper:
+                has_helper = True
+                _concurrency.spawn(self.attendant.serve_once)
+                stall = self.attendant.watch_for_stall(_DROP_STALL)
+            elif self.attendant.is_dispatching:
+                return
+
     def wait_settled(self, seconds: float) -> None:
         """Wait for the verdicts on all that was not kept for another client.
 
@@ -717,9 +755,19 @@ class Client:
                 _concurrency.run_in_thread(
                     lambda: self._tear_down(ended=ended), _TEARDOWN
                 )
+                if not ended:
+                    self.attendant.close_descriptor_at_end()
         finally:
-            self.attendant.dispatcher.dispatch()
+            self._dispatch_rest(ended=ended)
             _clients.discard(self)
+
+    def _dispatch_rest(self, *, ended: bool) -> None:
+        dispatch = self.attendant.dispatcher.dispatch
+        if ended:
+            dispatch()
+        else:
+            # Not here: a listener that holds up the poller would hold up this, too.
+            _concurrency.spawn(dispatch)
 
     def _tear_down(self, *, ended: bool) -> None:
         with self._send_lock:

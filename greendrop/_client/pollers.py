@@ -13,6 +13,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from greendrop import _concurrency
+from greendrop._concurrency.deadline import Deadline
+from greendrop._concurrency.wait_queue import WaitQueue
 from greendrop._concurrency.watchdog import HubWatchdog
 
 if TYPE_CHECKING:
@@ -76,12 +78,14 @@ class GreenletPoller:
         self._outstanding = outstanding
         self._stopped = False
         self._ended = False
-        # Whether the guard's timer runs, and whether it holds the loop.
+        #: Called when it has ended.
+        self.on_end: Callable[[], object] = lambda: None
+        # Whether the safety timer runs, and whether it holds the loop.
         self._safety_timer_runs = False
         self._holds = False
-        self._end_waiters: list[_concurrency.Waiter] = []
+        self._end = WaitQueue()
         # An idle producer must not hold gevent's loop: `gevent.wait()` would never
-        # return. While messages are outstanding the guard's timer holds it: a program
+        # return. While messages are outstanding the safety timer holds it: a program
         # that only waits for what a listener does would get `LoopExit`.
         loop: Any = hub.loop
         self._io = loop.io(signal.fileno(), 1, ref=False)
@@ -140,7 +144,7 @@ class GreenletPoller:
     def release(self) -> None:
         """Let go of the loop, because no message is outstanding.
 
-        In another thread than the hub's this does nothing: the guard does it.
+        In another thread than the hub's this does nothing: the safety timer does it.
         """
         if self._holds and _concurrency.get_ident() == self.hub.thread_ident:
             # The flag first, then the count: a thread that sends in between sets it.
@@ -172,17 +176,19 @@ class GreenletPoller:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
-        deadline = _concurrency.monotonic() + seconds
+        deadline = Deadline(seconds)
         while not (self._ended or self._over()):
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
+            if deadline.has_expired:
                 return False
-            waiter = _concurrency.new_waiter()
-            self._end_waiters.append(waiter)
-            if not self._ended:
-                # A hub may be about to end with its thread: it wakes nobody.
-                waiter.wait(min(left, _LOOK))
+            # A hub may be about to end with its thread: it wakes nobody.
+            soon = Deadline(_LOOK).earlier(deadline)
+            self._end.wait_until(lambda: self._ended, _concurrency.new_waiter(), soon)
         return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has let go of the descriptor."""
+        return self._ended
 
     def _run(self) -> None:
         try:
@@ -200,8 +206,8 @@ class GreenletPoller:
         finally:
             self._ended = True
             self._close_watchers()
-            for waiter in self._end_waiters:
-                waiter.wake()
+            self.on_end()
+            self._end.notify_all()
 
     def _serve(self) -> BaseException | None:
         # Drained first, then polled: what comes after the drain signals anew.
@@ -270,7 +276,7 @@ class ThreadPoller:
         self._stopped = False
         self._ended = False
         self._ident: int | None = None
-        self._end_waiters: list[_concurrency.Waiter] = []
+        self._end = WaitQueue()
         self._rest = _concurrency.ThreadWaiter()
         #: Whether there is no thread, because the interpreter is ending and starts
         #: none. Who waits has to poll.
@@ -303,12 +309,9 @@ class ThreadPoller:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
-        if not self._ended:
-            waiter = _concurrency.new_waiter()
-            self._end_waiters.append(waiter)
-            if not self._ended:
-                waiter.wait(seconds)
-        return self._ended
+        return self._ended or self._end.wait_until(
+            lambda: self._ended, _concurrency.new_waiter(), Deadline(seconds)
+        )
 
     def _run(self) -> None:
         self._ident = _concurrency.get_ident()
@@ -327,8 +330,7 @@ class ThreadPoller:
                     self._turn(_POLL)
         finally:
             self._ended = True
-            for waiter in self._end_waiters:
-                waiter.wake()
+            self._end.notify_all()
 
 
 class PollingWaiter:

@@ -65,9 +65,11 @@ class WakeupFd:
         threads.close_fd(read)
 
     def close(self) -> None:
-        read, write = self._read, self._write
+        write, self._write = self._write, -1
         # A late `set` must not write into whatever file gets the number next.
-        self._read = self._write = -1
+        read, self._read = self._read, -1
+        if read < 0:
+            return  # closed before
         threads.close_fd(read)
         if write != read:
             threads.close_fd(write)

@@ -385,14 +385,15 @@ class Shutdown:
         client.stop_taking()
         account.add(client)
         try:
-            client.wait_delivered(max(deadline - _concurrency.monotonic(), 0.0))
+            left = max(deadline - _concurrency.monotonic(), 0.0)
+            client.wait_delivered(left, may_poll=False)
         finally:
             try:
                 if client.outstanding > 0:
                     account.add(client)
                     account.is_late = True
                     client.purge_for_good()
-                    client.wait_delivered(PURGE_TIMEOUT)
+                    client.wait_dropped(PURGE_TIMEOUT)
             finally:
                 self._connections.close_clients([client])
 
@@ -430,7 +431,7 @@ class Shutdown:
         for client in clients:
             client.stop_taking()
             client.purge_for_good()
-            client.wait_delivered(PURGE_TIMEOUT)
+            client.wait_dropped(PURGE_TIMEOUT)
         now.close_clients(clients)
         now.emit("producer.disconnected", began)
 

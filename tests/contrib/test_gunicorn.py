@@ -91,5 +91,7 @@ def test_a_loss_is_in_gunicorns_log(serve, kind):
 
     assert status == 0
     assert 1.5 < seconds < 6
-    assert re.search(r"\[ERROR\] greendrop, worker \d+: .* 100 buffered messages", server.log)
+    assert re.search(
+        r"\[ERROR\] greendrop, worker \d+: .* 100 buffered messages", server.log
+    )
     assert server.log.count("100 messages") == 1
