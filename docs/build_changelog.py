@@ -1,4 +1,4 @@
-"""Build docs/changelog.md from the fragments in docs/changes (its README tells how)."""
+"""Build docs/changelog.md from the fragments in docs/changes (see its README)."""
 
 import sys
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).parent
-#: What ticker.svg shows: greenlets that send, seconds, a round trip, and a tick.
+#: Content of ticker.svg: greenlets that send, seconds, a round trip, and a tick.
 GREENLETS, SECONDS, ROUND_TRIP, TICK = 300, 2.0, 0.02, 0.01
 #: Columns and contenders of benchmarks.svg, as docs/benchmarks.md names them.
 COLUMNS = {"wait-1": "1", "wait-10": "10", "wait-100": "100", "wait-1000": "1,000"}
