@@ -1,7 +1,8 @@
-"""Spans of OpenTelemetry: one for each message, from its sending to its verdict.
+"""Tracing with OpenTelemetry: a span for each message, until its delivery report.
 
 Needs `opentelemetry-api` only, and follows the semantic conventions for messaging,
-1.44. Their names are written out here: the package that has them moves them about.
+1.44. Attribute names are literals here, since the package that defines them keeps
+moving them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     _Pairs = list[tuple[str, HeaderValue]]
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
-#: Links of a batch's span at most; the SDK's own limit is 128, if nobody raises it.
-_MOST_LINKS = 1_000
-#: Of what propagators write: says nothing about who created a message.
+#: Maximum links of a batch's span. The SDK's own limit is 128 by default.
+_MAX_LINKS = 1_000
+#: Fields of propagators that do not identify the creator of a message.
 _BAGGAGE = frozenset({"baggage"})
 
-# Those of producers that are traced already.
+# The monitors of producers that are traced already.
 _traced: WeakSet[Monitor] = WeakSet()
 
 
@@ -46,26 +47,27 @@ def trace(
     tracer_provider: api.TracerProvider | None = None,
     message_keys: bool = True,
 ) -> None:
-    """Trace what a producer, and its variants, send from now on.
+    """Trace all messages that a producer and its variants send from now on.
 
-    Each message gets a span `send TOPIC` of kind PRODUCER. It begins when the message
-    is queued, as a child of the caller's current span, and ends when its verdict is
-    known, or when it is refused. The span's context goes into the message's headers,
-    by the propagators that OpenTelemetry is set up with (W3C's by default).
+    Each message gets a span `send TOPIC` of kind PRODUCER. The span starts when the
+    message is queued, as a child of the caller's current span, and ends with the
+    delivery report, or when the message is refused. The configured propagators (W3C's
+    by default) write its context into the headers of the message.
 
-    A message whose headers bring a context along keeps it: its span is of kind CLIENT,
+    A message whose headers already have a context keeps it: its span is of kind CLIENT,
     and has a link to that context. A batch has a span of its own, of kind CLIENT, with
-    links to those of its messages; it ends with the last of these.
+    links to the spans of its messages; it ends with the last of them.
 
     Calling it again for the same producer does nothing.
 
     Args:
-        producer: Configured; before its first message, or at any time.
-        tracer_provider: Whose spans; by default the global one.
-        message_keys: Tell keys that are text (`messaging.kafka.message.key`).
+        producer: A configured producer, at any time.
+        tracer_provider: The provider of the tracer; by default the global one.
+        message_keys: Record keys that are valid UTF-8 (`messaging.kafka.message.key`).
 
     Raises:
-        ProducerNotConfiguredError: See `Producer.setup`.
+        ProducerNotConfiguredError: The producer has no settings yet; see
+            `Producer.setup`.
     """
     if producer.monitor in _traced:
         return
@@ -83,10 +85,10 @@ def trace(
 
 
 class _Topic(str):
-    """A topic's name that brings along the span of its message.
+    """The name of a topic, with the span of its message.
 
-    What is told of a message has its topic, and of all that belongs to it nothing else
-    that is not the caller's.
+    Each event about a message has the topic. The other values of the message belong to
+    the caller.
     """
 
     __slots__ = ("sending",)
@@ -99,16 +101,16 @@ class _Topic(str):
 
 
 class _Sending:
-    """The span of a message that was not told of yet."""
+    """The span of a message that has no delivery report yet."""
 
-    __slots__ = ("batch", "began", "created_in", "span")
+    __slots__ = ("batch", "creation_link", "span", "started")
 
-    def __init__(self, span: api.Span, began: int, created_in: api.Link) -> None:
+    def __init__(self, span: api.Span, started: int, creation_link: api.Link) -> None:
         self.span = span
         #: Nanoseconds since 1970.
-        self.began = began
-        #: To the context that the message's headers have.
-        self.created_in = created_in
+        self.started = started
+        #: A link to the context in the headers of the message.
+        self.creation_link = creation_link
         self.batch: _Batch | None = None
 
     def end(self, error: BaseException | None = None) -> None:
@@ -116,7 +118,7 @@ class _Sending:
             _fail(self.span, error)
         self.span.end()
         if self.batch is not None:
-            self.batch.checkpoint(error)
+            self.batch.end_one(error)
 
 
 class _Batch:
@@ -126,10 +128,10 @@ class _Batch:
         self._span = span
         self._size = size
         self._failed = False
-        # Two threads never get the same number of it.
+        # Atomic: two threads never get the same number.
         self._ended = count(1)
 
-    def checkpoint(self, error: BaseException | None) -> None:
+    def end_one(self, error: BaseException | None) -> None:
         if error is not None and not self._failed:
             self._failed = True
             _fail(self._span, error)
@@ -138,7 +140,7 @@ class _Batch:
 
 
 class _Tracing:
-    """Begins spans; see `Interceptor`."""
+    """The interceptor that starts the spans."""
 
     def __init__(
         self, tracer: api.Tracer, settings: Settings, *, message_keys: bool
@@ -156,25 +158,25 @@ class _Tracing:
     def on_send(self, message: Message) -> Message:
         if _is_suppressed():
             return message
-        began = time.time_ns()
-        headers: _Pairs = list(message.headers or ())  # type: ignore[arg-type]  # wire form
-        theirs = _fields(headers)
-        links = _links(headers) if theirs else []
+        started = time.time_ns()
+        headers: _Pairs = list(message.headers or ())  # type: ignore[arg-type]  # normalized
+        context_fields = _context_fields(headers)
+        links = _links(headers) if context_fields else []
         span = self._tracer.start_span(
             f"send {message.topic}",
             kind=api.SpanKind.CLIENT if links else api.SpanKind.PRODUCER,
             attributes=self._attributes_of(message),
             links=links,
-            start_time=began,
+            start_time=started,
         )
-        if not theirs:
+        if not context_fields:
             context = api.set_span_in_context(span)
             propagate.inject(headers, context, _SETTER)
         topic: str = message.topic
         if span.is_recording():
             topic = _Topic(topic)
             link = links[0] if links else api.Link(span.get_span_context())
-            topic.sending = _Sending(span, began, link)
+            topic.sending = _Sending(span, started, link)
         return message._replace(topic=topic, headers=headers or None)
 
     def _attributes_of(self, message: Message) -> dict[str, str | int | bool]:
@@ -211,20 +213,20 @@ class _Tracing:
             name,
             kind=api.SpanKind.CLIENT,
             attributes=attributes,
-            links=[sending.created_in for sending in sendings[:_MOST_LINKS]],
-            start_time=sendings[0].began,
+            links=[sending.creation_link for sending in sendings[:_MAX_LINKS]],
+            start_time=sendings[0].started,
         )
         batch = _Batch(span, len(sendings))
         for sending in sendings:
             sending.batch = batch
 
     def on_send_error(self, message: Message, error: BaseException) -> None:
-        if sending := _taken(message.topic):
+        if sending := _take_sending(message.topic):
             sending.end(error)
 
 
 def _on_acknowledged(event: Event) -> None:
-    if sending := _taken(event["topic"]):
+    if sending := _take_sending(event["topic"]):
         span = sending.span
         partition, offset = event["partition"], event["offset"]
         span.set_attribute("messaging.destination.partition.id", str(partition))
@@ -239,12 +241,12 @@ def _on_error(event: Event) -> None:
 
 
 def _on_failed(event: Event) -> None:
-    if sending := _taken(event["topic"]):
+    if sending := _take_sending(event["topic"]):
         sending.end(event["error"])
 
 
-def _taken(topic: str) -> _Sending | None:
-    """Take the sending that a topic brings along, for nobody else to end it again."""
+def _take_sending(topic: str) -> _Sending | None:
+    """Take the sending out of a topic, so that its span ends only once."""
     if not isinstance(topic, _Topic):
         return None
     sending, topic.sending = topic.sending, None
@@ -252,13 +254,13 @@ def _taken(topic: str) -> _Sending | None:
 
 
 def _fail(span: api.Span, error: BaseException) -> None:
-    kafkas_name = getattr(error, "name", None)
-    span.set_attribute("error.type", kafkas_name or type(error).__qualname__)
+    name = getattr(error, "name", None)
+    span.set_attribute("error.type", name or type(error).__qualname__)
     span.set_status(api.Status(api.StatusCode.ERROR, str(error)))
 
 
 def _server(kafka: Mapping[str, str]) -> dict[str, str | int]:
-    """Name the server, if there is only one to begin with."""
+    """Return the attributes of the server, if only one address is configured."""
     servers = kafka.get("bootstrap.servers") or kafka.get("metadata.broker.list")
     if not servers or "," in servers:
         return {}
@@ -269,12 +271,12 @@ def _server(kafka: Mapping[str, str]) -> dict[str, str | int]:
 
 
 def _is_suppressed() -> bool:
-    """Tell whether the caller is an exporter, whose messages must make no spans."""
+    """Return whether the caller is an exporter, whose messages get no spans."""
     return bool(get_value(_SUPPRESS))
 
 
 def _suppress_key() -> str:
-    # Nothing public has it in the API alone.
+    # The API package has no public name for it.
     from opentelemetry import context
 
     return getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
@@ -283,7 +285,7 @@ def _suppress_key() -> str:
 _SUPPRESS = _suppress_key()
 
 
-# --- the context in the headers -------------------------------------------------------
+# --- context in headers ---------------------------------------------------------------
 
 
 class _Getter(Getter["_Pairs"]):
@@ -304,8 +306,8 @@ class _Setter(Setter["_Pairs"]):
 _GETTER, _SETTER = _Getter(), _Setter()
 
 
-def _fields(headers: _Pairs) -> set[str]:
-    """Name the headers by which the caller has told a context, be it a wrong one."""
+def _context_fields(headers: _Pairs) -> set[str]:
+    """Return the names of headers that hold a context, valid or not."""
     if not headers:
         return set()
     fields = propagate.get_global_textmap().fields - _BAGGAGE
@@ -313,10 +315,10 @@ def _fields(headers: _Pairs) -> set[str]:
 
 
 def _links(headers: _Pairs) -> list[api.Link]:
-    """Link to the context in a message's headers, if there is one."""
+    """Return a link to the context in a message's headers, if it is valid."""
     context = propagate.extract(headers, Context(), _GETTER)
-    there = api.get_current_span(context).get_span_context()
-    return [api.Link(there)] if there.is_valid else []
+    found = api.get_current_span(context).get_span_context()
+    return [api.Link(found)] if found.is_valid else []
 
 
 def _text(value: HeaderValue) -> str:

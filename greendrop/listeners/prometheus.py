@@ -1,7 +1,8 @@
-"""Metrics for Prometheus, named by its rules: base units, `_total` for counters.
+"""A listener that keeps metrics for Prometheus.
 
-Needs `prometheus-client`, whose registry they are in. Works with its multi-process
-mode: nothing is labelled by process or producer, and no series needs to be removed.
+Names follow Prometheus' rules: base units, and `_total` for counters. The metrics are
+registered with `prometheus-client`. They work in its multi-process mode: no label names
+a process or a producer, so no series needs to be removed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from greendrop.events import Event
     from greendrop.message import Message
 
-#: Seconds; from a broker in the same rack to librdkafka's `message.timeout.ms`.
+#: Seconds, from the latency of a broker in the same rack to `message.timeout.ms`.
 BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0),
@@ -35,11 +36,11 @@ class Spec(NamedTuple):
     """One row of the table of metrics.
 
     Attributes:
-        kind: Prometheus' type.
-        name: As it is scraped.
-        help: What it says.
-        labels: Names.
-        fold: Of a gauge: how the values of producers, and of processes, make one.
+        kind: The type of metric.
+        name: The name that is scraped.
+        help: The description that is scraped.
+        labels: The names of the labels.
+        fold: For gauges: combines the values of producers and of processes.
     """
 
     kind: str
@@ -66,19 +67,19 @@ METRICS: tuple[Spec, ...] = (
     Spec(
         "counter",
         "greendrop_messages_acknowledged_total",
-        "Messages that a broker has",
+        "Messages that a broker has stored",
         ("topic",),
     ),
     Spec(
         "counter",
         "greendrop_messages_failed_total",
-        "Messages that were queued and not delivered; error is Kafka's name of it",
+        "Messages that were queued and not delivered; error is Kafka's name for it",
         ("topic", "error"),
     ),
     Spec(
         "histogram",
         "greendrop_delivery_duration_seconds",
-        "From librdkafka's queue to the acknowledgement",
+        "Time from librdkafka's queue to the acknowledgement",
         ("topic",),
     ),
     Spec(
@@ -87,18 +88,18 @@ METRICS: tuple[Spec, ...] = (
         "Events error.occurred, by their type",
         ("type", "error"),
     ),
-    Spec("gauge", "greendrop_buffer_messages", "Messages that wait for a flush"),
+    Spec("gauge", "greendrop_buffer_messages", "Messages in the buffer"),
     Spec(
         "gauge",
         "greendrop_queue_messages",
         "Messages in librdkafka's queue or in flight; from statistics",
     ),
-    Spec("gauge", "greendrop_queue_bytes", "Their size; from statistics"),
+    Spec("gauge", "greendrop_queue_bytes", "Size of these messages; from statistics"),
     Spec("counter", "greendrop_connections_total", "Clients that were built"),
     Spec(
         "counter",
         "greendrop_reloads_total",
-        "Clients that replaced one which a fatal error had ended",
+        "Clients that replaced one with a fatal error",
     ),
     Spec(
         "counter",
@@ -109,7 +110,7 @@ METRICS: tuple[Spec, ...] = (
     Spec(
         "counter",
         "greendrop_hub_stalled_seconds_total",
-        "Time for which the hub was held while messages waited to be told of",
+        "Time for which the hub was blocked while delivery reports were waiting",
     ),
     Spec("counter", "greendrop_broker_requests_total", "Requests sent", ("broker",)),
     Spec(
@@ -133,14 +134,14 @@ METRICS: tuple[Spec, ...] = (
     Spec(
         "gauge",
         "greendrop_broker_round_trip_seconds",
-        "From request to answer, lately; statistic is avg, p95 or p99",
+        "Time from request to answer, lately; statistic is avg, p95 or p99",
         ("broker", "statistic"),
         max,
     ),
     Spec(
         "gauge",
         "greendrop_broker_queue_seconds",
-        "For which requests waited to be sent, lately",
+        "Time for which requests waited to be sent, lately",
         ("broker", "statistic"),
         max,
     ),
@@ -161,11 +162,12 @@ _QUEUE_GAUGES = (
     ("msg_size", "greendrop_queue_bytes"),
 )
 
-# Who tells the value of a gauge: a producer's id, and its client's name or this.
-_Teller: TypeAlias = tuple[str, str]
+# The source of a gauge's value: the producer's id, and the client's name or
+# `_NO_CLIENT`.
+_Source: TypeAlias = tuple[str, str]
 _NO_CLIENT = ""
 
-# A registry takes each name once; listeners of one registry share its metrics.
+# A registry accepts each name once; listeners of one registry share its metrics.
 _made: WeakKeyDictionary[CollectorRegistry, _Metrics] = WeakKeyDictionary()
 
 
@@ -176,11 +178,11 @@ class PrometheusListener:
     number of producers; several listeners of one registry share its metrics.
 
     Args:
-        registry: Where the metrics are registered; by default prometheus-client's own.
-        buckets: Upper bounds of the delivery duration's buckets, in seconds. Those of
-            the registry's first listener hold.
-        statistics: Have librdkafka's statistics emitted, for the queue and the brokers.
-            Then it is to be subscribed before the first message.
+        registry: The registry; by default the one of prometheus-client.
+        buckets: Upper bounds of the buckets of the delivery duration, in seconds. The
+            first listener of a registry decides.
+        statistics: Subscribe to librdkafka's statistics, for the metrics of the queue
+            and the brokers. Then subscribe the listener before the first message.
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class PrometheusListener:
         self._count("greendrop_messages_produced_total", event, "async")
 
     def on_message_acknowledged(self, event: Event) -> None:
-        """Count one message, and how long it took."""
+        """Count one message, and observe its delivery duration."""
         topic = event["topic"]
         self._metrics.add("greendrop_messages_acknowledged_total", 1, topic)
         duration = self._metrics.child("greendrop_delivery_duration_seconds", topic)
@@ -231,15 +233,15 @@ class PrometheusListener:
         self._count_failed(event)
 
     def on_error_occurred(self, event: Event) -> None:
-        """Count an error, and the message that it is about if there is one."""
-        kind, error = event["type"], event["error"]
-        self._metrics.add("greendrop_errors_total", 1, kind, _name(error))
-        if kind == "librdkafka.dispatch_error":
+        """Count an error, and the message that failed, if any."""
+        error_type, error = event["type"], event["error"]
+        self._metrics.add("greendrop_errors_total", 1, error_type, _name(error))
+        if error_type == "librdkafka.dispatch_error":
             self._count_failed(event)
 
     def _count_failed(self, event: Event) -> None:
-        facts = event["topic"], _name(event["error"])
-        self._metrics.add("greendrop_messages_failed_total", 1, *facts)
+        labels = event["topic"], _name(event["error"])
+        self._metrics.add("greendrop_messages_failed_total", 1, *labels)
 
     def _count(self, metric: str, event: Event, verb: str) -> None:
         messages: Iterable[Message] = event["messages"]
@@ -250,32 +252,32 @@ class PrometheusListener:
     # --- the buffer --------------------------------------------------------------
 
     def on_message_buffered(self, event: Event) -> None:
-        """Tell how many are buffered."""
+        """Set the size of the buffer."""
         self._set_buffered(event, len(event["buffer"]))
 
     def on_messages_buffered(self, event: Event) -> None:
-        """Tell how many are buffered."""
+        """Set the size of the buffer."""
         self._set_buffered(event, len(event["buffer"]))
 
     def on_buffer_flushed_sync(self, event: Event) -> None:
-        """Count what came from the buffer."""
+        """Count the flushed messages."""
         self._count("greendrop_messages_flushed_total", event, "sync")
         self._set_buffered(event, 0)
 
     def on_buffer_flushed_async(self, event: Event) -> None:
-        """Count what came from the buffer."""
+        """Count the flushed messages."""
         self._count("greendrop_messages_flushed_total", event, "async")
         self._set_buffered(event, 0)
 
     def on_buffer_purged(self, event: Event) -> None:
-        """Tell that nothing is buffered."""
+        """Set the size of the buffer to 0."""
         self._set_buffered(event, 0)
 
     def _set_buffered(self, event: Event, size: int) -> None:
-        teller = event["producer_id"], _NO_CLIENT
-        self._metrics.set("greendrop_buffer_messages", size, teller)
+        source = event["producer_id"], _NO_CLIENT
+        self._metrics.set("greendrop_buffer_messages", size, source)
 
-    # --- the producer's life -----------------------------------------------------
+    # --- producers and transactions ----------------------------------------------
 
     def on_producer_connected(self, _: Event) -> None:
         """Count a client."""
@@ -287,11 +289,11 @@ class PrometheusListener:
         self._metrics.forget_clients(event["producer_id"])
 
     def on_producer_disconnected(self, event: Event) -> None:
-        """Forget what its clients said."""
+        """Forget the values of its clients."""
         self._metrics.forget_clients(event["producer_id"], counters=True)
 
     def on_producer_closed(self, event: Event) -> None:
-        """Forget what its clients said, and what it had in its buffer."""
+        """Forget the values of its clients and of its buffer."""
         self._metrics.forget_clients(event["producer_id"], counters=True)
         self._metrics.forget((event["producer_id"], _NO_CLIENT))
 
@@ -301,25 +303,25 @@ class PrometheusListener:
         self._metrics.add("greendrop_transactions_total", 1, outcome)
 
     def on_hub_stalled(self, event: Event) -> None:
-        """Add up how long the hub was held."""
+        """Add the time for which the hub was blocked."""
         seconds = event["seconds"]
         self._metrics.add("greendrop_hub_stalled_seconds_total", seconds)
 
     # --- statistics --------------------------------------------------------------
 
     def on_statistics_emitted(self, event: Event) -> None:
-        """Tell of the queue and of the brokers."""
+        """Update the metrics of the queue and of the brokers."""
         statistics, metrics = event["statistics"], self._metrics
         client = event["producer_id"], statistics["name"]
         for key, name in _QUEUE_GAUGES:
             metrics.set(name, statistics[key], client)
-        for broker, said in brokers(statistics):
+        for broker, numbers in brokers(statistics):
             for key, name in _BROKER_COUNTERS:
-                metrics.advance(name, said.get(key, 0), client, broker)
+                metrics.advance(name, numbers.get(key, 0), client, broker)
             for key, name in _BROKER_GAUGES:
-                window = said.get(key, {})
+                window = numbers.get(key, {})
                 if not window.get("cnt"):
-                    continue  # no request lately: the 0 that it says is no time
+                    continue  # no request lately: 0 would be wrong
                 for statistic in ("avg", "p95", "p99"):
                     seconds = window[statistic] * _MICROSECOND
                     metrics.set(name, seconds, client, broker, statistic)
@@ -331,15 +333,15 @@ class _Metrics:
     def __init__(self, registry: CollectorRegistry, buckets: Sequence[float]) -> None:
         self._all = {spec.name: _make(spec, registry, buckets) for spec in METRICS}
         self._folds = {spec.name: spec.fold for spec in METRICS}
-        # By name and labels, since looking them up in the metric takes longer.
+        # By name and labels: faster than the look-up in the metric.
         self._children: dict[tuple[str, ...], Any] = {}
-        # What each client, or buffer, said last; by gauge and labels.
-        self._said: dict[tuple[str, ...], dict[_Teller, float]] = {}
+        # The last value of each source, by gauge and labels.
+        self._values: dict[tuple[str, ...], dict[_Source, float]] = {}
         self._increments = Increments()
         self._pid = os.getpid()
 
     def child(self, name: str, *labels: str) -> Any:  # noqa: ANN401 - any kind
-        """Give a metric with these labels."""
+        """Return the metric with these labels."""
         key = (name, *labels)
         child = self._children.get(key)
         if child is None:
@@ -352,43 +354,43 @@ class _Metrics:
         """Add to a counter."""
         self.child(name, *labels).inc(number)
 
-    def advance(self, name: str, value: float, client: _Teller, *labels: str) -> None:
-        """Add to a counter what has come to one of librdkafka's."""
+    def advance(self, name: str, value: float, client: _Source, *labels: str) -> None:
+        """Add the growth of one of librdkafka's counters to a counter."""
         self._forget_parents()
         counter = (name, client, *labels)
-        grown = self._increments.since_last(client[0], counter, value, first=value)
-        self.child(name, *labels).inc(grown)
+        growth = self._increments.since_last(client[0], counter, value, first=value)
+        self.child(name, *labels).inc(growth)
 
-    def set(self, name: str, value: float, teller: _Teller, *labels: str) -> None:
-        """Set a gauge to what all who tell it make together."""
+    def set(self, name: str, value: float, source: _Source, *labels: str) -> None:
+        """Set the value of one source, and the gauge to the fold of all sources."""
         self._forget_parents()
-        self._said.setdefault((name, *labels), {})[teller] = value
+        self._values.setdefault((name, *labels), {})[source] = value
         self._fold((name, *labels))
 
     def forget_clients(self, producer_id: str, *, counters: bool = False) -> None:
-        """Forget what a producer's clients said and, if all are gone, counted."""
+        """Forget the values of a producer's clients, and optionally their counters."""
         if counters:
             self._increments.forget(producer_id)
-        for said in list(self._said.values()):
-            for teller in list(said):
-                if teller[0] == producer_id and teller[1] != _NO_CLIENT:
-                    self.forget(teller)
+        for values in list(self._values.values()):
+            for source in list(values):
+                if source[0] == producer_id and source[1] != _NO_CLIENT:
+                    self.forget(source)
 
-    def forget(self, teller: _Teller) -> None:
-        """Forget what somebody said."""
-        for gauge, said in list(self._said.items()):
-            if said.pop(teller, None) is not None:
+    def forget(self, source: _Source) -> None:
+        """Forget the values of one source."""
+        for gauge, values in list(self._values.items()):
+            if values.pop(source, None) is not None:
                 self._fold(gauge)
 
     def _fold(self, gauge: tuple[str, ...]) -> None:
-        values = list(self._said[gauge].values()) or [0.0]
+        values = list(self._values[gauge].values()) or [0.0]
         self.child(*gauge).set(self._folds[gauge[0]](values))
 
     def _forget_parents(self) -> None:
-        # In a forked child, where the parent goes on telling its own.
+        # In a forked child: the parent keeps reporting its own values.
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._said = {}
+            self._values = {}
             self._increments = Increments()
 
 
@@ -403,7 +405,7 @@ def _make(
         return Histogram(
             spec.name, spec.help, spec.labels, registry=registry, buckets=buckets
         )
-    # Of processes that live; the others' values are gone with them.
+    # Of living processes only.
     mode = "livemax" if spec.fold is max else "livesum"
     return Gauge(
         spec.name,
@@ -415,5 +417,5 @@ def _make(
 
 
 def _name(error: BaseException) -> str:
-    """Give Kafka's name of an error, or else that of its class."""
+    """Return Kafka's name of an error, or the name of its class."""
     return getattr(error, "name", None) or type(error).__qualname__
