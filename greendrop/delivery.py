@@ -10,7 +10,7 @@ import copy
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from greendrop import _concurrency, _wording
+from greendrop import _concurrency, _pickling, _wording
 from greendrop.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -114,6 +114,7 @@ class DeliveryHandle:
         "topic",
     )
 
+    _always_pickles = True
     #: The message's topic.
     topic: str
     #: The message's label, whatever the caller made it.
@@ -331,6 +332,7 @@ class DeliveryHandle:
                 f"no verdict on a message to {self.topic!r} when its handle was"
                 " pickled; it may still be delivered"
             )
+        state["label"] = _pickling.picklable(self.label)
         return _unpickled, (state,)
 
     def __repr__(self) -> str:

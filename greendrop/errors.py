@@ -35,14 +35,15 @@
         │   └── TransactionUnknownError a commit without an answer: may be committed
         └── ProduceManyError            a batch failed; carries what was dispatched
 
-All of them pickle, with their cause. Who only carries class and `args` along, as JSON
-results of Celery do, loses the cause and the handles. No text holds a payload or a
-secret.
+All of them pickle, with their cause, whatever they carry. JSON results of Celery have
+only class and `args`, without cause and handles. No text holds a payload or a secret.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from greendrop import _pickling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,8 +62,19 @@ def _rebuild(
     return error
 
 
+def _picklable_cause(cause: BaseException | None) -> BaseException | None:
+    """Return a cause that pickles: the cause itself, or an error with its text."""
+    if cause is None or isinstance(cause, GreendropError) or _pickling.survives(cause):
+        return cause
+    substitute = GreendropError(_pickling.text_of(cause))
+    substitute.__cause__ = cause.__cause__
+    return substitute
+
+
 class GreendropError(Exception):
     """Anything that greendrop raises by itself."""
+
+    _always_pickles = True
 
     def __str__(self) -> str:
         """Tell what happened; not what else the error carries."""
@@ -73,8 +85,18 @@ class GreendropError(Exception):
         self.args = (f"{self}; {text}", *self.args[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with attributes and cause, whatever the constructor takes."""
-        return _rebuild, (type(self), self.args, self.__dict__, self.__cause__)
+        """Pickle with attributes and cause, whatever the constructor takes.
+
+        What does not pickle itself is replaced: attributes by their repr, a cause by a
+        `GreendropError` that has the cause's repr as its text.
+        """
+        state = {key: _pickling.picklable(it) for key, it in self.__dict__.items()}
+        cause = _picklable_cause(self.__cause__)
+        return _rebuild, (type(self), _pickling.picklable(self.args), state, cause)
+
+    def __copy__(self) -> GreendropError:
+        """Return another error with the same attributes and cause."""
+        return _rebuild(type(self), self.args, self.__dict__, self.__cause__)
 
 
 class _FieldsError(GreendropError):

@@ -3,12 +3,14 @@ import inspect
 import json
 import pickle
 import re
+import threading
 
 import pytest
 
 import greendrop
-from greendrop import errors
+from greendrop import Message, Producer, errors
 from greendrop.errors import (
+    AbortTransaction,
     BrokerError,
     ConfigurationInvalidError,
     DeliveryError,
@@ -18,11 +20,16 @@ from greendrop.errors import (
     MessageInvalidError,
     MessagesAbandonedError,
     MiddlewareError,
+    OAuthTokenError,
     ProduceError,
     ProduceManyError,
     TransactionalOffsetInvalidError,
     VariantInvalidError,
 )
+from greendrop.testing import MemoryCluster
+
+#: Can't be pickled.
+LAMBDA = lambda: 1  # noqa: E731
 
 CLASSES = sorted(
     (
@@ -239,6 +246,110 @@ def test_notes_survive_pickling():
     error.__notes__ = ["while sending an order"]
 
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["while sending an order"]
+
+
+class NoRepr:
+    """An object without a repr, which doesn't pickle either."""
+
+    def __reduce__(self):
+        """Refuse."""
+        raise RuntimeError("not today")
+
+    def __repr__(self):
+        """Refuse."""
+        raise RuntimeError("not this either")
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and can't be unpickled: its constructor needs more than its `args`."""
+
+    def __init__(self, text, more):
+        super().__init__(text)
+        self.more = more
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(threading.Lock()),
+        TwoArgumentsError("out of luck", 5),
+        OSError(NoRepr()),
+        OSError("plain"),
+    ],
+    ids=["lock", "constructor", "no repr", "plain"],
+)
+@pytest.mark.parametrize("kind", [MiddlewareError, OAuthTokenError])
+def test_errors_pickle_whatever_their_cause_is(kind, cause):
+    """A cause that does not pickle is replaced by an error with its repr as text."""
+    error = example_of(kind)
+    error.__cause__ = cause
+    cause.__cause__ = BROKER_ERROR
+
+    got = pickle.loads(pickle.dumps(error))
+
+    assert same(error, got)
+    if cause.args == ("plain",):
+        assert type(got.__cause__) is OSError
+    else:
+        assert type(got.__cause__) is GreendropError
+        assert type(cause).__name__ in str(got.__cause__)
+        assert same(got.__cause__.__cause__, BROKER_ERROR)
+
+
+def test_errors_pickle_whatever_they_carry():
+    """Arguments and attributes that do not pickle are replaced by their repr."""
+    lock = threading.Lock()
+    error = AbortTransaction("stop", lock)
+    error.lock = lock
+    error.many = (lock, 5)
+
+    got = pickle.loads(pickle.dumps(error))
+
+    assert got.args == ("stop", repr(lock))
+    assert (got.lock, got.many) == (repr(lock), (repr(lock), 5))
+
+
+def test_copies_of_errors_share_what_they_carry():
+    """Each of many tasks that wait for a message raises a copy."""
+    lock = threading.Lock()
+    error = AbortTransaction("stop", lock)
+    error.lock = lock
+    error.__cause__ = OSError(lock)
+
+    got = copy.copy(error)
+
+    assert got is not error
+    assert type(got) is AbortTransaction
+    assert got.args == ("stop", lock)
+    assert got.lock is lock
+    assert got.__cause__ is error.__cause__
+
+
+@pytest.mark.parametrize(
+    ("label", "pickled"),
+    [
+        (len, len),
+        ({"id": 5}, {"id": 5}),
+        (threading.Lock, threading.Lock),
+        (LAMBDA, repr(LAMBDA)),
+        ([LAMBDA], repr([LAMBDA])),
+    ],
+    ids=["function", "mapping", "class", "lambda", "list of a lambda"],
+)
+def test_errors_pickle_whatever_the_labels_are(label, pickled):
+    """A label that does not pickle is replaced by its repr, in handles, too."""
+    with MemoryCluster() as cluster:
+        producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
+        cluster.fail_messages("INVALID_RECORD")
+        with pytest.raises(ProduceManyError) as raised:
+            producer.produce_many_sync([Message("t", b"x", label=label)])
+        producer.close()
+
+    got = pickle.loads(pickle.dumps(raised.value))
+
+    assert raised.value.dispatched[0].label is label
+    assert got.dispatched[0].label == pickled
+    assert got.dispatched[0].error.name == "INVALID_RECORD"
 
 
 def test_subclass_of_a_user_pickles():

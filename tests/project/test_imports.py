@@ -27,7 +27,7 @@ LAYERS = (
         *("events", "interceptors", "middleware", "config"),
         *("delivery", "scope", "_logging"),
     },
-    {"message", "oauth", "errors", "_concurrency", "_wording"},
+    {"message", "oauth", "errors", "_concurrency", "_pickling", "_wording"},
 )
 LEAVES = LAYERS[0]
 
