@@ -37,9 +37,10 @@ test: $(VENV)/.installed-test ## run the tests that need no broker
 kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
 	$(run) pytest -m "kafka and not bench" --timeout=180 $(PYTEST_ARGS)
 
-# In one process: the environments share a wheel and a cache of downloads.
+# They mostly wait, so two processes suit two cores.
 install-test: $(VENV)/.installed-test ## try each documented way to install
-	$(run) pytest -m install tests/project/test_install.py $(PYTEST_ARGS)
+	$(run) pytest -n 2 --dist loadgroup -m install \
+	    tests/project/test_install.py $(PYTEST_ARGS)
 
 kafka: $(VENV)/.installed-test ## start one Apache Kafka node, until Ctrl-C
 	$(run) tests.servers.kafka

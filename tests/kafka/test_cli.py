@@ -101,8 +101,42 @@ def test_doctor_logs_in(kafka_secure, topic):
     assert "wrong-one" not in wrong.stdout
 
 
-def test_doctor_knows_a_listener_that_wants_tls(kafka_secure):
-    """A plain client is just cut off there; and the certificate must be trusted."""
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("produce", "-t", "t", "-b"),
+        ("bench", "-t", "t", "-b"),
+        ("verify", "--topic", "t", "--bootstrap-server"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_each_command_prints_at_once_that_the_password_is_wrong(
+    kafka_secure, command, tmp_path
+):
+    """The reason comes long before a message times out, and without the password."""
+    listeners = kafka_secure.secure_listeners
+    file = tmp_path / "kafka.properties"
+    file.write_text(
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\n"
+        f"sasl.username={listeners.plain.user}\nsasl.password=wrong-one\n"
+    )
+    option = "--command-config" if command[0] == "verify" else "-F"
+    process = start(*command, listeners.sasl_bootstrap_servers, option, str(file))
+    if command[0] == "produce":
+        process.stdin.write("x\n")
+        process.stdin.flush()
+
+    line = process.stderr.readline()
+    process.kill()
+    process.communicate()
+
+    assert "uthentication failed" in line
+    assert line.endswith("; still trying\n")
+    assert "wrong-one" not in line
+
+
+def test_doctor_recognizes_a_tls_listener(kafka_secure):
+    """It says so to a client without TLS, and that the certificate is not trusted."""
     listeners = kafka_secure.secure_listeners
     servers = ("-b", listeners.tls_bootstrap_servers, "--timeout", "4")
     tls = ("-X", "security.protocol=SSL")

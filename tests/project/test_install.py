@@ -106,7 +106,12 @@ WAYS: dict[tuple[str, ...], tuple[Program, ...]] = {
         Program(("greendrop", "--print-completion", "bash"), "complete"),
     ),
 }
-CASES = [(way, program) for way, programs in WAYS.items() for program in programs]
+#: The cases of one way run in one process, which makes its environment once.
+CASES = [
+    pytest.param(way, program, marks=pytest.mark.xdist_group(str(way)))
+    for way, programs in WAYS.items()
+    for program in programs
+]
 
 
 class Environment:
