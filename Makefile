@@ -39,7 +39,7 @@ kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
 
 # They mostly wait, so two processes suit two cores.
 install-test: $(VENV)/.installed-test ## try each documented way to install
-	$(run) pytest -n 2 --dist loadgroup -m install \
+	$(run) pytest -n 2 -m install \
 	    tests/project/test_install.py $(PYTEST_ARGS)
 
 kafka: $(VENV)/.installed-test ## start one Apache Kafka node, until Ctrl-C

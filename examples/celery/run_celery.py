@@ -60,6 +60,14 @@ def show(pool: str, folder: Path) -> None:
         raise
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     pools = sys.argv[1:] or ["gevent", "prefork"]
@@ -71,6 +79,7 @@ def main() -> None:
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
             or stack.enter_context(MockCluster.spawn()).bootstrap_servers
         )
+        check(servers)
         os.environ["GREENDROP_BOOTSTRAP_SERVERS"] = servers
         os.environ["CELERY_FOLDER"] = str(folder)
         for pool in pools:

@@ -66,6 +66,14 @@ def serve(address: str, log: Path) -> subprocess.Popen[bytes]:
     raise SystemExit(log.read_text())
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     with ExitStack() as stack:
@@ -73,6 +81,7 @@ def main() -> None:
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
             or stack.enter_context(MockCluster.spawn()).bootstrap_servers
         )
+        check(servers)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.environ["GREENDROP_BOOTSTRAP_SERVERS"] = servers
         os.environ["SHOP_DATABASE"] = str(folder / "shop.db")

@@ -14,6 +14,8 @@ from gevent import monkey
 monkey.patch_all()
 
 import os  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 import urllib.request  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
@@ -37,6 +39,14 @@ def order(address: str, number: int) -> int:
         return int(answer.status)
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     with ExitStack() as stack:
@@ -45,6 +55,7 @@ def main() -> None:
         if not servers:
             cluster = stack.enter_context(MockCluster.spawn())
             servers = cluster.bootstrap_servers
+        check(servers)
         kafka = {"bootstrap.servers": servers}
         app = create_app(GREENDROP_KAFKA=kafka, AUDIT_KAFKA=kafka | {"linger.ms": 100})
         server = WSGIServer(("127.0.0.1", 0), app, log=None)

@@ -51,6 +51,14 @@ def address_in(log: Path, server: subprocess.Popen[bytes]) -> str:
     raise SystemExit(log.read_text())
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     with ExitStack() as stack:
@@ -58,6 +66,7 @@ def main() -> None:
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
             or stack.enter_context(MockCluster.spawn()).bootstrap_servers
         )
+        check(servers)
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         with log.open("wb") as output:
             server = subprocess.Popen(

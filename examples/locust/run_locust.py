@@ -21,6 +21,14 @@ HERE = Path(__file__).parent
 ROUND_TRIP = 0.02
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     with ExitStack() as stack:
@@ -30,6 +38,7 @@ def main() -> None:
             servers = cluster.bootstrap_servers
             cluster.round_trip(ROUND_TRIP)
             print(f"the brokers take {ROUND_TRIP * 1000:.0f} ms to answer", flush=True)
+        check(servers)
         locust = [sys.executable, "-m", "locust", "--headless", "--only-summary"]
         locust += [
             "--users=200",

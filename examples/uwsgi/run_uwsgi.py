@@ -65,6 +65,14 @@ def start(servers: str, address: str, log: Path) -> subprocess.Popen[bytes]:
     raise SystemExit(log.read_text())
 
 
+def check(servers: str) -> None:
+    """Exit with the findings of `greendrop doctor` if these brokers don't answer."""
+    doctor = [sys.executable, "-m", "greendrop", "doctor", "-b", servers]
+    done = subprocess.run(doctor, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout)
+
+
 def main() -> None:
     """Run the example."""
     if which("uwsgi") is None:
@@ -74,6 +82,7 @@ def main() -> None:
             os.environ.get("GREENDROP_BOOTSTRAP_SERVERS")
             or stack.enter_context(MockCluster.spawn()).bootstrap_servers
         )
+        check(servers)
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -296,6 +296,51 @@ def test_uwsgi_workers_store_messages():
     assert output.endswith("after SIGTERM uWSGI ends with 0\n")
 
 
+# --- brokers that can't be reached ---------------------------------------------------
+
+#: Nothing listens there.
+NOWHERE = "127.0.0.1:1"
+SENDING = [path for path in EXAMPLES.glob("*.py") if path.stem != "oauth"]
+HOSTS = ["celery", "django", "flask", "gunicorn", "locust"]
+
+
+@pytest.mark.parametrize("path", sorted(SENDING), ids=lambda path: path.stem)
+def test_each_example_prints_at_once_that_no_broker_answers(path):
+    """The reason comes long before a message times out."""
+    process = subprocess.Popen(
+        [sys.executable, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env={**os.environ, "GREENDROP_BOOTSTRAP_SERVERS": NOWHERE},
+    )
+    lines = []
+    while not lines or (lines[-1] and "Connection refused" not in lines[-1]):
+        lines.append(process.stdout.readline())
+    process.kill()
+    process.communicate()
+
+    assert "Connection refused" in lines[-1], lines
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.parametrize("folder", HOSTS)
+def test_each_host_ends_with_advice_when_no_broker_answers(folder):
+    """The findings of `greendrop doctor` are printed, and nothing is started."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / folder / f"run_{folder}.py"],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "GREENDROP_BOOTSTRAP_SERVERS": NOWHERE},
+        check=False,
+        timeout=45,
+    )
+
+    assert done.returncode == 1
+    assert f"FAILED  broker: {NOWHERE}: Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "folder", sorted(path.parent.name for path in EXAMPLES.glob("*/run_*.py"))
 )

@@ -35,37 +35,39 @@ GETTING_STARTED = (".[flask,gunicorn]", "pytest")
 
 
 class Program(NamedTuple):
-    """A program, and a text that its output must contain.
+    """A command line, and a text that its output must contain.
 
     Attributes:
-        arguments: Those of Python; or the name of a console script and its arguments.
+        arguments: The name of a program of the environment, and its arguments.
         output: A part of what the program writes to standard output.
     """
 
     arguments: tuple[str, ...]
-    output: str
+    output: str = ""
 
 
-def example(path: str, output: str, *options: str) -> Program:
-    """Describe a program in `examples`."""
-    return Program(("python", f"examples/{path}", *options), output)
+class Block(NamedTuple):
+    """A Python block of README or docs.
 
-
-def block(marker: str, use: str = "") -> Program:
-    """Describe the Python block of README or docs that contains this line.
-
-    Args:
+    Attributes:
         marker: A part of the block.
         use: A program that uses what the block only defines.
     """
-    return Program((marker, use), "")
+
+    marker: str
+    use: str = ""
+
+
+def example(path: str, output: str, *options: str) -> Program:
+    """Return the command line of a program in `examples`."""
+    return Program(("python", f"examples/{path}", *options), output)
 
 
 #: Each documented way to install greendrop, and what is promised to run after it.
-WAYS: dict[tuple[str, ...], tuple[Program, ...]] = {
+WAYS: dict[tuple[str, ...], tuple[Program | Block, ...]] = {
     (".",): (
-        block("gevent.joinall([gevent.spawn(handle, number)"),
-        block("with producer.scope():"),
+        Block("gevent.joinall([gevent.spawn(handle, number)"),
+        Block("with producer.scope():"),
         example("quickstart.py", "produce_sync waits"),
         example("concurrent.py", "three greenlets and one producer"),
         example("concurrent.py", "three threads and one producer", "--threads"),
@@ -80,38 +82,32 @@ WAYS: dict[tuple[str, ...], tuple[Program, ...]] = {
     ),
     (".", "pytest"): (Program(("pytest", "examples/testing"), "4 passed"),),
     (".[flask,gunicorn,prometheus]",): (
-        Program(("python", "-c", "import flask, gunicorn, prometheus_client"), ""),
+        Program(("python", "-c", "import flask, gunicorn, prometheus_client")),
     ),
     (".[gunicorn]",): (example("gunicorn/run_gunicorn.py", "1000 of 1000"),),
     (".[flask]",): (example("flask/run_flask.py", "100 of 100 orders"),),
     (".[django]",): (example("django/run_django.py", "the relay has sent 30"),),
     (".[celery]",): (
-        block("@tasks.task", "invoice(7)\n"),
+        Block("@tasks.task", "invoice(7)\n"),
         example("celery/run_celery.py", "prefork: the worker ends with 0"),
     ),
     (".[locust]",): (example("locust/run_locust.py", "greendrop-locust-orders"),),
     (".[prometheus]",): (
-        block("subscribe(PrometheusListener())"),
+        Block("subscribe(PrometheusListener())"),
         example("metrics.py", "greendrop_messages_acknowledged_total"),
     ),
-    (".[opentelemetry]",): (block("trace(producer)"),),
+    (".[opentelemetry]",): (Block("trace(producer)"),),
     (".[opentelemetry]", "opentelemetry-sdk"): (
         example("tracing.py", "send greendrop-tracing"),
     ),
-    (".[datadog]",): (block("StatsdListener(DogStatsd()"),),
+    (".[datadog]",): (Block("StatsdListener(DogStatsd()"),),
     (".[statsd]",): (
-        Program(("python", "-c", "import greendrop.listeners.statsd, statsd"), ""),
+        Program(("python", "-c", "import greendrop.listeners.statsd, statsd")),
     ),
     (".[completion]",): (
         Program(("greendrop", "--print-completion", "bash"), "complete"),
     ),
 }
-#: The cases of one way run in one process, which makes its environment once.
-CASES = [
-    pytest.param(way, program, marks=pytest.mark.xdist_group(str(way)))
-    for way, programs in WAYS.items()
-    for program in programs
-]
 
 
 class Environment:
@@ -180,32 +176,28 @@ def wheel(checkout):
     return wheel
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory, checkout, wheel):
-    """Return a function that makes the environment of a way to install, once."""
-    folder = tmp_path_factory.mktemp("environments")
-    made: dict[tuple[str, ...], Environment] = {}
+@pytest.fixture
+def environment(tmp_path, checkout, wheel, tmp_path_factory):
+    """Return a function that makes the environment of a way to install."""
 
     def make(way: tuple[str, ...]) -> Environment:
-        if way not in made:
-            path = folder / str(len(made))
-            venv.create(path, with_pip=False, symlinks=True)
-            pip = [sys.executable, "-m", "pip", "--python", path / "bin" / "python"]
-            pip += ["--quiet", "--disable-pip-version-check"]
-            pip += ["--cache-dir", folder / "cache"]
-            requirements = [
-                f"{wheel}{each[1:]}" if each.startswith(".") else each for each in way
-            ]
-            done = subprocess.run(
-                [*pip, "install", *requirements],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIME_LIMIT,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            made[way] = Environment(path, checkout)
-        return made[way]
+        folder = tmp_path / "environment"
+        venv.create(folder, with_pip=False, symlinks=True)
+        pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+        pip += ["--quiet", "--disable-pip-version-check"]
+        pip += ["--cache-dir", tmp_path_factory.getbasetemp() / "pip-cache"]
+        requirements = [
+            f"{wheel}{each[1:]}" if each.startswith(".") else each for each in way
+        ]
+        done = subprocess.run(
+            [*pip, "install", "--no-compile", *requirements],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIME_LIMIT,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return Environment(folder, checkout)
 
     return make
 
@@ -231,23 +223,25 @@ def block_with(marker: str) -> str:
 
 @pytest.mark.install
 @pytest.mark.slow
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize(("way", "program"), CASES, ids=str)
-def test_programs_run_with_what_their_page_installs(
-    environment, tmp_path, way, program
-):
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_programs_run_with_what_their_page_installs(environment, tmp_path, way):
     """No program needs a package that its page does not name."""
     its = environment(way)
-    if not (its.bin / program.arguments[0]).exists():  # a block of the documentation
-        marker, use = program.arguments
-        script = tmp_path / "program.py"
-        with MockCluster() as cluster:
-            servers = cluster.bootstrap_servers
-            script.write_text(block_with(marker).replace(ADDRESS, servers) + use)
-            its.run("python", script)
-        return
+    for program in WAYS[way]:
+        if isinstance(program, Program):
+            assert program.output in its.run(*program.arguments)
+        else:
+            run_block(its, program, tmp_path)
 
-    assert program.output in its.run(*program.arguments)
+
+def run_block(its: Environment, block: Block, folder: Path) -> None:
+    """Run a block of the documentation on a mock cluster."""
+    script = folder / "program.py"
+    with MockCluster() as cluster:
+        text = block_with(block.marker).replace(ADDRESS, cluster.bootstrap_servers)
+        script.write_text(text + block.use)
+        its.run("python", script)
 
 
 @pytest.mark.install
