@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def count(number: int, noun: str) -> str:
     """Write a number of things: "1 message", "1,200 messages".
@@ -22,6 +24,15 @@ def seconds(duration: float) -> str:
     """Write a duration, rounded for people: "10 s" for 9.99999, "0.25 s", "180 s"."""
     digits = 0 if abs(duration) >= 100 else 1 if abs(duration) >= 10 else 3  # noqa: PLR2004
     return f"{round(duration, digits):g} s"
+
+
+def add_note(interrupt: BaseException, text: str) -> None:
+    """Have a traceback end with a sentence more, from Python 3.11 on.
+
+    For `KeyboardInterrupt`: the program sees what it was waiting for.
+    """
+    if sys.version_info >= (3, 11):
+        interrupt.add_note(f"greendrop: {text}")
 
 
 def reason(error: BaseException) -> str:

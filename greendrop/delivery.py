@@ -227,6 +227,9 @@ class DeliveryHandle:
                     if not woken and self._reports is not None:
                         reports.client.ensure_progress()
                     left = deadline - _concurrency.monotonic()
+            except KeyboardInterrupt as interrupt:
+                _wording.add_note(interrupt, self._waited_for(reports.client))
+                raise
             finally:
                 if self._reports is not None:
                     self._remove(lambda one: one is waiter)
@@ -235,6 +238,13 @@ class DeliveryHandle:
             error = copy.copy(self._error)
             raise error from error.__cause__
         return self._report()
+
+    def _waited_for(self, client: ReportingClient) -> str:
+        text = (
+            f"interrupted while waiting for the delivery of a message to {self.topic!r}"
+        )
+        reason = client.last_broker_error()
+        return text if reason is None else f"{text}; last broker error: {reason}"
 
     def _timed_out(
         self, client: ReportingClient, timeout: float

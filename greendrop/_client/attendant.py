@@ -16,6 +16,7 @@ from greendrop import _concurrency
 from greendrop._client.batcher import Batcher
 from greendrop._client.pollers import GreenletPoller, PollingWaiter, ThreadPoller
 from greendrop._client.reports import ReportDispatcher
+from greendrop._client.silence import SilenceWatch
 from greendrop._concurrency.deadline import Deadline
 from greendrop._concurrency.watchdog import Alarm
 from greendrop._librdkafka.handle import KafkaHandle
@@ -79,6 +80,7 @@ class Attendant(Generic[_Wire]):
         "_send_batch",
         "_serving_threads",
         "_settings",
+        "_silence",
         "batcher",
         "dispatcher",
         "kafka_handle",
@@ -128,6 +130,12 @@ class Attendant(Generic[_Wire]):
             on_reports=self._on_reports,
             take_back=take_back,
             pause=self._pause,
+        )
+        #: There until a broker has answered, or its silence was reported.
+        self._silence: SilenceWatch | None = SilenceWatch(
+            settings,
+            self.kafka_handle.error_translator,
+            self.dispatcher.has_logged_failure,
         )
         self._reported_elsewhere = 0
         self._attaching = _concurrency.new_lock()
@@ -394,6 +402,8 @@ class Attendant(Generic[_Wire]):
             try:
                 self._dispatching.add(call)
                 self.dispatcher.dispatch()
+                if self._silence is not None and self._outstanding.count > 0:
+                    self._watch_silence(self._silence)
                 if self.kafka_handle.interrupted:
                     self._on_lost()
                 if (batcher := self.batcher) is not None and batcher.in_own_hub():
@@ -405,6 +415,11 @@ class Attendant(Generic[_Wire]):
             self._serving_threads.discard(me)
             self._dispatching.discard(call)
         return interrupt
+
+    def _watch_silence(self, silence: SilenceWatch) -> None:
+        producer = self.kafka_handle.producer
+        if producer is None or silence.is_over(producer):
+            self._silence = None
 
     def _count_outstanding(self) -> int:
         # What a forked child has inherited is the parent's to look after.

@@ -75,6 +75,10 @@ class ReportDispatcher:
         turns = _concurrency.CooperativeLoop()
         self._statistics = Statistics(settings.statistics_deltas, turns.checkpoint)
 
+    def has_logged_failure(self) -> bool:
+        """Tell whether a line of librdkafka has said why brokers can't be reached."""
+        return self._log_lines.has_failure
+
     def dispatch(self) -> None:
         """Tell all that came in so far.
 

@@ -65,6 +65,7 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_conf_properties_show": (None, (c_void_p,)),
     "rd_kafka_get_err_descs": (None, (c_void_p, c_void_p)),
     "rd_kafka_mem_free": (None, (c_void_p, c_void_p)),
+    "rd_kafka_clusterid": (c_void_p, (c_void_p, c_int)),
 }
 # These start or join threads, or ask another thread and wait for its answer.
 _BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -301,6 +302,18 @@ def fatal_error(producer: object) -> tuple[int, str] | None:
     text = ctypes.create_string_buffer(_TEXT_SIZE)
     code: int = library.short.rd_kafka_fatal_error(client, text, len(text))
     return (code, _text(text)) if code else None
+
+
+def has_metadata(producer: object) -> bool | None:
+    """Tell whether a broker has described its cluster yet; None if out of reach."""
+    client, library = _kafka_handle(producer), load_library()
+    if client is None or library is None:
+        return None
+    text = library.short.rd_kafka_clusterid(client, 0)
+    if not text:
+        return False
+    library.short.rd_kafka_mem_free(client, text)
+    return True
 
 
 def purge(producer: object) -> None:

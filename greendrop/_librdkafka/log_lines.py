@@ -26,7 +26,8 @@ _LINE = re.compile(
 )
 _BROKER = re.compile(r"(?P<broker>\S+:\d+/[^\s:]+): ")
 # What differs each time: "(after 3ms in state CONNECT, 5 identical error(s) ...)".
-_CHANGING = re.compile(r"\d+")
+# A name such as localhost has addresses of both kinds: one line tells of all of them.
+_CHANGING = re.compile(r"ipv[46]#\S+|\d+")
 
 
 # Brokers close connections that nobody uses; the next message opens one. If it is the
@@ -62,6 +63,8 @@ RULES = (
     _rule("configuration", WARNING, r"CONF\w*\b"),
     _rule("connection", WARNING, r"(FAIL|ERROR|.*\bbrokers are down\b)"),
 )
+#: Kinds that say why brokers can't be reached.
+_FAILURES = frozenset({"authentication", "tls", "timeout", "connection"})
 #: All other lines.
 OTHER = "other"
 
@@ -94,6 +97,8 @@ class LogLines:
         self._log = log or Log("greendrop.librdkafka", producer_id=producer_id)
         self._redact = censor
         self._repeats = repeats or RateLimiter()
+        #: Whether a line has said why a broker can't be reached.
+        self.has_failure = False
 
     def log(self, level: int, line: str) -> None:
         """Write a line, unless one like it was written within the last minute."""
@@ -117,6 +122,7 @@ class LogLines:
         left_out = self._repeats.left_out(repeated) if level > DEBUG else 0
         if left_out is None:
             return
+        self.has_failure |= kind in _FAILURES and level >= WARNING
         if left_out:
             facts["left_out"] = left_out
         self._log.write(level, "librdkafka.line", kind=kind, text=text, **facts)

@@ -193,7 +193,7 @@ class Shutdown:
         if timeout is None:
             timeout = 0.0 if force else now.settings.max_wait_timeout
         if self._transactions is None:
-            self._close(timeout, _concurrency.monotonic(), force=force)
+            self._close_noted(timeout, _concurrency.monotonic(), force=force)
             return
         if self._transactions.held_by_me and self._transactions.notifying:
             _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
@@ -206,9 +206,19 @@ class Shutdown:
         try:
             # One that is open ends first. If it takes too long it ends with this.
             self._transactions.block(turn, timeout)
-            self._close(timeout, began, force=force)
+            self._close_noted(timeout, began, force=force)
         finally:
             self._transactions.unblock(turn)
+
+    def _close_noted(self, timeout: float, began: float, *, force: bool) -> None:
+        in_flight = self._connections.outstanding
+        try:
+            self._close(timeout, began, force=force)
+        except KeyboardInterrupt as interrupt:
+            messages = _wording.count(in_flight, "message")
+            text = f"interrupted while closing producer {self.name!r}"
+            _wording.add_note(interrupt, f"{text}, with {messages} in flight")
+            raise
 
     def _close(self, timeout: float, began: float, *, force: bool) -> None:
         now = self._connections

@@ -409,6 +409,11 @@ class Settings:
             return None
         return placeholders.filled(self.kafka["transactional.id"], self.slot)
 
+    @property
+    def bootstrap_servers(self) -> str:
+        """The addresses of the brokers, as the user wrote them."""
+        return next((self.kafka[key] for key in BOOTSTRAP if self.kafka.get(key)), "")
+
     def redacted(self) -> dict[str, object]:
         """Give all settings by name, secrets of `kafka` replaced by `[hidden]`."""
         shown: dict[str, object] = {

@@ -61,6 +61,12 @@ def test_lines_have_kinds_and_facts(said):
     [
         ("FAIL", "Disconnected (after 5ms in state UP)", "disconnected", INFO),
         (
+            "TXNERR",
+            "Current transaction failed: Local: Purged in flight (_PURGE_INFLIGHT)",
+            "rolled back",
+            INFO,
+        ),
+        (
             "FAIL",
             "Disconnected (after 5ms in state APIVERSION_QUERY)",
             "connection",

@@ -1,0 +1,111 @@
+"""What a program without a broker reads while it waits for its first message."""
+
+import sys
+
+import pytest
+
+from greendrop._client import silence
+from greendrop._librdkafka.bindings import has_metadata
+from greendrop.producer import Producer
+from tests.interpreter import run
+
+MODES = ["none", "unpatched", "patched"]
+
+# Nothing listens at the first address; the second accepts connections and stays silent.
+PROGRAM = """
+    import logging, socket
+
+    # What tests leave out by default.
+    logging.getLogger("greendrop.librdkafka").handlers.clear()
+
+    from greendrop import DeliveryError, Producer
+
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    if silent:
+        server.listen(50)
+    address = "127.0.0.1:%d" % server.getsockname()[1]
+    print(address)
+    producer = Producer(
+        kafka={"bootstrap.servers": address, "message.timeout.ms": 5000}, id="p"
+    )
+    try:
+        producer.produce_sync(topic="t", payload=b"x")
+    except DeliveryError:
+        print("not delivered")
+    producer.close(force=True)
+    server.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("silent", [False, True])
+def test_program_without_a_broker_says_so_once(mode, silent):
+    """One line on standard error names the address, without any logging configured."""
+    ended = run(PROGRAM, mode, fails=True, silent=silent)
+
+    address, *rest = ended.stdout.splitlines()
+    assert (ended.returncode, rest) == (0, ["not delivered"]), ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert address in line
+    assert ("no answer within 1.5 s" if silent else "Connection refused") in line
+
+
+def test_answered_client_is_watched_no_longer(mock_cluster):
+    """Once a broker has described its cluster, nothing is left to warn of."""
+    producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
+    producer.produce_sync(topic="t", payload=b"x")
+    attendant = producer._core.main.client.attendant
+
+    assert has_metadata(attendant.kafka_handle.producer) is True
+    producer.produce_sync(topic="t", payload=b"x")
+    producer.produce_sync(topic="t", payload=b"x")
+    assert attendant._silence is None
+    producer.close()
+
+
+def test_foreign_objects_have_no_metadata_to_ask_for():
+    """In memory there is nothing to look at, and nobody is warned."""
+    assert has_metadata(object()) is None
+    assert silence.PATIENCE <= 2
+
+
+INTERRUPTED = """
+    import _thread, logging, signal, sys, time
+
+    logging.getLogger("greendrop").addHandler(logging.NullHandler())
+
+    from greendrop import Producer
+
+    producer = Producer(kafka={"bootstrap.servers": "127.0.0.1:9"}, id="p")
+    producer.produce_async(topic="orders", payload=b"x")
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        if closes:
+            producer.close()
+        else:
+            producer.produce_sync(topic="orders", payload=b"x")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        producer.close(force=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("closes", [False, True])
+def test_interrupted_wait_says_what_it_was_for(mode, closes):
+    """The traceback of Ctrl-C ends with the message, or the producer, it waited for."""
+    ended = run(INTERRUPTED, mode, fails=True, closes=closes)
+
+    lines = ended.stderr.strip().splitlines()
+    assert "KeyboardInterrupt" in lines[-2], ended.stderr
+    if closes:
+        assert lines[-1].startswith("greendrop: interrupted while closing producer 'p'")
+        assert "1 message in flight" in lines[-1]
+    else:
+        assert "waiting for the delivery of a message to 'orders'" in lines[-1]
+        assert "Connection refused" in lines[-1]
