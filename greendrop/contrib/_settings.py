@@ -1,4 +1,4 @@
-"""Producers of what a program's configuration has for them, or of its mistakes."""
+"""Producers made from a program's configuration, with errors that name its keys."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def producer_from(
     Args:
         kafka: librdkafka's configuration.
         settings: greendrop's own.
-        kafka_key: What the first is called in the program's configuration.
-        settings_key: What the second is called there.
+        kafka_key: The name of `kafka` in the program's configuration.
+        settings_key: The name of `settings` there.
 
     Raises:
-        ConfigurationInvalidError: Names every bad key.
+        ConfigurationInvalidError: Some keys are invalid; the text names all of them.
     """
     errors = {}
     if not isinstance(kafka, Mapping):
@@ -34,8 +34,8 @@ def producer_from(
         errors[settings_key] = f"needs a mapping, not {type(settings).__name__}"
     elif "kafka" in settings:
         errors[f"{settings_key}.kafka"] = f"librdkafka's keys go into {kafka_key}"
-    elif strange := [key for key in settings if not isinstance(key, str)]:
-        errors[settings_key] = f"{strange} are no names of settings"
+    elif invalid := [key for key in settings if not isinstance(key, str)]:
+        errors[settings_key] = f"{invalid} are not names of settings"
     if errors:
         raise ConfigurationInvalidError(errors)
     return Producer(kafka=kafka, **settings)

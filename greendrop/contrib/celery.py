@@ -1,6 +1,6 @@
-"""The beginning and the end of Celery's workers, whatever their pool.
+"""Integration with Celery: producers are reset and closed with its processes.
 
-Where the tasks are:
+In the module of the tasks:
 
     from greendrop import Producer
     from greendrop.contrib.celery import connect
@@ -8,10 +8,10 @@ Where the tasks are:
     producer = Producer(kafka={"bootstrap.servers": "localhost:9092"})
     connect()
 
-The children of the prefork pool end by `os._exit`, so that Python's exit handlers, and
-greendrop's among them, don't run there; Celery's signals do.
+Children of the prefork pool end by `os._exit`, which runs no exit handlers of Python
+and so none of greendrop's. Celery's signals are sent:
 
-| pool | begins with | ends with |
+| pool | start | end |
 |---|---|---|
 | prefork, each child | `worker_process_init` | `worker_process_shutdown` |
 | prefork, main process | `worker_init` | `worker_shutdown` |
@@ -40,32 +40,32 @@ _log = logging.getLogger("greendrop")
 
 
 def connect(timeout: float = math.inf) -> None:
-    """Have Celery's signals reset and close the producers of its processes.
+    """Connect Celery's signals, to reset and close the producers of its processes.
 
-    All producers that a process has in use are closed when it ends, once its tasks are
-    done. Functions of yours that send at the worker's end have to be connected before.
-    In a child of the prefork pool those that its parent has used are reset first. Call
-    it once, at module level; a second call changes the timeout.
+    All producers that a process uses are closed when it ends, after its tasks. Connect
+    your own functions that send at the end of a worker before this one. In a child of
+    the prefork pool, producers that the parent has used are reset first. Call `connect`
+    once, at module level; a second call changes the timeout.
 
     Args:
-        timeout: Seconds that closing may take, for all producers together. Never longer
-            than the longest `exit_timeout` among them (10 s).
+        timeout: Seconds that closing may take, for all producers together; at most the
+            longest `exit_timeout` among them (10 s).
     """
     if timeout != math.inf:
         _concurrency.check_timeout(timeout)
-    end = partial(_end, timeout)
+    on_end = partial(_on_end, timeout)
     for signal, receiver in (
-        (worker_process_init, _begin),
-        (worker_process_shutdown, end),
-        (worker_shutdown, end),
+        (worker_process_init, _on_start),
+        (worker_process_shutdown, on_end),
+        (worker_shutdown, on_end),
     ):
         signal.disconnect(dispatch_uid="greendrop")
         signal.connect(receiver, weak=False, dispatch_uid="greendrop")
 
 
-def _begin(**_: object) -> None:
+def _on_start(**_: object) -> None:
     reset_inherited()
 
 
-def _end(timeout: float, **_: object) -> None:
+def _on_end(timeout: float, **_: object) -> None:
     close_in_use(partial(_log.error, "%s"), timeout)

@@ -1,4 +1,4 @@
-"""A producer for a Flask application, from its configuration.
+"""A Flask extension: a producer from the configuration of the application.
 
     from greendrop.contrib.flask import Greendrop
 
@@ -31,25 +31,26 @@ __all__ = ["Greendrop"]
 
 
 class Greendrop:
-    """Gives each application a producer of its own; opens nothing.
+    """The extension: one producer for each application. It opens no connection.
 
-    With the name "greendrop" it reads from `app.config`:
+    With the name "greendrop" it reads these keys of `app.config`:
 
     | key | |
     |---|---|
     | `GREENDROP_KAFKA` | librdkafka's configuration, a mapping; required |
     | `GREENDROP_SETTINGS` | greendrop's settings (docs/reference/settings.md) |
-    | `GREENDROP_PRODUCER` | a producer to be used instead of a new one, for tests |
+    | `GREENDROP_PRODUCER` | a producer to use instead of a new one, for tests |
 
-    With another name these begin with that name in capitals. An application that sends
-    to two clusters has two of them.
+    With another name the keys begin with that name in capitals. Use two extensions for
+    an application that sends to two clusters.
 
     Args:
-        app: As for `init_app`. None to call that later, for one application or many.
-        name: The key in `app.extensions` where the producer is.
+        app: The application; if omitted, call `init_app` later, for one application or
+            several.
+        name: The key of the producer in `app.extensions`.
 
     Raises:
-        ConfigurationInvalidError: As `init_app`, if there is an app.
+        ConfigurationInvalidError: As for `init_app`, if `app` is given.
     """
 
     def __init__(self, app: Flask | None = None, *, name: str = "greendrop") -> None:
@@ -61,12 +62,12 @@ class Greendrop:
         """Make the producer of an application.
 
         Returns:
-            It, to subscribe listeners or to add middleware.
+            The producer, for subscribing listeners and adding middleware.
 
-        Raises:
-            ConfigurationInvalidError: Names every bad key.
+        Raises: ConfigurationInvalidError: Some keys are invalid; the text names all of
+            them.
         """
-        producer = app.config.get(self._key("PRODUCER")) or self._made(app)
+        producer = app.config.get(self._key("PRODUCER")) or self._make(app)
         app.extensions[self._name] = producer
         return cast("Producer", producer)
 
@@ -75,16 +76,18 @@ class Greendrop:
         """The producer of the current application.
 
         Raises:
-            RuntimeError: There is no current application (Flask says so), or `init_app`
-                was not called with it.
+            RuntimeError: There is no current application, or `init_app` was not called
+                for it.
         """
         try:
             return cast("Producer", current_app.extensions[self._name])
         except KeyError:
-            text = f"extension {self._name!r} does not know this app; call init_app"
+            text = (
+                f"extension {self._name!r} has no producer of this app; call init_app"
+            )
             raise RuntimeError(text) from None
 
-    def _made(self, app: Flask) -> Producer:
+    def _make(self, app: Flask) -> Producer:
         kafka, settings = self._key("KAFKA"), self._key("SETTINGS")
         if kafka not in app.config:
             text = "is not in app.config; a mapping with librdkafka's keys"
@@ -96,5 +99,5 @@ class Greendrop:
             settings_key=settings,
         )
 
-    def _key(self, what: str) -> str:
-        return f"{self._name.upper()}_{what}"
+    def _key(self, name: str) -> str:
+        return f"{self._name.upper()}_{name}"

@@ -1,12 +1,12 @@
-"""A hook of gunicorn's: what is not delivered when a worker ends, is then.
+"""A hook for gunicorn that delivers pending messages when a worker ends.
 
 In `gunicorn.conf.py`:
 
     from greendrop.contrib.gunicorn import worker_exit
 
 Without it the same happens a little later, when the worker's interpreter exits. The
-hook comes before Python waits for threads that are not daemons: one that goes on until
-gunicorn kills the worker can't keep it away. And it tells gunicorn's log of losses.
+hook runs before Python waits for non-daemon threads, so a thread that runs until
+gunicorn kills the worker can't prevent it. It also writes losses to gunicorn's log.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["worker_exit"]
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:
-    """Close all producers of a worker that ends; log what was not delivered.
+    """Close all producers of a worker, and log what was not delivered.
 
     Args:
-        server: The arbiter, as this process inherited it.
-        worker: Who ends.
+        server: The arbiter, as inherited by this process.
+        worker: The worker that ends.
 
     Blocking:
-        Until all is delivered, for the longest `exit_timeout` of the worker's producers
-        at most (10 s), and for gunicorn's `graceful_timeout` at most.
+        Until all messages are delivered; at most the longest `exit_timeout` of the
+        worker's producers (10 s), and at most gunicorn's `graceful_timeout`.
     """
 
-    def tell(loss: str) -> None:
+    def log(loss: str) -> None:
         server.log.error("greendrop, worker %s: %s", worker.pid, loss)
 
-    close_in_use(tell, worker.cfg.graceful_timeout)
+    close_in_use(log, worker.cfg.graceful_timeout)

@@ -1,4 +1,4 @@
-"""Load tests of what comes after Kafka, with Locust.
+"""Locust users that send to Kafka, for load tests of the consumers behind it.
 
     from greendrop.contrib.locust import GreendropUser
     from locust import between, task
@@ -11,8 +11,8 @@
         def order(self):
             self.client.produce_sync(topic="orders", payload=b"one book")
 
-Each message is a request in Locust's statistics, of the type `KAFKA` and with the name
-of its topic.
+Each message is a request in Locust's statistics, of type `KAFKA` and named by its
+topic.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ _log = logging.getLogger("greendrop")
 
 
 class GreendropUser(User):
-    """A user whose `client` sends to Kafka and tells Locust of it.
+    """A Locust user whose `client` sends to Kafka and reports to Locust.
 
-    All users of a class share one producer, as all requests of a web worker do. A class
-    below this one sets:
+    All users of a class share one producer, as all requests of a web worker do.
+    Subclasses may set the attributes below.
     """
 
     abstract = True
 
-    #: librdkafka's configuration. Without `bootstrap.servers` these are Locust's host
-    #: (`--host`, or the class's `host`).
+    #: librdkafka's configuration. `bootstrap.servers` defaults to Locust's host
+    #: (`--host` or the attribute `host`).
     kafka: ClassVar[Mapping[str, object]] = {}
     #: greendrop's settings, see docs/reference/settings.md.
     settings: ClassVar[Mapping[str, Any]] = {}
     #: The type of the requests in Locust's statistics.
     request_type: ClassVar[str] = "KAFKA"
-    #: Seconds that the end of a test waits for messages that are on their way.
+    #: Seconds that the end of a test waits for messages in flight.
     flush_timeout: ClassVar[float] = 10.0
 
     def __init__(self, environment: Environment) -> None:
-        """Called by Locust. The first user of a class makes the producer."""
+        """Make a user, and the producer with the first user; called by Locust."""
         super().__init__(environment)
-        #: Sends for this user.
+        #: The client of this user.
         self.client = GreendropClient(self, _shared_by(self))
 
 
 class GreendropClient:
-    """What a user sends with. The producer itself is at `producer`.
+    """The client of a Locust user. The producer itself is at `producer`.
 
-    As Locust's clients for HTTP do, it doesn't raise what becomes of a message: that is
-    in the statistics. Mistakes in the message itself, and a closed producer, raise.
+    Like Locust's HTTP clients it does not raise for failed deliveries, which are in the
+    statistics. Invalid messages and a closed producer raise.
     """
 
     def __init__(self, user: GreendropUser, shared: _Shared) -> None:
@@ -90,22 +90,22 @@ class GreendropClient:
         name: str | None = None,
         **message: Any,  # noqa: ANN401 - checked by the producer
     ) -> DeliveryReport | None:
-        """Send a message and wait until the broker has it; None if it failed.
+        """Send a message and wait for its delivery report; return None if it failed.
 
         Args:
-            name: Of the request in the statistics; the topic, if it isn't given.
+            name: The name of the request in the statistics; by default the topic.
             **message: As for `Producer.produce_sync`.
 
         Blocking:
-            As `Producer.produce_sync`: other users go on.
+            As `Producer.produce_sync`: lets other users run.
         """
-        sent = self._sent(name or message.get("topic"), [message])
+        request = self._start(name or message.get("topic"), [message])
         report, error = None, None
         try:
             report = self.producer.produce_sync(**message)
         except ProduceError as problem:
             error = problem
-        sent.tell(time.perf_counter() - sent.began, error)
+        request.finish(time.perf_counter() - request.started, error)
         return report
 
     def produce_many_sync(
@@ -114,23 +114,23 @@ class GreendropClient:
         *,
         name: str = "batch",
     ) -> list[DeliveryReport] | None:
-        """Send a batch and wait until the broker has all of it; None if some failed.
+        """Send a batch and wait for its delivery reports; return None if any failed.
 
         Args:
             messages: As for `Producer.produce_many_sync`.
-            name: Of the one request in the statistics.
+            name: The name of the one request in the statistics.
 
         Blocking:
-            As `Producer.produce_many_sync`: other users go on.
+            As `Producer.produce_many_sync`: lets other users run.
         """
         batch = list(messages)
-        sent = self._sent(name, batch)
+        request = self._start(name, batch)
         reports, error = None, None
         try:
             reports = self.producer.produce_many_sync(batch)
         except ProduceError as problem:
             error = problem
-        sent.tell(time.perf_counter() - sent.began, error)
+        request.finish(time.perf_counter() - request.started, error)
         return reports
 
     def produce_async(
@@ -139,50 +139,50 @@ class GreendropClient:
         name: str | None = None,
         **message: Any,  # noqa: ANN401 - checked by the producer
     ) -> DeliveryHandle | None:
-        """Send a message and don't wait; None if it could not be queued.
+        """Send a message without waiting; return None if it could not be queued.
 
-        It is in the statistics once its report is in, with the time that librdkafka
-        took to deliver it, and at the latest when the test stops.
+        It is added to the statistics when its delivery report arrives, with the time
+        that librdkafka took to deliver it, and at the latest when the test stops.
 
         Args:
-            name: Of the request in the statistics; the topic, if it isn't given.
+            name: The name of the request in the statistics; by default the topic.
             **message: As for `Producer.produce_async`.
 
         Blocking:
-            As `Producer.produce_async`: other users go on.
+            As `Producer.produce_async`: lets other users run.
         """
-        sent = self._sent(name or message.get("topic"), [message])
+        request = self._start(name or message.get("topic"), [message])
         try:
             handle = self.producer.produce_async(**message)
         except ProduceError as error:
-            sent.tell(time.perf_counter() - sent.began, error)
+            request.finish(time.perf_counter() - request.started, error)
             return None
-        self._shared.pending.put((sent, handle))
+        self._shared.pending.put((request, handle))
         return handle
 
-    def _sent(self, name: str | None, messages: Iterable[Any]) -> _Sent:
+    def _start(self, name: str | None, messages: Iterable[Any]) -> _Request:
         length = sum(_length(message) for message in messages)
-        return _Sent(self._user, str(name), length, time.time(), time.perf_counter())
+        return _Request(self._user, str(name), length, time.time(), time.perf_counter())
 
 
 def _length(message: Any) -> int:  # noqa: ANN401 - a Message, or a mapping
     get = getattr(message, "get", None)
     payload = get("payload") if get else getattr(message, "payload", None)
-    # What else it may be is told by the producer.
+    # The producer refuses other types.
     return len(payload) if isinstance(payload, (bytes, str)) else 0
 
 
-class _Sent(NamedTuple):
-    """A request that was begun."""
+class _Request(NamedTuple):
+    """A started request."""
 
     user: GreendropUser
     name: str
     length: int
     start_time: float
-    began: float
+    started: float
 
-    def tell(self, seconds: float, error: Exception | None) -> None:
-        """Tell Locust that it has ended, and how."""
+    def finish(self, seconds: float, error: Exception | None) -> None:
+        """Report the outcome to Locust."""
         user = self.user
         user.environment.events.request.fire(
             request_type=user.request_type,
@@ -197,42 +197,44 @@ class _Sent(NamedTuple):
 
 
 class _Shared:
-    """What all users of a class share, in one environment."""
+    """The producer and pending messages that all users of a class share."""
 
     def __init__(self, user: GreendropUser, kafka: Mapping[str, object]) -> None:
         self.environment = user.environment
         self.kafka = kafka
         self.producer = Producer(kafka=kafka, **user.settings)
         self._timeout = user.flush_timeout
-        #: Messages that nobody waits for, in the order in which they were sent.
-        self.pending: Queue[tuple[_Sent, DeliveryHandle]] = Queue()
-        self._telling = False
-        gevent.spawn(self._tell_pending)
+        #: Requests of `produce_async`, in the order of sending.
+        self.pending: Queue[tuple[_Request, DeliveryHandle]] = Queue()
+        self._finishing = False
+        gevent.spawn(self._finish_pending)
         self.environment.events.test_stop.add_listener(self._on_test_stop)
 
-    def _tell_pending(self) -> None:
-        for sent, handle in self.pending:
-            self._telling = True
+    def _finish_pending(self) -> None:
+        for request, handle in self.pending:
+            self._finishing = True
             try:
                 seconds = handle.wait().latency
                 error = None
             except ProduceError as problem:
-                seconds, error = time.perf_counter() - sent.began, problem
-            sent.tell(seconds, error)
-            self._telling = False
+                seconds, error = time.perf_counter() - request.started, problem
+            request.finish(seconds, error)
+            self._finishing = False
 
     def _on_test_stop(self, **_: object) -> None:
-        """Wait for what the users left behind; the producer stays for the next test."""
+        """Wait for pending messages. The producer stays open for the next test."""
         deadline = time.monotonic() + self._timeout
-        while left := self.producer.queue_size + len(self.pending) + self._telling:
+        while pending := self.producer.queue_size + len(self.pending) + self._finishing:
             if time.monotonic() > deadline:
-                text = "%d messages had no verdict %g s after the test's end"
-                _log.warning(text, left, self._timeout)
+                text = (
+                    "%d messages had no delivery report %g s after the end of the test"
+                )
+                _log.warning(text, pending, self._timeout)
                 return
             gevent.sleep(0.01)
 
 
-# By class. A subclass has its own.
+# By class; a subclass has its own.
 _all_shared: dict[type[GreendropUser], _Shared] = {}
 
 

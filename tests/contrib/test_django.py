@@ -186,14 +186,14 @@ def test_the_system_check_names_what_is_wrong(one, text):
             {"OPTIONS": {"kafka": {}}},
             ": OPTIONS.kafka: librdkafka's keys go into KAFKA",
         ),
-        ({"OPTIONS": {1: 1}}, ": OPTIONS: [1] are no names of settings"),
+        ({"OPTIONS": {1: 1}}, ": OPTIONS: [1] are not names of settings"),
         ({"PREPARE": None}, ", PREPARE needs a function's dotted path, not NoneType"),
         (
             {"PREPARE": prepare},
             ", PREPARE needs a function's dotted path, not function",
         ),
         ({"PREPARE": "prepare"}, ", PREPARE: prepare doesn't look like a module path"),
-        ({"PREPARE": "django.VERSION"}, ", PREPARE: 'django.VERSION' can't be called"),
+        ({"PREPARE": "django.VERSION"}, ", PREPARE: 'django.VERSION' is not callable"),
         (
             {"PREPARE": "tests.contrib.test_django.raising"},
             ", PREPARE raised ZeroDivisionError: no such",

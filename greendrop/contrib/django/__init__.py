@@ -1,4 +1,4 @@
-"""Producers for a Django project, from its settings.
+"""A Django app: producers from the settings of the project.
 
     INSTALLED_APPS = [..., "greendrop.contrib.django"]
 
@@ -9,8 +9,8 @@
         },
     }
 
-In a view: `get_producer().produce_sync(topic="events", payload=b"x")`. Nothing is made
-when settings are read, and nothing opened before the first message.
+In a view: `get_producer().produce_sync(topic="events", payload=b"x")`. Producers are
+made at first use, and connect at the first message.
 """
 
 from greendrop.contrib.django._producers import (

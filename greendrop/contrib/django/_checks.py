@@ -1,4 +1,4 @@
-"""A system check: `manage.py check`, and most other commands, say what is wrong."""
+"""A system check of the settings, run by `manage.py check` and most other commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from greendrop.contrib.django._producers import get_producer
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:  # noqa: ANN401 - Django's arguments
-    """Make each producer, which opens nothing, and tell of those that can't be made."""
+    """Make each producer, which opens nothing, and report those that can't be made."""
     configured: object = getattr(settings, "GREENDROP", None)
     if not isinstance(configured, Mapping):
         text = "settings.GREENDROP needs a mapping of aliases."
@@ -26,6 +26,6 @@ def check_settings(**_: Any) -> list[CheckMessage]:  # noqa: ANN401 - Django's a
         except ImproperlyConfigured as error:
             found.append(Error(f"{error}.", id="greendrop.E002"))
     if "default" not in configured:
-        text = "settings.GREENDROP has no 'default', which get_producer() asks for."
+        text = "settings.GREENDROP has no 'default', which get_producer() uses."
         found.append(Warning(text, id="greendrop.W001"))
     return found

@@ -1,4 +1,4 @@
-"""One producer for each alias in `settings.GREENDROP`, made when it is asked for."""
+"""One producer for each alias in `settings.GREENDROP`, made at first use."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ if TYPE_CHECKING:
 
     from greendrop.producer import Producer
 
-#: What the settings of an alias may have.
+#: The keys of an alias.
 KEYS = ("KAFKA", "OPTIONS", "PREPARE")
 
 _producers: dict[str, Producer] = {}
-# Held while one is made, which doesn't switch greenlets.
+# Held while a producer is made, which doesn't switch greenlets.
 _making = _concurrency.new_lock()
 
 
 def get_producer(alias: str = "default") -> Producer:
-    """Give the producer of an alias: the same one to all that ask in this process.
+    """Return the producer of an alias, the same one for the whole process.
 
     Args:
-        alias: A key of `settings.GREENDROP`. Its value may have `KAFKA` (librdkafka's
-            configuration, required), `OPTIONS` (greendrop's settings, see
+        alias: A key of `settings.GREENDROP`. Its value has the keys `KAFKA`
+            (librdkafka's configuration, required), `OPTIONS` (greendrop's settings, see
             docs/reference/settings.md) and `PREPARE`: the dotted path of a function
-            that is called with the new producer, to subscribe listeners or to add
-            middleware, and does not wait.
+            that is called with the new producer to subscribe listeners or add
+            middleware. It must not wait.
 
     Raises:
-        django.core.exceptions.ImproperlyConfigured: The settings are wrong, or
-            `PREPARE` raised; the system check `manage.py check` tells the same.
+        django.core.exceptions.ImproperlyConfigured: The settings are invalid, or
+            `PREPARE` raised. `manage.py check` reports the same.
     """
     producer = _producers.get(alias)
     if producer is None:
         with _making:
             producer = _producers.get(alias)
             if producer is None:
-                producer = _producers.setdefault(alias, _made(alias))
+                producer = _producers.setdefault(alias, _make(alias))
     return producer
 
 
 def close_producers(timeout: float | None = None, *, force: bool = False) -> None:
-    """Close all producers; who asks for one afterwards gets a new one.
+    """Close all producers; the next `get_producer` makes a new one.
 
-    For tests, and for programs that end by `os._exit`. Others need not: producers are
-    closed when the interpreter exits.
+    For tests, and for programs that end by `os._exit`. Other programs don't need it:
+    producers are closed when the interpreter exits.
 
     Args:
         timeout: As in `Producer.close`, for each of them.
         force: As in `Producer.close`.
 
     Raises:
-        MessagesAbandonedError: Some messages of the first such producer were not
-            delivered in time, and were dropped. All are closed all the same.
+        MessagesAbandonedError: Messages of a producer were not delivered in time, and
+            were dropped. The first such error is raised, after all are closed.
 
     Blocking:
         As `Producer.close`.
@@ -75,7 +75,7 @@ def close_producers(timeout: float | None = None, *, force: bool = False) -> Non
     for producer in closing:
         try:
             producer.close(timeout, force=force)
-        except Exception as error:  # noqa: BLE001 - raised below, when all are closed
+        except Exception as error:  # noqa: BLE001 - raised below
             problem = problem or error
     if problem is not None:
         raise problem
@@ -87,12 +87,12 @@ def produce_on_commit(
     alias: str = "default",
     **message: Any,  # noqa: ANN401 - checked as those of `produce_async`
 ) -> None:
-    """Send a message once the current transaction has committed; if it does.
+    """Send a message when the current database transaction has committed.
 
-    Outside of a transaction it is sent at once. Nobody waits for it (`produce_async`):
-    to do that, put a scope around the transaction. What happens between the commit and
-    the sending, such as the process's end, loses the message; where that may not be,
-    store it in the same transaction (examples/django, the outbox).
+    Outside of a transaction the message is sent at once. It is sent by `produce_async`;
+    to wait for deliveries, open a scope around the transaction. If the process ends
+    between the commit and the sending, the message is lost. To rule that out, store it
+    in the same transaction (see the outbox in examples/django).
 
     Args:
         using: The database, by its alias in `settings.DATABASES`.
@@ -100,25 +100,27 @@ def produce_on_commit(
         **message: The fields of `Message`.
 
     Raises:
-        MessageInvalidError: Now, so that the transaction rolls back; names every bad
-            field. A message that goes through middleware is checked when it is sent.
-        django.core.exceptions.ImproperlyConfigured: As `get_producer`.
-        ProduceError: What `produce_async` raises comes out of the commit, or of this
-            call where there is no transaction. The transaction is committed by then.
+        MessageInvalidError: Raised at once, so that the transaction rolls back; the
+            text names every invalid field. With middleware the message is validated
+            when it is sent.
+        django.core.exceptions.ImproperlyConfigured: As for `get_producer`.
+        ProduceError: An error of `produce_async`. It is raised from the commit, when
+            the transaction has been committed already, or from this call where there
+            is no transaction.
     """
     producer = get_producer(alias)
-    made = as_message(message)
-    core = producer._core  # noqa: SLF001 - knows the producer's limit
+    validated = as_message(message)
+    core = producer._core  # noqa: SLF001 - for the producer's size limit
     if core is not None and not producer.middleware.steps:
-        checked(made, core.size_limit)
+        checked(validated, core.size_limit)
 
     def send() -> None:
-        producer.produce_async(**made._asdict())
+        producer.produce_async(**validated._asdict())
 
     transaction.on_commit(send, using=using)
 
 
-def _made(alias: str) -> Producer:
+def _make(alias: str) -> Producer:
     configured: object = getattr(settings, "GREENDROP", None)
     if not isinstance(configured, Mapping):
         raise ImproperlyConfigured("settings.GREENDROP needs a mapping of aliases")
@@ -126,22 +128,22 @@ def _made(alias: str) -> Producer:
         known = ", ".join(map(repr, configured)) or "none"
         text = f"settings.GREENDROP has no {alias!r}; it has: {known}"
         raise ImproperlyConfigured(text)
-    return _configured(f"settings.GREENDROP[{alias!r}]", configured[alias])
+    return _make_from(f"settings.GREENDROP[{alias!r}]", configured[alias])
 
 
-def _configured(where: str, one: Any) -> Producer:  # noqa: ANN401 - a user's
-    if not isinstance(one, Mapping) or "KAFKA" not in one:
+def _make_from(where: str, values: Any) -> Producer:  # noqa: ANN401 - a user's
+    if not isinstance(values, Mapping) or "KAFKA" not in values:
         text = f"{where} needs KAFKA, a mapping with librdkafka's keys"
         raise ImproperlyConfigured(text)
-    if unknown := [key for key in one if key not in KEYS]:
+    if unknown := [key for key in values if key not in KEYS]:
         text = f"{where} has unknown keys {unknown}; there are {', '.join(KEYS)}"
         raise ImproperlyConfigured(text)
     where_prepare = f"{where}, PREPARE"
-    prepare = _imported(where_prepare, one["PREPARE"]) if "PREPARE" in one else None
+    prepare = _import(where_prepare, values["PREPARE"]) if "PREPARE" in values else None
     try:
         producer = producer_from(
-            one["KAFKA"],
-            one.get("OPTIONS", {}),
+            values["KAFKA"],
+            values.get("OPTIONS", {}),
             kafka_key="KAFKA",
             settings_key="OPTIONS",
         )
@@ -156,7 +158,7 @@ def _configured(where: str, one: Any) -> Producer:  # noqa: ANN401 - a user's
     return producer
 
 
-def _imported(where: str, path: object) -> Callable[[Producer], object]:
+def _import(where: str, path: object) -> Callable[[Producer], object]:
     if not isinstance(path, str):
         text = f"{where} needs a function's dotted path, not {type(path).__name__}"
         raise ImproperlyConfigured(text)
@@ -166,5 +168,5 @@ def _imported(where: str, path: object) -> Callable[[Producer], object]:
         text = f"{where}: {_wording.reason(error)}"
         raise ImproperlyConfigured(text) from error
     if not callable(found):
-        raise ImproperlyConfigured(f"{where}: {path!r} can't be called")
+        raise ImproperlyConfigured(f"{where}: {path!r} is not callable")
     return found

@@ -1,4 +1,4 @@
-"""What Django does with the app: registers its check, and hears of changed settings."""
+"""The app configuration: registers the system check, and handles changed settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class GreendropConfig(AppConfig):
     verbose_name = "greendrop"
 
     def ready(self) -> None:
-        """Called by Django once all apps are loaded."""
+        """Register the check; called by Django when all apps are loaded."""
         checks.register(check_settings)
         setting_changed.connect(_on_setting_changed, dispatch_uid="greendrop")
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:  # noqa: ANN401 - Django's
-    # Tests override settings; who asks afterwards gets producers of the new ones.
+    # Tests override settings; producers of the new ones are made at their next use.
     if setting == "GREENDROP":
         close_producers(force=True)
