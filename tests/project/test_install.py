@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 #: The address in the programs of the documentation.
 ADDRESS = "localhost:9092"
 #: Seconds for one command.
-TIME_LIMIT = 100
+TIME_LIMIT = 200
 #: The extras that only developers of greendrop need.
 DEVELOPMENT = {"test", "lint", "docs", "bench"}
 

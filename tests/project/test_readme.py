@@ -38,7 +38,7 @@ SHOWN = {"text", "ruby", "yaml", "ini"}
 #: Python for clients that can't be run here, beside the same for greendrop.
 OTHERS = "{code-block}"
 
-# What a reader would do with a program that only defines something: by a line of it.
+# Uses of the programs that only define something, by one of their lines.
 USES = {
     "@app.post": 'assert app.test_client().post("/events").json["offset"] >= 0\n',
     "@tasks.task": "invoice(7)\n",
@@ -203,7 +203,7 @@ def run(command, folder, *, timeout=45):
     )
 
     assert done.returncode == 0, done.stdout
-    # A greenlet or thread that fails leaves only this.
+    # A greenlet or a thread that fails only leaves a traceback.
     assert "Traceback" not in done.stdout, done.stdout
     return done.stdout
 
@@ -212,7 +212,7 @@ def run(command, folder, *, timeout=45):
 def test_programs_of_a_page_run(name, cluster, tmp_path):
     """The blocks of a page run one after the other, with only the address replaced.
 
-    What only defines something is used, too.
+    Functions and tasks that a block defines are called.
     """
     program = READ[name].program
     # Not `logging.py`: a program that imports logging would get that.
