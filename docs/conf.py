@@ -36,7 +36,7 @@ _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)(\w?)")
 
 
 def _as_rst(
-    _app: Sphinx, what: str, _name: str, _object: object, _: object, lines: list[str]
+    _app: Sphinx, _what: str, _name: str, _object: object, _: object, lines: list[str]
 ) -> None:
     """Turn our docstrings, written to be read in an editor, into reStructuredText."""
     for index, line in enumerate(lines):
@@ -45,12 +45,11 @@ def _as_rst(
             lambda found: f"``{found[1]}``" + (f"\\ {found[2]}" if found[2] else ""),
             line,
         )
-    if what == "module":
-        # An indented block is a program or a drawing.
-        for index in range(len(lines) - 1, 0, -1):
-            begins = lines[index].startswith("    ") and not lines[index - 1]
-            if begins and not lines[index - 2].startswith("    "):
-                lines[index:index] = ["::", ""]
+    # An indented block below a paragraph is a program or a drawing.
+    for index in range(len(lines) - 1, 1, -1):
+        begins = lines[index].startswith("    ") and not lines[index - 1]
+        if begins and not lines[index - 2].startswith((" ", ":", "..")):
+            lines[index:index] = ["::", ""]
 
 
 def _skip(

@@ -112,6 +112,9 @@ producer = Producer(
     kafka={{"bootstrap.servers": "localhost:9092"}},  # librdkafka's keys
     max_wait_timeout=30.0,  # greendrop's settings
 )
+
+later = Producer()  # configured later, once
+later.setup(kafka={{"bootstrap.servers": "localhost:9092"}}, max_wait_timeout=30.0)
 ```
 
 {_table(("setting", "default"), _setting_rows())}
