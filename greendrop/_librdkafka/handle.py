@@ -334,8 +334,11 @@ class KafkaHandle:
         Blocking:
             Holds the hub for 0.1 ms.
         """
-        self._command(self.producer.begin_transaction)
+        self._command(self._begin)
         self._open = True
+
+    def _begin(self) -> None:
+        self.producer.begin_transaction()
 
     def transaction_error(self) -> BrokerError | None:
         """Return the error that has failed the open transaction, if one has.
@@ -353,7 +356,7 @@ class KafkaHandle:
         if not self._open:
             return None
         try:
-            self._command(self.producer.begin_transaction)
+            self._command(self._begin)
         except BrokerError as error:
             return error if error.fatal or error.abortable else None
         except ProducerClosedError:
@@ -404,6 +407,9 @@ class KafkaHandle:
         self._open = False
 
     def _command(self, call: Callable[[], object]) -> None:
+        # The call must not be a method of the producer: the traceback of an error keeps
+        # the call, and that would keep the producer from its destructor, which ends a
+        # client that can't be closed.
         with self._long_call():
             try:
                 call()

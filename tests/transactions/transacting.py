@@ -53,11 +53,12 @@ class Failing:
     """A command of a client's that fails so often, with an error of our choice."""
 
     def __init__(
-        self, producer: Producer, name: str, times: int, **flags: bool
+        self, producer: Producer, name: str, times: int, *, code: int = 7, **flags: bool
     ) -> None:
         native = producer._slot.client.kafka_handle  # type: ignore[union-attr]
         self._real = getattr(native, name)
         self._times = times
+        self._code = code
         self._flags = flags
         #: When it was called.
         self.called: list[float] = []
@@ -67,6 +68,6 @@ class Failing:
         """Fail, or do it."""
         self.called.append(time.monotonic())
         if len(self.called) <= self._times:
-            named = {"code": 7, "name": "REQUEST_TIMED_OUT"}
-            raise BrokerError("not now", **named, **self._flags)  # type: ignore[arg-type]
+            name = "REQUEST_TIMED_OUT" if self._code > 0 else "_TIMED_OUT"
+            raise BrokerError("not now", self._code, name, **self._flags)
         return self._real(*arguments)

@@ -1,0 +1,242 @@
+"""Messages of a transaction that fail, are dropped, or get a wrong report."""
+
+import time
+
+import pytest
+
+from greendrop import (
+    MessagePurgedError,
+    ProduceError,
+    ProduceManyError,
+    TransactionAbortedError,
+)
+from greendrop._client.offset_guard import OffsetGuard
+from tests.transactions.transacting import LONG, Failing, events_of, names, send
+
+#: librdkafka's number for a call that has run into its time.
+TIMED_OUT = -185
+#: What fails a transaction as a whole, and by which name the program learns of it.
+FAILURES = [
+    ("INVALID_PRODUCER_EPOCH", ("_FENCED", True)),
+    ("TOPIC_AUTHORIZATION_FAILED", ("TOPIC_AUTHORIZATION_FAILED", False)),
+]
+
+
+# -- the reason ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_message_that_times_out_aborts_the_transaction_at_once(
+    world, connected, mock_cluster
+):
+    """Nothing is committed, nor tried to, and the error has the message's reason."""
+    producer = connected({"message.timeout.ms": 2_000}, max_wait_timeout=LONG)
+    commit = Failing(producer, "commit_transaction", 0)
+    mock_cluster.delay_requests("Produce", 30)
+    began = time.monotonic()
+
+    with pytest.raises(TransactionAbortedError) as raised, producer.transaction() as tx:
+        (handle,) = send(producer)
+
+    assert time.monotonic() - began < LONG / 2
+    assert commit.called == []
+    assert tx.outcome == "aborted"
+    assert raised.value.name == handle.error.name == "_MSG_TIMED_OUT"
+    assert str(handle.error) in str(raised.value)
+
+
+def test_first_failed_message_is_the_reason(world, connected, mock_cluster):
+    """However many failed after it; the text says how many."""
+    producer = connected({"message.timeout.ms": 60_000})
+    mock_cluster.fail_requests("Produce", "MESSAGE_TOO_LARGE", times=2)
+    heard = events_of(producer, "error.occurred")
+
+    expected = pytest.raises(TransactionAbortedError)
+    with expected as raised, producer.transaction():
+        for partition in (0, 1, 2):
+            producer.produce_async(topic="t", payload=b"x", partition=partition)
+
+    kind = "librdkafka.dispatch_error"
+    first = next(each["error"] for each in heard if each["type"] == kind)
+    assert raised.value.name == first.name == "MESSAGE_TOO_LARGE"
+    assert str(first) in str(raised.value)
+    assert "of its messages failed; the first: " in str(raised.value)
+
+
+@pytest.mark.parametrize(("broker_error", "reason"), FAILURES)
+def test_sync_verb_in_a_block_has_the_reason_of_the_transaction(
+    world, connected, mock_cluster, broker_error, reason
+):
+    """Its message is dropped; why it does so is the transaction's error."""
+    producer = connected()
+    mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
+
+    with pytest.raises(MessagePurgedError) as raised, producer.transaction() as tx:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert (raised.value.name, raised.value.fatal) == reason
+    assert reason[0] in str(raised.value)
+    assert tx.outcome == "aborted"
+
+
+@pytest.mark.parametrize(("broker_error", "reason"), FAILURES)
+def test_sync_batch_in_a_block_has_the_reason_of_the_transaction(
+    world, connected, mock_cluster, broker_error, reason
+):
+    """The same, for the first message of the batch."""
+    producer = connected()
+    mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
+
+    with pytest.raises(ProduceManyError) as raised, producer.transaction():
+        producer.produce_many_sync([{"topic": "t", "payload": b"x"}] * 3)
+
+    assert (raised.value.name, raised.value.fatal) == reason
+    assert raised.value.failed_index == 0
+
+
+@pytest.mark.parametrize(("broker_error", "reason"), FAILURES)
+def test_commit_has_the_reason_of_the_transaction(
+    world, connected, mock_cluster, broker_error, reason
+):
+    """And not only that its messages were dropped."""
+    producer = connected()
+    mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
+
+    with pytest.raises(TransactionAbortedError) as raised, producer.transaction():
+        send(producer, 3)
+
+    assert (raised.value.name, raised.value.fatal) == reason
+
+
+def test_purge_by_the_program_is_its_own_reason(hub, connected):
+    """There is no other: the transaction had not failed before."""
+    producer = connected()
+
+    expected = pytest.raises(ProduceError)
+    with expected as raised, producer.transaction():
+        handle = producer.produce_async(topic="t", payload=b"x")
+        producer.purge()
+
+    assert isinstance(handle.error, MessagePurgedError)
+    assert "its transaction has failed" not in str(raised.value)
+
+
+# -- calls that come back at once ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["commit_transaction", "abort_transaction"])
+def test_call_that_comes_back_at_once_is_repeated_with_pauses(world, connected, name):
+    """Whatever librdkafka says at once, and for how long: it costs no CPU."""
+    producer = connected(max_wait_timeout=3.0)
+    call = Failing(producer, name, 100_000, code=TIMED_OUT, retriable=True)
+
+    expected = pytest.raises(ProduceError)
+    with expected, producer.transaction() as tx:
+        send(producer)
+        if name == "abort_transaction":
+            tx.abort()
+
+    assert len(call.called) < 30
+    pauses = [
+        after - before
+        for before, after in zip(call.called, call.called[1:], strict=False)
+    ]
+    assert max(pauses) > 5 * pauses[0]
+
+
+# -- dropped by librdkafka -----------------------------------------------------------
+
+
+def test_client_that_dropped_a_message_is_given_up(world, connected, mock_cluster):
+    """Brokers may have the message, so the next transaction needs a new epoch."""
+    producer = connected()
+    heard = events_of(producer, "producer.connected", "producer.reload")
+    mock_cluster.fail_requests("AddPartitionsToTxn", "TOPIC_AUTHORIZATION_FAILED")
+
+    with pytest.raises(TransactionAbortedError), producer.transaction():
+        (handle,) = send(producer)
+    with producer.transaction():
+        (after,) = send(producer)
+
+    assert isinstance(handle.error, MessagePurgedError)
+    assert after.report
+    assert names(heard) == ["producer.connected"]
+
+
+def test_abort_with_all_reports_keeps_the_client(world, connected, mock_cluster):
+    """However late they come, within `wait_timeout_on_transaction_abort`."""
+    producer = connected(wait_timeout_on_transaction_abort=LONG)
+    heard = events_of(producer, "producer.connected", "producer.reload")
+    mock_cluster.round_trip(0.05)
+
+    for _ in range(3):
+        with producer.transaction() as tx:
+            handles = send(producer, 20)
+            tx.abort()
+        assert all(each.report for each in handles)
+
+    assert heard == []
+
+
+# -- the guard -----------------------------------------------------------------------
+
+
+def test_guard_accepts_growing_offsets():
+    """Of each partition by itself, and reports without an offset anywhere."""
+    guard = OffsetGuard()
+
+    for topic, partition, offset in [
+        *[("a", 0, 5), ("a", 1, 2), ("b", 0, 3)],
+        *[("a", 0, None), ("a", 0, -1), ("a", 0, 6)],
+        *[("a", 1, 3), ("b", 0, 4)],
+    ]:
+        guard.check(topic, partition, offset)
+
+    assert guard.alarm is None
+
+
+@pytest.mark.parametrize("offset", [5, 4, 0])
+def test_guard_notices_an_offset_that_was_given_before(offset):
+    """The alarm names the place, and is given once."""
+    guard = OffsetGuard()
+    guard.check("a", 0, 5)
+
+    guard.check("a", 0, offset)
+    first = guard.alarm
+    guard.check("a", 0, 0)
+
+    assert f"offset {offset} of partition 0" in first
+    assert guard.alarm == first
+
+
+def test_guard_forgets_all_after_an_alarm():
+    """A topic that was created again costs one transaction, not one per partition."""
+    guard = OffsetGuard()
+    for partition in range(4):
+        guard.check("a", partition, 100)
+
+    guard.check("a", 0, 0)
+    guard.alarm = None
+    for partition in range(4):
+        guard.check("a", partition, 1)
+
+    assert guard.alarm is None
+
+
+def test_alarm_of_the_guard_aborts_the_transaction(world, connected):
+    """The next transaction begins with a new client, and is fine."""
+    producer = connected()
+    heard = events_of(producer, "producer.connected")
+    guard = producer._core.transactions._clients.offset_guard
+
+    expected = pytest.raises(TransactionAbortedError, match="was reported at")
+    with expected as raised, producer.transaction() as tx:
+        producer.produce_sync(topic="t", payload=b"x", partition=0)
+        # As if the broker had given this offset before.
+        guard.check("t", 0, 1_000_000)
+        producer.produce_sync(topic="t", payload=b"x", partition=0)
+
+    assert "offset 1000000" in str(raised.value)
+    assert tx.outcome == "aborted"
+    assert send(producer)[0].report
+    assert len(heard) == 1
