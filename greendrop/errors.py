@@ -284,6 +284,11 @@ class ProduceError(GreendropError):
     `BrokerError` behind it, if there is one, else None and False.
     """
 
+    #: True if the broker rejected the whole batch that librdkafka had put the message
+    #: in, for this message or another one, and stored none of the batch. Sending the
+    #: message again, by itself, can't duplicate it.
+    batch_rejected: bool = False
+
     @property
     def code(self) -> int | None:
         """Kafka's number of the error that caused this one."""
@@ -339,11 +344,6 @@ class DeliveryError(ProduceError):
     If it had been sent by then, and only the broker's answer was lost, the broker may
     have stored it all the same.
     """
-
-    #: The broker rejected the whole batch that librdkafka had put the message in, for
-    #: this message or another one, and stored none of the batch. Sending the message
-    #: again, by itself, can't duplicate it.
-    batch_rejected: bool = False
 
 
 class MessagePurgedError(DeliveryError):

@@ -100,7 +100,7 @@ def test_rejected_messages_of_a_batch_can_be_sent_again_one_by_one(
     with pytest.raises(ProduceManyError) as raised:
         producer.produce_many_sync(messages)
     for message, handle in zip(messages, raised.value.dispatched, strict=False):
-        if getattr(handle.error, "batch_rejected", False):
+        if handle.error is not None and handle.error.batch_rejected:
             producer.produce_sync(**message._asdict())
 
     stored = sorted(record.payload for record in mock_cluster.records("t"))

@@ -425,6 +425,7 @@ def handle_errors(producer: Producer) -> None:
         assert_type(failed.fatal, bool)
         assert_type(failed.retriable, bool)
         assert_type(failed.abortable, bool)
+        assert_type(failed.batch_rejected, bool)
         if isinstance(failed.__cause__, BrokerError):
             assert_type(failed.__cause__.code, int)
             assert_type(failed.__cause__.name, str)
