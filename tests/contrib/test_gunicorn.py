@@ -94,4 +94,4 @@ def test_a_loss_is_in_gunicorns_log(serve, kind):
     assert re.search(
         r"\[ERROR\] greendrop, worker \d+: .* 100 buffered messages", server.log
     )
-    assert server.log.count("100 messages") == 1
+    assert server.log.count("100 buffered messages") == 1
