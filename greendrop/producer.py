@@ -647,6 +647,7 @@ class Producer:
             As `produce_many_sync`.
         """
         core = self._core or self._unconfigured()
+        core.check_usable()
         began = _concurrency.monotonic()
         reports: list[DeliveryReport] = []
         with Flush(core.buffer) as flush:
@@ -669,6 +670,7 @@ class Producer:
             As `produce_many_async`.
         """
         core = self._core or self._unconfigured()
+        core.check_usable()
         began = _concurrency.monotonic()
         handles: list[DeliveryHandle] = []
         with Flush(core.buffer) as flush:
@@ -708,8 +710,10 @@ class Producer:
         Raises:
             ValueError: The timeout is no finite number of seconds.
             ProducerNotConfiguredError: See `setup`.
+            ProducerClosedError: Nothing can be sent in the block.
         """
         core = self._core or self._unconfigured()
+        core.check_open()
         if timeout is None:
             timeout = core.settings.max_wait_timeout
         _concurrency.check_timeout(timeout)
@@ -932,7 +936,13 @@ class Producer:
             self._core.reset()
 
     def __enter__(self) -> Self:
-        """Give the producer itself."""
+        """Return the producer itself.
+
+        Raises:
+            ProducerClosedError: The producer was closed before.
+        """
+        if self._core is not None:
+            self._core.check_open()
         return self
 
     def __exit__(

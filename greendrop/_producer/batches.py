@@ -5,17 +5,18 @@ Knows neither producers nor clients; who sends is a function that it is given.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from greendrop import _concurrency
 from greendrop.errors import MessageInvalidError, ProduceError, ProduceManyError
+from greendrop.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from greendrop.delivery import DeliveryHandle, DeliveryReport
-    from greendrop.message import Message
 
 _T = TypeVar("_T")
 
@@ -37,8 +38,9 @@ def validate_all(
 
     Raises:
         MessageInvalidError: Names every bad field of the first bad messages, as
-            `messages[3].topic`.
+            `messages[3].topic`; or this is no batch at all.
     """
+    _check_batch(items)
     batch: list[Message] = []
     errors: dict[str, str] = {}
     bad = 0
@@ -62,6 +64,25 @@ def validate_all(
     if errors:
         raise MessageInvalidError(errors)
     return batch
+
+
+def _check_batch(items: object) -> None:
+    """Refuse one message where several belong; its fields are no messages.
+
+    Raises:
+        MessageInvalidError: So it is, or there is nothing to iterate over.
+    """
+    kind = type(items).__name__
+    if isinstance(items, (Mapping, Message)):
+        text = (
+            f"needs a list of messages, not a single one ({kind}); put it in a list, or"
+            " use the verb for one message"
+        )
+    elif isinstance(items, (str, bytes, bytearray)) or not isinstance(items, Iterable):
+        text = f"needs a list or another iterable of messages, not {kind}"
+    else:
+        return
+    raise MessageInvalidError({"messages": text})
 
 
 def send_and_wait(

@@ -415,6 +415,15 @@ class Core:
         """Messages that were taken and have no verdict yet."""
         return self._connections.outstanding
 
+    def check_usable(self) -> None:
+        """Refuse a use after `close`, or in a child of the process that used it.
+
+        Raises:
+            ProducerClosedError, ProducerUsedInParentProcessError: That is so.
+        """
+        self._connections.check_not_forked()
+        self.check_open()
+
     def check_open(self) -> None:
         """Raise `ProducerClosedError` if it closes, or is closed."""
         if self._connections.closing_or_closed:

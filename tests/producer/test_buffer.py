@@ -778,7 +778,7 @@ def test_flush_of_a_closed_producer_loses_nothing(make_producer, flush):
     producer.buffer_many(numbered(2))
     producer.close(force=True)
 
-    with pytest.raises(ProducerClosedError, match="2 messages are back in the buffer"):
+    with pytest.raises(ProducerClosedError, match="is closed"):
         flush(producer)
 
     assert payloads(producer.buffered) == [b"0", b"1"]

@@ -98,7 +98,7 @@ def test_closing_what_was_never_used_opens_nothing(mock_cluster, make_producer):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_closed_producer_refuses_messages(world, make_producer, used):
-    """After close each verb says that the message was not sent."""
+    """After close each verb says so, also if there is nothing to send."""
     producer = make_producer(id="gone")
     if used:
         producer.produce_sync(topic="t", payload=b"x")
@@ -110,11 +110,20 @@ def test_closed_producer_refuses_messages(world, make_producer, used):
         lambda: producer.produce_async(**message),
         lambda: producer.produce_many_sync([message]),
         lambda: producer.produce_many_async([message]),
+        lambda: producer.buffer(**message),
+        lambda: producer.buffer_many([message]),
+        producer.flush_sync,
+        producer.flush_async,
+        producer.scope,
+        producer.__enter__,
     ):
         with pytest.raises(ProducerClosedError, match="'gone' is closed"):
             call()
     with pytest.raises(ProducerAlreadyConfiguredError):
         producer.setup(NOWHERE)
+    producer.purge()
+    producer.reset()
+    assert not producer.disconnect()
     assert producer.status == "closed"
 
 

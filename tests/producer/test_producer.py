@@ -704,6 +704,39 @@ def test_batch_with_bad_messages_is_refused_as_a_whole(make_producer, verb):
     assert producer.status == "configured"
 
 
+NO_BATCHES = {
+    "mapping": {"topic": "t", "payload": b"x"},
+    "message": Message("t", b"x"),
+    "text": "message",
+    "bytes": b"message",
+    "number": 5,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("items", NO_BATCHES.values(), ids=NO_BATCHES)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "produce_many_sync",
+        "produce_many_async",
+        "buffer_many",
+        "tombstone_many_sync",
+        "tombstone_many_async",
+    ],
+)
+def test_one_message_where_a_batch_belongs_is_refused(make_producer, verb, items):
+    """The error doesn't speak of the message's fields as if they were messages."""
+    producer = make_producer()
+
+    with pytest.raises(MessageInvalidError, match=r"^messages: needs a list") as raised:
+        getattr(producer, verb)(items)
+
+    assert list(raised.value.errors) == ["messages"]
+    assert type(items).__name__ in str(raised.value)
+    assert producer.status == "configured"
+
+
 def test_batch_of_nothing_but_mistakes_is_told_in_short(make_producer):
     """A thousand bad messages make an error that can still be read."""
     with pytest.raises(MessageInvalidError) as raised:
