@@ -16,13 +16,15 @@ _SIMPLE = frozenset({type(None), bool, int, float, str, bytes})
 def picklable(value: object) -> Any:  # noqa: ANN401 - whatever it was
     """Return a value, or its repr if the value does not survive pickling.
 
-    Tuples are looked into. A class whose objects always pickle says so by a true
+    Tuples, and named ones, are looked into. A class whose objects always pickle says so by a true
     `_always_pickles`.
     """
     if type(value) in _SIMPLE or getattr(type(value), "_always_pickles", False):
         return value
     if type(value) is tuple:
         return tuple(map(picklable, value))
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a `Message`, a report
+        return value._make(map(picklable, value))
     return value if survives(value) else text_of(value)
 
 

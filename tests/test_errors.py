@@ -17,6 +17,7 @@ from greendrop.errors import (
     DeliveryTimeoutError,
     GreendropError,
     IllegalWaitError,
+    Message,
     MessageInvalidError,
     MessagesAbandonedError,
     MiddlewareError,
@@ -65,7 +66,7 @@ def example_of(kind):
     elif kind is BrokerError:
         error = copy.copy(BROKER_ERROR)
     elif kind is MessagesAbandonedError:
-        error = kind("3 messages were dropped", count=3)
+        error = kind("3 were lost", count=3, buffered=[Message("t", b"x", label=5)])
     elif kind is MiddlewareError:
         error = kind("step 'f' failed", step="f")
     elif kind is ProduceManyError:
@@ -307,6 +308,18 @@ def test_errors_pickle_whatever_they_carry():
 
     assert got.args == ("stop", repr(lock))
     assert (got.lock, got.many) == (repr(lock), (repr(lock), 5))
+
+
+def test_buffered_messages_of_an_error_pickle_field_by_field():
+    """A label that does not pickle doesn't cost the message's payload."""
+    lock = threading.Lock()
+    message = Message("t", b"payload", label=lock)
+    error = MessagesAbandonedError("one was lost", count=1, buffered=[message])
+
+    got = pickle.loads(pickle.dumps(error))
+
+    assert got.buffered == (message._replace(label=repr(lock)),)
+    assert type(got.buffered[0]) is Message
 
 
 def test_copies_of_errors_share_what_they_carry():
