@@ -16,8 +16,8 @@ _SIMPLE = frozenset({type(None), bool, int, float, str, bytes})
 def picklable(value: object) -> Any:  # noqa: ANN401 - whatever it was
     """Return a value, or its repr if the value does not survive pickling.
 
-    Tuples, and named ones, are looked into. A class whose objects always pickle says so by a true
-    `_always_pickles`.
+    Of tuples, named ones included, each element is. A class whose objects always pickle
+    says so by a true `_always_pickles`.
     """
     if type(value) in _SIMPLE or getattr(type(value), "_always_pickles", False):
         return value

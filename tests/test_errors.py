@@ -17,7 +17,6 @@ from greendrop.errors import (
     DeliveryTimeoutError,
     GreendropError,
     IllegalWaitError,
-    Message,
     MessageInvalidError,
     MessagesAbandonedError,
     MiddlewareError,
