@@ -88,40 +88,40 @@ class Input:
 
     def lines(self, stream: BinaryIO, name: str) -> Iterator[Line]:
         """Yield lines as soon as they can be read; skip empty ones."""
-        for number, text in enumerate(self._split(stream), 1):
+        split = self._split_lines if self._delimiter == b"\n" else self._split
+        for number, text in enumerate(split(stream), 1):
             if text is None or text:
                 yield Line(text, name, number)
 
-    def _split(self, stream: BinaryIO) -> Iterator[bytes | None]:
+    def _split_lines(self, stream: BinaryIO) -> Iterator[bytes | None]:
         """Yield the text of each line, and None for a line that is too long."""
+        limit = self._longest + 1
+        while line := stream.readline(limit):
+            if line.endswith(b"\n") or len(line) < limit:
+                yield line.removesuffix(b"\n").removesuffix(b"\r")
+                continue
+            while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+
+    def _split(self, stream: BinaryIO) -> Iterator[bytes | None]:
+        """Do the same for any other delimiter."""
         delimiter = self._delimiter
-        is_newline = delimiter == b"\n"
-        rest = bytearray()
-        skipping = False
+        rest, skipping = b"", False
         # `read1` returns what is there; `read` would wait for a whole chunk.
         while chunk := stream.read1(_CHUNK):  # type: ignore[attr-defined]
-            # A delimiter may begin in the bytes that were searched before.
-            searched = max(0, len(rest) - len(delimiter) + 1)
-            rest += chunk
-            start = 0
-            while (end := rest.find(delimiter, max(start, searched))) >= 0:
-                text = bytes(rest[start:end])
-                start = end + len(delimiter)
-                if skipping or len(text) > self._longest:
-                    skipping = False
-                    yield None
-                else:
-                    yield text.removesuffix(b"\r") if is_newline else text
-            del rest[:start]
-            if len(rest) >= self._longest + len(delimiter):
+            *whole, rest = (rest + chunk).split(delimiter)
+            for text in whole:
+                yield None if skipping or len(text) > self._longest else text
+                skipping = False
+            if skipping or len(rest) >= self._longest + len(delimiter):
                 skipping = True
-            if skipping:
-                # The end may be the first half of a delimiter.
-                del rest[: max(0, len(rest) - len(delimiter) + 1)]
+                # The end may be the first part of a delimiter.
+                rest = rest[max(0, len(rest) - len(delimiter) + 1) :]
         if skipping or len(rest) > self._longest:
             yield None
         elif rest:
-            yield bytes(rest).removesuffix(b"\r") if is_newline else bytes(rest)
+            yield rest
 
     def fields(self, line: Line) -> dict[str, Any]:
         """Return the fields of a message.
