@@ -85,6 +85,7 @@ NOT_RUN = (
     "python -m pip",
     "git clone",
     "cd ",
+    "mkdir ",
     "make ",
     "docker ",
     "export ",
