@@ -19,6 +19,12 @@ def test_generated_pages_are_current(page):
     assert generated[page] == page.read_text()
 
 
+@pytest.mark.parametrize("page", generated, ids=lambda page: page.name)
+def test_every_row_of_a_generated_page_has_a_heading(page):
+    """No setting or event is left over: docs/generate.py knows a group for each."""
+    assert "\n## Other\n" not in generated[page]
+
+
 def test_every_error_is_explained():
     """docs/reference/errors.md names each error of greendrop."""
     text = (DOCS / "reference" / "errors.md").read_text()
