@@ -1,5 +1,9 @@
 """A Kafka producer for gevent, threads and plain scripts."""
 
+from greendrop._connections.connections import Status
+from greendrop._transactions.coordinator import Outcome
+from greendrop.config.settings import Settings
+from greendrop.config.types import ProducerSettings
 from greendrop.delivery import DeliveryHandle, DeliveryReport
 from greendrop.errors import (
     AbortTransaction,
@@ -37,19 +41,21 @@ from greendrop.errors import (
     TransactionUnknownError,
     VariantInvalidError,
 )
-from greendrop.events import Event, Monitor, monitor
-from greendrop.message import Message
-from greendrop.middleware import Middleware
+from greendrop.events import Event, EventName, EventSpec, Listener, Monitor, monitor
+from greendrop.interceptors import Interceptor
+from greendrop.message import Headers, HeaderValue, Message
+from greendrop.middleware import Middleware, Step
 from greendrop.oauth import OAuthBearer, OAuthToken
 from greendrop.pool import (
     PoolStats,
+    ProducerFactory,
     ProducerPool,
     default_pool,
     set_default_pool,
 )
 from greendrop.producer import Producer
 from greendrop.scope import DeliveryScope
-from greendrop.transaction import Transaction
+from greendrop.transaction import ConsumedMessage, GroupConsumer, Transaction
 
 __version__ = "0.1.0"
 
@@ -57,15 +63,23 @@ __all__ = [
     "AbortTransaction",
     "BrokerError",
     "ConfigurationInvalidError",
+    "ConsumedMessage",
     "DeliveryError",
     "DeliveryHandle",
     "DeliveryReport",
     "DeliveryScope",
     "DeliveryTimeoutError",
     "Event",
+    "EventName",
     "EventNotRegisteredError",
+    "EventSpec",
     "GreendropError",
+    "GroupConsumer",
+    "HeaderValue",
+    "Headers",
     "IllegalWaitError",
+    "Interceptor",
+    "Listener",
     "Message",
     "MessageInvalidError",
     "MessagePurgedError",
@@ -76,6 +90,7 @@ __all__ = [
     "OAuthBearer",
     "OAuthToken",
     "OAuthTokenError",
+    "Outcome",
     "PoolClosedError",
     "PoolNotConfiguredError",
     "PoolStats",
@@ -85,14 +100,19 @@ __all__ = [
     "Producer",
     "ProducerAlreadyConfiguredError",
     "ProducerClosedError",
+    "ProducerFactory",
     "ProducerNotConfiguredError",
     "ProducerNotTransactionalError",
     "ProducerPool",
+    "ProducerSettings",
     "ProducerTransactionalCloseAttemptError",
     "ProducerUsedInParentProcessError",
     "QueueFullError",
     "ReportLostError",
+    "Settings",
     "StatisticsNotEnabledError",
+    "Status",
+    "Step",
     "Transaction",
     "TransactionAbortedError",
     "TransactionBusyError",

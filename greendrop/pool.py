@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from greendrop.transaction import Transaction
 
-    Factory: TypeAlias = Callable[[int], Producer] | Callable[[], Producer]
+#: Makes a producer of a pool, given the number of its slot or nothing.
+ProducerFactory: TypeAlias = "Callable[[int], Producer] | Callable[[], Producer]"
 
 _log = Log("greendrop")
 
@@ -67,7 +68,7 @@ class ProducerPool:
     """
 
     def __init__(
-        self, factory: Factory, *, size: int = 5, timeout: float = 5.0
+        self, factory: ProducerFactory, *, size: int = 5, timeout: float = 5.0
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size needs to be a whole number above 0, not {size!r}")
@@ -466,7 +467,7 @@ class _Checkout:
             self.waiter.wake()
 
 
-def _adapt_factory(factory: Factory) -> Callable[[int], Producer]:
+def _adapt_factory(factory: ProducerFactory) -> Callable[[int], Producer]:
     """Adapt a factory to be called with the number of a slot."""
     signature = inspect.signature(factory)
     with suppress(TypeError):

@@ -48,10 +48,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from greendrop._connections.connections import Status
     from greendrop.config.settings import Settings
+    from greendrop.config.types import ProducerSettings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
@@ -85,7 +86,7 @@ class Producer:
     def __init__(
         self,
         kafka: Mapping[str, object] | None = None,
-        **settings: Any,  # noqa: ANN401 - checked by name and type, see docs/reference/settings.md
+        **settings: Unpack[ProducerSettings],
     ) -> None:
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor()
@@ -103,7 +104,7 @@ class Producer:
     def setup(
         self,
         kafka: Mapping[str, object] | None = None,
-        **settings: Any,  # noqa: ANN401 - as above
+        **settings: Unpack[ProducerSettings],
     ) -> None:
         """Configure a producer that was made without settings; once.
 

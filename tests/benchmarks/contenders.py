@@ -401,7 +401,7 @@ class AioKafka(Contender):
 
         async def loops() -> None:
             shares = _keys(load)
-            await asyncio.batcher(*(self._send_loop(own, end, waits) for own in shares))
+            await asyncio.gather(*(self._send_loop(own, end, waits) for own in shares))
 
         self._run(loops())
         return waits

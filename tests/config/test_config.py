@@ -1,11 +1,13 @@
 import enum
 import re
 import sys
+from dataclasses import fields
 from types import MappingProxyType
 
 import pytest
 
-from greendrop.config.settings import SETTINGS, build_settings
+from greendrop import ProducerSettings
+from greendrop.config.settings import SETTINGS, Settings, build_settings
 from greendrop.errors import ConfigurationInvalidError
 from tests.interpreter import run
 
@@ -87,6 +89,23 @@ def test_every_setting_says_unit_rule_and_reason():
     assert [each for each in SETTINGS if each.unit and each.rule and each.why] == [
         *SETTINGS
     ]
+
+
+def test_type_checkers_know_every_setting():
+    """`ProducerSettings` has the names of the table, and its types.
+
+    A setting that becomes a tuple may be given as anything that can be iterated over.
+    """
+    typed = {
+        name: annotation.__forward_arg__
+        for name, annotation in ProducerSettings.__annotations__.items()
+    }
+    table = {each.name: each.type for each in fields(Settings) if each.metadata}
+
+    assert typed == {
+        name: "Iterable[str]" if kind == "tuple[str, ...]" else kind
+        for name, kind in table.items()
+    }
 
 
 def test_every_setting_is_tested_here():

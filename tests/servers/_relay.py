@@ -95,7 +95,7 @@ class Relay:
             del self._connections[task]
             for pump in pumps:
                 pump.cancel()
-            await asyncio.batcher(*pumps, return_exceptions=True)
+            await asyncio.gather(*pumps, return_exceptions=True)
             for each in writers:
                 each.close()
 

@@ -30,9 +30,13 @@ from greendrop import (
     DeliveryScope,
     DeliveryTimeoutError,
     Event,
+    EventName,
     EventNotRegisteredError,
     GreendropError,
+    Headers,
+    HeaderValue,
     IllegalWaitError,
+    Interceptor,
     Message,
     MessageInvalidError,
     MessagePurgedError,
@@ -49,11 +53,16 @@ from greendrop import (
     ProducerAlreadyConfiguredError,
     ProducerClosedError,
     ProducerNotConfiguredError,
+    ProducerSettings,
     ProducerUsedInParentProcessError,
     QueueFullError,
+    Settings,
     StatisticsNotEnabledError,
+    Status,
+    Step,
     VariantInvalidError,
 )
+from greendrop import Listener as EventListener
 from greendrop.contrib.celery import connect
 from greendrop.contrib.django import (
     close_producers,
@@ -116,6 +125,46 @@ def configure() -> Producer:
         max_attempts_on_idempotent_fatal_error=3,
         non_reloadable_errors=("fenced",),
     )
+
+
+def configure_from_a_mapping(kafka: dict[str, object]) -> None:
+    """Pass settings on, and misspell some."""
+    settings: ProducerSettings = {"max_wait_timeout": 3, "statistics_deltas": ["tx"]}
+    Producer(kafka, **settings)
+    Producer().setup(kafka, **settings)
+    settings["exit_timeout"] = 5.0
+    settings["exit_timout"] = 5.0  # type: ignore[typeddict-unknown-key]
+    untyped: dict[str, Any] = {"max_wait_timeout": 3}
+    Producer(kafka, **untyped)
+
+    Producer(kafka, max_wait_timout=3)  # type: ignore[call-arg]
+    Producer(kafka, max_wait_timeout="3")  # type: ignore[arg-type]
+    Producer(kafka, wait_on_queue_full=1)  # type: ignore[arg-type]
+    Producer(kafka, oauth_token_provider=print)  # type: ignore[arg-type]
+    Producer().setup(kafka, max_wait_timout=3)  # type: ignore[call-arg]
+    Producer(kafka).variant(max_wait_timout=3)  # type: ignore[call-arg]
+    # The addresses may be a list.
+    Producer(kafka={"bootstrap.servers": ["a:9092", "b:9092"]})
+
+
+def name_the_types_of_signatures(producer: Producer) -> None:
+    """Annotate what goes into a producer, and comes out of it."""
+    value: HeaderValue = b"1"
+    headers: Headers = {"a": value, "b": [value, None]}
+    producer.produce_async(topic="t", payload=None, headers=headers)
+    name: EventName = "message.acknowledged"
+    listener: EventListener = print
+    producer.monitor.subscribe(name, listener)
+    status: Status = producer.status
+    assert status
+
+    def build(settings: Settings) -> Interceptor:
+        assert_type(settings.id, str)
+        return Tracer()
+
+    producer.intercept(build)
+    step: Step = producer.middleware.append(lambda message: message)
+    producer.middleware.remove(step)
 
 
 def look(producer: Producer) -> None:
