@@ -86,7 +86,6 @@ class TransactionalClients:
         if client is self._ready:
             return client
         self.commands = self._new_calls()
-        self.offset_guard.alarm = None
         client.attendant.dispatcher.offset_guard = self.offset_guard
         try:
             self.commands.run("init", client.kafka_handle.init_transactions, deadline)
@@ -149,19 +148,23 @@ class TransactionalClients:
         self._connections.monitor.emit("producer.reload", {**own, **facts})
 
     def _discard(self, client: Client) -> None:
-        self._ready = None
-        client.purge_for_good()
+        self._retire(client)
         if self._connections.detach_client(client):
             client.wait_settled(PURGE_TIMEOUT)
             self._connections.close_clients([client])
+
+    def _retire(self, client: Client) -> None:
+        self._ready = None
+        # Its last reports may come while the next transaction runs.
+        client.attendant.dispatcher.offset_guard = None
+        client.purge_for_good()
 
     def drop(self, client: Client) -> None:
         """Take a client out of use, in the background: who does it is in a hurry.
 
         The next transaction has a new one.
         """
-        self._ready = None
-        client.purge_for_good()
+        self._retire(client)
         if self._connections.detach_client(client):
             _concurrency.spawn(lambda: self._connections.close_clients([client]))
 

@@ -287,6 +287,7 @@ class Transactions:
         except BrokerError as error:
             self._clients.replace(client, error)
             raise not_begun(error) from error
+        self._clients.offset_guard.begin()
         current = self._current = OpenTransaction(seconds, client, turn, began)
         try:
             self._tell("transaction.started", began)
