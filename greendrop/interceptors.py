@@ -68,6 +68,8 @@ class DispatchMany(Protocol[_Slot]):
         verb: str,
         handles: list[DeliveryHandle] | None = None,
         end: int | None = None,
+        *,
+        skip_refused: bool = False,
     ) -> list[DeliveryHandle]:
         """Queue the batch; on an error `handles` has those that were queued."""
         ...
@@ -103,6 +105,8 @@ def wrap_send_many(
         verb: str,
         handles: list[DeliveryHandle] | None = None,
         end: int | None = None,
+        *,
+        skip_refused: bool = False,
     ) -> list[DeliveryHandle]:
         handles = [] if handles is None else handles
         end = len(messages) if end is None else end
@@ -117,7 +121,9 @@ def wrap_send_many(
             _call(interceptor.on_batch, batch)
             # At their index in the whole batch, which errors name.
             whole = [*messages[:first], *batch, *messages[end:]]
-            return dispatch_many(slot, whole, verb, handles, end)
+            return dispatch_many(
+                slot, whole, verb, handles, end, skip_refused=skip_refused
+            )
         except BaseException as error:
             for message in batch[len(handles) - first :]:
                 _call(interceptor.on_send_error, message, error)

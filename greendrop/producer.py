@@ -20,7 +20,7 @@ from greendrop._connections.client_slots import (
 )
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import send_and_wait, validate_all
-from greendrop._producer.buffer import Entry, Flush, Sender
+from greendrop._producer.buffer import Entry, Flush
 from greendrop._producer.core import Core
 from greendrop.config.settings import build_settings
 from greendrop.errors import (
@@ -578,7 +578,7 @@ class Producer:
         message = _new_message(Message, fields)
         began = _concurrency.monotonic()
         prepared = self._prepare(message)
-        core.buffer_messages([Entry(message, prepared, self._sender())])
+        core.buffer_messages([Entry(message, prepared, self._dispatch_buffered)])
         if self.monitor.listens("message.buffered"):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
@@ -602,13 +602,13 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         began = _concurrency.monotonic()
-        sender = self._sender()
+        dispatch = self._dispatch_buffered
         entries: list[Entry] = []
 
         def read(item: object) -> Message:
             message = as_message(item)
             prepared = self._prepare(message)
-            entries.append(Entry(message, prepared, sender))
+            entries.append(Entry(message, prepared, dispatch))
             return message
 
         batch = validate_all(messages, read)
@@ -680,20 +680,23 @@ class Producer:
         self._tell("buffer.flushed_async", began, messages=batch)
         return handles
 
-    def _sender(self) -> Sender:
-        core = self._core or self._unconfigured()
-        # Of bound methods, since these are equal whenever their producer is the same.
-        return Sender(self._dispatch_many, core.refuse)
-
     def _dispatch_many(
+        self, messages: Sequence[Message], verb: str
+    ) -> list[DeliveryHandle]:
+        core = self._core or self._unconfigured()
+        return core.dispatch_many(self._slot, messages, verb)
+
+    def _dispatch_buffered(
         self,
         messages: Sequence[Message],
         verb: str,
-        handles: list[DeliveryHandle] | None = None,
-        end: int | None = None,
+        handles: list[DeliveryHandle],
+        end: int,
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
-        return core.dispatch_many(self._slot, messages, verb, handles, end)
+        return core.dispatch_many(
+            self._slot, messages, verb, handles, end, skip_refused=True
+        )
 
     # --- scopes ------------------------------------------------------------------
 

@@ -10,14 +10,14 @@ Knows neither producers nor clients; each message comes with the functions that 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency, _wording
 from greendrop.errors import DeliveryError, GreendropError, ProduceManyError
 from greendrop.message import detached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -30,7 +30,10 @@ _WRONG_STATE = "_STATE"
 
 
 class Dispatch(Protocol):
-    """Queues messages, as `Core.dispatch_many`."""
+    """Queues messages, as `Core.dispatch_many` that skips refused ones.
+
+    Equal for messages of the same producer, or variant: a run of them is one batch.
+    """
 
     def __call__(
         self,
@@ -43,34 +46,21 @@ class Dispatch(Protocol):
         ...
 
 
-class Sender(NamedTuple):
-    """How the producer, or the variant, that buffered a message sends it.
-
-    Attributes:
-        dispatch: Queues messages.
-        refuse: Reports that librdkafka refused a message, and returns a handle that
-            has failed with that error.
-    """
-
-    dispatch: Dispatch
-    refuse: Callable[[Message, DeliveryError], DeliveryHandle]
-
-
 class Entry:
     """A buffered message.
 
     Args:
         message: As the caller wrote it.
         prepared: The same in wire form: it has passed middleware and checks.
-        sender: How it will be sent.
+        dispatch: Sends it as the producer, or the variant, that buffered it does.
     """
 
-    __slots__ = ("message", "prepared", "sender")
+    __slots__ = ("dispatch", "message", "prepared")
 
-    def __init__(self, message: Message, prepared: Message, sender: Sender) -> None:
+    def __init__(self, message: Message, prepared: Message, dispatch: Dispatch) -> None:
         self.message = detached(message)
         self.prepared = prepared
-        self.sender = sender
+        self.dispatch = dispatch
 
 
 class Buffer:
@@ -133,6 +123,8 @@ class Buffer:
         """Move all messages to a flush that holds none."""
         self._forget_parents()
         with self._lock:
+            # An interrupt may have kept one from taking itself off the list.
+            self._flushes = [each for each in self._flushes if each.unsent]
             self._flushes.append(flush)
             # One statement without a call: a signal handler that raises comes before
             # it or after it, and either way the messages are in one of the two.
@@ -144,10 +136,25 @@ class Buffer:
             if flush in self._flushes:
                 self._flushes.remove(flush)
 
-    def put_back(self, entries: list[Entry]) -> None:
-        """Add messages at the front."""
+    def put_back(
+        self,
+        flush: Flush,
+        back: list[Entry],
+        kept: list[Entry],
+        handles: list[DeliveryHandle],
+    ) -> None:
+        """Move messages of a flush to the front.
+
+        Args:
+            flush: Which flush.
+            back: The messages.
+            kept: The others that it has.
+            handles: Theirs.
+        """
         with self._lock:
-            self._entries[:0] = entries
+            entries = back + self._entries
+            # Without a call, as in `take_into`: a message is in one of the two.
+            self._entries, flush.entries, flush.handles[:] = entries, kept, handles
 
     def _forget_parents(self) -> None:
         if self._mark is not None and not self._mark[0]:
@@ -232,17 +239,9 @@ class Flush:
 
     def _dispatch_all(self, verb: str) -> None:
         end = 0
-        for sender, run in groupby(self.entries, lambda entry: entry.sender):
+        for dispatch, run in groupby(self.entries, lambda entry: entry.dispatch):
             end += sum(1 for _ in run)
-            while len(self.handles) < end:
-                try:
-                    sender.dispatch(self._batch, verb, self.handles, end)
-                except ProduceManyError as error:
-                    refusal = error.__cause__
-                    if not isinstance(refusal, DeliveryError) or not _final(refusal):
-                        raise
-                    message = self._batch[len(self.handles)]
-                    self.handles.append(sender.refuse(message, refusal))
+            dispatch(self._batch, verb, self.handles, end)
 
     def _failure(self) -> ProduceManyError | None:
         """Make the error that tells of refused messages, if there are any."""
@@ -304,21 +303,21 @@ class Flush:
         """
         back: list[Entry] = []
         kept: list[Entry] = []
+        returned: list[DeliveryHandle] = []
         handles: list[DeliveryHandle] = []
         for entry, handle, unsent in zip(
             self.entries, self.handles, is_unsent, strict=False
         ):
             (back if unsent else kept).append(entry)
-            (self.returned if unsent else handles).append(handle)
+            (returned if unsent else handles).append(handle)
         back += self.entries[len(self.handles) :]
         if back:
-            self._buffer.put_back(back)
-            self.entries = kept
-            self.handles[:] = handles
+            self.returned += returned
+            self._buffer.put_back(self, back, kept, handles)
             self._count += len(back)
 
 
-def _final(refusal: DeliveryError) -> bool:
+def is_final(refusal: DeliveryError) -> bool:
     """Whether librdkafka would refuse the message again, whatever happens.
 
     Not if the client or the transaction has failed: another one may accept it.
@@ -329,12 +328,12 @@ def _final(refusal: DeliveryError) -> bool:
 
 def _is_dropped(handle: DeliveryHandle) -> bool:
     refusal = handle.refusal
-    return refusal is not None and _final(refusal)
+    return refusal is not None and is_final(refusal)
 
 
 def _is_refused_for_now(handle: DeliveryHandle) -> bool:
     refusal = handle.refusal
-    return refusal is not None and not _final(refusal)
+    return refusal is not None and not is_final(refusal)
 
 
 def _add_count(error: BaseException | None, count: int) -> None:

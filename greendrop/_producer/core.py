@@ -16,13 +16,14 @@ from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._connections.connections import Connections
 from greendrop._connections.recovery import Recovery
 from greendrop._producer import registry
-from greendrop._producer.buffer import Buffer
+from greendrop._producer.buffer import Buffer, is_final
 from greendrop._producer.disconnect import Disconnect
 from greendrop._producer.shutdown import Shutdown
 from greendrop._transactions.coordinator import Transactions
 from greendrop.delivery import refused_handle
 from greendrop.errors import (
     ConfigurationInvalidError,
+    DeliveryError,
     IllegalWaitError,
     MessagePurgedError,
     ProduceError,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from greendrop._producer.buffer import Entry
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
-    from greendrop.errors import BrokerError, DeliveryError
+    from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.interceptors import Interceptor
     from greendrop.message import Message
@@ -172,6 +173,8 @@ class Core:
         verb: str,
         handles: list[DeliveryHandle] | None = None,
         end: int | None = None,
+        *,
+        skip_refused: bool = False,
     ) -> list[DeliveryHandle]:
         """Queue a batch, in order; a long one lets other greenlets run.
 
@@ -182,6 +185,8 @@ class Core:
             handles: Those of the first messages, which are queued already. The others
                 are added, so that one who is interrupted knows how far it came.
             end: Index of the first message that is not to be queued now.
+            skip_refused: A message that librdkafka refuses for good is reported, gets
+                a handle that has failed, and doesn't keep those after it back.
 
         Raises:
             ProduceManyError: A message was not queued, nor were those after it.
@@ -206,7 +211,13 @@ class Core:
                     # Something is in the way of the next one: it waits, or says so.
                     # Not `self.dispatch`: interceptors have seen it.
                     one = messages[len(handles)]
-                    handles.append(Core.dispatch(self, slot, one, verb, 0.0, counts))
+                    try:
+                        handle = Core.dispatch(self, slot, one, verb, 0.0, counts)
+                    except DeliveryError as error:
+                        if not (skip_refused and is_final(error)):
+                            raise
+                        handle = self._refuse(one, error)
+                    handles.append(handle)
         except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
             if not handles and not isinstance(error, ProduceError):
                 raise
@@ -358,7 +369,7 @@ class Core:
         if self.status == "closed":
             self._shutdown.let_go()  # by another thread, since it was added
 
-    def refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
+    def _refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
         """Report that librdkafka refused a message for good, as the poller would.
 
         Returns:

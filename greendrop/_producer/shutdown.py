@@ -376,12 +376,18 @@ class Shutdown:
                     self._end(account, client, began)
                 now.wait_clients_closed(PURGE_TIMEOUT)
             finally:
-                account.sum_up(self.name, self._buffer)
-                now.status = "closed"
-                self.let_go()
-                now.wake_end_waiters()
-                self._report_unsent(account)
-                now.emit("producer.closed", began)
+                try:
+                    account.sum_up(self.name, self._buffer)
+                except BaseException:
+                    # Interrupted: put back what was not delivered all the same.
+                    account.sum_up(self.name, self._buffer)
+                    raise
+                finally:
+                    now.status = "closed"
+                    self.let_go()
+                    now.wake_end_waiters()
+                    self._report_unsent(account)
+                    now.emit("producer.closed", began)
 
     def _report_unsent(self, account: _Account) -> None:
         """Emit that buffered messages were not delivered, if there are any."""

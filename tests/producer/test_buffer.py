@@ -25,7 +25,7 @@ from greendrop import (
     ProducerUsedInParentProcessError,
     QueueFullError,
 )
-from greendrop._producer.buffer import Buffer, Entry, Flush, Sender
+from greendrop._producer.buffer import Buffer, Entry, Flush
 from greendrop.delivery import refused_handle
 from greendrop.testing import trigger_fatal_error
 from tests.tasks import await_true, together
@@ -587,11 +587,6 @@ class Queued:
         self.message = message
 
 
-def refuse(message, error):
-    """Fail: no message of these tests is refused for good."""
-    raise error
-
-
 class Recorder:
     """Senders that note which messages they queue, and stop at one of them."""
 
@@ -611,7 +606,7 @@ class Recorder:
                 handles.append(Queued(message))
             return handles
 
-        return Sender(dispatch, refuse)
+        return dispatch
 
 
 def test_neighbours_of_one_sender_are_sent_together():
@@ -1177,17 +1172,16 @@ class BufferMachine(RuleBasedStateMachine):
         self.number = 0
         self.room = 0
         self.bad = None
-        self.senders = [Sender(self._dispatch(n), self._refuse) for n in range(2)]
-
-    def _refuse(self, message, error):
-        self.refused.append(message.payload)
-        return refused_handle(message.topic, None, error)
+        self.senders = [self._dispatch(n) for n in range(2)]
 
     def _dispatch(self, name):
         def dispatch(messages, verb, handles, end):
             for message in messages[len(handles) : end]:
                 if message.payload == self.bad:
-                    raise ProduceManyError("refused", 0) from DeliveryError("bad")
+                    self.refused.append(message.payload)
+                    error = DeliveryError("bad")
+                    handles.append(refused_handle(message.topic, None, error))
+                    continue
                 if not self.room:
                     raise RefusedError
                 self.room -= 1

@@ -223,6 +223,33 @@ def test_flush_is_seen_anew_when_it_is_repeated(make_producer, noting):
     assert all(message.headers is None for message in noting.sent)
 
 
+def test_refused_message_of_a_flush_has_its_topic_in_the_event(
+    world, mock_cluster, producer, noting, until
+):
+    """As any message that was not delivered; the others of the flush pass once."""
+    mock_cluster.create_topic("events", partitions=1)
+    producer.produce_sync(topic="events", payload=b"x")
+    failed = []
+    producer.monitor.subscribe(
+        "error.occurred",
+        lambda event: (
+            event["type"] == "librdkafka.dispatch_error"
+            and failed.append(event["topic"])
+        ),
+    )
+    for partition in (0, 9, 0):
+        producer.buffer(topic="events", payload=b"x", partition=partition)
+
+    with pytest.raises(ProduceManyError) as raised:
+        producer.flush_async()
+    until(lambda: failed)
+
+    assert len(noting.sent) == 1 + 3
+    assert noting.refused == []
+    assert [type(topic) for topic in failed] == [Marked]
+    assert [type(each.topic) for each in raised.value.dispatched] == [Marked] * 3
+
+
 def test_killed_while_waiting_for_room_is_refused(hub, make_producer, noting):
     """A greenlet that is killed before its message was queued leaves nothing open."""
     producer = make_producer(NOWHERE | {"queue.buffering.max.messages": 1})
