@@ -178,12 +178,13 @@ class Attendant(Generic[_Wire]):
                 if task is not None:
                     task.stop()
                 self._start_poller(hub)
-            self._give_all(orphans)
-        except BaseException:
-            # A signal handler raised: the messages that are left have no other way.
+            if orphans:
+                self._send_batch(orphans)
+        finally:
+            # There is no space for the rest yet, or a signal handler raised. The caller
+            # has a deadline of its own, so another task waits for the space.
             if orphans:
                 _concurrency.spawn(lambda: self._give_all(orphans))
-            raise
 
     def _start_poller(self, hub: Hub | None) -> None:
         if hub is None:
