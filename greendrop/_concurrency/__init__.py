@@ -4,6 +4,7 @@ The only package that imports gevent, greenlet and `_thread`. Waits are cooperat
 where the calling thread has a gevent hub, and block the thread elsewhere.
 """
 
+from greendrop._concurrency.deadline import Deadline
 from greendrop._concurrency.fork import (
     ForkMarker,
     _Pid,
@@ -22,6 +23,7 @@ from greendrop._concurrency.threads import (
     start_new_thread,
     start_thread,
 )
+from greendrop._concurrency.wait_queue import FairQueue, WaitQueue
 from greendrop._concurrency.waiters import (
     DAY,
     CooperativeLoop,
@@ -58,6 +60,8 @@ from greendrop._concurrency.watchdog import (
 __all__ = [
     "DAY",
     "CooperativeLoop",
+    "Deadline",
+    "FairQueue",
     "ForkMarker",
     "GreenletWaiter",
     "HubWatchdog",
@@ -66,6 +70,7 @@ __all__ = [
     "ThreadCall",
     "ThreadWaiter",
     "ThreadsafeCalls",
+    "WaitQueue",
     "Waiter",
     "_Pid",
     "allocate_lock",

@@ -2,7 +2,7 @@
 
 These are the wake-up of the main queue, fatal errors, partitioners, and the check of a
 configuration before any client exists. They use the librdkafka that confluent-kafka has
-loaded. Beside this module only `testing._native_mock_cluster` imports ctypes.
+loaded. Beside this module only `testing._mock_brokers` imports ctypes.
 
 Nothing here may crash with a confluent-kafka of another layout: a function that can't
 do its work returns None, and greendrop goes on without it.

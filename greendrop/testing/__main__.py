@@ -2,7 +2,7 @@
 
 import sys
 
-from greendrop.testing import _serve
+from greendrop.testing._mock_cluster import serve
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]))

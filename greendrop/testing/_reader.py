@@ -1,7 +1,4 @@
-"""What is in a topic, for tests: read with librdkafka's consumer.
-
-Beside `handle` the only importer of confluent_kafka; only `testing` imports it.
-"""
+"""Reading a topic, for tests, with librdkafka's consumer."""
 
 from __future__ import annotations
 
@@ -17,39 +14,44 @@ from greendrop.testing._memory_log import Record
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Seconds of one poll: as long as a hub-less thread can't be interrupted.
+#: Seconds of one poll, during which a thread without a hub can't be interrupted.
 _POLL = 0.1
+#: Seconds for closing the consumer, after the reader's own timeout.
+_GRACE = 5.0
 _PARTITION_EOF = cimpl.KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's name
 _UNKNOWN_TOPIC = (cimpl.KafkaError.UNKNOWN_TOPIC_OR_PART,)
 
 
 def read_topic(
-    kafka: Mapping[str, str | int | bool],
+    bootstrap_servers: str,
     topic: str,
-    seconds: float,
     *,
     uncommitted: bool = False,
+    timeout: float = 10.0,
+    kafka: Mapping[str, str | int | bool] | None = None,
 ) -> list[Record]:
-    """Read a topic from its beginning to its end, without leaving a trace.
+    """Read a topic of any Kafka cluster, from its beginning to its end.
 
     Args:
-        kafka: librdkafka's configuration: addresses, and how to get in.
-        topic: Its name. One that doesn't exist has no records.
-        seconds: For all of it.
-        uncommitted: Also what transactions have written that are open or were aborted.
+        bootstrap_servers: Addresses of brokers.
+        topic: The name. A topic that doesn't exist has no records, and is not created.
+        uncommitted: Include the records of open and aborted transactions.
+        timeout: Seconds for the whole call.
+        kafka: Further keys of librdkafka's configuration, such as those of a login.
 
     Returns:
-        The records by partition, and in a partition by offset.
+        The records, ordered by partition and offset.
 
-    Raises:
-        GreendropError: The brokers can't be reached, or the end was not, in time.
+    Raises: GreendropError: The brokers could not be reached, or the end of the topic
+        was not reached in time.
 
     Blocking:
         Lets other greenlets run where the thread has a hub, else blocks the thread.
     """
     level = "read_uncommitted" if uncommitted else "read_committed"
-    conf = {
-        **kafka,
+    configuration = {
+        **(kafka or {}),
+        "bootstrap.servers": bootstrap_servers,
         "group.id": "greendrop-testing",
         "enable.auto.commit": False,
         "enable.partition.eof": True,
@@ -58,20 +60,20 @@ def read_topic(
         "log_level": 0,
     }
     records: list[Record] = _concurrency.run_in_thread(
-        lambda: _read(conf, topic, seconds), seconds + 5
+        lambda: _read(configuration, topic, timeout), timeout + _GRACE
     )
-    return sorted(records, key=lambda record: record[1:3])
+    return sorted(records, key=lambda record: (record.partition, record.offset))
 
 
 def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:
-    deadline = _concurrency.monotonic() + seconds
+    deadline = _concurrency.Deadline(seconds)
     consumer = bindings.extension_class(cimpl.Consumer)(conf)
     records: list[Record] = []
     try:
-        left = _partitions(consumer, topic, seconds)
-        consumer.assign([cimpl.TopicPartition(topic, each, 0) for each in left])
-        while left:
-            if _concurrency.monotonic() > deadline:
+        unfinished = _partitions(consumer, topic, seconds)
+        consumer.assign([cimpl.TopicPartition(topic, each, 0) for each in unfinished])
+        while unfinished:
+            if deadline.has_expired:
                 read = _wording.count(len(records), "record")
                 text = f"read {read} of {topic!r} in {_wording.seconds(seconds)}"
                 raise GreendropError(f"{text}, and not all")
@@ -82,7 +84,7 @@ def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:
             if error is None:
                 records.append(_record(message))
             elif error.code() == _PARTITION_EOF:
-                left.discard(message.partition())
+                unfinished.discard(message.partition())
     except cimpl.KafkaException as error:
         raise GreendropError(f"can't read {topic!r}: {error.args[0].str()}") from error
     finally:
@@ -91,10 +93,10 @@ def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:
 
 
 def _partitions(consumer: cimpl.Consumer, topic: str, seconds: float) -> set[int]:
-    told = consumer.list_topics(topic, seconds).topics[topic]
-    if told.error is not None and told.error.code() not in _UNKNOWN_TOPIC:
-        raise cimpl.KafkaException(told.error)
-    return set(told.partitions)
+    metadata = consumer.list_topics(topic, seconds).topics[topic]
+    if metadata.error is not None and metadata.error.code() not in _UNKNOWN_TOPIC:
+        raise cimpl.KafkaException(metadata.error)
+    return set(metadata.partitions)
 
 
 def _record(message: Any) -> Record:  # noqa: ANN401 - a Message

@@ -1,4 +1,4 @@
-"""Keeps the events of producers, or of the process, for tests."""
+"""`Recorder`: records the events of producers, or of the process, for tests."""
 
 from __future__ import annotations
 
@@ -10,50 +10,48 @@ from greendrop.events import EVENTS, PROCESS_EVENTS, Event, Monitor
 if TYPE_CHECKING:
     from types import TracebackType
 
-#: The event that costs something when somebody listens: librdkafka then makes
-#: statistics, and greendrop parses them.
+#: Not recorded by default: with a listener librdkafka makes statistics, and greendrop
+#: parses them.
 _STATISTICS = "statistics.emitted"
-#: The one whose listeners have to answer.
-_QUESTION = "oauthbearer.token_refresh"
+#: Not recorded: its listeners have to provide a token.
+_NEEDS_ANSWER = "oauthbearer.token_refresh"
 _KNOWN = {**EVENTS, **PROCESS_EVENTS}
 
 
 class Monitored(Protocol):
-    """A producer, say."""
+    """An object with a monitor, such as a producer."""
 
     monitor: Monitor
 
 
 class Recorder:
-    """Keeps the events of one or several producers, in the order in which they came.
+    """Records the events of one or several producers, in order.
 
-    All but `oauthbearer.token_refresh`, whose listeners have to answer.
-
-    A context manager, which stops recording at the end. The events stay.
+    All but `oauthbearer.token_refresh`, whose listeners have to provide a token. As a
+    context manager it stops recording at the end; the events stay.
 
     Args:
-        sources: Producers, or whatever has a `monitor`; or monitors, such as
+        sources: Producers, or other objects with a `monitor`; or monitors, such as
             `greendrop.monitor`.
-        statistics: Whether `statistics.emitted` is wanted, too. Then librdkafka makes
-            statistics, and it must be asked for before the first message.
+        statistics: Also record `statistics.emitted`. Then construct the recorder before
+            the first message.
     """
 
     def __init__(self, *sources: Monitored | Monitor, statistics: bool = False) -> None:
         #: All events so far.
         self.events: list[Event] = []
-        self._waiters: list[_concurrency.Waiter] = []
+        self._new_events = _concurrency.WaitQueue()
         self._monitors = [
             each if isinstance(each, Monitor) else each.monitor for each in sources
         ]
         for monitor in self._monitors:
             for name in monitor.events:
-                if name != _QUESTION and (statistics or name != _STATISTICS):
+                if name != _NEEDS_ANSWER and (statistics or name != _STATISTICS):
                     monitor.subscribe(name, self._note)
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
-        for waiter in list(self._waiters):
-            waiter.wake()
+        self._new_events.notify_all()
 
     @property
     def names(self) -> list[str]:
@@ -61,58 +59,52 @@ class Recorder:
         return [event.name for event in self.events]
 
     def named(self, name: str) -> list[Event]:
-        """Give the events of one name."""
+        """Return the events of one name."""
         if name not in _KNOWN:
             raise ValueError(f"no event {name!r}; there are {', '.join(_KNOWN)}")
         return [event for event in self.events if event.name == name]
 
     @property
     def errors(self) -> list[BaseException]:
-        """What `error.occurred` told, in order."""
+        """The errors of all `error.occurred` events, in order."""
         return [event["error"] for event in self.named("error.occurred")]
 
     def wait_for(self, name: str, count: int = 1, timeout: float = 5.0) -> list[Event]:
-        """Wait until so many events of one name have come.
+        """Wait until there are `count` events of one name, and return them.
 
         Args:
             name: A key of `greendrop.events.EVENTS`, or of `PROCESS_EVENTS`.
-            count: How many, from the beginning.
+            count: Number of events, from the beginning.
             timeout: Seconds.
 
         Raises:
-            AssertionError: They did not come in time; the text tells what did.
+            AssertionError: There were too few in time; the text lists the events.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread.
         """
-        deadline = _concurrency.monotonic() + timeout
-        while len(found := self.named(name)) < count:
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
-                within = _wording.seconds(timeout)
-                text = f"{len(found)} of {count} {name!r} within {within}"
-                raise AssertionError(f"{text}; there were {self.names}")
-            waiter = _concurrency.new_waiter()
-            self._waiters.append(waiter)
-            try:
-                if len(self.named(name)) < count:
-                    waiter.wait(left)
-            finally:
-                self._waiters.remove(waiter)
-        return found
+        if not self._new_events.wait_until(
+            lambda: len(self.named(name)) >= count,
+            _concurrency.new_waiter(),
+            _concurrency.Deadline(timeout),
+        ):
+            found = f"{len(self.named(name))} of {count} {name!r}"
+            text = f"{found} within {_wording.seconds(timeout)}"
+            raise AssertionError(f"{text}; there were {self.names}")
+        return self.named(name)
 
     def clear(self) -> None:
-        """Forget the events so far."""
+        """Forget all events."""
         self.events.clear()
 
     def stop(self) -> None:
-        """Record no more."""
+        """Stop recording."""
         for monitor in self._monitors:
             monitor.unsubscribe(self._note)
 
     def __enter__(self) -> Recorder:
-        """Give the recorder."""
+        """Return the recorder."""
         return self
 
     def __exit__(
@@ -121,5 +113,5 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Record no more."""
+        """Stop recording."""
         self.stop()

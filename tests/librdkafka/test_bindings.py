@@ -14,14 +14,14 @@ from greendrop._librdkafka import bindings
 from greendrop._librdkafka.bindings import MainQueue, check_configuration
 from greendrop.config.settings import build_settings
 from greendrop.errors import GreendropError
-from greendrop.testing._native_mock_cluster import NativeMockCluster
+from greendrop.testing._mock_brokers import MockBrokers
 from tests.interpreter import run
 
 
 @pytest.fixture(scope="module")
 def brokers():
     """One mock broker for all tests that do not hurt it."""
-    cluster = NativeMockCluster(1)
+    cluster = MockBrokers(1)
     yield cluster.bootstraps
     cluster.destroy()
 

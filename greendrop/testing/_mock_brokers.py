@@ -1,9 +1,4 @@
-"""librdkafka's mock cluster, which confluent-kafka does not offer, by ctypes.
-
-Beside `bindings` the only importer of ctypes. Only `testing` imports it, so a
-program that just sends messages never loads it. Speaks librdkafka's language: numbers
-for errors and requests, milliseconds, -1 for all brokers.
-"""
+"""Bindings by ctypes for librdkafka's mock cluster, which confluent-kafka lacks."""
 
 from __future__ import annotations
 
@@ -51,14 +46,14 @@ _MOCK: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _ALL_BROKERS = -1
 
 
-class NativeMockCluster:
-    """librdkafka's mock cluster: brokers on local ports that fail when told to.
+class MockBrokers:
+    """librdkafka's mock cluster: brokers on local ports, with faults on demand.
 
-    Broker numbers start at 1; -1 means all of them. Error and request numbers are
+    Brokers are numbered from 1; -1 means all of them. Error and request numbers are
     those of the Kafka protocol, negative ones librdkafka's own.
 
     Raises:
-        GreendropError: librdkafka can't be reached, or can't start the brokers.
+        GreendropError: librdkafka can't be called, or can't start the brokers.
     """
 
     __slots__ = ("_blocking", "_client", "_cluster", "_short")
@@ -67,7 +62,7 @@ class NativeMockCluster:
         library = load_library()
         if library is None:
             raise GreendropError(
-                "no mock cluster here: can't reach the librdkafka of confluent-kafka"
+                "no mock cluster: can't call the librdkafka of confluent-kafka"
             )
         self._short, self._blocking = library.short, library.blocking
         mock = {f"rd_kafka_mock_{name}": kind for name, kind in _MOCK.items()}
@@ -76,110 +71,110 @@ class NativeMockCluster:
         set_property(library, conf, "log_level", "0")
         # A client without brokers: with test.mock.num.brokers it would connect to the
         # cluster itself, and its requests would be among those that a test counts.
-        client, told = new_client(library, conf)
+        client, problem = new_client(library, conf)
         if client is None:
-            raise GreendropError(told)
-        self._cluster = self._kafka_handle("cluster_new")(client, brokers)
+            raise GreendropError(problem)
+        self._cluster = self._function("cluster_new")(client, brokers)
         if not self._cluster:
             self._blocking.rd_kafka_destroy(client)
             raise GreendropError(f"librdkafka can't start {brokers} mock brokers")
         self._client: int | None = client
 
-    def _kafka_handle(self, name: str) -> Any:  # noqa: ANN401 - a function of C
+    def _function(self, name: str) -> Any:  # noqa: ANN401 - a function of C
         return getattr(self._blocking, f"rd_kafka_mock_{name}")
 
     def _call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - as C has it
         if self._client is None:
             raise GreendropError("the mock cluster is closed")
-        return self._kafka_handle(name)(self._cluster, *arguments)
+        return self._function(name)(self._cluster, *arguments)
 
-    def _checked(self, name: str, *arguments: object) -> None:
+    def _call_checked(self, name: str, *arguments: object) -> None:
         code = self._call(name, *arguments)
         if code:
             raise GreendropError(
-                f"mock cluster refuses {name}{arguments!r}: error {code}"
+                f"the mock cluster refused {name}{arguments!r}: error {code}"
             )
 
     @property
     def bootstraps(self) -> str:
-        """The brokers' addresses, as `bootstrap.servers` takes them."""
+        """The addresses of the brokers, for `bootstrap.servers`."""
         addresses: bytes = self._call("cluster_bootstraps")
         return addresses.decode()
 
     def topic_create(self, topic: str, partitions: int, replicas: int = 1) -> None:
-        """Create a topic; one that is not created gets 4 partitions at first use."""
-        self._checked("topic_create", topic.encode(), partitions, replicas)
+        """Create a topic; others get 4 partitions at first use."""
+        self._call_checked("topic_create", topic.encode(), partitions, replicas)
 
     def topic_set_error(self, topic: str, code: int) -> None:
-        """Have metadata and AddPartitionsToTxn requests fail for a topic; 0 ends it."""
+        """Let metadata and AddPartitionsToTxn requests for a topic fail; 0 ends it."""
         self._call("topic_set_error", topic.encode(), code)
 
     def partition_set_leader(self, topic: str, partition: int, broker: int) -> None:
         """Move a partition to another broker, -1 for none."""
-        self._checked("partition_set_leader", topic.encode(), partition, broker)
+        self._call_checked("partition_set_leader", topic.encode(), partition, broker)
 
     def coordinator_set(self, kind: str, key: str, broker: int) -> None:
         """Choose the coordinator of a "transaction" or "group"."""
-        self._checked("coordinator_set", kind.encode(), key.encode(), broker)
+        self._call_checked("coordinator_set", kind.encode(), key.encode(), broker)
 
     def broker_set_down(self, broker: int = _ALL_BROKERS) -> None:
-        """Cut all connections of a broker and take no new ones."""
-        self._checked("broker_set_down", broker)
+        """Close all connections of a broker and refuse new ones."""
+        self._call_checked("broker_set_down", broker)
 
     def broker_set_up(self, broker: int = _ALL_BROKERS) -> None:
-        """Take connections again."""
-        self._checked("broker_set_up", broker)
+        """Accept connections again."""
+        self._call_checked("broker_set_up", broker)
 
     def set_rtt(self, milliseconds: int, broker: int = _ALL_BROKERS) -> None:
         """Answer each request after as many milliseconds."""
-        self._checked("broker_set_rtt", broker, milliseconds)
+        self._call_checked("broker_set_rtt", broker, milliseconds)
 
     def push_request_errors(self, request: int, codes: Sequence[int]) -> None:
-        """Have the next requests of a kind fail, one per code, on any broker."""
+        """Let the next requests of a kind fail, one per code, on any broker."""
         array = (c_int * len(codes))(*codes)
         self._call("push_request_errors_array", request, len(codes), array)
 
     def clear_request_errors(self, request: int) -> None:
-        """Forget the errors that are still to come."""
+        """Cancel the errors that have not happened yet."""
         self._call("clear_request_errors", request)
 
     def push_request_error_rtts(
         self, broker: int, request: int, answers: Sequence[tuple[int, int]]
     ) -> None:
-        """Have the next requests of a kind answered with (code, milliseconds)."""
+        """Answer the next requests of a kind with (code, delay in milliseconds)."""
         pairs = [c_int(number) for answer in answers for number in answer]
-        self._checked(
+        self._call_checked(
             "broker_push_request_error_rtts", broker, request, len(answers), *pairs
         )
 
     def start_request_tracking(self) -> None:
-        """Remember requests from now on."""
+        """Start recording requests."""
         self._call("start_request_tracking")
 
     def stop_request_tracking(self) -> None:
-        """Remember no more; what is remembered stays."""
+        """Stop recording requests; the recorded ones stay."""
         self._call("stop_request_tracking")
 
     def clear_requests(self) -> None:
-        """Forget the remembered requests."""
+        """Forget the recorded requests."""
         self._call("clear_requests")
 
     def requests(self) -> list[tuple[int, int]]:
-        """Give the remembered requests, in order: broker and kind."""
+        """Return broker and kind of each recorded request, in order."""
         count = c_size_t()
         listed = self._call("get_requests", ctypes.byref(count))
         if not listed:
             return []
         kind, broker = (
-            self._kafka_handle("request_api_key"),
-            self._kafka_handle("request_id"),
+            self._function("request_api_key"),
+            self._function("request_id"),
         )
         requests = (c_void_p * count.value).from_address(listed)
-        seen = [(broker(each), kind(each)) for each in requests]
+        recorded = [(broker(each), kind(each)) for each in requests]
         for each in requests:
-            self._kafka_handle("request_destroy")(each)
+            self._function("request_destroy")(each)
         self._short.rd_kafka_mem_free(None, listed)
-        return seen
+        return recorded
 
     def destroy(self) -> None:
         """Stop the brokers; a second call does nothing."""
