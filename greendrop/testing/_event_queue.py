@@ -1,4 +1,4 @@
-"""What has come in for a producer whose brokers are in memory, and was not polled."""
+"""The main queue of a memory producer: events that wait for a poll."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class EventQueue:
-    """What has come in for a producer: its main queue.
+    """Events that wait for a poll.
 
-    As librdkafka's, it signals a descriptor when it was empty and is not any more.
+    Like librdkafka's main queue it signals a descriptor when it stops being empty.
     """
 
     def __init__(self) -> None:
         self._entries: deque[Callable[[], object]] = deque()
-        self._bell = _concurrency.ThreadWaiter()
+        self._waiter = _concurrency.ThreadWaiter()
         self._fd = -1
         self._yielded = False
 
@@ -31,22 +31,22 @@ class EventQueue:
         return len(self._entries)
 
     def add(self, entry: Callable[[], object]) -> None:
-        """Add a call that a poll is to make."""
+        """Add a function, to be called by a poll."""
         self._entries.append(entry)
         if len(self._entries) == 1:
             self.wake()
 
     def serve(self, seconds: float) -> int:
-        """Make the calls that are there; wait for one if there is none."""
+        """Call the functions in the queue; wait for one if the queue is empty."""
         if not self._entries and seconds > 0:
-            self._bell.wait(seconds)
+            self._waiter.wait(seconds)
         self._yielded = False
         count = 0
         try:
             while not self._yielded:
                 try:
                     entry = self._entries.popleft()
-                except IndexError:  # another thread serves, too
+                except IndexError:  # another thread polls, too
                     break
                 count += 1
                 entry()
@@ -56,30 +56,30 @@ class EventQueue:
         return count
 
     def silence(self) -> None:
-        """Signal no more."""
+        """Stop signalling."""
         self._fd = -1
 
-    # --- as `bindings.MainQueue` ------------------------------------------------
+    # --- the interface of `bindings.MainQueue` ----------------------------------
 
     def signal_on(self, fd: int) -> bool:
-        """Have a descriptor written to."""
+        """Start signalling a descriptor."""
         self._fd = fd
         return True
 
     def wake(self) -> None:
         """Signal the descriptor, and end a poll that is waiting."""
-        self._bell.wake()
+        self._waiter.wake()
         fd = self._fd
         if fd >= 0:
             try:
                 os.write(fd, _ONE)
             except BlockingIOError:
-                return  # full, which is as good
+                return  # full: readable all the same
 
     def yield_poll(self) -> None:
-        """Make the poll that runs this callback return after it."""
+        """Let the current poll return after this callback."""
         self._yielded = True
 
     def release(self) -> None:
-        """End the signals."""
+        """Stop signalling, for good."""
         self.silence()

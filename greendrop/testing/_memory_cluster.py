@@ -1,8 +1,7 @@
-"""A Kafka in memory, for tests: no broker, no socket, no waiting.
+"""A Kafka cluster in memory, for tests: no broker, no socket, no waiting.
 
-Producers run as they are, with validation, middleware, events, buffer, handles and
-serving tasks; only librdkafka is replaced, by `_memory_producer`. Whoever doesn't
-import this never meets it.
+Producers run unchanged, with validation, middleware, events, buffer, handles and
+pollers. Only librdkafka is replaced, by `_memory_producer`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop.oauth import OAuthToken
 
-#: Seconds. Nothing that a test wants to see takes longer to be answered.
-_LONGEST = 3600.0
+#: Seconds of the longest round trip.
+_MAX_ROUND_TRIP = 3600.0
 
 #: Calls that `MemoryCluster.fail_calls` can let fail.
 _CALLS = frozenset(
@@ -54,11 +53,11 @@ _clusters: weakref.WeakSet[MemoryCluster] = weakref.WeakSet()
 
 
 class _Backend:
-    """What `handle` builds producers with that go to one cluster."""
+    """Builds the producers of one cluster; see `backend.Backend`."""
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
-        #: Those that were built and still exist.
+        #: The producers that still exist.
         self.producers: weakref.WeakSet[MemoryProducer] = weakref.WeakSet()
 
     def build(self, kafka: dict[str, Any], logger: object) -> MemoryProducer:  # noqa: ARG002
@@ -81,55 +80,55 @@ class _Backend:
         producer.purge()
 
     def set_oauth_token(self, producer: MemoryProducer, token: OAuthToken) -> int:  # noqa: ARG002
-        return 0  # whatever it is: nobody has to log in
+        return 0  # accepted: there is no login
 
-    def look(self) -> None:
-        """Tell all that the brokers behave differently now."""
+    def notify(self) -> None:
+        """Notify all producers that the brokers have changed."""
         for producer in list(self.producers):
-            producer.look()
+            producer.on_change()
 
 
 class MemoryCluster:
-    """Brokers in memory, for producers that have its address.
+    """Brokers in memory, for producers that have their address.
 
-    A context manager. Nothing is listened on and no thread is started, except while
-    something is to happen later. From any thread. A forked child has a copy, of which
-    its parent never hears.
+    A context manager, safe to use from any thread. It opens no port, and starts a
+    thread only while a delayed answer is due. A forked child has an independent copy.
 
     Args:
-        partitions: How many a topic gets that is created by its first message.
-        create_topics: Whether it is. If not, a message to an unknown topic fails at
-            once, with UNKNOWN_TOPIC_OR_PARTITION.
+        partitions: Number of partitions of topics that are created by their first
+            message.
+        create_topics: Create topics by their first message. Otherwise a message to an
+            unknown topic fails at once, with UNKNOWN_TOPIC_OR_PARTITION.
     """
 
     def __init__(self, *, partitions: int = 4, create_topics: bool = True) -> None:
         check_partitions(partitions)
         self._log = MemoryLog(partitions, create_topics=create_topics)
         self._backend = _Backend(self._log)
-        # A name that no resolver knows (RFC 2606), should it ever get to one.
+        # A name that never resolves (RFC 2606).
         self._address = f"memory-{next(_numbers)}.invalid:9092"
-        self._takes_all = False
+        self._accepts_all = False
         self._closed = False
-        backend.test_backends.append(self._engine_for)
+        backend.test_backends.append(self._backend_for)
         _clusters.add(self)
 
-    def _engine_for(self, kafka: Mapping[str, str]) -> backend.Backend | None:
+    def _backend_for(self, kafka: Mapping[str, str]) -> backend.Backend | None:
         servers = kafka.get("bootstrap.servers", kafka.get("metadata.broker.list"))
-        return self._backend if self._takes_all or servers == self._address else None
+        return self._backend if self._accepts_all or servers == self._address else None
 
     @property
     def bootstrap_servers(self) -> str:
-        """The address, as `bootstrap.servers` takes it."""
+        """The address of the brokers, for `bootstrap.servers`."""
         return self._address
 
-    # --- what is in it -----------------------------------------------------------
+    # --- contents ----------------------------------------------------------------
 
     def create_topic(self, topic: str, partitions: int = 4) -> None:
         """Create a topic that does not exist yet.
 
         Raises:
-            GreendropError: It does.
-            ValueError: It can't have so many partitions.
+            GreendropError: The topic exists.
+            ValueError: The number of partitions is out of range.
         """
         check_partitions(partitions)
         if not self._log.create(topic, partitions):
@@ -137,23 +136,23 @@ class MemoryCluster:
 
     @property
     def topics(self) -> Mapping[str, int]:
-        """The topics there are, and how many partitions each of them has."""
+        """The number of partitions, by topic."""
         return self._log.topics
 
     def records(
         self, topic: str | None = None, *, uncommitted: bool = False
     ) -> list[Record]:
-        """Give what was produced, in the order in which it came.
+        """Return the stored records, in the order of arrival.
 
         Args:
-            topic: None for all topics.
-            uncommitted: Also of transactions that are open or were aborted, which
-                consumers don't see that read what is committed.
+            topic: The topic; all topics if omitted.
+            uncommitted: Include the records of open and aborted transactions, which
+                `read_committed` consumers don't see.
         """
         return self._log.records(topic, uncommitted=uncommitted)
 
     def committed_offsets(self, group: str) -> dict[tuple[str, int], int]:
-        """Give the offsets of a group of consumers that transactions committed.
+        """Return the offsets that transactions have committed for a consumer group.
 
         Returns:
             Offsets by topic and partition.
@@ -161,27 +160,29 @@ class MemoryCluster:
         return self._log.offsets_of(group)
 
     def clear(self) -> None:
-        """Forget all topics, with their records, and all orders to fail."""
+        """Remove all topics, records and faults."""
         self._log.forget()
         self.forgive()
 
-    # --- what goes wrong ---------------------------------------------------------
+    # --- faults ------------------------------------------------------------------
 
     def round_trip(self, seconds: float) -> None:
-        """Let each message that is sent from now on take so long to be acknowledged."""
-        if not 0 <= seconds <= _LONGEST:
-            raise ValueError(f"{seconds!r} seconds are not between 0 and {_LONGEST:g}")
+        """Delay the acknowledgements of messages that are sent from now on."""
+        if not 0 <= seconds <= _MAX_ROUND_TRIP:
+            raise ValueError(
+                f"{seconds!r} seconds are not between 0 and {_MAX_ROUND_TRIP:g}"
+            )
         self._log.faults.round_trip = seconds
 
     def broker_down(self) -> None:
-        """Answer nobody. Messages wait, until they time out (`message.timeout.ms`)."""
+        """Stop answering. Messages wait until `message.timeout.ms`."""
         self._log.faults.down = True
-        self._backend.look()
+        self._backend.notify()
 
     def broker_up(self) -> None:
-        """Answer again; what waits is delivered, in order."""
+        """Answer again. Waiting messages are delivered, in order."""
         self._log.faults.down = False
-        self._backend.look()
+        self._backend.notify()
 
     def fail_messages(
         self,
@@ -191,25 +192,25 @@ class MemoryCluster:
         topic: str | None = None,
         when: Callable[[Record], bool] | None = None,
     ) -> None:
-        """Have the next messages fail, for good; none of them is stored.
+        """Let the next messages fail for good; they are not stored.
 
         Args:
-            error: Kafka's or librdkafka's name of it, or its number, such as
-                "TOPIC_AUTHORIZATION_FAILED" or "_MSG_TIMED_OUT".
-            times: How many messages; None for all from now on.
-            topic: Only those to this topic.
-            when: Only those that this function says yes to. It gets the record as it
-                would be stored, but for its offset.
+            error: The name of the error in Kafka or librdkafka, such as
+                "TOPIC_AUTHORIZATION_FAILED" or "_MSG_TIMED_OUT", or its code.
+            times: Number of messages; None for all from now on.
+            topic: Only messages to this topic.
+            when: Only messages for which this function returns true. It is called with
+                the record as it would be stored, except for the offset.
 
         Raises:
             ValueError: No error has that name.
         """
 
-        def wanted(record: Record) -> bool:
+        def applies(record: Record) -> bool:
             return topic in (None, record.topic) and (when is None or when(record))
 
-        left = math.inf if times is None else times
-        failure = Failure(error_code(error), left, wanted)
+        remaining = math.inf if times is None else times
+        failure = Failure(error_code(error), remaining, applies)
         self._log.faults.messages.append(failure)
 
     def fail_calls(
@@ -222,19 +223,19 @@ class MemoryCluster:
         abortable: bool = False,
         fatal: bool = False,
     ) -> None:
-        """Have the next calls of transactional producers' clients fail.
+        """Let the next calls of transactional producers fail.
 
         Args:
             call: "init_transactions", "begin_transaction", "commit_transaction",
                 "abort_transaction" or "send_offsets_to_transaction".
             error: As for `fail_messages`.
-            times: How many calls.
-            retriable: The error says that the same call may succeed later.
-            abortable: It says that the transaction has to be aborted.
-            fatal: It ends the client.
+            times: Number of calls.
+            retriable: The call may succeed when it is repeated.
+            abortable: The transaction has to be aborted.
+            fatal: The client can't be used any more.
 
         Raises:
-            ValueError: There is no such call or error.
+            ValueError: The call or the error is unknown.
         """
         if call not in _CALLS:
             raise ValueError(f"no call {call!r}; there are {', '.join(sorted(_CALLS))}")
@@ -242,31 +243,32 @@ class MemoryCluster:
         self._log.faults.calls[call].append(failure)
 
     def forgive(self) -> None:
-        """Forget what is ordered to fail and has not yet; brokers are up, and fast."""
+        """Remove all faults: brokers are up, and answer without delay."""
         self._log.faults.messages.clear()
         self._log.faults.calls.clear()
         self.round_trip(0)
         self.broker_up()
 
-    # --- its end -----------------------------------------------------------------
+    # --- closing -----------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the producers that use it; a second call does nothing.
+        """Disconnect the producers of this cluster; a second call does nothing.
 
-        They are disconnected: what is still on its way is dropped, and they connect
-        anew when they are used again, wherever that leads then.
+        Messages in flight are dropped. The producers connect again at their next use,
+        to the brokers that they are configured with.
 
         Blocking:
-            Until the dropped messages are told of. Lets other greenlets run.
+            Until the dropped messages are reported. Lets other greenlets run.
         """
         if self._closed:
             return
         self._closed = True
-        backend.test_backends.remove(self._engine_for)
-        shutdown.abandon(self._is_ours, idle=self._takes_all)
+        backend.test_backends.remove(self._backend_for)
+        shutdown.abandon(self._is_ours, idle=self._accepts_all)
 
     def _begin_in_child(self) -> None:
-        # The producers are the parent's, and a thread of it may have held the lock.
+        # The producers belong to the parent, and one of its threads may have held the
+        # lock.
         self._backend.producers.clear()
         self._log.renew_lock()
 
@@ -274,7 +276,7 @@ class MemoryCluster:
         return client.backend is self._backend
 
     def __enter__(self) -> MemoryCluster:
-        """Give the cluster."""
+        """Return the cluster."""
         return self
 
     def __exit__(
@@ -283,33 +285,33 @@ class MemoryCluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let go of the producers that use it."""
+        """Close the cluster."""
         self.close()
 
 
 def in_memory(*, partitions: int = 4, create_topics: bool = True) -> MemoryCluster:
-    """Have every producer of the process connect to brokers in memory.
+    """Let every producer of the process connect to brokers in memory.
 
         with in_memory() as cluster:
-            shop.order("tea")  # whatever sends with a producer of its own
+            shop.order("tea")  # sends with a producer of its own
             assert cluster.records("orders")[0].payload == b"tea"
 
-    Whatever their `bootstrap.servers` say, and whenever they were made: also at module
-    level, before the block. Producers that are connected already stay where they are.
-    At the end of the block those that connected in it are disconnected, and what was
-    buffered in it is dropped.
+    This applies to all producers, whatever their `bootstrap.servers`, also to those
+    that were constructed before the block. Connected producers keep their connection.
+    At the end of the block the producers that connected in it are disconnected, and
+    messages that were buffered in it are dropped.
 
     Args:
         partitions, create_topics: See `MemoryCluster`.
     """
     cluster = MemoryCluster(partitions=partitions, create_topics=create_topics)
-    cluster._takes_all = True  # noqa: SLF001 - of our own
+    cluster._accepts_all = True  # noqa: SLF001 - same package
     return cluster
 
 
 def _after_fork_in_child() -> None:
     for cluster in list(_clusters):
-        cluster._begin_in_child()  # noqa: SLF001 - of our own
+        cluster._begin_in_child()  # noqa: SLF001 - same package
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,7 +1,7 @@
-"""What brokers that live in memory store, and what they were told to do wrong.
+"""The storage and the faults of a `MemoryCluster`.
 
-Topics with their records, transactions and consumers' offsets, shared by all producers
-of one `MemoryCluster`. Knows nothing of how messages get here (`_memory_producer`).
+Topics with their records, transactions and consumer offsets, shared by all producers of
+the cluster.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from greendrop.message import HeaderValue
 
 
-#: More partitions than anybody's test needs. librdkafka aborts the process when there
-#: is no memory for them.
-_MOST_PARTITIONS = 10_000
+#: Maximum partitions of a topic. librdkafka aborts the process if it has no memory for
+#: them.
+_MAX_PARTITIONS = 10_000
 
 
 def check_partitions(count: object) -> None:
-    """Refuse what is no number of partitions of a topic.
+    """Check the number of partitions of a topic.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is out of range, or not an integer.
     """
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    if not whole or not 1 <= count <= _MOST_PARTITIONS:  # type: ignore[operator]
-        text = f"a topic has 1 to {_MOST_PARTITIONS:,} partitions, not {count!r}"
+    is_integer = isinstance(count, int) and not isinstance(count, bool)
+    if not is_integer or not 1 <= count <= _MAX_PARTITIONS:  # type: ignore[operator]
+        text = f"a topic has 1 to {_MAX_PARTITIONS:,} partitions, not {count!r}"
         raise ValueError(text)
 
 
@@ -43,11 +43,11 @@ class Record(NamedTuple):
     Attributes:
         topic: Its topic.
         partition: Its partition.
-        offset: Its place there.
+        offset: Its offset in the partition.
         timestamp: Milliseconds since 1970.
         key: Bytes, or None.
         payload: Bytes, or None: a tombstone.
-        headers: Pairs of name and value; a header that is repeated has several.
+        headers: Pairs of name and value; a repeated header has several.
     """
 
     topic: str
@@ -63,9 +63,9 @@ class Transaction:
     """One transaction of a producer.
 
     Attributes:
-        outcome: What became of it.
-        partitions: Where it has written; its end takes an offset in each.
-        offsets: What it commits for groups of consumers.
+        outcome: "open", "committed" or "aborted".
+        partitions: The partitions with records of it; its end takes an offset in each.
+        offsets: The offsets that it commits for consumer groups.
     """
 
     def __init__(self) -> None:
@@ -76,25 +76,25 @@ class Transaction:
 
 @dataclass
 class Failure:
-    """Messages, or calls, that are to fail.
+    """A fault: messages that fail.
 
     Attributes:
-        code: Of the error.
-        left: How many are still to fail.
-        wanted: Whether a record is one of them.
+        code: The error code.
+        remaining: Number of messages that still have to fail.
+        applies: Whether a record is one of them.
     """
 
     code: int
-    left: float
-    wanted: Callable[[Record], bool] = lambda _: True
+    remaining: float
+    applies: Callable[[Record], bool] = lambda _: True
 
 
 @dataclass
 class CallFailure:
-    """Calls of a producer's client that are to fail, such as `commit_transaction`."""
+    """A fault: calls of a client that fail, such as `commit_transaction`."""
 
     code: int
-    left: float
+    remaining: float
     retriable: bool
     abortable: bool
     fatal: bool
@@ -102,13 +102,13 @@ class CallFailure:
 
 @dataclass
 class Faults:
-    """What goes wrong at present.
+    """The faults of a cluster.
 
     Attributes:
-        round_trip: Seconds that an acknowledgement takes.
-        down: Whether nothing answers.
-        messages: Those that are to fail.
-        calls: The same, by name.
+        round_trip: Seconds until an acknowledgement.
+        down: Whether the brokers don't answer.
+        messages: Faults of messages.
+        calls: Faults of calls, by name.
     """
 
     round_trip: float = 0.0
@@ -119,51 +119,52 @@ class Faults:
     )
 
     def message(self, record: Record) -> int | None:
-        """Give the code of the error that a message is to fail with, if it is."""
+        """Return the error code if a message has to fail, else None."""
         for failure in self.messages:
-            if failure.left > 0 and failure.wanted(record):
-                failure.left -= 1
+            if failure.remaining > 0 and failure.applies(record):
+                failure.remaining -= 1
                 return failure.code
         return None
 
     def call(self, name: str) -> CallFailure | None:
-        """Give how a call is to fail, if it is."""
+        """Return the fault if a call has to fail, else None."""
         for failure in self.calls.get(name, ()):
-            if failure.left > 0:
-                failure.left -= 1
+            if failure.remaining > 0:
+                failure.remaining -= 1
                 return failure
         return None
 
 
 class MemoryLog:
-    """The records of one cluster. Used from any thread.
+    """The storage of one cluster; safe to use from any thread.
 
     Args:
-        partitions: How many a topic gets that is created by its first message.
-        create_topics: Whether it is.
+        partitions: Number of partitions of topics that are created by their first
+            message.
+        create_topics: Create topics by their first message.
     """
 
     def __init__(self, partitions: int, *, create_topics: bool) -> None:
         self._partitions = partitions
         self._create_topics = create_topics
-        #: What goes wrong at present.
+        #: The current faults.
         self.faults = Faults()
-        # Held for a moment, and alone.
+        # Held only for moments, and never together with another lock.
         self._lock = _concurrency.new_lock()
         # Next offsets, by partition.
         self._topics: dict[str, list[int]] = {}
-        # In the order in which they came.
+        # In the order of arrival.
         self._records: list[tuple[Record, Transaction | None]] = []
         self._offsets: dict[tuple[str, str, int], int] = {}
-        # Who has a `transactional.id`: the last one that asked for it.
+        # The producer of each `transactional.id`: the last one that has claimed it.
         self._owners: dict[str, object] = {}
 
     def renew_lock(self) -> None:
-        """Have a lock that nobody holds, in a forked child."""
+        """Replace the lock, in a forked child."""
         self._lock = _concurrency.new_lock()
 
     def create(self, topic: str, partitions: int) -> bool:
-        """Create a topic; False if there is one of that name."""
+        """Create a topic; return False if it exists."""
         with self._lock:
             if topic in self._topics:
                 return False
@@ -171,11 +172,11 @@ class MemoryLog:
         return True
 
     def partitions_of(self, topic: str, *, create: bool) -> int:
-        """Tell how many partitions a topic has; 0 if there is none.
+        """Return the number of partitions of a topic; 0 if it doesn't exist.
 
         Args:
-            topic: Its name.
-            create: Whether it is created now, where the cluster does that.
+            topic: The name.
+            create: Create the topic now, if the cluster creates topics.
         """
         if create and self._create_topics:
             self.create(topic, self._partitions)
@@ -183,11 +184,11 @@ class MemoryLog:
 
     @property
     def topics(self) -> Mapping[str, int]:
-        """The topics there are, and how many partitions each of them has."""
+        """The number of partitions, by topic."""
         return {topic: len(offsets) for topic, offsets in self._topics.items()}
 
     def append(self, record: Record, transaction: Transaction | None) -> int:
-        """Store a record, whatever its offset says; give the offset that it gets."""
+        """Store a record and return its offset."""
         with self._lock:
             offsets = self._topics[record.topic]
             offset = offsets[record.partition]
@@ -199,11 +200,11 @@ class MemoryLog:
         return offset
 
     def records(self, topic: str | None, *, uncommitted: bool) -> list[Record]:
-        """Give what is stored, in the order in which it came.
+        """Return the stored records, in the order of arrival.
 
         Args:
-            topic: None for all.
-            uncommitted: Also of transactions that are open or were aborted.
+            topic: The topic, or None for all.
+            uncommitted: Include the records of open and aborted transactions.
         """
         with self._lock:
             return [
@@ -218,14 +219,14 @@ class MemoryLog:
             ]
 
     def forget(self) -> None:
-        """Drop all topics, records and offsets."""
+        """Remove all topics, records and offsets."""
         with self._lock:
             self._topics.clear()
             self._records.clear()
             self._offsets.clear()
 
     def end(self, transaction: Transaction, outcome: str) -> None:
-        """Commit or abort; Kafka writes a marker, which takes an offset."""
+        """Commit or abort. As in Kafka, a marker takes an offset in each partition."""
         with self._lock:
             transaction.outcome = outcome
             for topic, partition in transaction.partitions:
@@ -235,7 +236,7 @@ class MemoryLog:
                 self._offsets.update(transaction.offsets)
 
     def offsets_of(self, group: str) -> dict[tuple[str, int], int]:
-        """Give the offsets that were committed for a group of consumers."""
+        """Return the offsets that were committed for a consumer group."""
         with self._lock:
             return {
                 (topic, partition): offset
@@ -243,13 +244,13 @@ class MemoryLog:
                 if owner == group
             }
 
-    def own(self, transactional_id: str, owner: object) -> None:
-        """Give a `transactional.id` to one who asks; who had it before is fenced."""
+    def claim(self, transactional_id: str, owner: object) -> None:
+        """Assign a `transactional.id` to a producer; its previous owner is fenced."""
         with self._lock:
             self._owners[transactional_id] = owner
 
-    def owns(self, transactional_id: str, owner: object) -> bool:
-        """Tell whether nobody else has asked for a `transactional.id` since."""
+    def is_owner(self, transactional_id: str, owner: object) -> bool:
+        """Return whether a producer still owns a `transactional.id`."""
         return self._owners.get(transactional_id) is owner
 
 
@@ -259,12 +260,12 @@ def choose_partition(
     """Choose a partition as librdkafka does.
 
     Args:
-        key: The message's.
-        count: How many partitions there are.
-        name: The partitioner's, as `partitioner` in `kafka` has it.
-        partitioner: The function of that name, None if it looks at no key.
+        key: The key of the message.
+        count: Number of partitions.
+        name: The name of the partitioner, as in `kafka["partitioner"]`.
+        partitioner: The function of that name; None if it ignores keys.
     """
-    random_without = name.endswith("_random") and not key
-    if partitioner is None or random_without:
+    is_random = name.endswith("_random") and not key
+    if partitioner is None or is_random:
         return random.randrange(count)  # noqa: S311 - as librdkafka
     return partitioner(key or b"", count)

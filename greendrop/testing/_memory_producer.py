@@ -1,9 +1,8 @@
-"""A producer whose brokers live in memory: what stands for librdkafka's in a test.
+"""A test double of librdkafka's producer, with brokers in memory.
 
-It has the methods of `cimpl.Producer` that `handle` calls, and behaves as librdkafka
-does where a program can tell: order, limits of the queue, partitions, timeouts,
-reports inside `poll`, transactions, fencing. What is stored, and what goes wrong, is in
-`_memory_log`.
+It has the methods of `cimpl.Producer` that `_librdkafka.handle` calls, and behaves like
+librdkafka in all that a program can observe: order, limits of the queue, partitions,
+timeouts, reports inside `poll`, transactions and fencing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from greendrop.message import HeaderValue
 
-# Error numbers of Kafka and of librdkafka (rdkafka.h).
+# Error codes of Kafka and of librdkafka (rdkafka.h).
 _UNKNOWN_TOPIC = 3
 _TOO_LARGE = 10
 _FATAL = -150
@@ -48,30 +47,30 @@ _MSG_TIMED_OUT = -192
 _TRANSPORT = -195
 
 # librdkafka's own defaults.
-_MOST_BYTES = 1_000_000
+_MAX_BYTES = 1_000_000
 _QUEUE_MESSAGES = 100_000
 _QUEUE_KILOBYTES = 1_048_576
 _MESSAGE_TIMEOUT = 300_000
 
-#: Seconds: longer than any test.
+#: Seconds of a wait without limit, longer than any test.
 _FOREVER = 86_400.0
 
-#: Seconds between two looks whether another thread has served what one waits for.
-_LOOK_EVERY = 0.01
+#: Seconds between two checks whether another thread has polled the awaited reports.
+_CHECK_INTERVAL = 0.01
 
-# What `consumer_group_metadata()` gives: generation, name, and more.
+# The format of `consumer_group_metadata()`: generation, name, and more.
 _GROUP = re.compile(rb"CGMDv\d:.{4}([^\0]*)\0", re.DOTALL)
 
 
 class _Sent:
-    """A message on its way.
+    """A message in flight.
 
     Attributes:
-        due: When a broker answers; None while no broker has it.
-        expires: When it times out.
+        due: When a broker answers; None while the brokers are down.
+        expires: When the message times out.
     """
 
-    __slots__ = ("began", "callback", "due", "expires", "record", "transaction")
+    __slots__ = ("callback", "due", "expires", "record", "started", "transaction")
 
     def __init__(
         self,
@@ -82,14 +81,14 @@ class _Sent:
     ) -> None:
         self.record = record
         self.callback = callback
-        self.began = _concurrency.monotonic()
+        self.started = _concurrency.monotonic()
         self.expires = expires
         self.due: float | None = None
         self.transaction = transaction
 
 
-class _Told(NamedTuple):
-    """What a delivery callback is given for a message."""
+class _Report(NamedTuple):
+    """The message that a delivery callback receives."""
 
     chosen: int | None
     stored_at: int | None
@@ -110,24 +109,24 @@ class _Told(NamedTuple):
 
 
 class _TopicMetadata(NamedTuple):
-    """What brokers say of a topic."""
+    """The metadata of a topic."""
 
     error: Any
     partitions: Mapping[int, object]
 
 
 class _Metadata(NamedTuple):
-    """What brokers say of their topics."""
+    """The metadata of the cluster."""
 
     topics: Mapping[str, _TopicMetadata]
 
 
 class MemoryProducer:
-    """Sends to brokers in memory. Used as librdkafka's: from any thread.
+    """A producer that sends to brokers in memory; safe to use from any thread.
 
     Args:
         kafka: librdkafka's configuration, with callbacks.
-        log: The brokers.
+        log: The storage of the brokers.
     """
 
     def __init__(self, kafka: Mapping[str, Any], log: MemoryLog) -> None:
@@ -135,7 +134,7 @@ class MemoryProducer:
         self._on_error: Callable[[Any], object] = kafka.get("error_cb", lambda _: None)
         self._partitioner_name: str = kafka.get("partitioner", "consistent_random")
         self._partitioner = partitioner(self._partitioner_name)
-        self._most_bytes = int(kafka.get("message.max.bytes", _MOST_BYTES))
+        self._max_bytes = int(kafka.get("message.max.bytes", _MAX_BYTES))
         self._limits = (
             int(kafka.get("queue.buffering.max.messages", _QUEUE_MESSAGES)) or math.inf,
             int(kafka.get("queue.buffering.max.kbytes", _QUEUE_KILOBYTES)) * 1024,
@@ -150,32 +149,32 @@ class MemoryProducer:
         self._initialised = False
         # The error after which a transaction can only be aborted.
         self._must_abort: int | None = None
-        # Messages of the transaction that were not delivered.
+        # Number of messages of the transaction that were not delivered.
         self._failed = 0
-        #: Code and text of the error that ended it.
+        #: Code and text of the fatal error, if any.
         self.fatal: tuple[int, str] | None = None
         self._closed = False
-        # Held for a moment; then the log's.
+        # Held only for moments. The lock of the log may be taken inside it.
         self._lock = _concurrency.new_lock()
-        # In the order of sending, in which they are also answered and time out.
+        # In the order of sending, which is also that of answers and timeouts.
         self._sent: deque[_Sent] = deque()
         self._bytes = 0
         self._last_due = 0.0
-        # Topics of which the brokers have said how many partitions there are.
+        # Topics whose number of partitions is known to this client.
         self._known_topics: set[str] = set()
-        #: What has come in and was not polled.
+        #: Events that wait for a poll.
         self.arrived = EventQueue()
-        self._clock_runs = False
-        self._clock = _concurrency.ThreadWaiter()
+        self._timer_runs = False
+        self._timer = _concurrency.ThreadWaiter()
         if log.faults.down:
-            self._complain()
+            self._report_down()
 
     def __len__(self) -> int:
         return len(self._sent) + len(self.arrived)
 
     # --- sending -----------------------------------------------------------------
 
-    def produce(  # noqa: PLR0917 - as confluent-kafka has it
+    def produce(  # noqa: PLR0917 - confluent-kafka's signature
         self,
         topic: str,
         value: bytes | None,
@@ -189,8 +188,8 @@ class MemoryProducer:
         """Queue a message.
 
         Raises:
-            BufferError: No room.
-            KafkaException: It is refused.
+            BufferError: The queue is full.
+            KafkaException: The message was refused.
         """
         record = Record(
             topic,
@@ -212,68 +211,70 @@ class MemoryProducer:
             self._finish(now)
 
     def _check(self, record: Record) -> None:
-        if self._id is not None and not self._log.owns(self._id, self):
+        if self._id is not None and not self._log.is_owner(self._id, self):
             self._fail(_FENCED, "this transactional.id is used by another producer")
         if self.fatal is not None:
-            raise _raised(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
+            raise _make_error(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
         if self._id is not None and self._transaction is None:
-            raise _raised(_STATE, "no transaction is open")
-        if size_of(record.payload, record.key, record.headers) > self._most_bytes:
-            raise _raised(_TOO_LARGE)
-        # librdkafka refuses at once what it knows to have no place.
+            raise _make_error(_STATE, "no transaction is open")
+        if size_of(record.payload, record.key, record.headers) > self._max_bytes:
+            raise _make_error(_TOO_LARGE)
+        # librdkafka refuses at once a partition that it knows not to exist.
         if record.topic in self._known_topics and record.partition != UNASSIGNED:
             count = self._log.partitions_of(record.topic, create=False)
-            if record.partition >= count:
-                raise _raised(_UNKNOWN_PARTITION)
+            if 0 < count <= record.partition:
+                raise _make_error(_UNKNOWN_PARTITION)
         messages, total = self._limits
         size = _size(record)
         if len(self) >= messages or self._bytes + size > total:
             raise BufferError("Local: Queue full")
 
     def _send(self, sent: _Sent, now: float) -> None:
-        # Never before the one before it, although round trips may have become shorter.
+        # Never before its predecessor, although round trips may have become shorter.
         self._last_due = max(now + self._log.faults.round_trip, self._last_due)
         sent.due = self._last_due
 
     def _finish(self, now: float) -> float:
-        """Answer what is due by now; give the time of what is next."""
+        """Answer the messages that are due, and return when the next one is."""
         while self._sent:
             first = self._sent[0]
             due = math.inf if first.due is None else first.due
             if min(due, first.expires) > now:
                 next_time = min(due, first.expires)
-                self._start_clock(next_time - now)
+                self._start_timer(next_time - now)
                 return next_time
             self._sent.popleft()
             self._answer(first, None if due <= now else _MSG_TIMED_OUT)
         return math.inf
 
-    def _answer(self, sent: _Sent, failed: int | None) -> None:
-        """Put the report on a message into the queue."""
+    def _answer(self, sent: _Sent, error_code: int | None) -> None:
+        """Queue the delivery report of a message."""
         self._bytes -= _size(sent.record)
-        record, code = sent.record, failed
+        record, code = sent.record, error_code
         if code is None:
-            record, code = self._placed(record)
+            record, code = self._assign_partition(record)
         if code is None:
             code = self._log.faults.message(record)
         if code is not None:
             if sent.transaction is not None and sent.transaction is self._transaction:
                 self._failed += 1
-            placed = None if record.partition == UNASSIGNED else record.partition
-            told = _Told(placed, None, -1, _concurrency.monotonic() - sent.began)
-            self.arrived.add(partial(sent.callback, native_error(code), told))
+            partition = None if record.partition == UNASSIGNED else record.partition
+            report = _Report(
+                partition, None, -1, _concurrency.monotonic() - sent.started
+            )
+            self.arrived.add(partial(sent.callback, native_error(code), report))
             return
         offset = self._log.append(record, sent.transaction)
-        told = _Told(
+        report = _Report(
             record.partition,
             offset if self._acknowledged else None,
             record.timestamp,
-            _concurrency.monotonic() - sent.began,
+            _concurrency.monotonic() - sent.started,
         )
-        self.arrived.add(partial(sent.callback, None, told))
+        self.arrived.add(partial(sent.callback, None, report))
 
-    def _placed(self, record: Record) -> tuple[Record, int | None]:
-        """Give a record its partition, or the code of the error why it has none."""
+    def _assign_partition(self, record: Record) -> tuple[Record, int | None]:
+        """Return the record with its partition, or with the code of an error."""
         count = self._log.partitions_of(record.topic, create=True)
         if not count:
             return record, _UNKNOWN_TOPIC
@@ -284,16 +285,16 @@ class MemoryProducer:
             return record._replace(partition=chosen), None
         return record, None if record.partition < count else _UNKNOWN_PARTITION
 
-    # --- time --------------------------------------------------------------------
+    # --- delayed answers ---------------------------------------------------------
 
-    def look(self) -> None:
-        """Take note that the brokers behave differently now."""
+    def on_change(self) -> None:
+        """Apply a change of the faults."""
         with self._lock:
             if self._closed:
                 return
             now = _concurrency.monotonic()
             if self._log.faults.down:
-                self._complain()
+                self._report_down()
                 self._last_due = 0.0
             for sent in self._sent:
                 if self._log.faults.down:
@@ -301,31 +302,31 @@ class MemoryProducer:
                 elif sent.due is None:
                     self._send(sent, now)
             self._finish(now)
-        self._clock.wake()
+        self._timer.wake()
 
-    def _complain(self) -> None:
+    def _report_down(self) -> None:
         for code in (_TRANSPORT, _ALL_BROKERS_DOWN):
             self.arrived.add(partial(self._on_error, native_error(code)))
 
-    def _start_clock(self, seconds: float) -> None:
-        # Only while something is to happen later: who needs no delays has no thread.
-        if not self._clock_runs and seconds < math.inf:
-            self._clock_runs = True
-            _concurrency.start_new_thread(self._run_clock, ())
+    def _start_timer(self, seconds: float) -> None:
+        # The thread runs only while a delayed answer is due.
+        if not self._timer_runs and seconds < math.inf:
+            self._timer_runs = True
+            _concurrency.start_new_thread(self._run_timer, ())
 
-    def _run_clock(self) -> None:
+    def _run_timer(self) -> None:
         while True:
             with self._lock:
                 next_time = self._finish(_concurrency.monotonic())
                 if next_time == math.inf or self._closed:
-                    self._clock_runs = False
+                    self._timer_runs = False
                     return
-            self._clock.wait(next_time - _concurrency.monotonic())
+            self._timer.wait(next_time - _concurrency.monotonic())
 
-    # --- what comes in -----------------------------------------------------------
+    # --- polling -----------------------------------------------------------------
 
     def poll(self, seconds: float = 0) -> int:
-        """Call back for what has come in, for up to some seconds if nothing has.
+        """Run the callbacks of waiting events, or wait for one.
 
         Raises:
             KafkaException: A fatal error has occurred.
@@ -333,17 +334,17 @@ class MemoryProducer:
         return self.arrived.serve(seconds)
 
     def flush(self, seconds: float = 0) -> int:
-        """Wait until nothing is on its way; tell how many messages still are."""
-        deadline = _concurrency.monotonic() + _limit(seconds)
-        while len(self) and (left := deadline - _concurrency.monotonic()) > 0:
-            # Another thread may serve what we wait for.
-            self.arrived.serve(min(left, _LOOK_EVERY))
+        """Wait until no message is in flight; return how many still are."""
+        deadline = _concurrency.Deadline(_limit(seconds))
+        while len(self) and (remaining := deadline.remaining()):
+            # Another thread may poll the awaited reports.
+            self.arrived.serve(min(remaining, _CHECK_INTERVAL))
         return len(self)
 
     # --- other calls -------------------------------------------------------------
 
     def list_topics(self, topic: str, seconds: float) -> _Metadata:
-        """Tell of a topic, which is created where the cluster does that.
+        """Return the metadata of a topic; create it if the cluster creates topics.
 
         Blocking:
             Blocks the thread for a round trip.
@@ -351,7 +352,7 @@ class MemoryProducer:
         faults = self._log.faults
         _concurrency.ThreadWaiter().wait(min(faults.round_trip, seconds))
         if faults.down or faults.round_trip > seconds:
-            raise _raised(_TRANSPORT)
+            raise _make_error(_TRANSPORT)
         count = self._log.partitions_of(topic, create=True)
         error = None if count else native_error(_UNKNOWN_TOPIC)
         return _Metadata({topic: _TopicMetadata(error, dict.fromkeys(range(count)))})
@@ -363,59 +364,61 @@ class MemoryProducer:
                 sent = self._sent.popleft()
                 queued = sent.due is None
                 self._answer(sent, _PURGE_QUEUE if queued else _PURGE_INFLIGHT)
-        self._clock.wake()
+        self._timer.wake()
 
     def fail(self, code: int, reason: str) -> None:
-        """Fail for good."""
+        """Cause a fatal error."""
         with self._lock:
             self._fail(code, reason)
 
     def _fail(self, code: int, reason: str) -> None:
         if self.fatal is None:
             self.fatal = (code, reason)
-            self.arrived.add(lambda: _raise(_raised(_FATAL, reason, fatal=True)))
+            self.arrived.add(lambda: _raise(_make_error(_FATAL, reason, fatal=True)))
 
     def close(self) -> None:
-        """End; what is still on its way is dropped."""
+        """Close the producer, and drop messages in flight."""
         self._closed = True
         with self._lock:
             self._sent.clear()
-        self._clock.wake()
+        self._timer.wake()
         self.arrived.silence()
 
     # --- transactions ------------------------------------------------------------
 
     def init_transactions(self, seconds: float = -1) -> None:
-        """Take the `transactional.id` over; who had it is fenced."""
+        """Claim the `transactional.id`; its previous owner is fenced."""
         self._call("init_transactions", seconds)
         if self._id is None:
-            raise _raised(_STATE, "no transactional.id is configured")
-        self._log.own(self._id, self)
+            raise _make_error(_STATE, "no transactional.id is configured")
+        self._log.claim(self._id, self)
         self._initialised = True
 
     def begin_transaction(self) -> None:
         """Open a transaction."""
         self._call("begin_transaction", 0)
         if not self._initialised or self._transaction is not None:
-            raise _raised(_STATE, "not the time to begin a transaction")
+            raise _make_error(_STATE, "can't begin a transaction in this state")
         self._transaction = Transaction()
 
     def commit_transaction(self, seconds: float = -1) -> None:
-        """Commit, once all messages have their verdict."""
-        transaction = self._ongoing()
+        """Commit, when all messages are reported."""
+        transaction = self._open_transaction()
         self._call("commit_transaction", seconds)
         if self.flush(seconds):
-            raise _raised(_TIMED_OUT, "messages are still on their way", retriable=True)
+            raise _make_error(
+                _TIMED_OUT, "messages are still in flight", retriable=True
+            )
         if self._failed:
             self._must_abort = _INCONSISTENT
             text = f"{self._failed} message(s) failed delivery"
-            raise _raised(_INCONSISTENT, text, abortable=True)
+            raise _make_error(_INCONSISTENT, text, abortable=True)
         self._log.end(transaction, "committed")
         self._transaction = None
 
     def abort_transaction(self, seconds: float = -1) -> None:
-        """Abort; what is still on its way is dropped."""
-        transaction = self._ongoing()
+        """Abort, and drop messages in flight."""
+        transaction = self._open_transaction()
         self._call("abort_transaction", seconds)
         self.purge()
         self._log.end(transaction, "aborted")
@@ -429,37 +432,37 @@ class MemoryProducer:
 
         Args:
             positions: Objects with topic, partition and offset.
-            group: Its name, or what `consumer_group_metadata()` gave.
-            seconds: As long as it may take.
+            group: The name of the group, or the result of `consumer_group_metadata()`.
+            seconds: The timeout.
         """
-        transaction = self._ongoing()
+        transaction = self._open_transaction()
         self._call("send_offsets_to_transaction", seconds)
         for each in positions:
-            place = (_group_name(group), each.topic, each.partition)
-            transaction.offsets[place] = each.offset
+            key = (_group_name(group), each.topic, each.partition)
+            transaction.offsets[key] = each.offset
 
-    def _ongoing(self) -> Transaction:
+    def _open_transaction(self) -> Transaction:
         transaction = self._transaction
         if transaction is None:
-            raise _raised(_STATE, "no transaction is open")
+            raise _make_error(_STATE, "no transaction is open")
         return transaction
 
     def _call(self, name: str, seconds: float) -> None:
-        """Do what every call of a transactional producer may meet."""
+        """Raise the error that a transaction call has to raise, if any."""
         with self._lock:
-            if self._initialised and not self._log.owns(self._id or "", self):
+            if self._initialised and not self._log.is_owner(self._id or "", self):
                 self._fail(_FENCED, "this transactional.id is used by another producer")
             if self.fatal is not None:
-                raise _raised(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
+                raise _make_error(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
         if self._must_abort is not None and name != "abort_transaction":
-            raise _raised(self._must_abort, abortable=True)
+            raise _make_error(self._must_abort, abortable=True)
         failure = self._log.faults.call(name)
         if failure is not None:
             if failure.fatal:
-                self.fail(failure.code, f"ordered by a test, in {name}")
+                self.fail(failure.code, f"caused by a test, in {name}")
             if failure.abortable:
                 self._must_abort = failure.code
-            raise _raised(
+            raise _make_error(
                 failure.code,
                 fatal=failure.fatal,
                 retriable=failure.retriable,
@@ -467,26 +470,26 @@ class MemoryProducer:
             )
         if self._log.faults.down and name != "begin_transaction":
             _concurrency.ThreadWaiter().wait(_limit(seconds))
-            raise _raised(_TIMED_OUT, retriable=True)
+            raise _make_error(_TIMED_OUT, retriable=True)
 
 
 def _limit(seconds: float) -> float:
-    """Read a timeout as librdkafka does: what is negative never ends."""
+    """Convert a timeout of librdkafka, where a negative one never ends."""
     return seconds if seconds >= 0 else _FOREVER
 
 
 def _group_name(group: object) -> str:
-    """Read the group's name from what librdkafka's consumers give."""
+    """Return the name in the group metadata of librdkafka's consumers."""
     found = _GROUP.match(group) if isinstance(group, bytes) else None
     return found[1].decode() if found else str(group)
 
 
 def _size(record: Record) -> int:
-    """Return what librdkafka counts of `queue.buffering.max.kbytes`: no key."""
+    """Return the size for `queue.buffering.max.kbytes`, which ignores keys."""
     return len(record.payload or b"")
 
 
-def _raised(
+def _make_error(
     code: int,
     text: str | None = None,
     *,
