@@ -39,10 +39,10 @@ class InFlight:
     __slots__ = (
         "_bytes",
         "_bytes_lock",
+        "_empty",
         "_full_by_bytes",
         "_limit",
         "_max_bytes",
-        "_none",
         "_space",
         "free_slots",
         "pending",
@@ -72,7 +72,7 @@ class InFlight:
         # bytes, which librdkafka limits as well.
         self._full_by_bytes = False
         self._space = FairQueue()
-        self._none = WaitQueue()
+        self._empty = WaitQueue()
 
     @property
     def count(self) -> int:
@@ -152,7 +152,7 @@ class InFlight:
             self._full_by_bytes = False
             self._update_free_slots()
         if not in_flight:
-            self._none.notify_all()
+            self._empty.notify_all()
 
     def wait_for_space(
         self,
@@ -198,7 +198,7 @@ class InFlight:
         Blocking:
             As the waiter does.
         """
-        self._none.wait_until(lambda: not self.pending, waiter, Deadline(seconds))
+        self._empty.wait_until(lambda: not self.pending, waiter, Deadline(seconds))
 
 
 class _CountedBytes:

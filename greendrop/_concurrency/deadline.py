@@ -20,13 +20,6 @@ class Deadline:
         #: When it expires, by `time.monotonic()`.
         self.at = _now() + seconds
 
-    @classmethod
-    def at_time(cls, at: float) -> Deadline:
-        """Make one of a reading of `time.monotonic()`."""
-        deadline = cls.__new__(cls)
-        deadline.at = at
-        return deadline
-
     def remaining(self) -> float:
         """Return the seconds that are left; 0 once it has expired."""
         remaining = self.at - _now()
