@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from greendrop import _concurrency
 from greendrop._client.batcher import Batcher
+from greendrop._client.event_loop import warn_if_in_event_loop
 from greendrop._client.pollers import GreenletPoller, PollingWaiter, ThreadPoller
 from greendrop._client.reports import ReportDispatcher
 from greendrop._client.silence import SilenceWatch
@@ -345,6 +346,7 @@ class Attendant(Generic[_Wire]):
                 " bring the report is running that listener"
             )
             raise IllegalWaitError(text)
+        warn_if_in_event_loop()
         task = self.task
         if (
             isinstance(task, ThreadPoller)

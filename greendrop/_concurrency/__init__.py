@@ -5,6 +5,7 @@ where the calling thread has a gevent hub, and block the thread elsewhere.
 """
 
 from greendrop._concurrency.deadline import Deadline
+from greendrop._concurrency.event_loop import in_event_loop
 from greendrop._concurrency.fork import (
     ForkMarker,
     _Pid,
@@ -85,6 +86,7 @@ __all__ = [
     "get_ident",
     "hub_getter",
     "hub_is_dead",
+    "in_event_loop",
     "in_hub",
     "is_current",
     "link",

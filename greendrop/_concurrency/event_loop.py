@@ -1,0 +1,18 @@
+"""Whether the calling thread runs an asyncio event loop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def in_event_loop() -> bool:
+    """Tell whether a wait in the calling thread would block a running event loop.
+
+    asyncio is looked up and never imported here (confluent-kafka imports it): a program
+    without it runs no event loop.
+    """
+    asyncio: Any = sys.modules.get("asyncio")
+    # Missing while another thread is importing asyncio.
+    running_loop = getattr(asyncio, "_get_running_loop", None)
+    return running_loop is not None and running_loop() is not None
