@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greendrop import _concurrency
+from greendrop._librdkafka import error_codes
 from greendrop.delivery import DeliveryHandle
 from greendrop.errors import BrokerError, IllegalWaitError, ProducerClosedError
 from greendrop.message import Message
@@ -46,18 +47,16 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0
 #: that creates topics when they are asked for says "unknown" until it has: some 0.1 s.
 _CREATION = 1.5
 
-#: Topics that are remembered. A program that makes up names must not fill the memory.
-_MOST_TOPICS = 10_000
+#: Maximum number of cached topics, for programs that generate topic names.
+_MAX_TOPICS = 10_000
 
-# Kafka's and librdkafka's error numbers.
-_UNKNOWN_TOPIC = 3
-_LEADER_NOT_AVAILABLE = 5
-_REQUEST_TIMED_OUT = 7
-_TIMED_OUT = -185
-_UNKNOWN_TOPIC_HERE = -188
-_UNKNOWN_PARTITION = -190
-_TRANSPORT = -195
-_PASSING = {_LEADER_NOT_AVAILABLE, _REQUEST_TIMED_OUT, _TIMED_OUT, _TRANSPORT}
+#: Transient errors of a metadata request.
+_TRANSIENT = {
+    error_codes.LEADER_NOT_AVAILABLE,
+    error_codes.REQUEST_TIMED_OUT,
+    error_codes.TIMED_OUT,
+    error_codes.TRANSPORT,
+}
 
 # Making a NamedTuple by its own constructor costs twice as much.
 _new_message = tuple.__new__
@@ -197,9 +196,9 @@ class Router:
             topic: The message's.
             partition: The one that its `partition_key` led to, if it has any.
         """
-        if code in {_UNKNOWN_TOPIC, _UNKNOWN_TOPIC_HERE}:
+        if code in {error_codes.UNKNOWN_TOPIC_OR_PARTITION, error_codes.UNKNOWN_TOPIC}:
             outdated = True
-        elif code == _UNKNOWN_PARTITION and partition is not None:
+        elif code == error_codes.UNKNOWN_PARTITION and partition is not None:
             known = self._known.get(topic, _NOTHING)
             outdated = 0 <= partition < known.partitions
         else:
@@ -286,9 +285,9 @@ class Router:
         except ProducerClosedError:
             return None, 0.0
         except BrokerError as error:
-            if error.code == _UNKNOWN_TOPIC:
+            if error.code == error_codes.UNKNOWN_TOPIC_OR_PARTITION:
                 return UNKNOWN, _CREATION
-            return None, _LONGEST_WAIT if error.code in _PASSING else 0.0
+            return None, _LONGEST_WAIT if error.code in _TRANSIENT else 0.0
         # 0 is no answer: the topic is just being created.
         return count or None, _LONGEST_WAIT
 
@@ -299,7 +298,7 @@ class Router:
         else:
             holds = _FRESH if count > 0 else _BRIEFLY
         with self._lock:
-            if topic not in self._known and len(self._known) >= _MOST_TOPICS:
+            if topic not in self._known and len(self._known) >= _MAX_TOPICS:
                 del self._known[next(iter(self._known))]
             self._known[topic] = _Known(count, self._now() + holds)
             waiters = list(self._asking.pop(topic, ()))
@@ -385,7 +384,7 @@ class Rerouter:
         partition = None if message is None else message.partition
         self._router.on_failed_message(code, handle.topic, partition)
         return (
-            code == _UNKNOWN_PARTITION
+            code == error_codes.UNKNOWN_PARTITION
             and message is not None
             and self._enabled
             and not self._router.stopped

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from greendrop import _concurrency
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._librdkafka import bindings
-from greendrop._librdkafka.error_names import kafkas_name
+from greendrop._librdkafka.error_codes import kafka_name
 from greendrop.config.settings import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
@@ -167,4 +167,4 @@ def is_reloadable(settings: Settings, error: BrokerError) -> bool:
 
 
 def _plain(name: str) -> str:
-    return kafkas_name(name.upper().lstrip("_"))
+    return kafka_name(name.upper().lstrip("_"))

@@ -11,7 +11,8 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _wording
-from greendrop._librdkafka.error_names import kafkas_name
+from greendrop._librdkafka import error_codes
+from greendrop._librdkafka.error_codes import kafka_name
 from greendrop.errors import (
     BrokerError,
     DeliveryError,
@@ -22,34 +23,22 @@ from greendrop.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# librdkafka's own error numbers (rdkafka.h).
-_FATAL = -150
-_PURGE_INFLIGHT = -151
-_PURGE_QUEUE = -152
-_ALL_BROKERS_DOWN = -187
-_MSG_TIMED_OUT = -192
-_INVALID_DIFFERENT_RECORD = -138
-# Kafka's.
-_MESSAGE_TOO_LARGE = 10
-_RECORD_LIST_TOO_LARGE = 18
-_INVALID_TIMESTAMP = 32
-_INVALID_RECORD = 87
-
-#: librdkafka's reports on messages that it dropped. What waits to be sent again, since
-#: an answer was lost, it calls queued.
+#: librdkafka's reports of messages that it dropped. It also calls a message "queued"
+#: that waits to be sent again because its answer was lost.
 _PURGED = {
-    _PURGE_QUEUE: "still queued; if it had been sent before, the broker may have it",
-    _PURGE_INFLIGHT: "in flight, so the broker may have stored it",
+    error_codes.PURGE_QUEUE: "still queued; if it had been sent before, the broker may"
+    " have it",
+    error_codes.PURGE_INFLIGHT: "in flight, so the broker may have stored it",
 }
 
 #: Errors for which a broker rejects a whole batch because of one record in it. Kafka
 #: checks all records of a batch before it stores the first.
 _REJECTS_BATCH = {
-    _MESSAGE_TOO_LARGE,
-    _RECORD_LIST_TOO_LARGE,
-    _INVALID_TIMESTAMP,
-    _INVALID_RECORD,
-    _INVALID_DIFFERENT_RECORD,
+    error_codes.MESSAGE_TOO_LARGE,
+    error_codes.RECORD_LIST_TOO_LARGE,
+    error_codes.INVALID_TIMESTAMP,
+    error_codes.INVALID_RECORD,
+    error_codes.INVALID_DIFFERENT_RECORD,
 }
 
 # Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
@@ -129,18 +118,18 @@ class ErrorTranslator:
         code, name, text = error.code(), error.name(), self._redact(error.str())
         fatal = error.fatal()
         # The generic code hides the real one, which the client knows.
-        real = self._fatal_error() if code == _FATAL else None
+        real = self._fatal_error() if code == error_codes.FATAL else None
         if real is not None:
             code, text = real[0], self._redact(real[1])
             name, fatal = self._name_of(code), True
-        name = kafkas_name(name)
+        name = kafka_name(name)
         return BrokerError(
             f"{text} ({name}, {code})",
             code=code,
             name=name,
             fatal=fatal,
             # librdkafka says no, although nothing is wrong with the message.
-            retriable=error.retriable() or code == _INVALID_DIFFERENT_RECORD,
+            retriable=error.retriable() or code == error_codes.INVALID_DIFFERENT_RECORD,
             abortable=error.txn_requires_abort(),
         )
 
@@ -150,14 +139,14 @@ class ErrorTranslator:
         if real is None:
             return None
         code, text = real
-        name = kafkas_name(self._name_of(code))
+        name = kafka_name(self._name_of(code))
         return BrokerError(f"{text} ({name}, {code})", code=code, name=name, fatal=True)
 
     def client_error(self, error: NativeError) -> BrokerError:
         """Turn an error of the client as a whole into ours, and remember it."""
         told = self.translate(error)
         # "All brokers are down" comes after, and hides, the reason why.
-        if told.code != _ALL_BROKERS_DOWN:
+        if told.code != error_codes.ALL_BROKERS_DOWN:
             self.last_error = str(told)
             self._is_the_reason = True
         elif self.last_error is None:
@@ -196,7 +185,9 @@ class ErrorTranslator:
             return _rejected_with_batch(text, cause)
         if self.last_error is not None and self.last_error not in text:
             text += f"; last broker error: {self.last_error}"
-        elif cause.code == _MSG_TIMED_OUT and (partition is None or partition < 0):
+        elif cause.code == error_codes.MSG_TIMED_OUT and (
+            partition is None or partition < 0
+        ):
             # It never got a partition: no broker told of any.
             text += "; the topic is unknown to the brokers, and was not created"
         return _caused(DeliveryError, text, cause)
@@ -217,7 +208,10 @@ class ErrorTranslator:
     def enqueue_error(self, topic: str, cause: Exception) -> DeliveryError:
         """Make the error of a message that librdkafka did not accept."""
         why = _wording.reason(cause)
-        if isinstance(cause, BrokerError) and cause.code == _MESSAGE_TOO_LARGE:
+        if (
+            isinstance(cause, BrokerError)
+            and cause.code == error_codes.MESSAGE_TOO_LARGE
+        ):
             # librdkafka's own text blames the broker, which has not seen it.
             why = (
                 "librdkafka counts more bytes than its message.max.bytes allows"
@@ -236,7 +230,7 @@ class ErrorTranslator:
 
 def _rejected_with_batch(text: str, cause: BrokerError) -> DeliveryError:
     reason = "for this message or another one in it"
-    if cause.code == _INVALID_DIFFERENT_RECORD:
+    if cause.code == error_codes.INVALID_DIFFERENT_RECORD:
         reason = "for another message in it"
     text += (
         f"; the broker rejected the whole batch {reason}, and stored none of the batch"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
+from greendrop._librdkafka import error_codes
 from greendrop.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ _PIECE = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 #: Seconds that a native thread may take beyond that to come back.
 _LATE = 10.0
-
-#: librdkafka's number for a command that has not ended within its time.
-_TIMED_OUT = -185
 
 
 class EmitError(Protocol):
@@ -90,7 +88,7 @@ class TransactionCalls:
                 step()
             except BrokerError as error:
                 left = deadline - _concurrency.monotonic()
-                in_time = error.code != _TIMED_OUT and left > 0
+                in_time = error.code != error_codes.TIMED_OUT and left > 0
                 again = in_time and error.retriable and attempt < attempts
                 facts: dict[str, object] = {"retry": again, "attempt": attempt}
                 self._emit_error(f"transaction.{name}", error, facts)
@@ -108,7 +106,7 @@ class TransactionCalls:
             try:
                 self._off_hub(partial(call, min(left, _PIECE)))
             except BrokerError as error:
-                if error.code != _TIMED_OUT or left <= _PIECE:
+                if error.code != error_codes.TIMED_OUT or left <= _PIECE:
                     raise
             else:
                 return

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from greendrop import _wording
+from greendrop._librdkafka import error_codes
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.cli._finding import Finding
 from greendrop.cli._shared import SILENCE, servers
@@ -26,8 +27,6 @@ _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 3.0, 1.5
 _DEFAULT_PORT = 9092
 #: Messages of the round-trip check.
 _MESSAGES = 10
-#: librdkafka's number of "all brokers are down".
-_ALL_BROKERS_DOWN = -187
 
 #: ApiVersions, version 0: every broker since 0.10 answers it, also before a login.
 _CORRELATION_ID = 0x6472_6F70
@@ -280,7 +279,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
 
     def on_error(error: confluent_kafka.KafkaError) -> None:
         nonlocal all_down
-        all_down = all_down or error.code() == _ALL_BROKERS_DOWN
+        all_down = all_down or error.code() == error_codes.ALL_BROKERS_DOWN
         translator.client_error(error)
 
     conf: dict[str, Any] = {**settings.kafka, "error_cb": on_error}

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from greendrop._librdkafka import backend
-from greendrop._librdkafka.error_names import error_code
+from greendrop._librdkafka.error_codes import error_code
 from greendrop._producer import shutdown
 from greendrop.errors import GreendropError
 from greendrop.testing._memory_log import (

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greendrop import _concurrency
+from greendrop._librdkafka import error_codes
 from greendrop._librdkafka.backend import KafkaException, native_error
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.message import UNASSIGNED, size_of
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from greendrop.message import HeaderValue
-
-# Error codes of Kafka and of librdkafka (rdkafka.h).
-_UNKNOWN_TOPIC = 3
-_TOO_LARGE = 10
-_FATAL = -150
-_PURGE_INFLIGHT = -151
-_PURGE_QUEUE = -152
-_FENCED = -144
-_INCONSISTENT = -149
-_STATE = -172
-_TIMED_OUT = -185
-_ALL_BROKERS_DOWN = -187
-_UNKNOWN_PARTITION = -190
-_MSG_TIMED_OUT = -192
-_TRANSPORT = -195
 
 # librdkafka's own defaults.
 _MAX_BYTES = 1_000_000
@@ -212,18 +198,22 @@ class MemoryProducer:
 
     def _check(self, record: Record) -> None:
         if self._id is not None and not self._log.is_owner(self._id, self):
-            self._fail(_FENCED, "this transactional.id is used by another producer")
+            self._fail(
+                error_codes.FENCED, "this transactional.id is used by another producer"
+            )
         if self.fatal is not None:
-            raise _make_error(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
+            raise _make_error(
+                error_codes.FATAL, f"Fatal error: {self.fatal[1]}", fatal=True
+            )
         if self._id is not None and self._transaction is None:
-            raise _make_error(_STATE, "no transaction is open")
+            raise _make_error(error_codes.STATE, "no transaction is open")
         if size_of(record.payload, record.key, record.headers) > self._max_bytes:
-            raise _make_error(_TOO_LARGE)
+            raise _make_error(error_codes.MESSAGE_TOO_LARGE)
         # librdkafka refuses at once a partition that it knows not to exist.
         if record.topic in self._known_topics and record.partition != UNASSIGNED:
             count = self._log.partitions_of(record.topic, create=False)
             if 0 < count <= record.partition:
-                raise _make_error(_UNKNOWN_PARTITION)
+                raise _make_error(error_codes.UNKNOWN_PARTITION)
         messages, total = self._limits
         size = _size(record)
         if len(self) >= messages or self._bytes + size > total:
@@ -244,7 +234,7 @@ class MemoryProducer:
                 self._start_timer(next_time - now)
                 return next_time
             self._sent.popleft()
-            self._answer(first, None if due <= now else _MSG_TIMED_OUT)
+            self._answer(first, None if due <= now else error_codes.MSG_TIMED_OUT)
         return math.inf
 
     def _answer(self, sent: _Sent, error_code: int | None) -> None:
@@ -277,13 +267,16 @@ class MemoryProducer:
         """Return the record with its partition, or with the code of an error."""
         count = self._log.partitions_of(record.topic, create=True)
         if not count:
-            return record, _UNKNOWN_TOPIC
+            return record, error_codes.UNKNOWN_TOPIC_OR_PARTITION
         self._known_topics.add(record.topic)
         if record.partition == UNASSIGNED:
             name, function = self._partitioner_name, self._partitioner
             chosen = choose_partition(record.key, count, name, function)
             return record._replace(partition=chosen), None
-        return record, None if record.partition < count else _UNKNOWN_PARTITION
+        return (
+            record,
+            None if record.partition < count else error_codes.UNKNOWN_PARTITION,
+        )
 
     # --- delayed answers ---------------------------------------------------------
 
@@ -305,7 +298,7 @@ class MemoryProducer:
         self._timer.wake()
 
     def _report_down(self) -> None:
-        for code in (_TRANSPORT, _ALL_BROKERS_DOWN):
+        for code in (error_codes.TRANSPORT, error_codes.ALL_BROKERS_DOWN):
             self.arrived.add(partial(self._on_error, native_error(code)))
 
     def _start_timer(self, seconds: float) -> None:
@@ -352,9 +345,9 @@ class MemoryProducer:
         faults = self._log.faults
         _concurrency.ThreadWaiter().wait(min(faults.round_trip, seconds))
         if faults.down or faults.round_trip > seconds:
-            raise _make_error(_TRANSPORT)
+            raise _make_error(error_codes.TRANSPORT)
         count = self._log.partitions_of(topic, create=True)
-        error = None if count else native_error(_UNKNOWN_TOPIC)
+        error = None if count else native_error(error_codes.UNKNOWN_TOPIC_OR_PARTITION)
         return _Metadata({topic: _TopicMetadata(error, dict.fromkeys(range(count)))})
 
     def purge(self) -> None:
@@ -363,7 +356,10 @@ class MemoryProducer:
             while self._sent:
                 sent = self._sent.popleft()
                 queued = sent.due is None
-                self._answer(sent, _PURGE_QUEUE if queued else _PURGE_INFLIGHT)
+                self._answer(
+                    sent,
+                    error_codes.PURGE_QUEUE if queued else error_codes.PURGE_INFLIGHT,
+                )
         self._timer.wake()
 
     def fail(self, code: int, reason: str) -> None:
@@ -374,7 +370,9 @@ class MemoryProducer:
     def _fail(self, code: int, reason: str) -> None:
         if self.fatal is None:
             self.fatal = (code, reason)
-            self.arrived.add(lambda: _raise(_make_error(_FATAL, reason, fatal=True)))
+            self.arrived.add(
+                lambda: _raise(_make_error(error_codes.FATAL, reason, fatal=True))
+            )
 
     def close(self) -> None:
         """Close the producer, and drop messages in flight."""
@@ -390,7 +388,7 @@ class MemoryProducer:
         """Claim the `transactional.id`; its previous owner is fenced."""
         self._call("init_transactions", seconds)
         if self._id is None:
-            raise _make_error(_STATE, "no transactional.id is configured")
+            raise _make_error(error_codes.STATE, "no transactional.id is configured")
         self._log.claim(self._id, self)
         self._initialised = True
 
@@ -398,7 +396,9 @@ class MemoryProducer:
         """Open a transaction."""
         self._call("begin_transaction", 0)
         if not self._initialised or self._transaction is not None:
-            raise _make_error(_STATE, "can't begin a transaction in this state")
+            raise _make_error(
+                error_codes.STATE, "can't begin a transaction in this state"
+            )
         self._transaction = Transaction()
 
     def commit_transaction(self, seconds: float = -1) -> None:
@@ -407,12 +407,12 @@ class MemoryProducer:
         self._call("commit_transaction", seconds)
         if self.flush(seconds):
             raise _make_error(
-                _TIMED_OUT, "messages are still in flight", retriable=True
+                error_codes.TIMED_OUT, "messages are still in flight", retriable=True
             )
         if self._failed:
-            self._must_abort = _INCONSISTENT
+            self._must_abort = error_codes.INCONSISTENT
             text = f"{self._failed} message(s) failed delivery"
-            raise _make_error(_INCONSISTENT, text, abortable=True)
+            raise _make_error(error_codes.INCONSISTENT, text, abortable=True)
         self._log.end(transaction, "committed")
         self._transaction = None
 
@@ -444,16 +444,21 @@ class MemoryProducer:
     def _open_transaction(self) -> Transaction:
         transaction = self._transaction
         if transaction is None:
-            raise _make_error(_STATE, "no transaction is open")
+            raise _make_error(error_codes.STATE, "no transaction is open")
         return transaction
 
     def _call(self, name: str, seconds: float) -> None:
         """Raise the error that a transaction call has to raise, if any."""
         with self._lock:
             if self._initialised and not self._log.is_owner(self._id or "", self):
-                self._fail(_FENCED, "this transactional.id is used by another producer")
+                self._fail(
+                    error_codes.FENCED,
+                    "this transactional.id is used by another producer",
+                )
             if self.fatal is not None:
-                raise _make_error(_FATAL, f"Fatal error: {self.fatal[1]}", fatal=True)
+                raise _make_error(
+                    error_codes.FATAL, f"Fatal error: {self.fatal[1]}", fatal=True
+                )
         if self._must_abort is not None and name != "abort_transaction":
             raise _make_error(self._must_abort, abortable=True)
         failure = self._log.faults.call(name)
@@ -470,7 +475,7 @@ class MemoryProducer:
             )
         if self._log.faults.down and name != "begin_transaction":
             _concurrency.ThreadWaiter().wait(_limit(seconds))
-            raise _make_error(_TIMED_OUT, retriable=True)
+            raise _make_error(error_codes.TIMED_OUT, retriable=True)
 
 
 def _limit(seconds: float) -> float:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
-from greendrop._librdkafka.error_names import error_code, number_of
+from greendrop._librdkafka.error_codes import error_code, number_of
 from greendrop.errors import GreendropError
 from greendrop.testing._memory_log import Record, check_partitions
 from greendrop.testing._mock_brokers import MockBrokers

@@ -307,7 +307,7 @@ def test_excluded_errors_replace_nothing(world, reloading, names):
 
 
 @pytest.mark.parametrize("name", ["INVALID_TOPIC_EXCEPTION", "topic_exception"])
-def test_excluded_errors_go_by_kafkas_names_and_librdkafkas(world, reloading, name):
+def test_excluded_errors_go_by_kafka_names_and_librdkafkas(world, reloading, name):
     """Settings that were written for librdkafka's names go on to hold."""
     producer = reloading(non_reloadable_errors=[name])
     trigger_fatal_error(producer, 17)

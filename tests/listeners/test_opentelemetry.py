@@ -214,7 +214,7 @@ def test_keys_may_be_left_out(make_producer, spans):
 # --- failures -------------------------------------------------------------------------
 
 
-def test_error_has_kafkas_name(mock_cluster, make_traced, spans):
+def test_error_has_kafka_name(mock_cluster, make_traced, spans):
     """A broker's refusal is the span's error, by Kafka's name of it."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=10)
     producer = make_traced()

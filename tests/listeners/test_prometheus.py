@@ -150,7 +150,7 @@ def test_delivery_duration_is_in_seconds(mock_cluster, make_watched, scrape):
     assert scrape()(bucket, topic="a", le="2.5") == 1
 
 
-def test_failures_have_kafkas_name(mock_cluster, make_watched, scrape):
+def test_failures_have_kafka_name(mock_cluster, make_watched, scrape):
     """A message that failed is counted once as such, and each error that was told."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=9)
     producer = make_watched()

@@ -372,7 +372,7 @@ def test_messages_fail_as_ordered(world, cluster, producer):
 
 
 @pytest.mark.parametrize("name", ["MESSAGE_TOO_LARGE", "MSG_SIZE_TOO_LARGE"])
-def test_errors_are_told_by_kafkas_names(cluster, producer, name):
+def test_errors_are_told_by_kafka_names(cluster, producer, name):
     """Whatever librdkafka calls them. An order may use either name."""
     cluster.fail_messages(name)
 

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.cimpl import Producer
 
 from greendrop import testing
-from greendrop._librdkafka.error_names import error_code
+from greendrop._librdkafka.error_codes import error_code
 from greendrop.errors import GreendropError
 from greendrop.testing import MockCluster
 from tests.interpreter import run, start
@@ -301,7 +301,7 @@ def test_wrong_orders_are_refused(local, order, hint):
         (17, "INVALID_TOPIC_EXCEPTION", "TOPIC_EXCEPTION"),
     ],
 )
-def test_kafkas_names_and_librdkafkas_are_known(code, kafkas, librdkafkas):
+def test_kafka_names_and_librdkafkas_are_known(code, kafkas, librdkafkas):
     """Errors go by both names."""
     assert error_code(kafkas) == error_code(librdkafkas) == code
 
