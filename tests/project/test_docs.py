@@ -1,12 +1,14 @@
 """The pages in docs, beside the code that they are about."""
 
 import inspect
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
-from greendrop import errors
+import greendrop
+from greendrop import errors, testing
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -36,6 +38,22 @@ def test_every_error_is_explained():
 
     assert len(names) > 10
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_every_public_name_is_in_the_api_reference():
+    """Pages in docs/reference/api name all that greendrop exports."""
+    pages = (DOCS / "reference" / "api").glob("*.md")
+    text = "".join(page.read_text() for page in pages)
+    # The page of exceptions takes them from their module.
+    names = [
+        f"{module.__name__}.{name}"
+        for module in (greendrop, testing)
+        for name in module.__all__
+        if not hasattr(errors, name)
+    ]
+
+    assert len(names) > 20
+    assert [name for name in names if not re.search(rf"{name}\b", text)] == []
 
 
 @pytest.mark.parametrize(
