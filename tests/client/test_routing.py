@@ -262,11 +262,11 @@ def test_unknown_holds_for_a_second(router, brokers, clock):
 
 def test_made_up_topics_do_not_fill_the_memory(router, brokers, clock):
     """What is remembered has a limit; from there on the oldest makes room."""
-    for number in range(routing._MOST_TOPICS):
+    for number in range(routing._MAX_TOPICS):
         router._known[f"t{number}"] = routing._Known(1, clock.now + 1)
 
     assert router.count("t") == 6
-    assert len(router._known) == routing._MOST_TOPICS
+    assert len(router._known) == routing._MAX_TOPICS
     assert router.count("t1") == 1
     assert "t0" not in router._known
 
