@@ -10,7 +10,10 @@ import contextlib
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import greendrop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +43,43 @@ def at_entry(
     sys.settrace(trace)
     try:
         yield calls
+    finally:
+        sys.settrace(None)
+
+
+@contextlib.contextmanager
+def at_nth_entry(
+    number: int, action: Callable[[], object], folder: str
+) -> Iterator[list[str]]:
+    """Call `action` at the nth entry of a function of a folder in this thread.
+
+    What the action raises is raised in that function.
+
+    Args:
+        number: Counted from 1.
+        action: What to call.
+        folder: A sub-package of greendrop.
+
+    Yields:
+        A list that has the function's name once the action was called.
+    """
+    files = str(Path(greendrop.__file__).parent / folder)
+    entries = 0
+    called: list[str] = []
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        nonlocal entries
+        if event != "call" or not frame.f_code.co_filename.startswith(files):
+            return
+        entries += 1
+        if entries == number:
+            called.append(frame.f_code.co_name)
+            sys.settrace(None)
+            action()
+
+    sys.settrace(trace)
+    try:
+        yield called
     finally:
         sys.settrace(None)
 

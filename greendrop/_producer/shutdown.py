@@ -223,6 +223,7 @@ class Shutdown:
     def _close(self, timeout: float, began: float, *, force: bool) -> None:
         now = self._connections
         me = _concurrency.current_task()
+        account = _Account(timeout)
         first = False
         try:
             with now.lock:
@@ -236,35 +237,43 @@ class Shutdown:
                     slot.active = None
                 clients = now.clients
             if first:
-                self._close_now(clients, timeout, began, force=force)
+                self._close_now(account, clients, began, force=force)
             elif self._closer != me:  # else a listener of closing
                 now.wait_closed(timeout + PURGE_TIMEOUT)
+        except BaseException as error:
+            if first:
+                self._finish(account, began, error)
+            raise
         finally:
-            # A signal handler may have raised before it had begun. Who closes next
-            # begins then.
+            # If `_finish` was interrupted as well, the next `close` begins anew.
             if first:
                 self._closer = None
 
+    def _finish(self, account: _Account, began: float, error: BaseException) -> None:
+        """End closed in spite of an exception, and log what that doesn't report."""
+        if self._connections.status != "closed":
+            # A signal handler has raised before `_close_clients`, or at its end.
+            self._end_all(account, began, began)
+        if account.loss is not None and account.loss is not error:
+            _log.write(ERROR, "producer.messages_abandoned", error=str(account.loss))
+
     def _close_now(
-        self, clients: Sequence[Client], timeout: float, began: float, *, force: bool
+        self,
+        account: _Account,
+        clients: Sequence[Client],
+        began: float,
+        *,
+        force: bool,
     ) -> None:
         now = self._connections
-        account = _Account(timeout)
         for client in clients:
             account.add(client)
         now.tokens.wake()
         try:
-            try:
-                now.emit("producer.closing")
-            finally:
-                # Also when a listener was interrupted: it always ends closed.
-                self._close_clients(account, clients, began, force=force)
-        except BaseException:
-            if account.loss is not None:  # the caller gets the interrupt only
-                _log.write(
-                    ERROR, "producer.messages_abandoned", error=str(account.loss)
-                )
-            raise
+            now.emit("producer.closing")
+        finally:
+            # Also when a listener was interrupted: it always ends closed.
+            self._close_clients(account, clients, began, force=force)
         if account.loss is not None and not force:
             raise account.loss
 

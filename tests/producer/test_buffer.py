@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import os
 import signal
@@ -27,7 +28,8 @@ from greendrop import (
 )
 from greendrop._producer.buffer import Buffer, Entry, Flush
 from greendrop.delivery import refused_handle
-from greendrop.testing import trigger_fatal_error
+from greendrop.testing import MemoryCluster, trigger_fatal_error
+from tests.interrupting import at_nth_entry
 from tests.tasks import await_true, together
 
 #: Seconds. Nothing here takes nearly as long when it works.
@@ -1080,7 +1082,7 @@ def test_end_of_a_program_reports_what_was_not_delivered(
     """In one line on standard error, with the reason."""
     program = f"""
     from greendrop import Producer
-    from greendrop.testing import trigger_fatal_error
+    from greendrop.testing import MemoryCluster, trigger_fatal_error
     kafka = {{
         "bootstrap.servers": servers,
         "message.timeout.ms": 500,
@@ -1100,6 +1102,55 @@ def test_end_of_a_program_reports_what_was_not_delivered(
     lines = [line for line in ended.stderr.splitlines() if "greendrop: " in line]
     (line,) = lines
     assert "is closed; 3 buffered messages were not delivered" in line
+
+
+# -- interrupts -----------------------------------------------------------------------
+
+
+def interrupt_verb(verb, number):
+    """Interrupt a verb at the nth function that it enters; None if it enters fewer.
+
+    Returns what became of three buffered messages: those that are stored, or readable,
+    and those that an event has reported as lost.
+    """
+
+    def raise_interrupt():
+        raise KeyboardInterrupt
+
+    topic = f"{verb}-{number}"
+    with MemoryCluster() as cluster:
+        servers = cluster.bootstrap_servers
+        producer = Producer({"bootstrap.servers": servers}, max_wait_timeout=LONG)
+        lost = heard_by(producer, "error.occurred")
+        producer.produce_sync(topic=topic, payload=b"warm")
+        producer.buffer_many({"topic": topic, "payload": each} for each in "012")
+        interrupting = at_nth_entry(number, raise_interrupt, "_producer")
+        with contextlib.suppress(KeyboardInterrupt), interrupting as interrupted:
+            getattr(producer, verb)()
+        if verb == "close":  # it has begun and ended, or not begun
+            assert producer.status in {"connected", "closed"}, interrupted
+        else:
+            producer.produce_sync(topic=topic, payload=b"after")
+            producer.flush_sync()
+        with contextlib.suppress(MessagesAbandonedError):
+            producer.close()
+        assert producer.status == "closed", interrupted
+        stored = [each.payload.decode() for each in cluster.records(topic)]
+        found = {*stored, *payloads(producer.buffered)} & set("012")
+        lost = [each for each in lost if each["type"] == "librdkafka.dispatch_error"]
+        return (interrupted, found, lost) if interrupted else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["flush_sync", "flush_async", "close"])
+def test_interrupt_at_the_entry_of_a_function_loses_nothing(world, verb):
+    """Each message is stored, in the buffer, or reported; the producer goes on."""
+    number = 1
+    while (outcome := interrupt_verb(verb, number)) is not None:
+        interrupted, found, lost = outcome
+        assert len(found) + len(lost) >= 3, (interrupted, found, lost)
+        number += 1
+    assert number > 10
 
 
 # -- forks ----------------------------------------------------------------------------
