@@ -9,7 +9,6 @@ librdkafka is passed in: `client` knows that.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from greendrop import _concurrency
@@ -25,6 +24,7 @@ from greendrop.delivery import ReportQueue
 from greendrop.errors import IllegalWaitError, ProducerUsedInParentProcessError
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator
 
     from gevent.hub import Hub
@@ -45,6 +45,8 @@ _ATTEND_EVERY = 16
 _STALL = 0.5
 #: Seconds between two checks whether it is, while its end is waited for.
 _STALL_CHECK_INTERVAL = 0.05
+#: Seconds that starting a thread that polls may take.
+_ATTACHING = 10.0
 
 
 class Attendant(Generic[_Wire]):
@@ -82,6 +84,7 @@ class Attendant(Generic[_Wire]):
         "_serving_threads",
         "_settings",
         "_silence",
+        "_starting",
         "batcher",
         "dispatcher",
         "kafka_handle",
@@ -140,6 +143,8 @@ class Attendant(Generic[_Wire]):
         )
         self._reported_elsewhere = 0
         self._attaching = _concurrency.new_lock()
+        # Held by the native threads that start pollers, and by nothing else.
+        self._starting = _concurrency.new_lock()
         # No new task: one that starts after the last was stopped would go on for ever.
         self._ending = False
         # Threads without a hub that are serving: the task's, or those that wait.
@@ -168,42 +173,64 @@ class Attendant(Generic[_Wire]):
         hub = _concurrency.current_hub() if self.kafka_handle.signals else None
         if task is not None and task.alive and (task.polling == "fd" or hub is None):
             return
-        orphans: deque[_Wire] = deque()
+        batcher = self.batcher
+        with self._attaching:
+            if self._ending or task is not self.task:
+                return  # another thread was quicker
+            if hub is None:
+                # Where no signal handler can leave a thread behind that nobody knows.
+                _concurrency.run_apart(lambda: self._attach_thread(task), _ATTACHING)
+            else:
+                self._attach_greenlet(task, hub)
+        if task is not None:
+            task.stop()
+        if batcher is None or batcher is self.batcher:
+            return
         try:
-            with self._attaching:
-                if self._ending or task is not self.task:
-                    return  # another thread was quicker
-                batcher, self.batcher = self.batcher, None
-                if batcher is not None:
-                    orphans = batcher.take()
-                if task is not None:
-                    task.stop()
-                self._start_poller(hub)
-            if orphans:
-                self._send_batch(orphans)
+            if batcher.items:
+                self._send_batch(batcher.items)
         finally:
             # There is no space for the rest yet, or a signal handler raised. The caller
             # has a deadline of its own, so another task waits for the space.
-            if orphans:
-                _concurrency.spawn(lambda: self._give_all(orphans))
+            if batcher.items:
+                _concurrency.spawn(lambda: self._give_all(batcher.items))
 
-    def _start_poller(self, hub: Hub | None) -> None:
-        if hub is None:
-            self.task = ThreadPoller(
+    def _attach_thread(self, before: GreenletPoller | ThreadPoller | None) -> None:
+        with self._starting:
+            if self._ending or self.task is not before:
+                return
+            task = ThreadPoller(
                 self._turn, self.kafka_handle.interrupt_poll, self._periodic
             )
-            return
-        self.task = GreenletPoller(
+            self.batcher, self.task = None, task
+            self._stop_if_ending(task)
+
+    def _stop_if_ending(self, task: ThreadPoller) -> None:
+        # The caller of `_attach_thread` was interrupted, and then closed the client.
+        if self._ending:
+            task.stop()
+
+    def _attach_greenlet(
+        self, before: GreenletPoller | ThreadPoller | None, hub: Hub
+    ) -> None:
+        task = GreenletPoller(
             hub,
             self.kafka_handle.signal,
             self._turn,
             self._count_outstanding,
             pulse=self._periodic,
             alarm=Alarm(self._settings.stall_alarm, self.kafka_handle.note_stall),
+            # Of one that a signal handler has kept from being published, and of one
+            # whose successor is there, nobody knows.
+            is_wanted=lambda poller: self.task is poller,
         )
+        batcher = None
         if self._may_batch():
-            pending = self._outstanding.pending
-            self.batcher = Batcher(hub, pending, self._send_batch)
+            batcher = Batcher(hub, self._outstanding.pending, self._send_batch)
+        # Published last, without a call in between. A signal handler that sends may
+        # have published one meanwhile.
+        if self.task is before:
+            self.batcher, self.task = batcher, task
 
     def current_batcher(self) -> Batcher[_Wire] | None:
         """Give that of the caller's hub, if messages are batched there.
@@ -377,8 +404,8 @@ class Attendant(Generic[_Wire]):
         For one who does afterwards what these would wait for.
         """
         me = _concurrency.current_task()
-        self._no_wait_tasks.add(me)
         try:
+            self._no_wait_tasks.add(me)
             yield
         finally:
             self._no_wait_tasks.discard(me)
@@ -398,9 +425,9 @@ class Attendant(Generic[_Wire]):
         # A signal handler may run inside the poll, a listener after it: neither may
         # wait for this thread. (In a hub the task's greenlet tells that.)
         me = _concurrency.get_ident() if _concurrency.current_hub() is None else 0
-        self._serving_threads.add(me)
         call = object()
         try:
+            self._serving_threads.add(me)
             interrupt = self.kafka_handle.poll(seconds)
             try:
                 self._dispatching.add(call)

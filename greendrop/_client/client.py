@@ -750,11 +750,13 @@ class Client:
         """
         ended = self.attendant.stop(_TEARDOWN)
         try:
-            # One that doesn't end in time is left to its thread.
+            # On a native thread also where there is no hub: no signal handler can
+            # interrupt it there. One that doesn't end in time is left to its thread.
+            run = _concurrency.run_in_thread
+            if _concurrency.current_hub() is None:
+                run = _concurrency.run_apart
             with contextlib.suppress(TimeoutError):
-                _concurrency.run_in_thread(
-                    lambda: self._tear_down(ended=ended), _TEARDOWN
-                )
+                run(lambda: self._tear_down(ended=ended), _TEARDOWN)
                 if not ended:
                     self.attendant.close_descriptor_at_end()
         finally:

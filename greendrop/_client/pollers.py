@@ -70,9 +70,14 @@ class GreenletPoller:
         *,
         pulse: Periodic,
         alarm: Alarm,
+        is_wanted: Callable[[GreenletPoller], bool],
     ) -> None:
-        """Start in the calling thread, whose hub it is."""
+        """Start in the calling thread, whose hub it is.
+
+        It serves for as long as it `is_wanted`, from its first turn on.
+        """
         self.hub = hub
+        self._is_wanted = is_wanted
         self._signal = signal
         self._turn = turn
         self._outstanding = outstanding
@@ -172,7 +177,8 @@ class GreenletPoller:
                 self._close_watchers()  # a dead hub of this thread
             # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
             # for ever. The client behind it need not stay as well.
-            del self._turn, self._outstanding, self._periodic_callback
+            for name in ("_turn", "_outstanding", "_periodic_callback", "_is_wanted"):
+                vars(self).pop(name, None)  # stopped before, maybe
 
     def join(self, seconds: float) -> bool:
         """Wait for the end, not in the task itself; False when it didn't come."""
@@ -192,7 +198,7 @@ class GreenletPoller:
 
     def _run(self) -> None:
         try:
-            while not self._stopped:
+            while not self._stopped and self._is_wanted(self):
                 try:
                     interrupt = self._serve()
                 except BaseException as error:  # noqa: BLE001

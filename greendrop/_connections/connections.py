@@ -8,7 +8,6 @@ closing (`shutdown`).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,6 +119,7 @@ class Connections:
         self._building = _concurrency.new_lock()
         # Clients that are being closed while others take their place, or could.
         self._closing_clients: list[Client] = []
+        self._being_closed: list[Client] = []
         self._end_waiters: deque[_concurrency.Waiter] = deque()
 
     # --- looking -----------------------------------------------------------------
@@ -240,6 +240,8 @@ class Connections:
                 raise self.closed_error()
             if self.disconnecting is not None:
                 self.cancel_disconnect()
+            if self._closing_clients:
+                self._close_left_over()
             # A transactional one is never open to all: see `coordinator`.
             transactional = slot.settings.transactional
             client = (
@@ -342,13 +344,16 @@ class Connections:
 
         Under `changing`. Close them then, by `close_clients`.
         """
-        clients = self.clients
-        for slot in self.slots:
-            client, slot.client = slot.client, None
-            if client is not None:
-                # A thread may have got hold of it just before.
-                self._hand_on_late_messages(slot, client)
+        pairs = [(slot, slot.client) for slot in self.slots if slot.client is not None]
+        clients = [client for _, client in pairs]
+        for slot, _ in pairs:
+            # A new one is built next, also if a signal handler has just called off the
+            # disconnect.
+            slot.client = slot.active = None
         self._closing_clients += clients
+        for slot, client in pairs:
+            # A thread may have got hold of it just before.
+            self._hand_on_late_messages(slot, client)
         return clients
 
     def detach_client(self, client: Client) -> bool:
@@ -370,13 +375,36 @@ class Connections:
     def close_clients(self, clients: Sequence[Client]) -> None:
         """Close clients that no message goes to any more.
 
+        When interrupted, what is left is closed in the background.
+
         Blocking:
             As `Client.close`.
         """
-        with contextlib.ExitStack() as stack:
+        try:
             for client in clients:
-                stack.callback(self._forget, client)
-                stack.callback(client.close)
+                self._close(client)
+        except BaseException:
+            self._close_left_over()
+            raise
+
+    def _close(self, client: Client) -> None:
+        try:
+            self._being_closed.append(client)
+            client.close()
+        except Exception:
+            self._forget(client)
+            raise
+        finally:
+            self._being_closed.remove(client)
+        # Not when interrupted: then it is closed once more.
+        self._forget(client)
+
+    def _close_left_over(self) -> None:
+        """Have clients closed whose closing was interrupted."""
+        busy = self._being_closed
+        left = [each for each in self._closing_clients if each not in busy]
+        if left:
+            _concurrency.spawn(lambda: self.close_clients(left))
 
     def replace(self, slot: ClientSlot, old: Client, settings: Settings) -> bool:
         """Build the successor of a client, and let it take over; False when closing.
@@ -440,6 +468,7 @@ class Connections:
             slot.attempts = 0
         self.disconnecting = None
         self._closing_clients = []
+        self._being_closed = []
         # A thread of the parent may have held them at the moment of the fork.
         self.lock = _concurrency.new_lock()
         self._end_waiters = deque()
@@ -454,6 +483,7 @@ class Connections:
         Blocking:
             Lets other greenlets run.
         """
+        self._close_left_over()
         self._wait_while(lambda: bool(self._closing_clients), seconds)
 
     def wait_closed(self, seconds: float) -> None:

@@ -84,6 +84,9 @@ class Disconnect:
         if clients is None:
             return False
         try:
+            for client in clients:
+                # A signal handler may have sent after that was looked at.
+                client.wait_delivered(now.settings.max_wait_timeout)
             now.close_clients(clients)
         finally:
             now.emit("producer.disconnected", began)
@@ -132,11 +135,12 @@ class Disconnect:
                 now.keep()
                 now.cancel_disconnect()
                 return None
-            now.disconnecting = None
-            now.status = "disconnected"
             self._idle = IdleWatch(now.settings.idle_disconnect_timeout)
-            clients = now.detach()
             now.monitor.freeze_statistics(frozen=False)
+            clients = now.detach()
+            now.disconnecting = None
+            if not now.clients:  # else a signal handler has sent again
+                now.status = "disconnected"
         return clients
 
     def _disconnect_quietly(self) -> None:

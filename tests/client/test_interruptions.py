@@ -1,6 +1,7 @@
 """Signal handlers that send, or raise, at the worst moments."""
 
 import contextlib
+import gc
 import signal
 import time
 
@@ -8,11 +9,13 @@ import gevent
 import pytest
 
 from greendrop._client import client, pollers
+from greendrop._client.attendant import Attendant
 from greendrop._client.batcher import Batcher
 from greendrop._client.client import Client
 from greendrop._client.reports import ReportDispatcher
-from greendrop._concurrency import threads
+from greendrop._concurrency import threads, waiters
 from greendrop._connections.connections import Connections
+from greendrop._producer.disconnect import Disconnect
 from greendrop.delivery import DeliveryHandle
 from greendrop.errors import (
     IllegalWaitError,
@@ -258,3 +261,113 @@ def test_greenlets_go_on_after_an_interrupt_at(hub, make_producer, place, hub_er
     assert time.monotonic() - began < 5
     assert all(isinstance(each, ReportLostError) for each in failed)
     hub_errors.clear()
+
+
+def pollers_alive():
+    """Count the pollers that serve some client."""
+    kinds = (pollers.GreenletPoller, pollers.ThreadPoller)
+    return sum(each.alive for each in gc.get_objects() if type(each) in kinds)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        Attendant.ensure_poller,
+        Attendant._attach_greenlet,
+        pollers.GreenletPoller.__init__,
+        waiters.SharedTimer.__init__,
+        Batcher.__init__,
+    ],
+)
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_interrupted_start_leaves_one_poller(
+    hub, make_producer, until, place, raises
+):
+    """A handler that sends starts one itself, and that one serves from then on.
+
+    One that a handler has kept from being published ends by itself.
+    """
+    producer = make_producer()
+    before = pollers_alive()
+    handler = interrupt if raises else producer.produce_async
+    arguments = {} if raises else {"topic": "t", "payload": b"handler"}
+
+    with (
+        handling(signal.SIGUSR1, lambda: handler(**arguments)) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        producer.produce_sync(topic="t", payload=b"x")
+    producer.produce_sync(topic="t", payload=b"x")
+
+    assert calls
+    until(lambda: pollers_alive() == before + 1)
+
+
+CLOSING = [Connections.close_clients, Client.close, Attendant.stop]
+
+
+@pytest.mark.parametrize("place", CLOSING)
+def test_an_interrupted_disconnect_still_closes_the_client(
+    world, make_producer, built, until, place
+):
+    """The client is closed in the background, at the latest by the next message."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    before = built()
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        producer.disconnect()
+    producer.produce_sync(topic="t", payload=b"x")
+
+    until(lambda: built() == before)
+
+
+@pytest.mark.parametrize("place", CLOSING)
+def test_an_interrupted_close_still_closes_the_client(
+    world, make_producer, built, place
+):
+    """Nothing of the client is left when the interrupt reaches the program."""
+    producer = make_producer()
+    before = built()
+    producer.produce_sync(topic="t", payload=b"x")
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        producer.close(10)
+
+    assert producer.status == "closed"
+    assert built() == before
+
+
+@pytest.mark.parametrize(
+    "place", [Disconnect._detach, Connections.detach, Client.stop_sending, Client.close]
+)
+def test_a_handler_that_sends_while_the_producer_disconnects_is_served(
+    world, make_producer, place
+):
+    """Its message is delivered, and so are those that the program sends next."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    sent = []
+
+    def send():
+        sent.append(producer.produce_async(topic="t", payload=b"handler"))
+
+    with (
+        handling(signal.SIGUSR1, send) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+    ):
+        producer.disconnect()
+
+    assert calls
+    assert sent[0].wait(10)
+    producer.produce_sync(topic="t", payload=b"after")
+    assert producer.status == "connected"
