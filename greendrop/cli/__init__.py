@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 
 import greendrop
 from greendrop.cli import _bench, _completion, _doctor, _produce, _verify
-from greendrop.cli._shared import FAILED, USAGE, Terminated, UsageError, say
+from greendrop.cli._shared import (
+    FAILED,
+    USAGE,
+    LogHandler,
+    Terminated,
+    UsageError,
+    say,
+)
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:
@@ -61,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of the process if None.
     """
     _prepare_streams()
+    logging.getLogger("greendrop").addHandler(LogHandler())
     # The commands print connection problems themselves.
+    logging.getLogger("greendrop.librdkafka").propagate = False
     logging.getLogger("greendrop.librdkafka").addHandler(logging.NullHandler())
     options = _parser().parse_args(argv)
     try:

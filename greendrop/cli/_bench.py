@@ -17,14 +17,13 @@ from greendrop import _wording
 from greendrop.cli._shared import (
     DONE,
     FAILED,
-    ConnectionWatch,
+    ConnectionErrors,
     add_connection,
     configuration,
     payload_limit,
     positive,
     say,
     seconds,
-    servers,
 )
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 from greendrop.producer import Producer
@@ -256,14 +255,11 @@ def _check_connection(kafka: dict[str, str], topic: str) -> None:
     Raises:
         GreendropError: It was not delivered within `_CONNECT_TIMEOUT`.
     """
-    watch = ConnectionWatch(servers(kafka))
     producer = Producer(kafka=kafka)
-    producer.monitor.subscribe(watch)
+    producer.monitor.subscribe(ConnectionErrors())
     try:
-        watch.start()
         producer.produce_async(topic=topic, payload=b"").wait(_CONNECT_TIMEOUT)
     finally:
-        watch.stop()
         producer.close(force=True)
 
 

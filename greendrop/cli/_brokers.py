@@ -13,7 +13,7 @@ from greendrop import _wording
 from greendrop._librdkafka import error_codes
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.cli._finding import Finding
-from greendrop.cli._shared import SILENCE, servers
+from greendrop.cli._shared import servers
 from greendrop.errors import GreendropError
 from greendrop.producer import Producer
 
@@ -27,6 +27,8 @@ _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 3.0, 1.5
 _DEFAULT_PORT = 9092
 #: Messages of the round-trip check.
 _MESSAGES = 10
+#: Seconds for metadata where no broker is expected to answer.
+_LAST_ATTEMPT = 2.0
 
 #: ApiVersions, version 0: every broker since 0.10 answers it, also before a login.
 _CORRELATION_ID = 0x6472_6F70
@@ -110,7 +112,7 @@ def check_connection(
         return False
     # Where no broker has answered, librdkafka only gets the time for a second opinion.
     metadata = yield from _check_metadata(
-        settings, timeout if reached else min(timeout, SILENCE)
+        settings, timeout if reached else min(timeout, _LAST_ATTEMPT)
     )
     if metadata is None:
         return False
@@ -293,7 +295,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
         while admin.poll(0):
             pass
         if all_down:  # the reason is known by then: waiting longer is no use
-            limit = min(timeout, SILENCE)
+            limit = min(timeout, _LAST_ATTEMPT)
     return metadata, translator.last_error or f"no answer within {timeout:g} s", elapsed
 
 

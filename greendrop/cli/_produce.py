@@ -14,7 +14,7 @@ from greendrop.cli._input import Input, Line
 from greendrop.cli._shared import (
     DONE,
     FAILED,
-    ConnectionWatch,
+    ConnectionErrors,
     Terminated,
     UsageError,
     add_connection,
@@ -23,7 +23,7 @@ from greendrop.cli._shared import (
     payload_limit,
     positive,
     say,
-    servers,
+    say_interrupted,
     sigterm_raises,
 )
 from greendrop.errors import (
@@ -135,13 +135,9 @@ def run(options: argparse.Namespace) -> int:
     )
     tally = _Tally(report=options.report, quiet=options.quiet)
     producer.monitor.subscribe(tally)
-    watch = _Watch(servers(kafka), tally)
-    producer.monitor.subscribe(watch)
-    try:
-        with sigterm_raises():
-            _send_all(producer, reader, options, tally, watch)
-    finally:
-        watch.stop()
+    producer.monitor.subscribe(ConnectionErrors())
+    with sigterm_raises():
+        _send_all(producer, reader, options, tally)
     return tally.conclude()
 
 
@@ -194,16 +190,11 @@ def _unescaped(text: str, option: str) -> bytes:
 
 
 def _send_all(
-    producer: Producer,
-    reader: Input,
-    options: argparse.Namespace,
-    tally: _Tally,
-    watch: ConnectionWatch,
+    producer: Producer, reader: Input, options: argparse.Namespace, tally: _Tally
 ) -> None:
     try:
         for stream, name in _streams(options, tally):
             for line in reader.lines(stream, name):
-                watch.start()
                 _send(producer, reader, line, tally)
                 if tally.sent == options.count:
                     break
@@ -233,14 +224,9 @@ def _wait_for_reports(producer: Producer) -> None:
 
 
 def _end_early(producer: Producer, tally: _Tally) -> None:
-    tally.end_progress()
     try:
         if in_flight := producer.queue_size:
-            messages = _wording.count(in_flight, "message")
-            say(
-                f"interrupted; waiting up to {_INTERRUPTED_TIMEOUT:g} s for {messages}"
-                " in flight (a second Ctrl-C drops what is left)"
-            )
+            say_interrupted(in_flight, _INTERRUPTED_TIMEOUT)
         _close(producer, tally, _INTERRUPTED_TIMEOUT)
     finally:
         # The second signal may have come before `close` began.
@@ -289,19 +275,6 @@ def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
     tally.show_progress()
 
 
-class _Watch(ConnectionWatch):
-    """Prints connection problems without disturbing the progress line."""
-
-    def __init__(self, servers: str, tally: _Tally) -> None:
-        super().__init__(servers)
-        self._tally = tally
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._tally.end_progress()
-        say(text)
-
-
 class _Tally:
     """Counts and prints the outcomes of messages. A listener."""
 
@@ -345,7 +318,6 @@ class _Tally:
         """Count a message that failed, and print the reason."""
         self.failed += 1
         if self.failed <= _MAX_PRINTED:
-            self.end_progress()
             say(f"{place}: {error}")
         elif self.failed == _MAX_PRINTED + 1:
             say("further failures are only counted")
@@ -353,7 +325,6 @@ class _Tally:
     def on_unreadable(self, file: str, error: OSError) -> None:
         """Record that a file can't be read, and print the reason."""
         self._files_unreadable = True
-        self.end_progress()
         say(f"can't read {file}: {error.strerror}")
 
     def show_progress(self) -> None:
@@ -365,7 +336,7 @@ class _Tally:
             sys.stderr.flush()
 
     def end_progress(self) -> None:
-        """Clear the progress line, so that another line can be printed."""
+        """Clear the progress line."""
         if self._progress and self._shown > self._started:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from greendrop import _wording
 from greendrop.config.settings import BOOTSTRAP
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 #: Exit statuses; see the epilog of `greendrop --help`.
 DONE, FAILED, USAGE = 0, 1, 2
-
-#: Seconds without an answer after which `ConnectionWatch` prints a line.
-SILENCE = 2.0
 
 _SERVERS = "GREENDROP_BOOTSTRAP_SERVERS"
 #: librdkafka's default of `message.max.bytes`, plus its own allowance.
@@ -41,58 +39,42 @@ class Terminated(BaseException):
 
 
 def say(text: str) -> None:
-    """Print a line for the user on standard error."""
+    """Print a line for the user on standard error, in the place of a progress line."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(f"greendrop: {text}\n")
+        sys.stderr.write(f"{clear}greendrop: {text}\n")
         sys.stderr.flush()
 
 
-class ConnectionWatch:
-    """Prints why the brokers can't be reached, each reason once. A listener.
+def say_interrupted(in_flight: int, timeout: float | None = None) -> None:
+    """Print that the command only waits for messages in flight, and how long."""
+    limit = "" if timeout is None else f" up to {timeout:g} s"
+    messages = _wording.count(in_flight, "message")
+    say(
+        f"interrupted; waiting{limit} for {messages} in flight"
+        " (a second Ctrl-C drops what is left)"
+    )
 
-    librdkafka reports a refused connection at once. A port that accepts the connection
-    and stays silent causes no error for 10 s, so a timer prints a line when no message
-    was acknowledged within `SILENCE` of `start`.
 
-    Args:
-        servers: Addresses of the brokers, for the advice.
-    """
+class LogHandler(logging.Handler):
+    """Prints the warnings of the library in the form of the command's own messages."""
 
-    def __init__(self, servers: str) -> None:
-        self._servers = servers
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one warning."""
+        facts = getattr(record, "greendrop", {})
+        if facts.get("event") == "brokers.silent":
+            brokers, text = facts["brokers"], facts["text"]
+            advice = f"`greendrop doctor -b {brokers}` checks the connection"
+            say(f"{brokers}: {text} ({advice})")
+        else:
+            say(record.getMessage())
+
+
+class ConnectionErrors:
+    """Prints why the brokers can't be reached, each reason once. A listener."""
+
+    def __init__(self) -> None:
         self._printed: set[str] = set()
-        self._timer: threading.Timer | None = None
-        self._started = False
-
-    def start(self) -> None:
-        """Start the timer; later calls do nothing."""
-        if not self._started:
-            self._started = True
-            self._timer = threading.Timer(SILENCE, self._on_silence)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def stop(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_silence(self) -> None:
-        if self._timer is not None and not self._printed:
-            self.say(
-                f"no message was acknowledged within {SILENCE:g} s; still waiting"
-                f" (`greendrop doctor -b {self._servers}` checks the connection)"
-            )
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        say(text)
-
-    def on_message_acknowledged(self, _: Event) -> None:
-        """Stop the timer: the brokers answer."""
-        if self._timer is not None:
-            self.stop()
 
     def on_error_occurred(self, event: Event) -> None:
         """Print an error of the client as a whole, unless it was printed before."""
@@ -104,7 +86,7 @@ class ConnectionWatch:
         adds_nothing = self._printed and error.name == "_ALL_BROKERS_DOWN"
         if text not in self._printed and not adds_nothing:
             self._printed.add(text)
-            self.say(f"{text}; still trying")
+            say(f"{text}; still trying")
 
 
 @contextlib.contextmanager

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from greendrop.cli._shared import (
     DONE,
-    ConnectionWatch,
+    ConnectionErrors,
     StopRequest,
     UsageError,
     read_properties,
     say,
+    say_interrupted,
 )
 from greendrop.errors import MessageInvalidError, MessagesAbandonedError, ProduceError
 from greendrop.producer import Producer
@@ -122,18 +123,16 @@ def run(options: argparse.Namespace) -> int:
     producer = Producer(kafka=_configuration(options), wait_timeout_on_queue_full=3600)
     writer = _JsonWriter(options)
     producer.monitor.subscribe(writer)
-    watch = ConnectionWatch(options.servers)
-    producer.monitor.subscribe(watch)
+    producer.monitor.subscribe(ConnectionErrors())
     with StopRequest() as stop:
         try:
             writer.write("startup_complete")
-            watch.start()
             _send(producer, options, writer, stop)
         except OSError:
             producer.close(force=True)
             raise
-        finally:
-            watch.stop()
+        if stop.requested and (in_flight := producer.queue_size):
+            say_interrupted(in_flight)
         # Each message that is dropped has a line of its own.
         with contextlib.suppress(MessagesAbandonedError):
             producer.close()
