@@ -70,10 +70,9 @@ assert conf.read("uwsgi.ini")
 assert conf["uwsgi"]["gevent-monkey-patch"] == "true"
 """,
     "docs/observe/metrics.md": """
-from importlib.machinery import SourceFileLoader
+import runpy
 
-conf = SourceFileLoader("conf", "gunicorn.conf.py").load_module()
-assert conf.child_exit
+assert callable(runpy.run_path("gunicorn.conf.py")["child_exit"])
 """,
 }
 #: Files that a tool loads without being told.
@@ -188,7 +187,7 @@ def cluster():
         yield running
 
 
-def run(command, folder, *, timeout=45):
+def run(command, folder, *, timeout=100):
     """Run a command of a page, and return what it has written."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
@@ -224,7 +223,7 @@ def test_programs_of_a_page_run(name, cluster, tmp_path):
 
 
 # A page may start a web server, a load test and pytest.
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_files_and_commands_of_a_page_run(name, cluster, tmp_path):
     """Files of a page do what its commands say, with only addresses replaced."""
@@ -243,13 +242,21 @@ def test_files_and_commands_of_a_page_run(name, cluster, tmp_path):
         for command, expected in page.commands:
             if not command.startswith(NOT_RUN):
                 output = run_command(replaced(command), tmp_path, web, stack)
-                for line in expected:
-                    pattern = ".*".join(map(re.escape, line.split("...")))
-                    assert re.search(pattern, output), f"{command}\n{output}"
+                # On a busy machine Locust's 5 s may be over before its users begin.
+                if command.startswith("locust ") and not shows(output, expected):
+                    command = command.replace("5s", "30s")  # noqa: PLW2901 - again
+                    output = run_command(replaced(command), tmp_path, web, stack)
+                assert shows(output, expected), f"{command}\n{output}"
     if driver := DRIVERS.get(name):
         run([sys.executable, "-c", driver], tmp_path)
     used = " ".join([*(command for command, _ in page.commands), driver or ""])
     assert [file for file in page.files if not is_used(file, used, page)] == []
+
+
+def shows(output, expected):
+    """Return whether each line is part of an output; `...` stands for any text."""
+    patterns = (".*".join(map(re.escape, line.split("..."))) for line in expected)
+    return all(re.search(pattern, output) for pattern in patterns)
 
 
 def is_used(file, commands, page):
