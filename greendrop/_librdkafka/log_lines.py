@@ -1,8 +1,8 @@
-"""librdkafka's own log lines: what each is about, and not the same over and over.
+"""librdkafka's own log lines: their kinds, and their rate.
 
-A broker that is down is told of some twenty times a second, by every client. Here each
-line gets a kind, by which one can filter and alert; of lines that differ only in
-numbers one goes out in a minute.
+Every client logs a broker that is down some twenty times a second. Here each line gets
+a kind to filter and to alert by, and of lines that differ only in numbers or addresses
+one is written per minute.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _BROKER = re.compile(r"(?P<broker>\S+:\d+/[^\s:]+): ")
 _CHANGING = re.compile(r"ipv[46]#\S+|\d+")
 
 
-# Brokers close connections that nobody uses; the next message opens one. If it is the
-# broker that is gone, other lines follow.
+# Brokers close idle connections; the next message opens a new one. If the broker itself
+# is gone, other lines follow.
 _HUNG_UP = r".*\bdisconnected\b.*\(after \d+ms in state UP\b"
 
 
@@ -40,7 +40,7 @@ _ONLY_CONSUMERS = "is a consumer property and will be ignored"
 
 
 class Rule(NamedTuple):
-    """Which lines are of a kind, by their facility or by what they say."""
+    """A kind of lines: its level, and the facility or text to know it by."""
 
     kind: str
     level: int
@@ -78,13 +78,13 @@ def is_hang_up(text: str) -> bool:
 
 
 class LogLines:
-    """Tells the lines of one client.
+    """Writes the lines of one client to the log.
 
     Args:
-        producer_id: The producer's.
-        censor: Takes secrets out of a text.
-        log: Where to.
-        repeats: What was told lately.
+        producer_id: Goes into each line.
+        censor: Returns a text with the secrets cut out.
+        log: Where the lines go.
+        repeats: Limits lines of the same kind and text.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class LogLines:
         broker = _BROKER.match(text)
         if broker is not None:
             facts["broker"] = broker["broker"]
-            # Some lines tell it twice.
+            # Some lines name it twice.
             text = text[broker.end() :].removeprefix(broker[0])
         if facility == "CONFWARN" and _ONLY_CONSUMERS in text:
             return
         kind, level = classified(level, facility, text)
         repeated = (kind, facts.get("broker"), _CHANGING.sub("#", text))
-        # Who has turned on `debug` wants to see everything.
+        # Lines of `debug` are wanted all.
         left_out = self._repeats.left_out(repeated) if level > DEBUG else 0
         if left_out is None:
             return
@@ -129,9 +129,9 @@ class LogLines:
 
 
 def classified(level: int, facility: str, text: str) -> tuple[str, int]:
-    """Tell the kind of a line, and the level that it deserves.
+    """Return the kind of a line, and the level to write it at.
 
-    At debug level librdkafka tells what goes well, too; these stay there.
+    Lines at debug level stay there: librdkafka logs successes by the same words.
     """
     for rule in RULES:
         if rule.pattern.match(f"{facility} {text}"):

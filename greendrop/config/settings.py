@@ -712,7 +712,7 @@ def _whose_tokens(values: Mapping[str, str]) -> str:
 def _check_brokers(values: Mapping[str, str], errors: dict[str, str]) -> None:
     """Refuse a configuration that leads to no broker."""
     if any(f"kafka.{key}" in errors for key in (*BOOTSTRAP, _MOCK)):
-        return  # told already
+        return  # one mistake is enough
     protocol = kafka_checks.protocol_of(values)
     for key in BOOTSTRAP:
         if addresses := values.get(key):
