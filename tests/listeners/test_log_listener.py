@@ -240,10 +240,11 @@ def test_lines_go_to_logging_when_structlog_is_not_configured(caplog):
     }
 
 
-def test_nothing_is_written_anywhere_by_default(run_script):
-    """Neither logging nor structlog is configured: stdout and stderr stay empty.
+def test_only_problems_are_written_by_default(run_script):
+    """Neither logging nor structlog is configured: only stderr is written to.
 
-    structlog would print to stdout by itself, as soon as somebody imports it.
+    Python's own handler writes warnings and errors there. structlog by itself would
+    print to stdout, as soon as any module imports it.
     """
     ended = run_script(
         """
@@ -268,9 +269,13 @@ def test_nothing_is_written_anywhere_by_default(run_script):
         assert not structlog.is_configured()
         """,
         "unpatched",
+        fails=True,
     )
 
-    assert ended.stdout == ""
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert "listener.error producer_id=one" in ended.stderr
+    assert "Connection refused" in ended.stderr
+    assert "message.produced_async producer_id" not in ended.stderr
 
 
 def test_configuration_may_come_late(configured, caplog):

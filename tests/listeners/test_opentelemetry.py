@@ -608,7 +608,7 @@ def test_server_is_named_if_there_is_one_only(make_producer, spans):
     """Of several nobody knows which one it will be."""
     for servers, expected in (
         ("kafka:9092", {"server.address": "kafka", "server.port": 9092}),
-        ("SSL://kafka:9092", {"server.address": "kafka", "server.port": 9092}),
+        ("PLAINTEXT://kafka:9092", {"server.address": "kafka", "server.port": 9092}),
         ("[::1]:9092", {"server.address": "::1", "server.port": 9092}),
         ("kafka", {"server.address": "kafka"}),
         ("one:9092,two:9092", {}),
