@@ -312,10 +312,10 @@ Written by `python -m tests.benchmarks.listeners --write-docs`; don't edit. {tol
 
 Microseconds for each message, of the thread that sends and serves: in the first row all
 that it takes without listeners, in the others what comes on top. The median of {rounds}
-rounds; "none, once more" tells how far chance goes. Messages have 100 bytes. Sent one
+rounds; "none, once more" shows the effect of chance. Messages have 100 bytes. Sent one
 by one with `produce_async`, each with its events, and in batches of {_BATCH:,}, which
 have one event for their sending and one for each acknowledgement. StatsD's packets go
-to a socket that nobody reads; the SDK's batch processor drops its spans.
+to a socket without a reader; the SDK's batch processor drops its spans.
 
 {table}
 A program without listeners pays nothing for what it does not use: no payload is built,

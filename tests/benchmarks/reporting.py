@@ -258,7 +258,7 @@ mock cluster runs in another process. Batches are made of messages that exist al
 - *flush*: `produce()` and `flush()`, for each message or batch;
 - *poll thread*: a native thread polls, and wakes greenlets that wait for their
   `AsyncResult`s;
-- *callback*: one shared callback, nobody waits.
+- *callback*: one shared callback, without waiting.
 
 "linger 1" and "linger 5" are what the user gets who sets `linger.ms`. "linger 0
 ungathered" is greendrop without gathering, which no setting gives.
