@@ -113,7 +113,9 @@ def _no_effect_on_connections(
             reason = f"sasl.mechanisms={mechanism} doesn't use it"
             yield reason, tuple(key for key in given if key.startswith(names))
     method = kafka.get("sasl.oauthbearer.method", "default").lower()
-    if mechanism.upper() == "OAUTHBEARER" and method != "oidc":
+    # With a cloud's metadata service confluent-kafka itself may read the keys.
+    cloud = kafka.get("sasl.oauthbearer.metadata.authentication.type", "none").lower()
+    if mechanism.upper() == "OAUTHBEARER" and method != "oidc" and cloud == "none":
         prefix = "sasl.oauthbearer."
         oidc = (k for k in given if k.startswith(prefix) and k not in _ANY_METHOD)
         yield "sasl.oauthbearer.method is not oidc", tuple(oidc)

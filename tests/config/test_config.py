@@ -546,6 +546,14 @@ def test_settings_without_effect_are_found(kafka, options, names):
             },
             {},
         ),
+        (
+            {
+                **TOKENS,
+                "sasl.oauthbearer.metadata.authentication.type": "aws_iam",
+                "sasl.oauthbearer.scope": "x",
+            },
+            {},
+        ),
         ({"security.protocol": "ssl", "ssl.cipher.suites": "x"}, {}),
         ({"transactional.id": "t", "transaction.timeout.ms": 1}, {}),
         (
