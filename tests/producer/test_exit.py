@@ -445,7 +445,7 @@ def test_ctrl_c_ends_a_program_that_does_not_catch_it(mode, mock_cluster, stored
 
     assert ended.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in ended.stderr
-    assert "greendrop:" not in ended.stderr
+    assert "not delivered" not in ended.stderr
     assert stored("events") == 1
 
 
