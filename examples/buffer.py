@@ -17,6 +17,7 @@ import sqlite3
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 # Python searches the folder of a script first. There concurrent.py would hide the
 # standard library's `concurrent`.
@@ -62,7 +63,9 @@ def main() -> int:
 
         take_orders(database, producer, 3)
         try:
-            producer.buffer(topic=TOPIC, payload={"forgotten": "json.dumps"})
+            # A mistake that mypy would find: the mapping is not encoded.
+            mistake: Any = {"forgotten": "json.dumps"}
+            producer.buffer(topic=TOPIC, payload=mistake)
         except MessageInvalidError as error:
             print(f"not buffered: {error}")
         producer.buffer(topic=TOPIC, payload="lost", partition=1_000)
