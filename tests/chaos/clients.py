@@ -16,10 +16,13 @@ import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from greendrop import Producer
+    from greendrop.transaction import Transaction
 
 Outcome = Literal["committed", "aborted", "unknown"]
 
@@ -27,6 +30,9 @@ Outcome = Literal["committed", "aborted", "unknown"]
 MESSAGES = 5
 #: The share of the transactions that are rolled back on purpose.
 ABORTED = 0.33
+#: Seconds that the block of a transaction lasts which is rolled back, at most: while it
+#: lasts, connections break.
+_LONGEST_BLOCK = 0.5
 #: Seconds that clients may take to end, once their time is over.
 ENDING = 120.0
 #: Seconds for one call of confluent-kafka, which is repeated up to `_CALLS` times.
@@ -68,6 +74,8 @@ class Plan:
             "transactional.id": self.transactional_id(client),
             "transaction.timeout.ms": 60_000,
             "message.timeout.ms": 60_000,
+            # librdkafka's 10 s are long for a run of two minutes.
+            "reconnect.backoff.max.ms": 1_000,
         }
 
 
@@ -109,22 +117,45 @@ class Records:
         self.errors[text] = self.errors.get(text, 0) + 1
 
 
+@dataclass
+class Wish:
+    """What is wanted of one transaction.
+
+    Attributes:
+        name: Of the transaction.
+        keys: Of its messages.
+        commit: Whether to commit, or to roll back.
+        pause: Seconds before it is rolled back.
+        hasty: Whether it is rolled back without waiting for reports, as by an
+            interrupt.
+    """
+
+    name: str
+    keys: list[str]
+    commit: bool
+    pause: float
+    hasty: bool
+
+    @property
+    def payloads(self) -> list[str]:
+        """The payloads of its messages."""
+        return [f"{self.name}-{index}" for index in range(len(self.keys))]
+
+
 class Client(Protocol):
     """One transactional producer."""
 
-    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
-        """Run one transaction.
-
-        Args:
-            name: Of the transaction.
-            keys: Of its messages.
-            wanted: Whether to commit, or to roll back.
-        """
+    def run(self, wish: Wish) -> Record:
+        """Run one transaction."""
         ...
 
     def close(self) -> None:
         """End the producer."""
         ...
+
+
+class _Interrupt(BaseException):
+    """Ends a block as Ctrl-C does."""
 
 
 class GreendropClient:
@@ -139,26 +170,34 @@ class GreendropClient:
         self._producer = greendrop.Producer(kafka=plan.configuration(number))
         self._producer.monitor.subscribe("producer.connected", self._on_connected)
 
-    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
+    def run(self, wish: Wish) -> Record:
         """Run one transaction."""
         handles = []
         transaction = self._producer.transaction()
         try:
             with transaction:
-                for index, key in enumerate(keys):
-                    payload = f"{name}-{index}"
+                for payload, key in zip(wish.payloads, wish.keys, strict=True):
                     handles.append(
                         self._producer.produce_async(
                             topic=self._topic, payload=payload, key=key
                         )
                     )
-                if not wanted:
-                    transaction.abort()
+                if not wish.commit:
+                    self._roll_back(transaction, wish)
         except self._error as error:
             self._records.add_error(error)
+        except _Interrupt:
+            pass
         reports = [handle.report for handle in handles]
         places = [each and (each.partition, each.offset) for each in reports]
-        return Record(name, transaction.outcome or "aborted", places)
+        return Record(wish.name, transaction.outcome or "aborted", places)
+
+    @staticmethod
+    def _roll_back(transaction: Transaction[Producer], wish: Wish) -> NoReturn:
+        time.sleep(wish.pause)
+        if wish.hasty:
+            raise _Interrupt
+        transaction.abort()
 
     def close(self) -> None:
         """End the producer."""
@@ -177,25 +216,28 @@ class RawClient:
         self._records = records
         self._producer: Any = None
 
-    def run(self, name: str, keys: list[str], *, wanted: bool) -> Record:
+    def run(self, wish: Wish) -> Record:
         """Run one transaction."""
         from confluent_kafka import KafkaException  # noqa: PLC0415
 
-        reports: list[tuple[int, int | None] | None] = [None] * len(keys)
+        reports: list[tuple[int, int | None] | None] = [None] * len(wish.keys)
         outcome: Outcome = "aborted"
         try:
             producer = self._connected()
             producer.begin_transaction()
-            for index, key in enumerate(keys):
+            for index, payload in enumerate(wish.payloads):
                 report = _RawReport(reports, index)
-                payload = f"{name}-{index}"
+                key = wish.keys[index]
                 producer.produce(self._plan.topic, payload, key, on_delivery=report)
-            if wanted:
+            if wish.commit:
                 outcome = "unknown"
                 self._call(producer.commit_transaction)
                 outcome = "committed"
             else:
-                deadline = time.monotonic() + _FIRST_REPORT
+                deadline = time.monotonic() + wish.pause
+                while time.monotonic() < deadline:
+                    producer.poll(0.01)
+                deadline += 0.0 if wish.hasty else _FIRST_REPORT
                 while reports[0] is None and time.monotonic() < deadline:
                     producer.poll(0.01)
                 self._call(producer.abort_transaction)
@@ -203,7 +245,7 @@ class RawClient:
             self._records.add_error(error)
             if error.args[0].txn_requires_abort() and self._aborts():
                 outcome = "aborted"
-        return Record(name, outcome, reports)
+        return Record(wish.name, outcome, reports)
 
     def _connected(self) -> Any:
         from confluent_kafka import Producer  # noqa: PLC0415
@@ -272,11 +314,16 @@ def run_client(plan: Plan, number: int, records: Records) -> None:
     deadline = time.monotonic() + plan.seconds
     count = 0
     while time.monotonic() < deadline:
-        keys = [f"{dice.random()}" for _ in range(MESSAGES)]
-        wanted = dice.random() > ABORTED
-        record = client.run(f"{number}-{count}", keys, wanted=wanted)
+        wish = Wish(
+            name=f"{number}-{count}",
+            keys=[f"{dice.random()}" for _ in range(MESSAGES)],
+            commit=dice.random() > ABORTED,
+            pause=dice.choice((0.0, dice.random() * _LONGEST_BLOCK)),
+            hasty=dice.random() < 0.5,
+        )
+        record = client.run(wish)
         records.transactions.append(record)
-        if wanted and record.outcome != "committed":
+        if wish.commit and record.outcome != "committed":
             time.sleep(0.05)
         count += 1
     client.close()

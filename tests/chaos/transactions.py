@@ -1,10 +1,10 @@
 """Transactions while brokers die: is each there as a whole, once, or not at all?
 
-Three nodes of Apache Kafka, of which one after the other is killed or paused, and
-clients that commit and roll back meanwhile (`clients`). Afterwards a client that shares
-no code with ours reads what is stored. Seeds decide which node, how, and the messages;
-brokers and clients decide the rest, so the same seed gives similar runs, not equal
-ones::
+Clients commit and roll back (`clients`) while brokers or the network fail: of three
+nodes of Apache Kafka one after the other is killed or paused, or the network before a
+single node loses answers. Afterwards a client that shares no code with ours reads what
+is stored. Seeds decide the faults and the messages; brokers and clients decide the
+rest, so the same seed gives similar runs, not equal ones::
 
     python -m tests.chaos.transactions --duration 120 --seed 7 --peer greendrop
 
@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import Producer
 
@@ -33,12 +33,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.servers.kafka import KafkaNode
+    from tests.servers.proxy import TcpProxy
     from tests.servers.reading import Record as Stored
 
-_PARTITIONS = 6
+#: More than a transaction has messages, so that most batches are of one message: the
+#: next batch of a partition looks like any other then, to a broker that confuses them.
+_PARTITIONS = 12
 #: Seconds that a killed node stays away, and a paused one stands still. Its leaders
 #: have moved by then.
 _KILLED, _PAUSED = 2.0, 3.0
+#: Seconds between two faults, on average.
+_EVERY = {"nodes": 4.0, "network": 1.0}
+#: Seconds for which the network holds answers before it loses them, and for which it is
+#: gone then; at most.
+_HELD, _CUT = 0.3, 1.0
 #: Seconds for the clients to begin before the first fault.
 _WARM_UP = 5.0
 #: Seconds to read all that is stored.
@@ -52,7 +60,7 @@ class Figures:
     """What a run has come to.
 
     Attributes:
-        faults: How often a node was killed or paused.
+        faults: How often a node was killed or paused, or answers were lost.
         committed: Transactions that were committed, as their producer said.
         aborted: Transactions of which nothing may be visible.
         unknown: Transactions that may be visible, as a whole.
@@ -85,26 +93,24 @@ class Figures:
         return not any(broken) and not self.stuck and self.committed > 0
 
 
-class Chaos:
-    """Breaks one node after the other, and mends it."""
+class Fault(Protocol):
+    """Breaks something for a moment."""
 
-    def __init__(self, cluster: KafkaCluster, seed: int, every: float) -> None:
-        self._cluster = cluster
-        self._dice = random.Random(seed)
-        self._every = every
-        #: How often.
-        self.faults = 0
+    def __call__(self, dice: random.Random) -> None:
+        """Break it, and mend it."""
+        ...
 
-    def run(self, until: float) -> None:
-        """Break nodes, with pauses, until a time by the monotonic clock."""
-        time.sleep(min(_WARM_UP, self._every))
-        while time.monotonic() < until:
-            self._break(self._dice.choice(self._cluster.nodes))
-            time.sleep(self._every)
 
-    def _break(self, node: KafkaNode) -> None:
-        self.faults += 1
-        if self._dice.random() < 0.5:
+class BrokenNode:
+    """Kills or pauses one of the nodes, and mends it."""
+
+    def __init__(self, nodes: Sequence[KafkaNode]) -> None:
+        self._nodes = nodes
+
+    def __call__(self, dice: random.Random) -> None:
+        """Break and mend a node."""
+        node = dice.choice(self._nodes)
+        if dice.random() < 0.5:
             node.kill()
             time.sleep(_KILLED)
             node.start()
@@ -114,35 +120,56 @@ class Chaos:
             node.resume()
 
 
-def run(plan: Plan, cluster: KafkaCluster, every: float) -> tuple[Records, int]:
-    """Run the clients while nodes break.
+class LostAnswers:
+    """Lets requests through, and then cuts all connections before the answers."""
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+
+    def __call__(self, dice: random.Random) -> None:
+        """Lose answers, and be gone for a while."""
+        self._proxy.hold_answers()
+        time.sleep(dice.random() * _HELD)
+        self._proxy.cut()
+        time.sleep(dice.random() * _CUT)
+        self._proxy.resume()
+
+
+def run(plan: Plan, fault: Fault, every: float) -> tuple[Records, int]:
+    """Run the clients while things break.
 
     Args:
         plan: What the clients do.
-        cluster: What breaks.
-        every: Seconds between two faults.
+        fault: What happens.
+        every: Seconds between two faults, on average.
 
     Returns:
         What the clients were told, and the number of faults.
     """
     program = [sys.executable, "-m", "tests.chaos.clients", json.dumps(asdict(plan))]
+    dice = random.Random(plan.seed)
+    faults = 0
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as clients:
-        chaos = Chaos(cluster, plan.seed, every)
+        deadline = time.monotonic() + plan.seconds - _PAUSED
+        time.sleep(_WARM_UP)
         try:
-            chaos.run(time.monotonic() + plan.seconds - _PAUSED)
+            while time.monotonic() < deadline:
+                fault(dice)
+                faults += 1
+                time.sleep(2 * dice.random() * every)
             text, _ = clients.communicate(timeout=plan.seconds + 2 * ENDING)
         finally:
             clients.kill()
     told = json.loads(text)
     told["transactions"] = [Record(**each) for each in told["transactions"]]
-    return Records(**told), chaos.faults
+    return Records(**told), faults
 
 
-def end_open_transactions(plan: Plan) -> None:
+def end_open_transactions(plan: Plan, bootstrap_servers: str) -> None:
     """Have the brokers roll back what clients left open: it would hide the rest."""
     for number in range(plan.clients):
-        configuration = {**plan.configuration(number), "log_level": 0}
-        Producer(configuration).init_transactions(60)
+        keys = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+        Producer({**plan.configuration(number), **keys}).init_transactions(60)
 
 
 def judge(
@@ -213,28 +240,39 @@ def main() -> int:
     )
     parser.add_argument("--peer", choices=("greendrop", "raw"), default="greendrop")
     parser.add_argument("--duration", type=float, default=120.0, help="seconds")
-    parser.add_argument("--every", type=float, default=4.0, help="seconds to a fault")
+    parser.add_argument("--faults", choices=("nodes", "network"), default="nodes")
+    parser.add_argument("--every", type=float, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=6)
     options = parser.parse_args()
-    with KafkaCluster(nodes=3) as cluster:
+    of_network = options.faults == "network"
+    with KafkaCluster(nodes=1 if of_network else 3, proxied=of_network) as cluster:
+        fault: Fault
+        if of_network:
+            servers = cluster.proxied_bootstrap_servers
+            fault = LostAnswers(cluster.proxy)
+        else:
+            servers = cluster.bootstrap_servers
+            fault = BrokenNode(cluster.nodes)
         plan = Plan(
             peer=options.peer,
-            bootstrap_servers=cluster.bootstrap_servers,
+            bootstrap_servers=servers,
             topic="chaos",
             clients=options.clients,
             seconds=options.duration,
             seed=options.seed,
         )
         cluster.create_topic(plan.topic, partitions=_PARTITIONS)
-        records, faults = run(plan, cluster, options.every)
+        every = options.every or _EVERY[options.faults]
+        records, faults = run(plan, fault, every)
         cluster.restore()
-        end_open_transactions(plan)
+        end_open_transactions(plan, cluster.bootstrap_servers)
         place = cluster.bootstrap_servers, plan.topic
         committed = read_topic(*place, "read_committed", timeout=_READING)
         stored = read_topic(*place, "read_uncommitted", timeout=_READING)
     figures = judge(records, faults, committed, stored)
-    result = {"peer": options.peer, "seed": options.seed, **asdict(figures)}
+    result = {"peer": options.peer, "of": options.faults, "seed": options.seed}
+    result |= asdict(figures)
     errors = dict(Counter(records.errors).most_common(8))
     print(json.dumps({**result, "good": figures.is_good, "errors": errors}))
     return 0 if figures.is_good else 1
