@@ -1,16 +1,17 @@
-"""Write the pages docs/reference/settings.md and events.md.
+"""Write the pages docs/reference/settings.md, events.md and the tables of errors.md.
 
-All of it from the tables in the code. Run it after a change of a table; a test fails if
-that was forgotten.
+All of it from the tables and classes in the code. Run it after a change of one; a test
+fails if that was forgotten.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greendrop import events
+from greendrop import errors, events
 from greendrop.config import settings
 
 if TYPE_CHECKING:
@@ -85,6 +86,51 @@ KAFKA_REASONS = {
     " the messages of a transaction that have no key go to one partition, not to all.",
     "transaction.timeout.ms": "Only with a `transactional.id`. librdkafka requires it"
     " to be at least `message.timeout.ms`.",
+}
+
+#: What to do about an error. Each class of greendrop.errors has a row.
+ADVICE = {
+    "NotSentError": "see the subclasses",
+    "MessageInvalidError": "correct the message",
+    "MiddlewareError": "look at the cause; `step` is the name of the step of the"
+    " docs/send/middleware.md",
+    "QueueFullError": "slow down, or send it again later",
+    "OAuthTokenError": "look at the cause; send it again later; see docs/run/oauth.md",
+    "ConfigurationInvalidError": "correct the settings; librdkafka's are named as in"
+    " `kafka.acks`",
+    "ProducerNotConfiguredError": "call `setup`",
+    "ProducerClosedError": "send it by another producer, or process; see"
+    " docs/run/closing.md",
+    "ProducerUsedInParentProcessError": "call `reset()`; see docs/run/forks.md",
+    "PoolTimeoutError": "a larger pool, or shorter use; see docs/send/pools.md",
+    "PoolClosedError": "create another pool",
+    "PoolNotConfiguredError": "call `set_default_pool`",
+    "NotDeliveredError": "send it again if a duplicate does no harm",
+    "DeliveryError": "look at `error.name`; send it again if a duplicate does no harm",
+    "MessagePurgedError": "as above; the text says whether a broker may have stored"
+    " the message",
+    "OutcomeUnknownError": "do not simply send it again: make consumers tolerate"
+    " duplicates first",
+    "DeliveryTimeoutError": "wait longer, or as above",
+    "ReportLostError": "as above",
+    "IllegalWaitError": "wait in a greenlet of its own, or use `produce_async`",
+    "TransactionError": "see the subclasses, and docs/send/transactions.md",
+    "TransactionAbortedError": "run it again",
+    "TransactionBusyError": "run it again later; see docs/send/transactions.md",
+    "TransactionUnknownError": "do not simply run it again",
+    "ProduceManyError": "look at each handle of `dispatched`",
+    "VariantInvalidError": "correct the arguments; see docs/send/variants.md",
+    "ProducerAlreadyConfiguredError": "call `setup` once",
+    "EventNotRegisteredError": "see docs/reference/events.md",
+    "StatisticsNotEnabledError": "subscribe earlier; see docs/observe/statistics.md",
+    "MessagesAbandonedError": "save the messages in `buffered`; see"
+    " docs/run/closing.md",
+    "AbortTransaction": "nothing: it does not leave the block of the transaction",
+    "ProducerNotTransactionalError": "set `transactional.id`",
+    "TransactionRequiredError": "do it in the block of the transaction",
+    "TransactionalOffsetInvalidError": "correct the arguments; `errors` names each",
+    "ProducerTransactionalCloseAttemptError": "close it after the block",
+    "BrokerError": "read `code` and `name`, which `ProduceError` has too",
 }
 
 
@@ -189,6 +235,50 @@ caller emits `message.produce_sync`.
 {"".join(types)}"""
 
 
+def errors_page() -> str:
+    """Write the page of errors: its tables; the rest is written by hand."""
+    page = (DOCS / "reference" / "errors.md").read_text()
+    rows = [_error_row(each) for each in _below(errors.ProduceError)]
+    head = ("error", "`message_state`", "meaning", "what to do")
+    page = _with_table(page, "message", _table(head, rows))
+    others = _below(errors.GreendropError, leave_out=errors.ProduceError)
+    rows = [(name, *texts) for name, _, *texts in map(_error_row, others)]
+    return _with_table(page, "others", _table((head[0], *head[2:]), rows))
+
+
+def _with_table(page: str, name: str, table: str) -> str:
+    """Put a table between the two comments that mark its place in a page."""
+    place = rf"(<!-- table: {name}; [^\n]*-->\n\n).*?(?=\n<!-- end -->)"
+    return re.sub(place, lambda found: found[1] + table, page, flags=re.DOTALL)
+
+
+def _below(
+    cls: type[errors.GreendropError],
+    leave_out: type[errors.GreendropError] | None = None,
+) -> list[type[errors.GreendropError]]:
+    """List the public classes below one, each followed by its own subclasses."""
+    classes: list[type[errors.GreendropError]] = []
+    for each in vars(errors).values():
+        if not inspect.isclass(each) or each is leave_out or each.__name__[0] == "_":
+            continue
+        if issubclass(each, cls) and _parent(each) is cls:
+            classes += [each, *_below(each)]
+    return classes
+
+
+def _parent(cls: type) -> type:
+    return next(each for each in cls.__mro__[1:] if each.__name__[0] != "_")
+
+
+def _error_row(cls: type[errors.GreendropError]) -> tuple[str, ...]:
+    summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
+    # These two have the state of each case.
+    varies = cls in (errors.IllegalWaitError, errors.ProduceManyError)
+    state = getattr(cls, "_message_state", "")
+    written = "each has its own" if varies else f'`"{state}"`'
+    return f"`{cls.__name__}`", written, summary, _linked(ADVICE[cls.__name__])
+
+
 def _event_sections(table: Mapping[Any, events.EventSpec]) -> Iterator[str]:
     rest = dict(table)
     for title, starts in EVENT_GROUPS.items():
@@ -239,6 +329,7 @@ def pages() -> Mapping[Path, str]:
     return {
         DOCS / "reference" / "settings.md": settings_page().rstrip() + "\n",
         DOCS / "reference" / "events.md": listed_events().rstrip() + "\n",
+        DOCS / "reference" / "errors.md": errors_page().rstrip() + "\n",
     }
 
 

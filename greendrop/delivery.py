@@ -213,8 +213,8 @@ class DeliveryHandle:
             try:
                 waiter = reports.client.waiter(self.ready)
             except IllegalWaitError as illegal:
-                illegal.add("the message is on its way all the same")
-                raise
+                text = f"{illegal}; the message is on its way all the same"
+                raise IllegalWaitError(text, "unknown") from illegal.__cause__
             deadline = _concurrency.monotonic() + timeout
             left = timeout
             with _swap:

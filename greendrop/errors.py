@@ -1,52 +1,61 @@
 """Every exception of greendrop, in one tree.
 
     GreendropError
-    ├── ConfigurationInvalidError       settings refused; nothing was built
-    ├── MessageInvalidError             message refused; nothing was sent
+    ├── ProduceError                    a message was not sent, not delivered, or maybe
+    │   ├── NotSentError                nothing was sent
+    │   │   ├── MessageInvalidError     the message was refused
+    │   │   ├── MiddlewareError         a step of the middleware failed
+    │   │   ├── QueueFullError          the queue is full; try again
+    │   │   ├── OAuthTokenError         there was no token to connect with
+    │   │   ├── ConfigurationInvalidError  settings were refused
+    │   │   ├── ProducerNotConfiguredError  used before setup
+    │   │   ├── ProducerClosedError     used after close
+    │   │   ├── ProducerUsedInParentProcessError  used across a fork; call reset()
+    │   │   ├── PoolTimeoutError        no producer of a pool became free in time
+    │   │   ├── PoolClosedError         the pool was closed
+    │   │   └── PoolNotConfiguredError  there is no default pool
+    │   ├── NotDeliveredError           final: it will not be delivered
+    │   │   └── DeliveryError           librdkafka has given up on the message
+    │   │       └── MessagePurgedError  it was dropped before it was acknowledged
+    │   ├── OutcomeUnknownError         it may have been delivered, or may be still
+    │   │   ├── DeliveryTimeoutError    no delivery report yet
+    │   │   └── ReportLostError         there will never be one
+    │   ├── IllegalWaitError            waiting here could never end
+    │   ├── TransactionError            a transaction was not, or maybe not, committed
+    │   │   ├── TransactionAbortedError a NotDeliveredError: nothing will be visible
+    │   │   │   └── TransactionBusyError  it did not begin: another one did not end
+    │   │   └── TransactionUnknownError an OutcomeUnknownError: may be committed
+    │   └── ProduceManyError            a batch failed; carries what was dispatched
     ├── VariantInvalidError             a variant refused; the producer stays as it is
-    ├── MiddlewareError                 a step failed; nothing was sent
-    ├── ProducerNotConfiguredError      used before setup
     ├── ProducerAlreadyConfiguredError  second setup
-    ├── ProducerClosedError             used after close; this message was not sent
-    ├── ProducerUsedInParentProcessError  used across a fork; call reset() first
     ├── EventNotRegisteredError         no event of that name
     ├── StatisticsNotEnabledError       subscribed to statistics too late
-    ├── IllegalWaitError                waiting here could never end
     ├── MessagesAbandonedError          close did not deliver some messages
-    ├── PoolTimeoutError                no producer of a pool became free in time
-    ├── PoolClosedError                 the pool was closed
-    ├── PoolNotConfiguredError          there is no default pool
     ├── AbortTransaction                raised by the program, to roll back silently
     ├── ProducerNotTransactionalError   a transaction without a transactional.id
     ├── TransactionRequiredError        consumed messages marked outside of one
-    ├── TransactionalOffsetInvalidError what was to be marked is no consumed message
+    ├── TransactionalOffsetInvalidError an object to be marked is no consumed message
     ├── ProducerTransactionalCloseAttemptError  closed in its own transaction
-    ├── BrokerError                     what librdkafka or a broker said, as a cause
-    └── ProduceError                    a message was not sent, or not delivered
-        ├── QueueFullError              not queued; try again
-        ├── OAuthTokenError             not queued; there was no token to connect with
-        ├── DeliveryError               final: not delivered
-        │   └── MessagePurgedError      final: dropped before it was acknowledged
-        ├── DeliveryTimeoutError        not known yet; may still be delivered
-        ├── ReportLostError             never to be known; may have been delivered
-        ├── TransactionError            a transaction was not, or maybe not, committed
-        │   ├── TransactionAbortedError final: nothing of it will be visible
-        │   │   └── TransactionBusyError  it did not begin: another one did not end
-        │   └── TransactionUnknownError a commit without an answer: may be committed
-        └── ProduceManyError            a batch failed; carries what was dispatched
+    └── BrokerError                     an error of librdkafka or a broker, as a cause
 
-All of them pickle, with their cause, whatever they carry. JSON results of Celery have
+Everything that a produce, tombstone, buffer or flush verb raises about messages is a
+`ProduceError`. Its three branches and `message_state` say what became of the message.
+
+All errors pickle, with their cause, whatever they carry. JSON results of Celery have
 only class and `args`, without cause and handles. No text holds a payload or a secret.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from greendrop import _pickling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+#: What became of a message: see `ProduceError.message_state`.
+MessageState: TypeAlias = Literal["not_sent", "not_delivered", "unknown"]
 
 
 def _rebuild(
@@ -119,130 +128,8 @@ class _FieldsError(GreendropError):
         self.args = (*self.args, text)
 
 
-class ConfigurationInvalidError(_FieldsError):
-    """Settings are wrong. Nothing was opened; `errors` names every bad key."""
-
-
-class MessageInvalidError(_FieldsError):
-    """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
-
-
-class VariantInvalidError(_FieldsError):
-    """A variant may not be so. The producer it was to be made from stays usable."""
-
-
-class MiddlewareError(GreendropError):
-    """A step of the middleware raised, or gave no message. Nothing was sent.
-
-    What it raised is the cause.
-    """
-
-    #: The step's name.
-    step: str
-
-    def __init__(self, text: str, step: str) -> None:
-        self.step = step
-        super().__init__(text, step)
-
-
-class ProducerNotConfiguredError(GreendropError):
-    """The producer was used before `setup`. Nothing was sent."""
-
-
-class ProducerAlreadyConfiguredError(GreendropError):
-    """`setup` was called a second time. The first configuration stays."""
-
-
-class ProducerClosedError(GreendropError):
-    """The producer is closing or closed. This message was not sent."""
-
-
-class ProducerUsedInParentProcessError(GreendropError):
-    """The producer was used before this process was forked. Nothing was sent.
-
-    The parent's connection can't be shared. Call `producer.reset()` in the child,
-    or use the producer for the first time only after the fork.
-    """
-
-
-class EventNotRegisteredError(GreendropError):
-    """There is no event of that name."""
-
-
-class StatisticsNotEnabledError(GreendropError):
-    """Statistics were off when the client was built, so none will be emitted.
-
-    Subscribe to `statistics.emitted` before the first message.
-    """
-
-
-class IllegalWaitError(GreendropError, RuntimeError):
-    """Waiting here could never end: in the hub, or in a listener of this producer.
-
-    A message that was being sent is queued all the same, unless the text says that
-    nothing was sent.
-    """
-
-
-class MessagesAbandonedError(GreendropError):
-    """`close` did not deliver some messages. The producer is closed all the same.
-
-    These are messages that had no outcome when `close` began, and buffered ones. What
-    was dropped since the time was over fails with `MessagePurgedError`; if it was in
-    flight the broker may have stored it. The cause is the first error among the others.
-    """
-
-    #: How many messages were not delivered.
-    count: int
-    #: The buffered ones among them, as they were buffered: nothing else knows of them.
-    buffered: tuple[Any, ...]
-
-    def __init__(self, text: str, count: int, buffered: Sequence[Any] = ()) -> None:
-        self.count = count
-        self.buffered = tuple(buffered)
-        super().__init__(text, count)
-
-
-class PoolTimeoutError(GreendropError, TimeoutError):
-    """All producers of a pool were in use for too long. Nothing was sent."""
-
-
-class PoolClosedError(GreendropError):
-    """The pool was closed, before or while waiting for a producer. Nothing was sent."""
-
-
-class PoolNotConfiguredError(GreendropError):
-    """There is no default pool. Nothing was sent; call `set_default_pool` first."""
-
-
-class AbortTransaction(GreendropError):  # noqa: N818 - a word of the program, no error
-    """Raised in the block of a transaction, to roll it back and leave the block.
-
-    It ends there: the block is left as if nothing had been raised.
-    """
-
-
-class ProducerNotTransactionalError(GreendropError):
-    """A transaction on a producer without a `transactional.id`. Nothing was begun."""
-
-
-class TransactionRequiredError(GreendropError):
-    """A message was marked as consumed outside of a transaction. Nothing was sent."""
-
-
-class TransactionalOffsetInvalidError(_FieldsError):
-    """What was to be marked as consumed can't be. Nothing was sent.
-
-    The transaction goes on; `errors` names each bad argument.
-    """
-
-
-class ProducerTransactionalCloseAttemptError(GreendropError):
-    """The producer was to be closed inside its own transaction. It stays open."""
-
-
 class BrokerError(GreendropError):
-    """What librdkafka or a broker said. Found as the cause of other errors.
+    """An error that librdkafka or a broker reported; the cause of other errors.
 
     Attributes:
         code: Kafka's error number; negative for librdkafka's own.
@@ -278,16 +165,29 @@ class BrokerError(GreendropError):
 
 
 class ProduceError(GreendropError):
-    """A message was not sent or not delivered; the subclass says which.
+    """A message was not sent, was not delivered, or perhaps was.
 
-    `code`, `name`, `fatal`, `retriable` and `abortable` are those of the
-    `BrokerError` behind it, if there is one, else None and False.
+    `message_state` and the subclass say which. `code`, `name`, `fatal`, `retriable` and
+    `abortable` are those of the `BrokerError` that caused it, or None and False.
     """
 
     #: True if the broker rejected the whole batch that librdkafka had put the message
     #: in, for this message or another one, and stored none of the batch. Sending the
     #: message again, by itself, can't duplicate it.
     batch_rejected: bool = False
+
+    _message_state: MessageState = "unknown"
+
+    @property
+    def message_state(self) -> MessageState:
+        """What became of the message.
+
+        - "not_sent": nothing was sent, so sending it again can't duplicate it.
+        - "not_delivered": it will not be delivered. If a broker had stored it and only
+          the acknowledgement was lost, sending it again stores it twice.
+        - "unknown": it may have been delivered, or may be still.
+        """
+        return self._message_state
 
     @property
     def code(self) -> int | None:
@@ -327,19 +227,85 @@ def _broker_error_behind(error: BaseException) -> BrokerError | None:
     return cause
 
 
-class QueueFullError(ProduceError):
+class NotSentError(ProduceError):
+    """Nothing was sent. Sending the message again can't duplicate it."""
+
+    _message_state = "not_sent"
+
+
+class MessageInvalidError(_FieldsError, NotSentError):
+    """A message breaks the rules. Nothing was sent; `errors` names every bad field."""
+
+
+class MiddlewareError(NotSentError):
+    """A step of the middleware raised or returned no message. Nothing was sent.
+
+    The exception that it raised is the cause.
+    """
+
+    #: The step's name.
+    step: str
+
+    def __init__(self, text: str, step: str) -> None:
+        self.step = step
+        super().__init__(text, step)
+
+
+class QueueFullError(NotSentError):
     """librdkafka's queue is full. Nothing was queued; try the message again."""
 
 
-class OAuthTokenError(ProduceError):
-    """No OAuth token was to be had, so no connection. Nothing was queued; try again.
+class OAuthTokenError(NotSentError):
+    """There was no OAuth token to connect with. Nothing was queued; try again.
 
-    What the provider raised is the cause: its text is in no other place.
+    The exception that the provider raised is the cause: its text is in no other place.
     """
 
 
-class DeliveryError(ProduceError):
-    """The verdict is "not delivered": librdkafka has given up on the message.
+class ConfigurationInvalidError(_FieldsError, NotSentError):
+    """Settings are wrong. Nothing was opened; `errors` names every bad key."""
+
+
+class ProducerNotConfiguredError(NotSentError):
+    """The producer was used before `setup`. Nothing was sent."""
+
+
+class ProducerClosedError(NotSentError):
+    """The producer is closing or closed. This message was not sent."""
+
+
+class ProducerUsedInParentProcessError(NotSentError):
+    """The producer was used before this process was forked. Nothing was sent.
+
+    The parent's connection can't be shared. Call `producer.reset()` in the child,
+    or use the producer for the first time only after the fork.
+    """
+
+
+class PoolTimeoutError(NotSentError, TimeoutError):
+    """All producers of a pool were in use for too long. Nothing was sent."""
+
+
+class PoolClosedError(NotSentError):
+    """The pool was closed, before or while waiting for a producer. Nothing was sent."""
+
+
+class PoolNotConfiguredError(NotSentError):
+    """There is no default pool. Nothing was sent; call `set_default_pool` first."""
+
+
+class NotDeliveredError(ProduceError):
+    """The message was not delivered and will not be.
+
+    If it was sent, and only the broker's acknowledgement was lost, the broker may have
+    stored it all the same.
+    """
+
+    _message_state = "not_delivered"
+
+
+class DeliveryError(NotDeliveredError):
+    """librdkafka has given up on the message and will not send it any more.
 
     If it had been sent by then, and only the broker's answer was lost, the broker may
     have stored it all the same.
@@ -350,19 +316,40 @@ class MessagePurgedError(DeliveryError):
     """The message was dropped: by a forced close, a purge or an aborted transaction."""
 
 
-class DeliveryTimeoutError(ProduceError, TimeoutError):
-    """No verdict yet. The message may still be delivered.
+class OutcomeUnknownError(ProduceError):
+    """The message may have been delivered, or may be still.
+
+    Sending it again may therefore deliver it twice.
+    """
+
+    _message_state = "unknown"
+
+
+class DeliveryTimeoutError(OutcomeUnknownError, TimeoutError):
+    """No delivery report yet. The message may still be delivered.
 
     Sending it again may therefore deliver it twice.
     """
 
 
-class ReportLostError(ProduceError):
-    """What became of the message will not be known. It may have been delivered.
+class ReportLostError(OutcomeUnknownError):
+    """The delivery report was lost. The message may have been delivered.
 
     A signal handler, such as that of Ctrl-C, raised an exception at the moment when the
     message's report came in.
     """
+
+
+class IllegalWaitError(ProduceError, RuntimeError):
+    """Waiting here could never end: in the hub, or in a listener of this producer.
+
+    `message_state` is "not_sent", or "unknown" if the message was queued: then only the
+    wait for its delivery was refused.
+    """
+
+    def __init__(self, text: str, message_state: MessageState = "not_sent") -> None:
+        self._message_state = message_state
+        super().__init__(text, message_state)
 
 
 class TransactionError(ProduceError):
@@ -372,7 +359,7 @@ class TransactionError(ProduceError):
     """
 
 
-class TransactionAbortedError(TransactionError):
+class TransactionAbortedError(TransactionError, NotDeliveredError):
     """Nothing of the transaction is visible to `read_committed` consumers, for good.
 
     It was rolled back, or never begun. If rolling back failed, the brokers do it when
@@ -387,10 +374,10 @@ class TransactionBusyError(TransactionAbortedError, TimeoutError):
     """
 
 
-class TransactionUnknownError(TransactionError):
-    """The commit was under way when it failed: nobody knows whether it happened.
+class TransactionUnknownError(TransactionError, OutcomeUnknownError):
+    """The commit failed while it was under way, and may have happened all the same.
 
-    All of the transaction is visible, or nothing. Doing the same again may do it twice.
+    All of the transaction is visible, or nothing. Running it again may do it twice.
     """
 
 
@@ -399,7 +386,7 @@ class ProduceManyError(ProduceError):
 
     Attributes:
         dispatched: The handles of the messages that were queued, in order. Each
-            tells its own verdict. Empty if the batch was rolled back.
+            has its own outcome. Empty if the batch was rolled back.
         rolled_back: The handles of messages that were queued in a transaction of the
             batch's own, which was rolled back: whatever they say, nothing is visible.
         failed_index: Index in the batch of the message that the cause is about; 0 if
@@ -421,3 +408,100 @@ class ProduceManyError(ProduceError):
         self.rolled_back = tuple(rolled_back)
         self.failed_index = failed_index
         super().__init__(text, failed_index)
+
+    @property
+    def message_state(self) -> MessageState:
+        """The state that is true of all messages of the batch.
+
+        "unknown" if some were delivered, or are still in flight: each handle of
+        `dispatched` has its own outcome.
+        """
+        if self.rolled_back:
+            return "not_delivered"
+        states = [_state_of(self.__cause__)] if self.__cause__ is not None else []
+        states += [_state_of(handle.error) for handle in self.dispatched]
+        return max(states, default="unknown", key=_STATES.index)
+
+
+# From the most to the least certain.
+_STATES: tuple[MessageState, ...] = ("not_sent", "not_delivered", "unknown")
+
+
+def _state_of(error: BaseException | None) -> MessageState:
+    return error.message_state if isinstance(error, ProduceError) else "unknown"
+
+
+# Errors of an attempt to send. An event reports each, and a batch raises them as the
+# cause of a `ProduceManyError`. The other `ProduceError`s say that nothing was tried.
+SENDING_ERRORS: tuple[type[ProduceError], ...] = (
+    QueueFullError,
+    OAuthTokenError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    TransactionError,
+    ProduceManyError,
+)
+
+
+class VariantInvalidError(_FieldsError):
+    """The settings of a variant are wrong. The producer itself stays usable."""
+
+
+class ProducerAlreadyConfiguredError(GreendropError):
+    """`setup` was called a second time. The first configuration stays."""
+
+
+class EventNotRegisteredError(GreendropError):
+    """There is no event of that name."""
+
+
+class StatisticsNotEnabledError(GreendropError):
+    """Statistics were off when the client was built, so none will be emitted.
+
+    Subscribe to `statistics.emitted` before the first message.
+    """
+
+
+class MessagesAbandonedError(GreendropError):
+    """`close` did not deliver some messages. The producer is closed all the same.
+
+    These are messages that had no outcome when `close` began, and buffered ones. What
+    was dropped since the time was over fails with `MessagePurgedError`; if it was in
+    flight the broker may have stored it. The cause is the first error among the others.
+    """
+
+    #: How many messages were not delivered.
+    count: int
+    #: The buffered ones among them, as they were buffered: nothing else knows of them.
+    buffered: tuple[Any, ...]
+
+    def __init__(self, text: str, count: int, buffered: Sequence[Any] = ()) -> None:
+        self.count = count
+        self.buffered = tuple(buffered)
+        super().__init__(text, count)
+
+
+class AbortTransaction(GreendropError):  # noqa: N818 - a word of the program, no error
+    """Raised in the block of a transaction, to roll it back and leave the block.
+
+    It ends there: the block is left as if nothing had been raised.
+    """
+
+
+class ProducerNotTransactionalError(GreendropError):
+    """A transaction on a producer without a `transactional.id`. Nothing was begun."""
+
+
+class TransactionRequiredError(GreendropError):
+    """A message was marked as consumed outside of a transaction. Nothing was sent."""
+
+
+class TransactionalOffsetInvalidError(_FieldsError):
+    """An object can't be marked as consumed, or its consumer is none. Nothing was sent.
+
+    The transaction goes on; `errors` names each bad argument.
+    """
+
+
+class ProducerTransactionalCloseAttemptError(GreendropError):
+    """`close` was called inside the producer's own transaction. It stays open."""

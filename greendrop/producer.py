@@ -24,8 +24,8 @@ from greendrop._producer.buffer import Entry, Flush
 from greendrop._producer.core import Core
 from greendrop.config.settings import build_settings
 from greendrop.errors import (
+    SENDING_ERRORS,
     MessagesAbandonedError,
-    ProduceError,
     ProduceManyError,
     ProducerAlreadyConfiguredError,
     ProducerNotConfiguredError,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from greendrop.config.settings import Settings
     from greendrop.config.types import ProducerSettings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
+    from greendrop.errors import ProduceError
     from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
 
@@ -241,7 +242,7 @@ class Producer:
                 self._slot, message, "produce_sync", self._max_wait_timeout
             )
             report = handle.wait(self._max_wait_timeout)
-        except ProduceError as error:
+        except SENDING_ERRORS as error:
             failure = core.explain(error)
             self._emit_error("message.produce_sync", failure, message=message)
             if failure is error:
@@ -311,7 +312,7 @@ class Producer:
             handle = core.dispatch(
                 self._slot, message, "produce_async", self._max_wait_timeout
             )
-        except ProduceError as error:
+        except SENDING_ERRORS as error:
             self._emit_error("message.produce_async", error, message=message)
             raise
         if told:

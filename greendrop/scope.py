@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency, _wording
 from greendrop.errors import (
+    SENDING_ERRORS,
     DeliveryTimeoutError,
     GreendropError,
-    ProduceError,
     ProduceManyError,
 )
 
@@ -191,7 +191,7 @@ def _wait_for_each(
             handle.wait(max(deadline - _concurrency.monotonic(), 0.0))
         except DeliveryTimeoutError as late:
             return late
-        except ProduceError:
+        except SENDING_ERRORS:
             continue  # the handle has it
     return None
 

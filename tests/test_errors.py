@@ -9,6 +9,7 @@ import pytest
 
 import greendrop
 from greendrop import Message, Producer, errors
+from greendrop.delivery import refused_handle
 from greendrop.errors import (
     AbortTransaction,
     BrokerError,
@@ -20,9 +21,13 @@ from greendrop.errors import (
     MessageInvalidError,
     MessagesAbandonedError,
     MiddlewareError,
+    NotDeliveredError,
+    NotSentError,
     OAuthTokenError,
+    OutcomeUnknownError,
     ProduceError,
     ProduceManyError,
+    QueueFullError,
     TransactionalOffsetInvalidError,
     VariantInvalidError,
 )
@@ -380,3 +385,123 @@ class UsersError(ProduceError):
     def __init__(self, text, *, order):
         super().__init__(text)
         self.order = order
+
+
+@pytest.mark.parametrize(
+    ("branch", "state"),
+    [
+        (NotSentError, "not_sent"),
+        (NotDeliveredError, "not_delivered"),
+        (OutcomeUnknownError, "unknown"),
+    ],
+)
+def test_each_branch_says_what_became_of_the_message(branch, state):
+    """All errors below one branch have the same `message_state`, also when pickled."""
+    for kind in CLASSES:
+        if issubclass(kind, branch):
+            error = example_of(kind)
+            assert error.message_state == state
+            assert pickle.loads(pickle.dumps(error)).message_state == state
+
+
+def test_an_illegal_wait_says_whether_the_message_was_queued():
+    """`message_state` of an illegal wait is that of the case, also when pickled."""
+    refused = IllegalWaitError("nothing was sent")
+    queued = pickle.loads(pickle.dumps(IllegalWaitError("queued", "unknown")))
+
+    assert refused.message_state == "not_sent"
+    assert queued.message_state == "unknown"
+
+
+def handle_with(error):
+    """Make a handle that has failed, or one without an outcome."""
+    handle = refused_handle("t", None, error)
+    if error is None:
+        handle._reports = object()
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("cause", "handles", "rolled_back", "state"),
+    [
+        (QueueFullError("full"), [], [], "not_sent"),
+        (DeliveryError("refused"), [], [], "not_delivered"),
+        (DeliveryError("x"), [DeliveryError("x")], [], "not_delivered"),
+        (QueueFullError("full"), [DeliveryError("x")], [], "not_delivered"),
+        (QueueFullError("full"), [None], [], "unknown"),
+        (DeliveryTimeoutError("late"), [None], [], "unknown"),
+        (DeliveryTimeoutError("late"), [], [None], "not_delivered"),
+        (None, [], [], "unknown"),
+    ],
+)
+def test_a_failed_batch_has_the_state_that_holds_for_all_its_messages(
+    cause, handles, rolled_back, state
+):
+    """The least certain state counts; what was rolled back is not delivered."""
+    error = ProduceManyError(
+        "text", 0, list(map(handle_with, handles)), list(map(handle_with, rolled_back))
+    )
+    error.__cause__ = cause
+
+    assert error.message_state == state
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        name
+        for name in vars(Producer)
+        if name.startswith(("produce_", "tombstone_", "buffer", "flush"))
+    ],
+)
+def test_all_that_the_verbs_raise_about_messages_are_produce_errors(verb):
+    """One `except ProduceError` catches each error that a verb's docstring names."""
+    text = inspect.getdoc(vars(Producer)[verb])
+    section = re.search(r"\nRaises:\n((?: .*\n|\n(?= ))*)", text + "\n")
+    named = re.findall(r"\b\w+Error\b", section[1]) if section else []
+
+    assert named or verb == "buffered"
+    assert all(issubclass(getattr(errors, name), ProduceError) for name in named)
+
+
+VERBS = {
+    "produce_sync": {"topic": "t", "payload": b"x"},
+    "produce_async": {"topic": "t", "payload": b"x"},
+    "produce_many_sync": [Message("t", b"x")],
+    "produce_many_async": [Message("t", b"x")],
+    "tombstone_sync": {"topic": "t", "key": b"k", "partition": 0},
+    "tombstone_async": {"topic": "t", "key": b"k", "partition": 0},
+    "tombstone_many_sync": [Message("t", None, b"k", partition=0)],
+    "tombstone_many_async": [Message("t", None, b"k", partition=0)],
+    "buffer": {"topic": "t", "payload": b"x"},
+    "buffer_many": [Message("t", b"x")],
+    "flush_sync": {},
+    "flush_async": {},
+}
+
+
+def call(producer, verb):
+    """Call a verb with its message, or messages."""
+    given = VERBS[verb]
+    if isinstance(given, dict):
+        return getattr(producer, verb)(**given)
+    return getattr(producer, verb)(given)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_one_except_catches_what_each_verb_raises(verb):
+    """Before setup, after close and with a failing middleware nothing is sent."""
+    unconfigured = Producer()
+    closed = Producer(kafka={"bootstrap.servers": "localhost:1"})
+    closed.close()
+    failing = Producer(kafka={"bootstrap.servers": "localhost:1"})
+    failing.middleware.append(lambda _: 1 / 0)
+
+    producers = [unconfigured, closed]
+    if not verb.startswith("flush"):
+        producers.append(failing)
+    for producer in producers:
+        with pytest.raises(ProduceError) as caught:
+            call(producer, verb)
+        assert caught.value.message_state == "not_sent"
+    failing.close()

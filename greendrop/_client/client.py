@@ -266,7 +266,7 @@ class Client:
         for message in messages:
             try:
                 handles.append(self.send(message))
-            except (ProduceError, ProducerClosedError):
+            except ProduceError:
                 break
         return handles
 

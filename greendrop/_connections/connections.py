@@ -21,6 +21,7 @@ from greendrop._librdkafka import bindings
 from greendrop.errors import (
     ConfigurationInvalidError,
     GreendropError,
+    NotSentError,
     ProducerClosedError,
     ProducerUsedInParentProcessError,
     VariantInvalidError,
@@ -292,7 +293,7 @@ class Connections:
             text = (
                 f"librdkafka built no client within {_wording.seconds(_LONGEST_BUILD)}"
             )
-            raise GreendropError(text) from error
+            raise NotSentError(text) from error
         return built
 
     def _build_apart(

@@ -10,13 +10,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from greendrop import _concurrency
-from greendrop.errors import MessageInvalidError, ProduceError, ProduceManyError
+from greendrop.errors import SENDING_ERRORS, MessageInvalidError, ProduceManyError
 from greendrop.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greendrop.delivery import DeliveryHandle, DeliveryReport
+    from greendrop.errors import ProduceError
 
 _T = TypeVar("_T")
 
@@ -119,7 +120,7 @@ def send_and_wait(
             if report is None:
                 report = handle.wait(max(deadline - _concurrency.monotonic(), 0.0))
             reports.append(report)
-        except ProduceError as error:
+        except SENDING_ERRORS as error:
             if failure is None:
                 reason = explain(error)
                 text = f"message {index} of {count}: {reason}"

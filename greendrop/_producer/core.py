@@ -22,6 +22,7 @@ from greendrop._producer.shutdown import Shutdown
 from greendrop._transactions.coordinator import Transactions
 from greendrop.delivery import refused_handle
 from greendrop.errors import (
+    SENDING_ERRORS,
     ConfigurationInvalidError,
     DeliveryError,
     IllegalWaitError,
@@ -218,8 +219,8 @@ class Core:
                             raise
                         handle = self._refuse(one, error)
                     handles.append(handle)
-        except (ProduceError, ProducerClosedError, IllegalWaitError) as error:
-            if not handles and not isinstance(error, ProduceError):
+        except ProduceError as error:
+            if not (handles or isinstance(error, SENDING_ERRORS)):
                 raise
             failed, count = len(handles), len(messages)
             were = "was" if failed + 1 == count else "and those after it were"

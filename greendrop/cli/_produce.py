@@ -26,11 +26,7 @@ from greendrop.cli._shared import (
     say_interrupted,
     sigterm_raises,
 )
-from greendrop.errors import (
-    MessageInvalidError,
-    MessagesAbandonedError,
-    ProduceError,
-)
+from greendrop.errors import SENDING_ERRORS, MessageInvalidError, MessagesAbandonedError
 from greendrop.message import check_topic
 from greendrop.producer import Producer
 
@@ -50,6 +46,12 @@ _INTERRUPTED_TIMEOUT = 10.0
 _PROGRESS_INTERVAL = 0.2
 #: Seconds between two looks at the number of messages in flight, at most.
 _LONGEST_PAUSE = 0.05
+#: Errors of single lines, after which the command goes on.
+_FAILURES: tuple[type[Exception], ...] = (
+    UsageError,
+    MessageInvalidError,
+    *SENDING_ERRORS,
+)
 
 _EPILOG = """examples:
   tail -f app.log | greendrop produce -b localhost:9092 -t logs
@@ -270,7 +272,7 @@ def _send(producer: Producer, reader: Input, line: Line, tally: _Tally) -> None:
         fields = reader.fields(line)
         producer.produce_async(**fields, label=line.place)
         tally.sent += 1
-    except (UsageError, MessageInvalidError, ProduceError) as error:
+    except _FAILURES as error:
         tally.fail(line.place, error)
     tally.show_progress()
 

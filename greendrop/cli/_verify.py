@@ -21,7 +21,7 @@ from greendrop.cli._shared import (
     say,
     say_interrupted,
 )
-from greendrop.errors import MessageInvalidError, MessagesAbandonedError, ProduceError
+from greendrop.errors import SENDING_ERRORS, MessageInvalidError, MessagesAbandonedError
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _JAVA_ONLY = frozenset(
 )
 #: Seconds between two checks for a signal.
 _CHECK_INTERVAL = 0.1
+#: Errors of single messages, after which the command goes on.
+_FAILURES: tuple[type[Exception], ...] = (MessageInvalidError, *SENDING_ERRORS)
 
 
 def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
@@ -179,7 +181,7 @@ def _send(
                 timestamp=timestamp,
                 label=(key, value),
             )
-        except (ProduceError, MessageInvalidError) as error:
+        except _FAILURES as error:
             writer.write_failure((key, value), error)
         number += 1
         if options.throughput > 0:

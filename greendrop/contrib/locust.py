@@ -26,7 +26,7 @@ from gevent.queue import Queue
 from locust import User
 from locust.exception import StopTest
 
-from greendrop.errors import ProduceError
+from greendrop.errors import SENDING_ERRORS
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class GreendropClient:
         report, error = None, None
         try:
             report = self.producer.produce_sync(**message)
-        except ProduceError as problem:
+        except SENDING_ERRORS as problem:
             error = problem
         request.finish(time.perf_counter() - request.started, error)
         return report
@@ -128,7 +128,7 @@ class GreendropClient:
         reports, error = None, None
         try:
             reports = self.producer.produce_many_sync(batch)
-        except ProduceError as problem:
+        except SENDING_ERRORS as problem:
             error = problem
         request.finish(time.perf_counter() - request.started, error)
         return reports
@@ -154,7 +154,7 @@ class GreendropClient:
         request = self._start(name or message.get("topic"), [message])
         try:
             handle = self.producer.produce_async(**message)
-        except ProduceError as error:
+        except SENDING_ERRORS as error:
             request.finish(time.perf_counter() - request.started, error)
             return None
         self._shared.pending.put((request, handle))
@@ -216,7 +216,7 @@ class _Shared:
             try:
                 seconds = handle.wait().latency
                 error = None
-            except ProduceError as problem:
+            except SENDING_ERRORS as problem:
                 seconds, error = time.perf_counter() - request.started, problem
             request.finish(seconds, error)
             self._finishing = False

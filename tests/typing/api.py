@@ -41,12 +41,16 @@ from greendrop import (
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
+    MessageState,
     Middleware,
     MiddlewareError,
     Monitor,
+    NotDeliveredError,
+    NotSentError,
     OAuthBearer,
     OAuthToken,
     OAuthTokenError,
+    OutcomeUnknownError,
     ProduceError,
     ProduceManyError,
     Producer,
@@ -498,6 +502,13 @@ def handle_errors(producer: Producer) -> None:
         StatisticsNotEnabledError,
     ) as usage:
         print(usage.args)
+
+
+def ask_for_the_state(
+    error: ProduceError | NotSentError | NotDeliveredError | OutcomeUnknownError,
+) -> None:
+    """Ask each branch of errors what became of the message."""
+    assert_type(error.message_state, MessageState)
 
 
 def make_up_errors() -> tuple[GreendropError, ...]:
