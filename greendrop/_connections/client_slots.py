@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from greendrop._librdkafka import bindings
+from greendrop._librdkafka.check import check_configuration
 from greendrop.config.settings import normalize_kafka, own_settings
 from greendrop.errors import VariantInvalidError
 
@@ -122,7 +122,7 @@ def topic_settings(settings: Settings, topic_config: Mapping[str, str]) -> Setti
         VariantInvalidError: librdkafka would refuse it.
 
     Blocking:
-        As `bindings.check_configuration`: one to three milliseconds.
+        As `check_configuration`: one to three milliseconds.
     """
     kept = {
         key: value
@@ -130,7 +130,7 @@ def topic_settings(settings: Settings, topic_config: Mapping[str, str]) -> Setti
         if _ALLOWED.get(key) not in topic_config
     }
     kafka = MappingProxyType({**kept, **topic_config})
-    problems = bindings.check_configuration(kafka, settings.secret_keys)
+    problems = check_configuration(kafka, settings.secret_keys)
     if problems:
         raise VariantInvalidError(
             {f"topic_config.{key}": text for key, text in problems.items()}

@@ -17,7 +17,7 @@ from greendrop._client.client import Client
 from greendrop._connections.client_slots import ClientSlot, topic_settings
 from greendrop._connections.no_effect import warn_no_effect
 from greendrop._connections.oauth import TokenRefresher
-from greendrop._librdkafka import bindings
+from greendrop._librdkafka.check import check_configuration
 from greendrop.errors import (
     ConfigurationInvalidError,
     GreendropError,
@@ -86,7 +86,7 @@ class Connections:
         keep: Callable[[], None],
         let_go: Callable[[], None],
     ) -> None:
-        problems = bindings.check_configuration(settings.kafka, settings.secret_keys)
+        problems = check_configuration(settings.kafka, settings.secret_keys)
         if problems:
             raise ConfigurationInvalidError(
                 {

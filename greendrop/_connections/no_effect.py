@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greendrop._librdkafka import bindings
+from greendrop._librdkafka.check import find_consumer_properties
 from greendrop._logging.log import WARNING, Log
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _logged: set[tuple[str, tuple[str, ...]]] = set()
 def warn_no_effect(settings: Settings) -> None:
     """Log a warning for the settings of a new producer that have no effect."""
     found = list(settings.no_effect)
-    names = bindings.find_consumer_properties(settings.kafka)
+    names = find_consumer_properties(settings.kafka)
     if names:
         found.append((_CONSUMER, tuple(f"kafka.{name}" for name in names)))
     for each in found:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _concurrency
 from greendrop._client.client import PURGE_TIMEOUT
-from greendrop._librdkafka import bindings
+from greendrop._librdkafka.check import check_configuration
 from greendrop._librdkafka.error_codes import kafka_name
 from greendrop.config.settings import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
@@ -153,7 +153,7 @@ def settings_for_new(
     if changed.transactional != settings.transactional:
         text = "a producer can't become transactional, or cease to be, by a reload"
         raise ConfigurationInvalidError({"kafka.transactional.id": text})
-    problems = bindings.check_configuration(changed.kafka, changed.secret_keys)
+    problems = check_configuration(changed.kafka, changed.secret_keys)
     if problems:
         raise ConfigurationInvalidError(
             {f"kafka.{key}": text for key, text in problems.items()}

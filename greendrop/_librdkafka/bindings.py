@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
-from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +22,7 @@ from greendrop import _concurrency
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from greendrop.oauth import OAuthToken
 
@@ -77,7 +75,7 @@ _BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _PURGE_ALL = 3  # RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT
 
 _PRODUCER = 0  # RD_KAFKA_PRODUCER
-_UNKNOWN_PROPERTY = -2  # RD_KAFKA_CONF_UNKNOWN
+UNKNOWN_PROPERTY = -2  # RD_KAFKA_CONF_UNKNOWN
 _TEXT_SIZE = 512
 #: eventfd takes 8 bytes in native order; a pipe takes anything.
 _ONE = (1).to_bytes(8, sys.byteorder)
@@ -399,205 +397,56 @@ def partitioner(name: str) -> Callable[[bytes, int], int] | None:
     return partition_of
 
 
-# -- configuration ------------------------------------------------------------------
-
-# Left out of the trial: it must not connect, start brokers or write to the log.
-_NOT_TRIED = {
-    "bootstrap.servers",
-    "metadata.broker.list",
-    "test.mock.num.brokers",
-    "debug",
-    "log_level",
-    "log.queue",
-    "statistics.interval.ms",
-}
-# Mechanisms that a trial can't have: one runs kinit, the other asks for a token.
-_MECHANISMS_NOT_TRIED = {"GSSAPI", "OAUTHBEARER"}
-_SASL_WITHOUT = {"SASL_SSL": "ssl", "SASL_PLAINTEXT": "plaintext"}
-_NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
-# A row of librdkafka's table of properties: the name; C for consumers, P for producers
-# or * for both; and the type at the end of the description, if it is not the version.
-_ROW = re.compile(
-    rf"^({_NAME.pattern})\s*\|\s*([CP*])\s*\|(?:.*\*Type: ([^*\n]*)\*)?", re.MULTILINE
-)
-# librdkafka reads as much of a number as it understands: "1e+06" as 1, "100k" as 100,
-# "010" as 8. Names of values, such as `all` for acks, don't begin like a number.
-_LIKE_A_NUMBER = re.compile(r"\s*[-+.]?\d")
-_PLAIN_NUMBER = {
-    "integer": (re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII), "a whole number"),
-    "float": (re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?", re.ASCII), "a number"),
-}
-_SHORT_SECRET = 4
+# -- configurations -----------------------------------------------------------------
 
 
-def check_configuration(
-    kafka: Mapping[str, str], secrets: Collection[str]
-) -> dict[str, str]:
-    """Ask librdkafka whether it would take a configuration.
-
-    Opens no connection. Each key by itself first; if all are good, how they go
-    together, which librdkafka tells only when it makes a client: one is made and
-    thrown away.
-
-    Args:
-        kafka: Keys and values as librdkafka takes them.
-        secrets: Keys whose values must not appear in a text.
+def set_property(library: Library, conf: int, key: str, value: str) -> tuple[int, str]:
+    """Set one property of an `rd_kafka_conf_t`.
 
     Returns:
-        What is wrong, by key; under "kafka" what can't be put down to one. Nothing
-        when librdkafka can't be asked; then making the client will tell.
-
-    Blocking:
-        One to three milliseconds, with TLS about ten; the thread and its hub stand
-        still meanwhile.
+        0, or librdkafka's code and text for why it refuses the value.
     """
-    library = load_library()
-    # Plugins may bring keys of their own, and loading one runs its code.
-    if library is None or "plugin.library.paths" in kafka:
-        return {}
-    errors: dict[str, str] = {}
-    conf = library.short.rd_kafka_conf_new()
-    for key, value in kafka.items():
-        told = set_property(library, conf, key, value)
-        if told is None:
-            told = _misread_number(library, conf, key, value)
-        if told is not None:
-            errors[key] = told
-    if _lacks_kerberos(library, conf, kafka):
-        errors["sasl.mechanisms"] = (
-            "this build of librdkafka has no GSSAPI (Kerberos): the wheels of"
-            " confluent-kafka come without it; use another mechanism, or build"
-            " confluent-kafka from source with libsasl2"
-        )
-    library.short.rd_kafka_conf_destroy(conf)
-    if not errors:
-        errors = _try_out(library, _trial(kafka))
-    # librdkafka's texts quote some values, and leave out others that would help. Not
-    # that of a key that it doesn't know: that may be a secret's, misspelt.
-    hidden = [kafka[key] for key in secrets if kafka.get(key)]
-    shown = _property_names().difference(secrets)
-    return {
-        key: _without(text, hidden)
-        + (_given(key, kafka) if key in kafka and key in shown else "")
-        for key, text in errors.items()
-    }
-
-
-def _given(key: str, kafka: Mapping[str, str]) -> str:
-    return f" ({key} is {kafka[key]!r:.200})"
-
-
-def set_property(library: Library, conf: int, key: str, value: str) -> str | None:
-    """Set one property; what librdkafka has against it, or None."""
-    told = ctypes.create_string_buffer(_TEXT_SIZE)
-    result = library.short.rd_kafka_conf_set(
-        conf, key.encode(), value.encode(), told, len(told)
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    code: int = library.short.rd_kafka_conf_set(
+        conf, key.encode(), value.encode(), text, len(text)
     )
-    if result == _UNKNOWN_PROPERTY:
-        near = get_close_matches(_with_dots(key), _property_names(), 1, 0.75)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"librdkafka has no such property{hint}"
-    return _text(told) if result else None
+    return code, _text(text) if code else ""
 
 
-def _with_dots(key: str) -> str:
-    return re.sub("[_ -]", ".", key.strip().lower())
-
-
-def _misread_number(library: Library, conf: int, key: str, value: str) -> str | None:
-    """Describe a number that librdkafka has taken for another one, or None."""
-    plain, meant = _PLAIN_NUMBER.get(_properties().get(key, ("", ""))[1], (None, ""))
-    if plain is None:
-        return None
-    if meant == "a number" and value.strip().lower() == "nan":
-        return f"needs {meant}"
-    if not _LIKE_A_NUMBER.match(value):
-        return None
-    buffer, size = ctypes.create_string_buffer(_TEXT_SIZE), c_size_t(_TEXT_SIZE)
-    library.short.rd_kafka_conf_get(conf, key.encode(), buffer, ctypes.byref(size))
-    got = _text(buffer)
-    if plain.fullmatch(value) and (meant == "a number" or int(value) == int(got)):
-        return None
-    return f"needs {meant}; librdkafka would read it as {got}"
-
-
-def _lacks_kerberos(library: Library, conf: int, kafka: Mapping[str, str]) -> bool:
-    """Whether a configuration needs Kerberos and librdkafka was built without."""
-    mechanism = kafka.get("sasl.mechanisms", kafka.get("sasl.mechanism", "GSSAPI"))
-    protocol = kafka.get("security.protocol", "plaintext").lower()
-    if mechanism.upper() != "GSSAPI" or protocol not in map(str.lower, _SASL_WITHOUT):
-        return False
-    return set_property(library, conf, "builtin.features", "sasl_gssapi") is not None
-
-
-def _trial(kafka: Mapping[str, str]) -> dict[str, str]:
-    """Make a harmless configuration of one that is to be tried."""
-    trial = {key: value for key, value in kafka.items() if key not in _NOT_TRIED}
-    trial["log_level"] = "0"
-    if kafka.get("test.mock.num.brokers", "0") != "0":
-        # With a mock cluster librdkafka overrides it.
-        trial.pop("security.protocol", None)
-    mechanism = trial.get("sasl.mechanisms", trial.get("sasl.mechanism", "GSSAPI"))
-    if mechanism.upper() in _MECHANISMS_NOT_TRIED:
-        trial = {k: v for k, v in trial.items() if not k.startswith("sasl.")}
-        protocol = trial.pop("security.protocol", "plaintext")
-        trial["security.protocol"] = _SASL_WITHOUT.get(protocol.upper(), protocol)
-    return trial
-
-
-def _try_out(library: Library, trial: Mapping[str, str]) -> dict[str, str]:
-    """Make a client and destroy it; what librdkafka has against it, by key."""
-    conf = library.short.rd_kafka_conf_new()
-    for key, value in trial.items():
-        set_property(library, conf, key, value)
-    client, told = new_client(library, conf)
-    if client is not None:
-        library.blocking.rd_kafka_destroy(client)
-        return {}
-    names = _property_names()
-    told = told.replace("SASL mechanism", "sasl.mechanisms")
-    named = (name for name in _NAME.findall(told) if name in names)
-    return {next(named, "kafka"): told}
+def get_property(library: Library, conf: int, key: str) -> str:
+    """Return the value that a property of an `rd_kafka_conf_t` has now."""
+    text, size = ctypes.create_string_buffer(_TEXT_SIZE), c_size_t(_TEXT_SIZE)
+    library.short.rd_kafka_conf_get(conf, key.encode(), text, ctypes.byref(size))
+    return _text(text)
 
 
 def new_client(library: Library, conf: int) -> tuple[int | None, str]:
-    """Make a client; its address, or None and why not. The configuration is gone."""
-    told = ctypes.create_string_buffer(_TEXT_SIZE)
-    client: int | None = library.blocking.rd_kafka_new(_PRODUCER, conf, told, len(told))
-    if not client:
-        # rd_kafka_new takes the configuration over only if it succeeds.
-        library.short.rd_kafka_conf_destroy(conf)
-    return client or None, _text(told)
-
-
-@cache
-def _property_names() -> frozenset[str]:
-    """Name all properties that producers have."""
-    return frozenset(name for name, (of, _) in _properties().items() if of != "C")
-
-
-def find_consumer_properties(kafka: Mapping[str, str]) -> tuple[str, ...]:
-    """Find the keys that librdkafka accepts and only consumers read."""
-    known = _properties()
-    return tuple(key for key in kafka if known.get(key, ("", ""))[0] == "C")
-
-
-@cache
-def _properties() -> Mapping[str, tuple[str, str]]:
-    """Read librdkafka's table of properties, which it will only print to a C file.
+    """Create a client, and free its configuration if that fails.
 
     Returns:
-        For each name who reads it ("C" consumers, "P" producers, "*" both) and the
-        type, such as "integer".
+        The address of the client, or None and librdkafka's reason.
+    """
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    client: int | None = library.blocking.rd_kafka_new(_PRODUCER, conf, text, len(text))
+    if not client:
+        # rd_kafka_new frees the configuration only if it succeeds.
+        library.short.rd_kafka_conf_destroy(conf)
+    return client or None, _text(text)
+
+
+def properties_table() -> str:
+    """Return librdkafka's table of all properties; empty if librdkafka is out of reach.
+
+    librdkafka can only print the table to a C file, so this opens a temporary one.
     """
     library = load_library()
     if library is None:
-        return {}
+        return ""
     libc = ctypes.PyDLL(None)
     libc.tmpfile.restype = c_void_p
     file = libc.tmpfile()
     if not file:
-        return {}
+        return ""
     for function in (libc.fileno, libc.fflush, libc.fclose):
         function.argtypes = (c_void_p,)
     library.short.rd_kafka_conf_properties_show(file)
@@ -605,19 +454,7 @@ def _properties() -> Mapping[str, tuple[str, str]]:
     descriptor = libc.fileno(file)
     table = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
     libc.fclose(file)
-    # A few keys are there twice, for clients and for topics; the producer's row counts.
-    rows = sorted(_ROW.findall(table), key=lambda row: row[1] == "C", reverse=True)
-    return {name: (of, kind) for name, of, kind in rows}
-
-
-def _without(text: str, hidden: Sequence[str]) -> str:
-    for value in hidden:
-        # A short one is hidden where it stands alone: within words it tells nothing,
-        # and a password "a" would leave no text to read.
-        short = len(value) < _SHORT_SECRET
-        pattern = rf"(?<!\w){re.escape(value)}(?!\w)" if short else re.escape(value)
-        text = re.sub(pattern, "[hidden]", text)
-    return text
+    return table
 
 
 def _text(buffer: ctypes.Array[ctypes.c_char]) -> str:

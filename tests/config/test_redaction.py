@@ -7,7 +7,7 @@ import trustme
 
 import greendrop
 from greendrop import GreendropError, Producer
-from greendrop._librdkafka import bindings
+from greendrop._librdkafka.check import properties
 from greendrop.config.redaction import is_secret
 from greendrop.config.settings import build_settings
 from greendrop.events import EVENTS, PROCESS_EVENTS
@@ -19,7 +19,7 @@ DEAD = {"bootstrap.servers": "127.0.0.1:1", "reconnect.backoff.max.ms": 50}
 
 #: All keys of librdkafka whose values are secrets, and some that it does not know.
 KEYS = sorted(
-    {key for key in bindings._property_names() if is_secret(key, "")}
+    {k for k, row in properties().items() if row.scope != "C" and is_secret(k, "")}
     | {"sasl.jaas.config", "sasl.pasword", "ssl.key.pasword", "sasl.oauthbearer.tokn"}
 )
 
