@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _concurrency, _pickling, _wording
+from greendrop._logging.log import ERROR, Log
 from greendrop.errors import (
     DeliveryError,
     DeliveryTimeoutError,
@@ -21,6 +22,8 @@ from greendrop.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_log = Log("greendrop")
 
 
 class DeliveryReport(NamedTuple):
@@ -62,6 +65,10 @@ class ReportingClient(Protocol):
         """Tell what librdkafka last complained of."""
         ...
 
+    def on_callback_error(self, error: BaseException) -> None:
+        """Log and report that a function of `add_done_callback` raised."""
+        ...
+
 
 class ReportQueue(deque["DeliveryHandle"]):
     """Handles that were filled and wait to be settled by the serving task."""
@@ -70,13 +77,65 @@ class ReportQueue(deque["DeliveryHandle"]):
     #: isn't polling, so that a report that another thread brought wakes it.
     limit = 0
 
-    def __init__(self, client: ReportingClient, on_limit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: ReportingClient,
+        on_limit: Callable[[], None],
+        max_wait_timeout: float = 180.0,
+    ) -> None:
         super().__init__()
         self.client = client
         self.on_limit = on_limit
+        #: Seconds that a handle waits when its caller sets no timeout.
+        self.max_wait_timeout = max_wait_timeout
 
 
-_Chain: TypeAlias = "tuple[_concurrency.Waiter | _concurrency.RawLink, _Chain] | None"
+def _check_callable(function: object) -> None:
+    if not callable(function):
+        kind = type(function).__name__
+        raise TypeError(f"a callback needs to be callable, not {kind}")
+
+
+def _log_callback_error(error: BaseException) -> None:
+    _log.write(ERROR, "listener.error", exc_info=error, listener_of="add_done_callback")
+
+
+class _DoneCallback:
+    """A function of `add_done_callback`, among the waiters of its handle."""
+
+    __slots__ = ("_function", "_on_error")
+
+    def __init__(
+        self,
+        function: Callable[[DeliveryHandle], object],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        # A list: taking the function out is atomic, so that only one caller gets it.
+        self._function = [function]
+        self._on_error = on_error
+
+    def wake(self) -> None:
+        """Do nothing: `_resolve` calls the function after it has woken all waiters."""
+
+    def call(
+        self, handle: DeliveryHandle, swallow: type[BaseException] = Exception
+    ) -> None:
+        """Call the function, unless another thread has or does."""
+        try:
+            function = self._function.pop()
+        except IndexError:
+            return
+        try:
+            function(handle)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except swallow as error:
+            self._on_error(error)
+
+
+_Chain: TypeAlias = (
+    "tuple[_concurrency.Waiter | _concurrency.RawLink | _DoneCallback, _Chain] | None"
+)
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
 _swap = _concurrency.new_lock()
@@ -97,9 +156,10 @@ def _unpickled(state: dict[str, object]) -> DeliveryHandle:
 
 
 class DeliveryHandle:
-    """One message on its way.
+    """One message in flight, and later its outcome.
 
-    Also an object to wait for with `gevent.wait([...])` and `gevent.iwait`.
+    Its methods are those of a `concurrent.futures.Future`, but `done` is a property.
+    `gevent.wait([...])` and `gevent.iwait` accept handles, too.
     """
 
     __slots__ = (
@@ -188,17 +248,18 @@ class DeliveryHandle:
         refused = isinstance(error, DeliveryError) and not hasattr(self, "_partition")
         return error if refused and not isinstance(error, MessagePurgedError) else None
 
-    def wait(self, timeout: float = 180.0) -> DeliveryReport:
-        """Wait for the verdict on this message.
+    def wait(self, timeout: float | None = None) -> DeliveryReport:
+        """Wait for the delivery report of this message.
 
         Args:
-            timeout: Seconds to wait, finite. The default is that of
-                `max_wait_timeout`: longer than librdkafka tries.
+            timeout: Seconds, finite. None means the producer's `max_wait_timeout`.
 
         Raises:
-            DeliveryError: The verdict is "not delivered", for good.
-            DeliveryTimeoutError: No verdict yet. The message may still be delivered,
+            DeliveryError: The message was not delivered and will not be.
+            DeliveryTimeoutError: No report yet. The message may still be delivered,
                 so sending it again may deliver it twice.
+            ReportLostError: There will be no report. The message may have been
+                delivered.
             IllegalWaitError: In the hub itself, or in a listener of the same
                 producer, where the wait could never end.
 
@@ -208,6 +269,7 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
+            timeout = reports.max_wait_timeout if timeout is None else timeout
             if not 0 <= timeout <= _concurrency.DAY:
                 _concurrency.check_timeout(timeout)
             try:
@@ -238,6 +300,50 @@ class DeliveryHandle:
             error = copy.copy(self._error)
             raise error from error.__cause__
         return self._report()
+
+    def result(self, timeout: float | None = None) -> DeliveryReport:
+        """Wait for the delivery report of this message; another name of `wait`."""
+        return self.wait(timeout)
+
+    def exception(self, timeout: float | None = None) -> ProduceError | None:
+        """Wait for the outcome, and return why the message was not delivered, or None.
+
+        Args:
+            timeout: As for `wait`.
+
+        Raises:
+            DeliveryTimeoutError, IllegalWaitError: As for `wait`.
+
+        Blocking:
+            As `wait`.
+        """
+        try:
+            self.wait(timeout)
+        except ProduceError:
+            if not self.done:
+                raise
+        return self.error
+
+    def add_done_callback(self, function: Callable[[DeliveryHandle], object]) -> None:
+        """Have a function called with this handle when the outcome is known.
+
+        It runs where listeners run: in the poller of the producer, where it can't wait
+        for messages of this producer. Functions are called in the order in which they
+        were added. If the outcome is known, the function is called here at once. An
+        exception of the function is logged and reported as that of a listener.
+
+        Raises:
+            TypeError: The function can't be called.
+        """
+        _check_callable(function)
+        reports = self._reports
+        if reports is None:
+            _DoneCallback(function, _log_callback_error).call(self)
+            return
+        callback = _DoneCallback(function, reports.client.on_callback_error)
+        self._add(callback)
+        if self.done:
+            callback.call(self)
 
     def _waited_for(self, client: ReportingClient) -> str:
         text = (
@@ -272,13 +378,19 @@ class DeliveryHandle:
 
         When interrupted it can be called again.
         """
-        # Done first, then the waiters are read. Who adds itself in between looks
-        # whether it is done afterwards, and doesn't wait.
+        # Done first, then the waiters are read. A caller that adds a waiter in between
+        # checks afterwards whether the handle is done, and doesn't wait.
         self._reports = None
         chain = self._waiters
+        callbacks: list[_DoneCallback] = []  # the last one first
         while chain is not None:
+            if type(chain[0]) is _DoneCallback:
+                callbacks.append(chain[0])
             chain[0].wake()
             chain = chain[1]
+        # The poller is nobody's greenlet: a `gevent.Timeout` is not meant for it.
+        for callback in reversed(callbacks):
+            callback.call(self, swallow=BaseException)
         self._waiters = None
 
     def _fail(self, error: ProduceError) -> None:
@@ -307,7 +419,9 @@ class DeliveryHandle:
         """Same as `done` (for gevent)."""
         return self._reports is None
 
-    def _add(self, waiter: _concurrency.Waiter | _concurrency.RawLink) -> None:
+    def _add(
+        self, waiter: _concurrency.Waiter | _concurrency.RawLink | _DoneCallback
+    ) -> None:
         with _swap:
             self._waiters = (waiter, self._waiters)
 

@@ -303,7 +303,8 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
         " `OAuthTokenError`. While clients are connected, greendrop tries again after"
         " 10 s. Emitted on the thread of the refresh",
         "producer.disconnect.error": "disconnecting an idle producer failed",
-        "listener.error": "a listener raised; the payload also has `event`, the name"
+        "listener.error": "a listener or a function of `add_done_callback` raised;"
+        " the payload also has `event`, the name"
         " of the event that the listener was called for, and `left_out`, the number of"
         " similar errors that were not reported: each combination of event and"
         " exception type is reported once a minute",
@@ -477,6 +478,14 @@ class Monitor:
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
         payload = {**payload, "event": event.name, **more}
         self.emit(_ERRORS, payload, swallow)
+
+    def log_callback_error(self, producer_id: str, error: BaseException) -> None:
+        """Log and emit the exception of a function of `add_done_callback`.
+
+        As for a listener; `event` is then "add_done_callback".
+        """
+        event = Event("add_done_callback", {"producer_id": producer_id})
+        self._log_failure(event, error, BaseException)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
         """Refuse, or allow again, subscriptions to statistics.

@@ -120,7 +120,7 @@ class Attendant(Generic[_Wire]):
         )
         monitor.freeze_statistics(not statistics)
         #: Handles that were filled and are not settled yet.
-        self.reports = ReportQueue(self, self._on_limit)
+        self.reports = ReportQueue(self, self._on_limit, settings.max_wait_timeout)
         #: What is served.
         self.kafka_handle = KafkaHandle(settings, self.reports, statistics=statistics)
         #: Tells what came.
@@ -413,6 +413,10 @@ class Attendant(Generic[_Wire]):
     def last_broker_error(self) -> str | None:
         """Tell what librdkafka last complained of, since the last good report."""
         return self.kafka_handle.error_translator.last_error
+
+    def on_callback_error(self, error: BaseException) -> None:
+        """Log and report that a function of `add_done_callback` raised."""
+        self.dispatcher.on_callback_error(error)
 
     # --- one turn ----------------------------------------------------------------
 

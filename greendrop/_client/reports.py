@@ -79,6 +79,10 @@ class ReportDispatcher:
         """Tell whether a line of librdkafka has said why brokers can't be reached."""
         return self._log_lines.has_failure
 
+    def on_callback_error(self, error: BaseException) -> None:
+        """Log and report that a function of `add_done_callback` raised."""
+        self._monitor.log_callback_error(self._settings.id, error)
+
     def dispatch(self) -> None:
         """Tell all that came in so far.
 

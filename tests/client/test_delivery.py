@@ -28,6 +28,7 @@ class FakeClient:
     def __init__(self):
         self.waits = 0
         self.complaint = None
+        self.callback_errors = []
 
     def waiter(self, _done):
         """Make a waiter as the real one does."""
@@ -40,6 +41,10 @@ class FakeClient:
     def last_broker_error(self):
         """Tell what the test has set."""
         return self.complaint
+
+    def on_callback_error(self, error):
+        """Remember the error of a callback."""
+        self.callback_errors.append(error)
 
 
 class FakeMessage:
@@ -273,11 +278,142 @@ def test_wait_needs_a_finite_time(handle, timeout):
         handle.wait(timeout)
 
 
-@pytest.mark.parametrize("timeout", [None, "1"])
+@pytest.mark.parametrize("timeout", [b"1", "1"])
 def test_wait_needs_a_number(handle, timeout):
     """Nothing else is a time."""
     with pytest.raises((TypeError, ValueError)):
         handle.wait(timeout)
+
+
+def test_wait_without_a_timeout_waits_as_long_as_the_producer(client):
+    """`max_wait_timeout` of the producer is the default of all ways to wait."""
+    handle = DeliveryHandle("orders", None, ReportQueue(client, lambda: None, 0.05))
+
+    for wait in (handle.wait, handle.result, handle.exception):
+        with pytest.raises(DeliveryTimeoutError, match=r"within 0\.05 s"):
+            wait()
+
+
+def test_result_returns_the_report_or_raises(world, handle, reports):
+    """`result` is `wait` by the name of `concurrent.futures`."""
+    refused = DeliveryHandle("orders", None, reports)
+    refuse(refused)
+    by_thread(deliver, handle)
+
+    assert handle.result(LONG).partition == 2
+    with pytest.raises(DeliveryError):
+        refused.result(LONG)
+
+
+def test_exception_returns_the_error_or_none(world, handle, reports):
+    """`exception` waits for the outcome, and raises only if there is none in time."""
+    refused = DeliveryHandle("orders", None, reports)
+    with pytest.raises(DeliveryTimeoutError):
+        refused.exception(0.01)
+    by_thread(refuse, refused)
+    by_thread(deliver, handle)
+
+    assert isinstance(refused.exception(LONG), DeliveryError)
+    assert handle.exception(LONG) is None
+
+
+def test_done_callbacks_are_called_with_the_handle_in_order(handle):
+    """Each function is called once, when the outcome is known and waiters are awake."""
+    called = []
+    for number in range(3):
+        handle.add_done_callback(
+            lambda it, number=number: called.append((number, it, it.done))
+        )
+
+    before = list(called)
+    deliver(handle)
+    handle._resolve()
+
+    assert before == []
+    assert called == [(number, handle, True) for number in range(3)]
+
+
+def test_a_done_callback_of_a_done_handle_is_called_at_once(handle):
+    """A function that is added too late is called by the caller itself."""
+    deliver(handle)
+    called = []
+
+    handle.add_done_callback(called.append)
+
+    assert called == [handle]
+
+
+def test_failing_done_callbacks_keep_nothing_from_going_on(handle, client):
+    """The error of a function is reported; the functions after it are called."""
+    called = []
+    problem = ValueError("mine")
+
+    def fail(_handle):
+        raise problem
+
+    handle.add_done_callback(fail)
+    handle.add_done_callback(called.append)
+    deliver(handle)
+
+    assert client.callback_errors == [problem]
+    assert called == [handle]
+
+
+def test_a_failing_callback_of_a_done_handle_is_logged(handle, caplog):
+    """The caller that adds a function too late doesn't get the function's error."""
+    deliver(handle)
+
+    handle.add_done_callback(lambda _: 1 / 0)
+
+    (record,) = caplog.records
+    assert "listener.error" in record.getMessage()
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
+def test_a_done_callback_needs_to_be_callable(handle):
+    """A mistake is raised where it was made."""
+    with pytest.raises(TypeError, match="callable, not int"):
+        handle.add_done_callback(3)
+
+
+def test_done_callbacks_race_with_the_outcome(reports):
+    """However a function is added meanwhile, it is called exactly once."""
+    for _ in range(200):
+        handle = DeliveryHandle("orders", None, reports)
+        called = []
+        thread = threading.Thread(target=deliver, args=(handle,))
+        thread.start()
+        handle.add_done_callback(called.append)
+        thread.join()
+        assert called == [handle]
+
+
+def test_done_callbacks_run_in_the_poller(world, make_producer, spawn, until):
+    """They run where listeners run: waiting there for the same producer is refused."""
+    producer = make_producer()
+    outcomes = []
+    errors = []
+
+    def wait_for_another(_handle):
+        try:
+            producer.produce_sync(topic="events", payload=b"2")
+        except IllegalWaitError as error:
+            outcomes.append(error.message_state)
+            raise
+
+    def send():
+        producer.monitor.subscribe("error.occurred", errors.append)
+        handle = producer.produce_async(topic="events", payload=b"1")
+        handle.add_done_callback(wait_for_another)
+        until(lambda: errors)
+
+    spawn(send).join()
+
+    assert outcomes == ["unknown"]
+    (event,) = errors
+    assert event["type"] == "listener.error"
+    assert event["event"] == "add_done_callback"
+    assert isinstance(event["error"], IllegalWaitError)
 
 
 def test_wait_refused_by_the_client_leaves_nothing(handle, client):

@@ -345,7 +345,11 @@ def use_handles(handle: DeliveryHandle) -> None:
     for ready in gevent.iwait([handle], timeout=1):
         assert_type(ready, DeliveryHandle)
     pickle.loads(pickle.dumps(handle))
-    handle.wait(None)  # type: ignore[arg-type]
+    assert_type(handle.wait(None), DeliveryReport)
+    assert_type(handle.result(), DeliveryReport)
+    assert_type(handle.exception(timeout=1), ProduceError | None)
+    handle.add_done_callback(lambda done: print(done.report))
+    handle.wait("1")  # type: ignore[arg-type]
 
 
 def use_reports(report: DeliveryReport) -> None:
