@@ -568,7 +568,7 @@ def test_payloads_are_as_the_table_says(world, make_producer):
 
 
 def test_acknowledgement_tells_what_the_report_tells(world, make_producer):
-    """The event has the report's facts, and the label. Acceptance check 94."""
+    """The event has the report's facts, and the label."""
     producer = make_producer()
     heard = []
     producer.monitor.subscribe("message.acknowledged", heard.append)
@@ -632,7 +632,7 @@ class CountingMonitor(Monitor):
 
 
 def test_nothing_is_built_when_nobody_listens(world, mock_cluster):
-    """Without listeners no payload is made for any message. Acceptance check 121."""
+    """Without listeners no payload is made for any message."""
     producer = Producer()
     producer.monitor = CountingMonitor()
     producer.setup({"bootstrap.servers": mock_cluster.bootstrap_servers})
@@ -646,7 +646,7 @@ def test_nothing_is_built_when_nobody_listens(world, mock_cluster):
 
 
 def test_late_subscriber_hears_the_next_acknowledgement(world, make_producer):
-    """It is never too late to listen to messages. Acceptance check 121."""
+    """It is never too late to listen to messages."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     heard = []
@@ -746,7 +746,7 @@ def settle_purged(monitor, **kafka):
 
 
 def test_purge_is_no_error_of_a_transactional_producer(monitor):
-    """It is an event of its own there, with the keys of its row. Check 95."""
+    """It is an event of its own there, with the keys of its row."""
     heard, errors = [], []
     monitor.subscribe("message.purged", heard.append)
     monitor.subscribe("error.occurred", errors.append)
@@ -769,7 +769,7 @@ def test_purge_is_no_error_of_a_transactional_producer(monitor):
 
 
 def test_purge_is_an_error_of_any_other_producer(monitor):
-    """There, somebody has dropped what was to be delivered. Check 95."""
+    """There, somebody has dropped what was to be delivered."""
     heard, errors = [], []
     monitor.subscribe("message.purged", heard.append)
     monitor.subscribe("error.occurred", errors.append)
@@ -826,10 +826,7 @@ def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until
 
 
 def test_statistics_without_listeners_are_off(world, make_producer):
-    """Nobody listens when the client is built: no statistics, and none later.
-
-    Acceptance check 36.
-    """
+    """Nobody listens when the client is built: no statistics, and none later."""
     producer = make_producer({"statistics.interval.ms": 100})
     producer.produce_sync(topic="t", payload=b"x")
 
@@ -880,7 +877,7 @@ def test_second_listener_of_statistics_may_come_late(make_producer):
 def test_statistics_come_while_the_producer_is_idle(world, make_producer):
     """With 100 ms between them, ten come in little more than a second.
 
-    Nobody sends or waits meanwhile. Acceptance checks 24 and 25.
+    Nobody sends or waits meanwhile.
     """
     producer = make_producer({"statistics.interval.ms": 100})
     times = []
@@ -905,10 +902,7 @@ def test_statistics_come_while_the_producer_is_idle(world, make_producer):
 
 @pytest.mark.slow
 def test_producers_events_stay_with_their_monitor(world, make_producer):
-    """What one producer tells never reaches another one's listeners.
-
-    Acceptance check 85.
-    """
+    """What one producer tells never reaches another one's listeners."""
     producers = [
         make_producer({"statistics.interval.ms": 20}, id=f"producer-{number}")
         for number in range(3)

@@ -45,10 +45,7 @@ def refused(**fields):
     ids=lambda topic: topic[:20],
 )
 def test_topic_of_ascii_word_characters_is_accepted(topic):
-    """ASCII letters, digits, underscore, dot and dash make a topic, up to 249.
-
-    Acceptance check 109.
-    """
+    """ASCII letters, digits, underscore, dot and dash make a topic, up to 249."""
     assert accepted(topic=topic).topic == topic
 
 
@@ -122,7 +119,7 @@ def test_payload_of_other_bytes_is_copied(make):
 
 
 def test_payload_as_large_as_the_limit_is_accepted():
-    """The limit itself is allowed. Acceptance check 109."""
+    """The limit itself is allowed."""
     assert len(accepted(payload=b"x" * 100).payload) == 100
 
 
@@ -224,7 +221,7 @@ def test_lone_surrogates_are_refused(field):
     [(None, None), (b"k", b"k"), ("k", b"k"), ("ä", "ä".encode()), (b"\0", b"\0")],
 )
 def test_key_is_bytes_text_or_none(field, given, wire):
-    """A key is bytes, text or absent. Acceptance check 109."""
+    """A key is bytes, text or absent."""
     assert getattr(accepted(**{field: given}), field) == wire
 
 
@@ -254,10 +251,7 @@ def test_empty_key_is_refused_on_the_short_way():
 
 @pytest.mark.parametrize("partition", [None, -1, 0, 1, 2**31 - 1])
 def test_partition_is_a_number_or_none(partition):
-    """-1 and None have a partition chosen; Kafka numbers them with 32 bits.
-
-    Acceptance check 109.
-    """
+    """-1 and None have a partition chosen; Kafka numbers them with 32 bits."""
     assert accepted(partition=partition).partition == partition
 
 
@@ -290,7 +284,7 @@ UTC = timezone.utc
     "timestamp", [None, 0, 1, 1_700_000_000_000, 10**8 - 1, 10**11, 10**14 - 1]
 )
 def test_timestamp_is_milliseconds_or_none(timestamp):
-    """Milliseconds since 1970 go out as they are. Acceptance check 109."""
+    """Milliseconds since 1970 go out as they are."""
     assert accepted(timestamp=timestamp).timestamp == timestamp
 
 
@@ -425,10 +419,7 @@ def test_timestamp_of_another_type_is_refused(timestamp):
     ids=str,
 )
 def test_headers_become_pairs_in_order(headers, wire):
-    """Mappings, repeated values and lists of pairs all become a list of pairs.
-
-    Acceptance check 110.
-    """
+    """Mappings, repeated values and lists of pairs all become a list of pairs."""
     assert accepted(headers=headers).headers == wire
 
 
@@ -457,7 +448,7 @@ def test_headers_become_pairs_in_order(headers, wire):
     ids=ascii,
 )
 def test_bad_headers_are_refused(headers, text):
-    """What librdkafka can't send as a header is refused. Acceptance check 110."""
+    """What librdkafka can't send as a header is refused."""
     assert text in refused(headers=headers)["headers"]
 
 
@@ -472,10 +463,7 @@ def test_header_names_that_would_not_arrive_are_refused(name):
 
 
 def test_all_bad_fields_are_told_at_once():
-    """Who sends a message with five mistakes hears of five, by name.
-
-    Acceptance check 109.
-    """
+    """Who sends a message with five mistakes hears of five, by name."""
     errors = refused(
         topic="a b",
         payload=1,

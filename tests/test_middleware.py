@@ -252,7 +252,6 @@ def test_steps_know_who_sends(sent, verb):
     """In a step `current_variant` is the copy that the verb was called on.
 
     Outside it is the producer itself, during the call of another greenlet too.
-    Acceptance check 102.
     """
     producer, _ = sent
     variant = copy.copy(producer)
@@ -273,10 +272,7 @@ def test_steps_know_who_sends(sent, verb):
 
 
 def test_nothing_is_left_behind(make_producer):
-    """After a call that sent, or failed, nobody is said to be sending.
-
-    Acceptance checks 42 and 56.
-    """
+    """After a call that sent, or failed, nobody is said to be sending."""
     producer, other = make_producer(), make_producer()
     variant = copy.copy(producer)
     seen = []

@@ -45,7 +45,7 @@ def told(heard):
 
 
 def test_producer_is_told_of_once_when_made_and_configured(heard):
-    """Created without an id, configured with settings by name. Acceptance check 115."""
+    """Created without an id, configured with settings by name."""
     producer = Producer({**NOWHERE, **PASSWORD}, id="p", max_wait_timeout=5)
 
     (_, created), (_, configured) = told(heard)
@@ -81,7 +81,7 @@ def test_refused_configuration_is_not_told(heard):
 
 
 def test_hook_adds_middleware_and_listeners(subscribe, make_producer):
-    """Another library gets at each producer before its first message. Check 115."""
+    """Another library gets at each producer before its first message."""
     messages = []
 
     def set_up(event):
@@ -171,7 +171,7 @@ def test_object_listens_to_the_process():
 
 
 def test_pool_is_told_of_in_order(heard):
-    """Created, set up as the default, reloaded, shut down; each once. Check 116."""
+    """Created, set up as the default, reloaded, shut down; each once."""
     pool = ProducerPool(lambda: Producer(NOWHERE), size=2, timeout=1.5)
     before = greendrop.set_default_pool(pool)
     pool.reload()
@@ -252,7 +252,7 @@ def test_type_checkers_know_the_names():
 
 
 def test_no_payload_has_the_producer_as_caller():
-    """WaterDrop's `caller` is left out; `producer_id` tells whose it is. Check 73."""
+    """WaterDrop's `caller` is left out; `producer_id` tells whose it is."""
     for table in (EVENTS, PROCESS_EVENTS):
         for row in table.values():
             assert "caller" not in row.payload

@@ -33,10 +33,7 @@ class Seen:
 
 @pytest.mark.slow
 def test_greenlets_take_turns_while_one_sends(mock_cluster, make_producer, longest_gap):
-    """While one greenlet sends, two others go on sleeping in small steps.
-
-    Acceptance check 1.
-    """
+    """While one greenlet sends, two others go on sleeping in small steps."""
     producer = make_producer()
     mock_cluster.round_trip(0.2)
     calls, ticks = [], []
@@ -102,10 +99,7 @@ SENDS = """
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", MODES)
 def test_others_run_however_gevent_came_in(mode, mock_cluster, stored, run_script):
-    """Senders let others run in every kind of program, also where gevent is unknown.
-
-    Acceptance check 1.
-    """
+    """Senders let others run in every kind of program, also where gevent is unknown."""
     mock_cluster.round_trip(0.1)
 
     ended = run_script(SENDS, mode, servers=mock_cluster.bootstrap_servers)
@@ -360,10 +354,7 @@ def test_a_raising_listener_hurts_nothing(
 
 @pytest.mark.slow
 def test_a_slow_listener_delays_no_other_producer(make_producer, hub):
-    """While one producer's listener sleeps, another one's messages go through.
-
-    Acceptance check 16.
-    """
+    """While one producer's listener sleeps, another one's messages go through."""
     slow, other = make_producer(), make_producer()
     other.produce_sync(topic="events", payload=b"first")
     sleeping = []

@@ -58,10 +58,7 @@ def more_in_use(before):
 
 @pytest.mark.slow
 def test_cycles_leak_nothing(driver, make_producer):
-    """Twenty producers made, used and closed leave no descriptor and no thread.
-
-    Acceptance check 23.
-    """
+    """Twenty producers made, used and closed leave no descriptor and no thread."""
     before = in_use()
     for _ in range(20):
         producer = make_producer()
@@ -84,10 +81,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_refused_configuration_leaks_nothing(bad, driver):
-    """What librdkafka refuses at construction leaves no descriptor and no thread.
-
-    Acceptance check 40.
-    """
+    """What librdkafka refuses at construction leaves no descriptor and no thread."""
     before = in_use()
 
     for _ in range(5):
@@ -99,10 +93,7 @@ def test_a_refused_configuration_leaks_nothing(bad, driver):
 
 @pytest.mark.slow
 def test_a_dead_address_leaks_nothing(driver):
-    """Producers that never reach a broker close, and leave nothing behind.
-
-    Acceptance check 40.
-    """
+    """Producers that never reach a broker close, and leave nothing behind."""
     before = in_use()
     for _ in range(5):
         producer = Producer(DEAD, max_wait_timeout=0.05)
@@ -116,10 +107,7 @@ def test_a_dead_address_leaks_nothing(driver):
 
 @pytest.mark.slow
 def test_two_that_come_and_go_do_not_disturb_each_other(driver, make_producer):
-    """Two tasks make, use and close a producer each, 100 times: no send is late.
-
-    Acceptance check 52.
-    """
+    """Two tasks make, use and close a producer each, 100 times: no send is late."""
 
     def come_and_go():
         longest = 0.0
@@ -150,10 +138,7 @@ def test_two_that_come_and_go_do_not_disturb_each_other(driver, make_producer):
 
 @pytest.mark.slow
 def test_reports_that_come_while_producers_are_made(make_producer, hub):
-    """Reports, statistics and errors that come in while others are made go right.
-
-    Acceptance check 84.
-    """
+    """Reports, statistics and errors that come in while others are made go right."""
     told = {}
 
     def listen(producer):
@@ -231,7 +216,6 @@ def test_threads_of_a_connected_producer(count, driver, make_producer):
     """In the hub a producer has no thread but librdkafka's; elsewhere it has one.
 
     None before the first use and none after the end, and another one gets it anew.
-    Acceptance checks 18, 26 and 27.
     """
     before = our_threads()
     producers = [make_producer() for _ in range(count)]
@@ -252,10 +236,7 @@ def test_threads_of_a_connected_producer(count, driver, make_producer):
 
 
 def test_nothing_is_opened_before_the_first_message(driver, make_producer):
-    """Making, naming and closing a producer opens no descriptor and no thread.
-
-    Acceptance check 88.
-    """
+    """Making, naming and closing a producer opens no descriptor and no thread."""
     before = in_use()
 
     producer = make_producer()

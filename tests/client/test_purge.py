@@ -39,10 +39,7 @@ def names_of_events(producer):
 
 @pytest.mark.parametrize("count", [1, 3_000])
 def test_handles_of_purged_messages_say_so(world, stuck, count):
-    """Each message that was on its way has its verdict when purge returns.
-
-    Acceptance checks 94 and 95.
-    """
+    """Each message that was on its way has its verdict when purge returns."""
     heard = names_of_events(stuck)
     handles = send(stuck, count)
 
@@ -61,7 +58,7 @@ def test_handles_of_purged_messages_say_so(world, stuck, count):
 
 @pytest.mark.parametrize("connected", [False, True])
 def test_buffered_messages_are_purged_too(world, make_producer, connected):
-    """The buffer is empty afterwards; the event has them. Acceptance check 69."""
+    """The buffer is empty afterwards; the event has them."""
     producer = make_producer()
     heard = []
     producer.monitor.subscribe("buffer.purged", heard.append)
@@ -120,7 +117,7 @@ def test_gathered_messages_of_another_thread_are_purged(hub, stuck):
 
 @pytest.mark.parametrize("state", ["initial", "configured", "closed"])
 def test_purge_of_what_is_not_connected_does_nothing(mock_cluster, state):
-    """Purging without a client opens nothing, and is told. Acceptance check 69."""
+    """Purging without a client opens nothing, and is told."""
     producer = Producer()
     if state != "initial":
         producer.setup({"bootstrap.servers": mock_cluster.bootstrap_servers})

@@ -612,7 +612,7 @@ def test_full_signal_can_be_cleared(signal):
 
 @pytest.mark.parametrize("kind", [WakeupFd, PipeSignal])
 def test_closed_signal_ignores_being_set(kind):
-    """Somebody may set it a moment too late. Acceptance check 122."""
+    """Somebody may set it a moment too late."""
     signal = kind()
     signal.close()
 

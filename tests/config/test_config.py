@@ -131,43 +131,43 @@ def test_id_is_made_up():
 
 
 def test_id_may_be_any_text():
-    """A given id is taken as it is (check 109)."""
+    """A given id is taken as it is."""
     assert settings(id="x").id == "x"
 
 
 @pytest.mark.parametrize("value", ["", None, 7, b"x"])
 def test_id_needs_text(value):
-    """An empty id, or one that is no text, is refused (check 109)."""
+    """An empty id, or one that is no text, is refused."""
     assert list(problems(id=value)) == ["id"]
 
 
 @pytest.mark.parametrize("value", [1, 1_000_012, 2**40])
 def test_max_payload_size_takes_whole_numbers_from_1(value):
-    """Any size from one byte on is taken (check 109)."""
+    """Any size from one byte on is taken."""
     assert settings(max_payload_size=value).max_payload_size == value
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 10.0, True, "10", None])
 def test_max_payload_size_takes_nothing_else(value):
-    """Sizes below one byte, fractions and booleans are refused (check 109)."""
+    """Sizes below one byte, fractions and booleans are refused."""
     assert list(problems(max_payload_size=value)) == ["max_payload_size"]
 
 
 @pytest.mark.parametrize("name", sorted(SECONDS))
 @pytest.mark.parametrize("value", [0.001, 1, 86_400])
 def test_durations_are_seconds(name, value):
-    """Whole and fractional seconds up to a day are taken (check 109)."""
+    """Whole and fractional seconds up to a day are taken."""
     assert getattr(settings(**{name: value}), name) == float(value)
 
 
 @pytest.mark.parametrize("name", sorted(SECONDS - {"max_serve_time"}))
 def test_durations_may_be_zero(name):
-    """Not waiting at all is a choice (check 109)."""
+    """Not waiting at all is a choice."""
     assert getattr(settings(**{name: 0}), name) == 0.0
 
 
 def test_max_serve_time_must_not_be_zero():
-    """Serving needs some time, or no report would ever be told (check 109)."""
+    """Serving needs some time, or no report would ever be told."""
     assert list(problems(max_serve_time=0)) == ["max_serve_time"]
 
 
@@ -176,13 +176,13 @@ def test_max_serve_time_must_not_be_zero():
     "value", [-0.001, float("inf"), float("nan"), True, "1", None, 86_400.1]
 )
 def test_durations_are_finite_and_not_negative(name, value):
-    """What is no finite number of seconds is refused (check 109)."""
+    """What is no finite number of seconds is refused."""
     assert list(problems(**{name: value})) == [name]
 
 
 @pytest.mark.parametrize("value", [0, 30, 30.0, 86_400])
 def test_idle_time_is_none_or_half_a_minute(value):
-    """Off, or long enough to be worth a new connection (check 109)."""
+    """Off, or long enough to be worth a new connection."""
     built = settings(idle_disconnect_timeout=value)
 
     assert built.idle_disconnect_timeout == float(value)
@@ -190,13 +190,13 @@ def test_idle_time_is_none_or_half_a_minute(value):
 
 @pytest.mark.parametrize("value", [0.1, 29.999, -1, 300_000, True, "30", None])
 def test_shorter_idle_times_are_refused(value):
-    """Also milliseconds, WaterDrop's unit (check 109)."""
+    """Also milliseconds, WaterDrop's unit."""
     assert list(problems(idle_disconnect_timeout=value)) == ["idle_disconnect_timeout"]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "5", None])
 def test_attempts_are_counted_from_1(value):
-    """Whole numbers below 1 and fractions are refused (check 109)."""
+    """Whole numbers below 1 and fractions are refused."""
     name = "max_attempts_on_idempotent_fatal_error"
 
     assert getattr(settings(**{name: 1}), name) == 1
@@ -205,13 +205,13 @@ def test_attempts_are_counted_from_1(value):
 
 @pytest.mark.parametrize("value", [(), ["fenced"], ("a", "b"), {"x"}])
 def test_errors_are_given_by_name(value):
-    """Any list of names is taken, also an empty one (check 109)."""
+    """Any list of names is taken, also an empty one."""
     assert settings(non_reloadable_errors=value).non_reloadable_errors == tuple(value)
 
 
 @pytest.mark.parametrize("value", ["fenced", None, 47, [47], [None]])
 def test_errors_are_given_by_name_only(value):
-    """A name alone, or a number, is refused (check 109)."""
+    """A name alone, or a number, is refused."""
     assert list(problems(non_reloadable_errors=value)) == ["non_reloadable_errors"]
 
 
@@ -226,14 +226,14 @@ def test_milliseconds_are_noticed():
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [True, False])
 def test_switches_take_booleans(name, value):
-    """True and False are taken (check 109)."""
+    """True and False are taken."""
     assert getattr(settings(**{name: value}), name) is value
 
 
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [0, 1, "true", None])
 def test_switches_take_nothing_else(name, value):
-    """Truthy and falsy values are no booleans (check 109)."""
+    """Truthy and falsy values are no booleans."""
     assert list(problems(**{name: value})) == [name]
 
 
@@ -279,7 +279,7 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize("kafka", [None, {}, [], "localhost", [("a", "b")]])
 def test_kafka_needs_a_mapping_with_something_in_it(kafka):
-    """No mapping, or an empty one, is refused (check 109)."""
+    """No mapping, or an empty one, is refused."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings(kafka, {})
 
@@ -609,7 +609,7 @@ def test_address_has_no_user(key):
 
 
 def test_users_mapping_stays_as_it_is():
-    """A frozen mapping will do, and no mapping is written to (check 59)."""
+    """A frozen mapping will do, and no mapping is written to."""
     mine = {"bootstrap.servers": "a:1", "acks": "all"}
 
     built = build_settings(MappingProxyType(mine), {})
@@ -649,7 +649,7 @@ class Codec(str, enum.Enum):
     ],
 )
 def test_values_become_librdkafkas_text(value, text):
-    """Text, numbers and booleans are written as librdkafka reads them (check 109)."""
+    """Text, numbers and booleans are written as librdkafka reads them."""
     built = settings({"compression.type": value})
 
     assert text == built.kafka["compression.type"]
@@ -661,13 +661,13 @@ def test_values_become_librdkafkas_text(value, text):
     [None, b"x", [], {}, object(), float("nan"), float("inf"), "a\0b", "\ud800"],
 )
 def test_other_values_are_refused(value):
-    """What librdkafka could not read, or not wholly, is refused (check 109)."""
+    """What librdkafka could not read, or not wholly, is refused."""
     assert list(problems({"client.id": value})) == ["kafka.client.id"]
 
 
 @pytest.mark.parametrize("key", [1, b"acks", None, "a\0b"])
 def test_keys_are_text(key):
-    """Keys of another type are refused (check 109)."""
+    """Keys of another type are refused."""
     assert list(problems({key: "x"})) == [f"kafka.{key}"]
 
 

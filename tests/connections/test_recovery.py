@@ -59,10 +59,7 @@ def reloading(make_producer):
 
 
 def test_message_after_a_fatal_error_goes_to_a_new_client(world, reloading):
-    """Each of several messages succeeds, and the client is replaced once.
-
-    Acceptance checks 12 and 14.
-    """
+    """Each of several messages succeeds, and the client is replaced once."""
     producer = reloading()
     old = producer._slot.client
     heard = events_of(producer, "producer.reload", "producer.reloaded")
@@ -130,7 +127,7 @@ def test_batch_goes_to_the_new_client(world, reloading):
 def test_concurrent_senders_all_succeed(world, reloading, spawn):
     """Eight senders over five fatal errors: each sync verb succeeds.
 
-    Each client is replaced once, whoever meets its error. Acceptance checks 10 and 46.
+    Each client is replaced once, whoever meets its error.
     """
     producer = reloading()
     heard = events_of(producer, "producer.reloaded")
@@ -182,10 +179,7 @@ def test_error_in_the_middle_of_traffic_hurts_only_what_was_in_flight(
 
 
 def test_sender_that_was_held_up_goes_to_the_new_client(world, reloading, until):
-    """One who got hold of the old client before, and sends only now, loses nothing.
-
-    Acceptance checks 11 and 43.
-    """
+    """One who got hold of the old client before, and sends only now, loses nothing."""
     producer = reloading()
     late = producer._slot.client
     trigger_fatal_error(producer, 47)
@@ -227,7 +221,7 @@ class Shutdown:
 
 
 def test_senders_that_meet_a_closed_client_send_again(world, make_producer):
-    """Who finds a client closed under it sends by the one after it. Check 43."""
+    """Who finds a client closed under it sends by the one after it."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
 
@@ -280,7 +274,7 @@ def test_recovery_lets_other_greenlets_run(reloading, longest_gap):
 
 
 def test_client_stays_when_not_told_otherwise(world, make_producer):
-    """By default a fatal error is for the caller. Acceptance checks 13 and 14."""
+    """By default a fatal error is for the caller."""
     producer = make_producer({"enable.idempotence": True})
     heard = events_of(producer, "producer.reload")
     for _ in range(5):
@@ -411,10 +405,7 @@ def test_bad_change_is_refused(world, reloading):
 
 
 def test_closing_during_a_recovery_ends_it(world, reloading, pause):
-    """Closing does not wait for a new client; what waited for it is dropped.
-
-    Acceptance checks 9 and 45.
-    """
+    """Closing does not wait for a new client; what waited for it is dropped."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=60.0)
     trigger_fatal_error(producer, 47)
     handles = send(producer, 3)
@@ -442,7 +433,7 @@ def test_buffered_messages_survive_a_recovery(world, reloading):
 
 @pytest.mark.parametrize("backoff", [0.0, 60.0])
 def test_closing_with_a_buffer_meets_a_fatal_error(world, reloading, backoff):
-    """The last flush fails, and close ends all the same. Acceptance checks 9 and 45."""
+    """The last flush fails, and close ends all the same."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=backoff)
     heard = events_of(producer, "producer.reload")
     producer.buffer(topic="t", payload=b"x")

@@ -45,7 +45,7 @@ def reader():
 
 
 def test_first_change_is_nought(reader):
-    """The first time, and for a new key, nothing has changed. Acceptance check 86."""
+    """The first time, and for a new key, nothing has changed."""
     reader.read(statistics(1, tx=100))
     read = reader.read(statistics(2, tx=100, txerrs=50))
 
@@ -86,7 +86,7 @@ def test_only_keys_asked_for_get_changes(reader):
 
 @pytest.mark.parametrize("value", ["text", True, None, {"a": 1}, [1]])
 def test_what_is_no_number_gets_no_change(reader, value):
-    """Acceptance check 87."""
+    """A statistic that is not a number has no `_d` key."""
     reader.read(statistics(1, tx=value))
     read = reader.read(statistics(2, tx=value))
 
@@ -199,7 +199,7 @@ def test_changes_come_with_the_events(world, make_producer, until):
 
 @pytest.mark.slow
 def test_statistics_go_on_after_a_reconnect(world, make_producer, until, pause):
-    """None while disconnected, none twice, and changes begin anew. Check 98."""
+    """None while disconnected, none twice, and changes begin anew."""
     producer = make_producer(OFTEN)
     heard = []
     producer.monitor.subscribe("statistics.emitted", heard.append)

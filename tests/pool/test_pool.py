@@ -166,7 +166,7 @@ def make_for_two(slot, other):
     ],
 )
 def test_factory_takes_the_slot_or_nothing(factory, name):
-    """A factory gets the slot's number if it takes it. Acceptance check 116.
+    """A factory gets the slot's number if it takes it.
 
     One that wants anything else is refused at once.
     """
@@ -225,7 +225,7 @@ def test_every_time_is_finite(timeout):
 
 
 def test_bad_configuration_surfaces_at_first_use(world):
-    """What the factory raises reaches the first to ask. Acceptance check 116."""
+    """What the factory raises reaches the first to ask."""
     pool = ProducerPool(lambda: Producer(kafka={}), size=1)
 
     for _ in range(3):
@@ -291,7 +291,7 @@ def test_factory_may_use_the_pool():
 
 
 def test_slots_are_numbered_from_one(world, hold):
-    """Those who ask at the same time get 1 to `size`. Acceptance check 116."""
+    """Those who ask at the same time get 1 to `size`."""
     pool = ProducerPool(make, size=3)
 
     ids = [hold(pool).producer.id for _ in range(3)]
@@ -312,7 +312,7 @@ def test_what_came_back_last_goes_out_first(world, hold):
 
 
 def test_one_task_has_one_producer(world, hold):
-    """A block in a block gives the same, in another task another one. Check 116."""
+    """A block in a block gives the same, in another task another one."""
     pool = ProducerPool(make, size=2)
 
     with pool.producer() as outer:
@@ -350,7 +350,7 @@ def test_blocks_as_a_decorator(world):
 
 
 def test_error_in_the_block_gives_the_producer_back(world):
-    """The error goes on, and the slot is free. Acceptance check 116."""
+    """The error goes on, and the slot is free."""
     pool = ProducerPool(make, size=1)
 
     for error in (ZeroDivisionError, StopIteration, KeyboardInterrupt):
@@ -405,7 +405,7 @@ def test_a_thread_that_gets_a_hub_stays_who_it_is(request):
 
 
 def test_wait_ends_after_the_pools_time(world, hold):
-    """With its only producer busy a pool of 0.1 s gives up in 0.1 s. Check 61."""
+    """With its only producer busy a pool of 0.1 s gives up in 0.1 s."""
     pool = ProducerPool(make, size=1, timeout=0.1)
     hold(pool)
 
@@ -783,7 +783,7 @@ def test_no_slot_is_lost_between_threads_and_greenlets(hub):
 
 @pytest.mark.slow
 def test_pool_under_load(world, make_connected, spawn):
-    """3 producers, 10 workers with 5 messages each: 50 reports. Check 5."""
+    """3 producers, 10 workers with 5 messages each: 50 reports."""
     pool = ProducerPool(make_connected, size=3)
     reports = []
 
@@ -823,7 +823,7 @@ def test_producer_that_was_closed_is_replaced(world, make_connected):
 def test_reload_closes_gracefully_and_keeps_the_slots(
     world, make_connected, hold, mock_cluster
 ):
-    """Idle producers deliver what they have, fresh ones have their numbers. Check 51.
+    """Idle producers deliver what they have, fresh ones have their numbers.
 
     WaterDrop numbered fresh ones anew, so that transactional ids changed.
     """
@@ -962,7 +962,7 @@ def test_closed_pool_is_not_reloaded(world):
 
 @pytest.mark.slow
 def test_close_delivers_first(world, make_connected, hold, mock_cluster):
-    """Closing is graceful. Acceptance check 51."""
+    """Closing is graceful."""
     pool = ProducerPool(make_connected, size=3)
     holders = [hold(pool) for _ in range(3)]
     mock_cluster.round_trip(0.05)

@@ -256,10 +256,7 @@ def test_flush_async_gives_handles(world, make_producer):
 
 @both_flushes
 def test_flushing_nothing_sends_nothing(make_producer, flush):
-    """An empty buffer connects nothing; that it was flushed is told all the same.
-
-    Acceptance check 80.
-    """
+    """An empty buffer connects nothing; that it was flushed is told all the same."""
     producer = make_producer()
     heard = heard_by(
         producer,
@@ -294,7 +291,7 @@ def test_flush_is_told_after_its_batch(make_producer, kind):
 
 
 def test_label_is_found_again(make_producer):
-    """On handle, report and event of a flushed message. Acceptance check 94."""
+    """On handle, report and event of a flushed message."""
     producer = make_producer()
     heard = heard_by(producer, "message.acknowledged")
     producer.buffer(topic="events", payload=b"x", label="mine")
@@ -310,10 +307,7 @@ def test_label_is_found_again(make_producer):
 
 @both_flushes
 def test_full_queue_keeps_the_rest_in_the_buffer(world, make_producer, flush):
-    """What was queued is gone; the exact rest is back, in order, before what is new.
-
-    Acceptance checks 3, 47 and 65.
-    """
+    """What was queued is gone; the exact rest is back, in order, before what is new."""
     producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
     producer.buffer_many(numbered(20))
 
@@ -364,10 +358,7 @@ def test_undelivered_messages_are_not_put_back(mock_cluster, make_producer):
 
 @both_flushes
 def test_messages_pass_middleware_and_checks_once(make_producer, flush):
-    """They pass when they are buffered, and not again at a flush that fails or not.
-
-    Acceptance checks 70 and 71.
-    """
+    """They pass when they are buffered, and not again at a flush that fails or not."""
     producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
     calls = []
 
@@ -659,10 +650,7 @@ def test_runs_after_the_one_that_failed_are_put_back():
 def test_nothing_is_lost_between_buffering_and_flushing(
     world, make_producer, stored, flush
 ):
-    """10,000 messages buffered by some while others flush arrive exactly once.
-
-    Acceptance check 49.
-    """
+    """10,000 messages buffered by some while others flush arrive exactly once."""
     producer = make_producer()
     acknowledged = []
     producer.monitor.subscribe(
@@ -709,10 +697,7 @@ def test_large_flush_lets_other_greenlets_run(make_producer, longest_gap):
 
 
 def test_buffering_waits_for_the_lock(make_producer):
-    """While one holds the lock of the buffer no other thread adds anything.
-
-    Acceptance check 49.
-    """
+    """While one holds the lock of the buffer no other thread adds anything."""
     producer = make_producer()
     lock = producer._core.buffer._lock
 

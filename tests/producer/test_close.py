@@ -55,7 +55,7 @@ def warm_up(producer):
 def test_close_waits_for_messages_on_their_way(
     world, mock_cluster, make_producer, stored
 ):
-    """What was sent before is delivered when close returns. Acceptance check 17 b."""
+    """What was sent before is delivered when close returns."""
     producer = make_producer()
     mock_cluster.round_trip(0.05)
     handles = send(producer, 100)
@@ -86,7 +86,7 @@ def test_closing_again_does_nothing(world, make_producer):
 
 
 def test_closing_what_was_never_used_opens_nothing(mock_cluster, make_producer):
-    """A producer that sent nothing closes without a connection. Acceptance check 88."""
+    """A producer that sent nothing closes without a connection."""
     producer = make_producer()
     mock_cluster.watch_requests()
 
@@ -155,7 +155,7 @@ def test_verdicts_outlive_the_producer(world, make_producer):
 
 
 def test_five_lives_one_after_the_other(world, make_producer):
-    """Open, send, close, five times. Acceptance check 17 c."""
+    """Open, send, close, five times."""
     for count in range(5):
         producer = make_producer()
         assert (
@@ -207,7 +207,7 @@ def test_time_that_looks_like_milliseconds_is_refused(make_producer):
 
 @pytest.mark.slow
 def test_close_does_not_wait_for_linger(world, make_producer):
-    """What the user's `linger.ms` holds back goes out at once. Acceptance check 90."""
+    """What the user's `linger.ms` holds back goes out at once."""
     producer = make_producer({"linger.ms": 5_000})
     handles = send(producer, 10)
 
@@ -280,7 +280,7 @@ def test_forced_close_waits_when_given_time(world, mock_cluster, make_producer):
 
 @pytest.mark.slow
 def test_forced_close_against_a_dead_broker_does_not_hang(world, make_producer):
-    """Also with messages whose sender has given up. Acceptance check 120."""
+    """Also with messages whose sender has given up."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.001)
     for _ in range(3):
         with pytest.raises(TimeoutError):
@@ -310,7 +310,7 @@ def test_close_drops_messages_in_flight_with_the_others(
 
 
 def test_purges_are_told_as_errors(world, make_producer):
-    """Each dropped message is an `error.occurred`, with its label. Check 95."""
+    """Each dropped message is an `error.occurred`, with its label."""
     producer = make_producer(NOWHERE)
     heard = []
     producer.monitor.subscribe(
@@ -355,10 +355,7 @@ def test_waiter_of_a_dropped_message_wakes(world, make_producer, spawn, pause):
 def test_close_after_a_fatal_error_ends_closed(
     world, make_producer, idempotent, linger
 ):
-    """Librdkafka's calls fail after a fatal error; close succeeds all the same.
-
-    Acceptance check 119.
-    """
+    """Librdkafka's calls fail after a fatal error; close succeeds all the same."""
     producer = make_producer({"enable.idempotence": idempotent, "linger.ms": linger})
     handles = send(producer)
     trigger_fatal_error(producer)
@@ -373,10 +370,7 @@ def test_close_after_a_fatal_error_ends_closed(
 
 @pytest.mark.slow
 def test_close_at_once_after_a_fatal_error_ends_closed(world, make_producer):
-    """The error that nobody has polled for yet doesn't come out of close.
-
-    Acceptance check 119.
-    """
+    """The error that nobody has polled for yet doesn't come out of close."""
     for _ in range(5):
         producer = make_producer()
         producer.produce_sync(topic="t", payload=b"x")
@@ -583,7 +577,7 @@ def test_forced_close_while_others_send_tells_every_message(
 
 
 def test_close_on_the_first_acknowledgement(world, make_producer, until):
-    """A listener may close its own producer; it ends closed. Acceptance check 17 a."""
+    """A listener may close its own producer; it ends closed."""
     producer = make_producer()
     times = []
 
@@ -600,7 +594,7 @@ def test_close_on_the_first_acknowledgement(world, make_producer, until):
 
 
 def test_three_producers_close_themselves(world, make_producer, until):
-    """Each of three closes on its own acknowledgement. Acceptance check 17 d."""
+    """Each of three closes on its own acknowledgement."""
     producers = [make_producer() for _ in range(3)]
     for producer in producers:
         producer.monitor.subscribe(
@@ -617,7 +611,7 @@ def test_close_in_the_middle_of_many_acknowledgements(
 ):
     """At the 50th acknowledgement, while 100 messages are being sent.
 
-    Senders see the closed error and stop. Acceptance check 17 e.
+    Senders see the closed error and stop.
     """
     producer = make_producer()
     acknowledged, handles = [], []
@@ -752,7 +746,7 @@ def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_pr
 def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
     """A handler that interrupts a waiting thread closes: no dead-lock, ends closed.
 
-    The thread's own message is delivered. Acceptance check 53.
+    The thread's own message is delivered.
     """
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"warm")
@@ -777,7 +771,7 @@ def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
 
 @pytest.mark.slow
 def test_close_in_a_signal_handler_of_gevent(hub, mock_cluster, make_producer):
-    """Gevent runs a handler in a greenlet of its own; it may wait there. Check 53."""
+    """Gevent runs a handler in a greenlet of its own; it may wait there."""
     producer = make_producer()
     mock_cluster.round_trip(0.3)
     states = []
@@ -882,7 +876,7 @@ def test_hub_is_free_while_closing(longest_gap, mock_cluster, make_producer):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_nothing_keeps_a_forgotten_producer(mock_cluster, used):
-    """Neither its finalizer nor the registry for the exit does. Acceptance check 89."""
+    """Neither its finalizer nor the registry for the exit does."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     if used:
         producer.produce_sync(topic="t", payload=b"x")
@@ -914,7 +908,7 @@ def test_forgotten_producer_closes_by_itself(world, make_producer, mock_cluster,
 def test_short_program_delivers_before_it_ends(run_script, mock_cluster, stored, mode):
     """A hundred messages without waiting, then the end: all are delivered.
 
-    Closed or not, and in each way gevent may be there. Acceptance check 81.
+    Closed or not, and in each way gevent may be there.
     """
     run_script(
         """

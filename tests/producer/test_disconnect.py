@@ -35,10 +35,7 @@ def life_of(producer):
 
 @pytest.mark.slow
 def test_disconnects_and_connects_again(world, make_producer):
-    """A hundred rounds of sending and disconnecting keep consecutive offsets.
-
-    Acceptance check 96.
-    """
+    """A hundred rounds of sending and disconnecting keep consecutive offsets."""
     producer = make_producer()
     offsets = []
     for _ in range(100):
@@ -82,7 +79,7 @@ def test_disconnect_waits_for_deliveries(world, mock_cluster, make_producer):
 
 @pytest.mark.parametrize("state", ["initial", "configured", "disconnected", "closed"])
 def test_disconnect_is_refused_without_a_connection(mock_cluster, make_producer, state):
-    """There is nothing to do for who is not connected. Acceptance check 97."""
+    """There is nothing to do for who is not connected."""
     producer = Producer() if state == "initial" else make_producer()
     if state in ("disconnected", "closed"):
         producer.produce_sync(topic="t", payload=b"x")
@@ -109,7 +106,7 @@ def test_disconnect_gives_up_when_its_time_is_over(world, mock_cluster, make_pro
 def test_disconnect_is_refused_while_somebody_waits_for_room(
     world, mock_cluster, make_producer, spawn, until
 ):
-    """Who waits to send is not disturbed. Acceptance check 97."""
+    """Who waits to send is not disturbed."""
     producer = make_producer({"queue.buffering.max.messages": 2})
     send(producer)[0].wait(LONG)
     mock_cluster.round_trip(0.5)
@@ -125,7 +122,7 @@ def test_disconnect_is_refused_while_somebody_waits_for_room(
 
 
 def test_disconnect_is_refused_while_messages_are_buffered(world, make_producer):
-    """Who has buffered is going to send. Acceptance check 97."""
+    """Who has buffered is going to send."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     producer.buffer(topic="t", payload=b"x")
@@ -310,7 +307,7 @@ def test_rounds_leak_nothing(world, make_producer):
 
 @pytest.mark.slow
 def test_statistics_stop_and_go_on(world, make_producer, pause, until):
-    """None come while disconnected, and each once afterwards. Acceptance check 98."""
+    """None come while disconnected, and each once afterwards."""
     producer = make_producer({"statistics.interval.ms": 50})
     heard = []
     producer.monitor.subscribe("statistics.emitted", heard.append)
@@ -370,7 +367,7 @@ def test_idle_producer_disconnects(world, short_idle, make_producer, until, inte
 
 @pytest.mark.slow
 def test_used_producer_stays_connected(world, short_idle, make_producer, pause):
-    """One that sends now and then, or never did, is left alone. Check 99."""
+    """One that sends now and then, or never did, is left alone."""
     used = make_producer(idle_disconnect_timeout=0.4)
     unused = make_producer(idle_disconnect_timeout=0.4)
     heard = life_of(used)
@@ -404,7 +401,7 @@ def test_waiting_message_keeps_an_idle_producer_connected(
 def test_failure_of_an_idle_disconnect_is_told(
     world, short_idle, make_producer, until, hub_errors
 ):
-    """An error that nobody is there to catch is an event. Acceptance check 100."""
+    """An error that nobody is there to catch is an event."""
     producer = make_producer(idle_disconnect_timeout=0.2)
     heard = []
     producer.monitor.subscribe(

@@ -28,10 +28,7 @@ BEGIN = """
 
 @every_mode
 def test_close_delivers_what_was_sent(mode, mock_cluster, run_script, stored):
-    """A short program sends without waiting and closes: all of it arrives.
-
-    Acceptance check 81.
-    """
+    """A short program sends without waiting and closes: all of it arrives."""
     program = """
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
     producer.close()
@@ -520,10 +517,7 @@ def terminate_when_ready(source, mode, mock_cluster):
 @three_modes
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_a_signal_handler_may_close(mode, meanwhile, mock_cluster, stored):
-    """close() in a handler of SIGTERM never raises, ends closed, and delivers.
-
-    Acceptance check 53.
-    """
+    """close() in a handler of SIGTERM never raises, ends closed, and delivers."""
     source = BEGIN + CLOSES_WHEN_TERMINATED.format(
         install=INSTALL, meanwhile=MEANWHILE[meanwhile]
     )

@@ -120,10 +120,7 @@ def test_no_loop_of_gevent_loses_wakeups_to_a_child(
 
 @every_mode
 def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_script):
-    """Close in the child returns at once, for good; the parent goes on.
-
-    Acceptance checks 22 and 55.
-    """
+    """Close in the child returns at once, for good; the parent goes on."""
     program = """
     def close():
         began = time.monotonic()
@@ -150,10 +147,7 @@ def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_scri
 def test_a_child_that_exits_leaves_the_parent_alone(
     mode, mock_cluster, run_script, stored
 ):
-    """A child that ends in the normal way is quick and sends nothing of its parent's.
-
-    Acceptance checks 31 and 77.
-    """
+    """A child that exits normally exits quickly and sends none of its parent's data."""
     program = """
     send()
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(50)]
@@ -178,10 +172,7 @@ def test_a_child_that_exits_leaves_the_parent_alone(
 
 @every_mode
 def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_script):
-    """A producer that was closed stays closed in the child, whatever is tried.
-
-    Acceptance check 4.
-    """
+    """A producer that was closed stays closed in the child, whatever is tried."""
     program = """
     def use():
         errors = [caught(send)]
@@ -392,7 +383,7 @@ def test_a_fork_tells_listeners_nothing_of_the_other_process(
     """A child that closes what its parent used tells nobody, and hurts no listener.
 
     Its own messages, after reset(), are told in the child only; statistics go on in the
-    parent. Acceptance check 48.
+    parent.
     """
     program = """
     producer = Producer(

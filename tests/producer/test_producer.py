@@ -134,7 +134,7 @@ def test_each_producer_has_a_name_of_its_own():
 
 
 def test_read_only_configuration_works(mock_cluster):
-    """Any mapping will do, also one that can't be changed. Acceptance check 59."""
+    """Any mapping will do, also one that can't be changed."""
     kafka = MappingProxyType({"bootstrap.servers": mock_cluster.bootstrap_servers})
 
     with Producer(kafka=kafka) as producer:
@@ -262,10 +262,7 @@ def test_repr_tells_the_state(world, mock_cluster, make_producer):
 
 
 def test_repr_waits_for_nobody(make_producer):
-    """Not for the lock of the buffer either, which nothing in it needs.
-
-    Acceptance check 101.
-    """
+    """Not for the lock of the buffer either, which nothing in it needs."""
     producer = make_producer(id="p")
     shown = []
 
@@ -319,7 +316,7 @@ def send_in(status, producer):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_what_each_status_allows(world, make_producer, status):
-    """Sending connects, goes on, or is refused by name. Acceptance check 118."""
+    """Sending connects, goes on, or is refused by name."""
     producer = Producer() if status == "initial" else make_producer()
     refusal, disconnects = STATUSES[status]
 
@@ -337,7 +334,7 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_arrives(world, make_producer, consumed, codec):
-    """A batch that is worth compressing is read as it was. Acceptance check 111."""
+    """A batch that is worth compressing is read as it was."""
     producer = make_producer({"compression.codec": codec})
     payloads = [b"%d" % number * 200 for number in range(20)]
 
@@ -372,7 +369,7 @@ def test_sync_returns_the_report(world, make_producer):
 
 
 def test_async_returns_a_handle(world, make_producer):
-    """The handle has the report later. Acceptance check 94."""
+    """The handle has the report later."""
     label = object()
     handle = make_producer().produce_async(topic="t", payload=None, label=label)
     assert handle.label is label
@@ -402,10 +399,7 @@ def test_bad_message_is_refused_before_anything_is_opened(make_producer, verb):
 
 
 def test_every_kind_of_field_arrives(world, mock_cluster, make_producer, consumed):
-    """Payload, key, headers, partition and timestamp are what a consumer gets.
-
-    Acceptance check 110.
-    """
+    """Payload, key, headers, partition and timestamp are what a consumer gets."""
     make_producer().produce_sync(
         topic="t",
         payload="grün",
@@ -564,10 +558,7 @@ def test_message_larger_than_the_queue_is_refused_at_once(world, make_producer):
 
 @pytest.mark.slow
 def test_unreachable_cluster_is_named(world, make_producer):
-    """The verdict says that the time is over, and what the last broker error was.
-
-    Acceptance checks 91, 75 and 76.
-    """
+    """The verdict says that the time is over, and what the last broker error was."""
     producer = make_producer({"bootstrap.servers": NOWHERE, "message.timeout.ms": 500})
     heard = errors_of(producer)
 
@@ -599,7 +590,7 @@ def test_timeout_names_the_unreachable_cluster(world, make_producer):
 def test_fatal_error_has_its_real_code(world, make_producer):
     """After a fatal error every send tells the real reason, not the generic one.
 
-    librdkafka refuses only those of idempotent producers. Acceptance check 58.
+    librdkafka refuses only those of idempotent producers.
     """
     producer = make_producer({"enable.idempotence": True})
     producer.produce_sync(topic="t", payload=b"x")
@@ -749,7 +740,7 @@ def test_batch_of_nothing_but_mistakes_is_told_in_short(make_producer):
 def test_batch_with_an_undeliverable_message_says_which(world, make_producer):
     """One message to a partition that is not there fails the batch, by its index.
 
-    The error has the handles of what was queued, all final. Acceptance check 93.
+    The error has the handles of what was queued, all final.
     """
     producer = make_producer()
     batch = [
@@ -1076,10 +1067,7 @@ def push_through(make_producer, together, senders, count, *, queue):
 
 
 def test_async_handles_are_all_settled(world, make_producer):
-    """Fifty messages without waiting: fifty handles, fifty acknowledgements.
-
-    Acceptance check 19.
-    """
+    """Fifty messages without waiting: fifty handles, fifty acknowledgements."""
     producer = make_producer()
     acknowledged = []
     producer.monitor.subscribe("message.acknowledged", acknowledged.append)
@@ -1108,10 +1096,7 @@ def test_handles_can_be_waited_for_with_gevent(hub, mock_cluster, make_producer)
 
 @pytest.mark.slow
 def test_idempotent_messages_are_stored_once(world, make_producer, stored):
-    """A hundred keyed messages of an idempotent producer have a hundred places.
-
-    Acceptance check 20.
-    """
+    """A hundred keyed messages of an idempotent producer have a hundred places."""
     producer = make_producer({"enable.idempotence": True})
     heard = errors_of(producer)
 
@@ -1130,7 +1115,7 @@ def test_idempotent_messages_are_stored_once(world, make_producer, stored):
 def test_async_is_never_held_up_by_serving(world, make_producer, spawn, pause):
     """While others produce and 500 reports are on their way, async stays quick.
 
-    Each call takes less than 100 ms. Acceptance check 21.
+    Each call takes less than 100 ms.
     """
     producer = make_producer()
     stop = []

@@ -67,10 +67,7 @@ BAD = [
 @every_verb
 @pytest.mark.parametrize(("field", "value", "text"), BAD)
 def test_tombstone_with_a_bad_field_is_refused(verb, field, value, text):
-    """Key and partition are required, and the rules of all messages hold.
-
-    Acceptance check 109.
-    """
+    """Key and partition are required, and the rules of all messages hold."""
     producer = Producer(kafka=NOWHERE)
 
     with pytest.raises(MessageInvalidError) as raised:

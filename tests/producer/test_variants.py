@@ -119,7 +119,7 @@ def test_making_a_variant_opens_nothing(mock_cluster, make_producer):
 
 
 def test_nested_use_mixes_nothing_up(world, make_producer):
-    """A variant is an object, so whoever uses another one keeps the first. Check 50."""
+    """A variant is an object, so whoever uses another one keeps the first."""
     producer = make_producer()
     outer = producer.variant(topic_config={"acks": 0})
     inner = producer.variant(topic_config={"acks": 1})
@@ -209,7 +209,7 @@ def test_bad_waits_are_refused(make_producer, seconds):
     "kafka", [{"enable.idempotence": True}, {"transactional.id": "tx"}]
 )
 def test_acks_of_an_idempotent_producer_stay(make_producer, kafka, key):
-    """Fewer acks would break what it promises. Acceptance checks 32, 62 and 67."""
+    """Fewer acks would break what it promises."""
     producer = make_producer(kafka)
 
     errors = problems(producer, topic_config={key: 0})
