@@ -1,7 +1,7 @@
-"""What the tests share, and the check that none of them leaves anything behind.
+"""Shared fixtures, and the check that no test leaves anything behind.
 
-Each test starts in a thread without a hub, whatever the one before it did: one that
-wants a hub uses it, and it is destroyed afterwards.
+Each test starts in a thread without a hub, whatever the test before it did: a test that
+needs a hub uses the fixture `hub`, which is destroyed afterwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LONGEST_WAIT = 2.0
 _PROC = Path("/proc/self")
 
-# In a process of its own, since tests may not find gevent imported.
+# In a separate process, since tests may not find gevent imported.
 _VERSIONS = """
 import gevent, greenlet, confluent_kafka, platform
 loop = gevent.config.loop
@@ -46,7 +46,7 @@ print(
 
 
 def pytest_report_header() -> str:
-    """Name the versions of what the library stands on."""
+    """Name the versions of the libraries that greendrop is built on."""
     command = [sys.executable, "-c", _VERSIONS]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -65,7 +65,7 @@ def mock_cluster() -> Iterator[MockCluster]:
 def make_producer(mock_cluster) -> Iterator[Callable[..., Producer]]:
     """Make producers on the mock cluster; they are closed after the test.
 
-    Takes what `Producer` takes; the keys in `kafka` are added to the cluster's address.
+    Takes the arguments of `Producer`; `kafka` is added to the cluster's address.
     """
     made = []
 
@@ -82,7 +82,7 @@ def make_producer(mock_cluster) -> Iterator[Callable[..., Producer]]:
 
 @pytest.fixture
 def transactional(make_producer) -> Callable[..., Producer]:
-    """Make transactional producers that try again, and replace clients, at once."""
+    """Make transactional producers that retry and reload without delay."""
     made: list[Producer] = []
 
     def make(kafka: dict[str, Any] | None = None, **settings: Any) -> Producer:
@@ -113,7 +113,7 @@ def connected(transactional) -> Callable[..., Producer]:
 
 @pytest.fixture
 def stored(mock_cluster) -> Callable[[str], int]:
-    """Count the messages that a topic of the mock cluster has; it isn't slow then."""
+    """Count the messages of a topic of the mock cluster; sets its round trip to 0."""
 
     def count(topic: str) -> int:
         mock_cluster.round_trip(0)
@@ -139,7 +139,7 @@ def stored(mock_cluster) -> Callable[[str], int]:
 
 @pytest.fixture
 def sent(make_producer) -> tuple[Producer, list[Message]]:
-    """Make a producer, and the list of the messages that it sent, as events tell."""
+    """Make a producer, and the list of messages that it sent by its events."""
     producer = make_producer()
     messages: list[Message] = []
     for name in ("message.produced_sync", "message.produced_async"):
@@ -158,7 +158,7 @@ def sent(make_producer) -> tuple[Producer, list[Message]]:
 
 @pytest.fixture
 def hub() -> Any:
-    """Give the test's thread a hub: what it does runs as in a gevent program."""
+    """Give the test's thread a hub, so that its code runs as in a gevent program."""
     import gevent  # noqa: PLC0415 - not for tests without a hub
 
     _watch_hubs()
@@ -167,20 +167,20 @@ def hub() -> Any:
 
 @pytest.fixture
 def longest_gap(hub) -> type[LongestGap]:
-    """Measure how long other greenlets had to wait at most.
+    """Measure the longest time that other greenlets had to wait.
 
-    `with longest_gap() as gap:`, and then `gap.seconds`.
+    Use it as `with longest_gap() as gap:`, then read `gap.seconds`.
     """
     return LongestGap
 
 
 @pytest.fixture
 def run_script() -> Callable[..., interpreter.Ended]:
-    """Run a program in a fresh interpreter, see `tests.interpreter.run`."""
+    """Run a program in a fresh interpreter; see `tests.interpreter.run`."""
     return interpreter.run
 
 
-# --- two worlds -----------------------------------------------------------------------
+# --- with and without a hub -----------------------------------------------------------
 
 
 @pytest.fixture(params=["threads", "greenlets"])
@@ -193,7 +193,7 @@ def world(request) -> str:
 
 @pytest.fixture
 def spawn(world) -> Callable[[Callable[[], object]], Any]:
-    """Start a function that runs by itself; give what has a `join`."""
+    """Start a function in a greenlet or thread; return an object with `join`."""
 
     def start(function: Callable[[], object]) -> Any:
         if world == "greenlets":
@@ -213,7 +213,7 @@ def pause(world) -> Callable[[float], object]:
 
 @pytest.fixture
 def until(pause) -> Callable[..., None]:
-    """Let others run until a condition holds."""
+    """Let other tasks run until a condition holds."""
 
     def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
         deadline = time.monotonic() + seconds
@@ -224,28 +224,28 @@ def until(pause) -> Callable[..., None]:
     return wait
 
 
-# --- nothing is left behind -----------------------------------------------------------
+# --- the check for leftovers ----------------------------------------------------------
 
-# Exceptions that ended a greenlet or a callback, which nobody but the hub was told of.
-# Those that end threads, and those in destructors, are told by pytest itself.
+# Exceptions that ended a greenlet or a callback and that only the hub has seen. pytest
+# itself reports those that end threads and those in destructors.
 _hub_errors: list[tuple[object, BaseException]] = []
 
 
 @pytest.fixture
 def hub_errors() -> list[tuple[object, BaseException]]:
-    """What hubs were told of: for a test that expects it, and clears it."""
+    """Exceptions that hubs have seen. A test that expects some clears the list."""
     return _hub_errors
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """Fail a test that leaves something open, and close it for the next one."""
+    """Fail a test that leaves something open, and close it for the next test."""
     _watch_hubs()
     before = _open_now()
     yield
     left = [*_close_producers(), *_end_hub()]
     left += _left_open(before)
-    left += [f"an error that nobody got: {error!r}" for error in _hub_errors]
+    left += [f"an uncaught error: {error!r}" for error in _hub_errors]
     _hub_errors.clear()
     if left:
         pytest.fail("left behind: " + "; ".join(left), pytrace=False)
@@ -269,7 +269,7 @@ def _close_producers() -> list[str]:
 
 
 def _end_hub() -> list[str]:
-    """End the main thread's hub; name greenlets of ours that still ran there."""
+    """End the main thread's hub; describe greenlets of ours that still ran there."""
     local: Any = sys.modules.get("gevent._hub_local")
     hub = None if local is None else local.get_hub_if_exists()
     if hub is None:
@@ -278,7 +278,7 @@ def _end_hub() -> list[str]:
     left = [
         f"greenlet {each!r}"
         for each in gc.get_objects()
-        # Not isinstance: that asks some objects of others, and may do anything.
+        # Not isinstance: it evaluates properties of some objects.
         if issubclass(type(each), greenlet)
         and each.parent is hub
         and not each.dead
@@ -289,7 +289,7 @@ def _end_hub() -> list[str]:
 
 
 class _Open(NamedTuple):
-    """Threads by id, and file descriptors with what they lead to."""
+    """Threads by id, and file descriptors with their targets."""
 
     threads: set[str]
     files: set[tuple[str, str]]
@@ -300,7 +300,7 @@ def _open_now() -> _Open:
         return _Open(set(), set())
     files = set()
     for file in (_PROC / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
             files.add((file.name, str(file.readlink())))
     return _Open({each.name for each in (_PROC / "task").iterdir()}, files)
 
@@ -312,7 +312,7 @@ def _left_open(before: _Open) -> list[str]:
         threads, files = now.threads - before.threads, now.files - before.files
         if not threads and not files:
             return []
-        # What nobody refers to any more may be closed by its destructor.
+        # Objects without references may be closed by their destructor.
         gc.collect()
         if time.monotonic() > deadline:
             break

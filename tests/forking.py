@@ -1,6 +1,6 @@
-"""Forked copies of a program that do something and tell what came of it.
+"""Forked copies of a program that call a function and send its result to the parent.
 
-For programs in interpreters of their own: pytest's process is not one to be forked.
+For programs in fresh interpreters: pytest's process must not be forked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXIT = 7
 
 
 def forks() -> dict[str, Callable[[], int]]:
-    """Give the ways to fork that this program has, by name."""
+    """Return the functions that fork in this program, by name."""
     ways = {"os.fork": os.fork}
     gevent_os = sys.modules.get("gevent.os")
     if gevent_os is not None:
@@ -46,31 +46,31 @@ class Fork:
     def _call(function: Callable[[], object], writer: int) -> None:
         try:
             answer = [None, function()]
-        except BaseException:  # noqa: BLE001 - told to the parent
+        except BaseException:  # noqa: BLE001 - sent to the parent
             answer = [traceback.format_exc(), None]
         os.write(writer, json.dumps(answer).encode())
         os._exit(_EXIT)
 
     def result(self, timeout: float = 10.0) -> Any:
-        """Wait for the child's end, letting other tasks run; give what it returned."""
+        """Wait for the child's end, letting other tasks run; return its result."""
         deadline = time.monotonic() + timeout
-        told = b""
+        data = b""
         while True:
             assert time.monotonic() < deadline, "the forked child hangs"
             try:
-                told = os.read(self._reader, 65536)
+                data = os.read(self._reader, 65536)
                 break
             except BlockingIOError:
                 tasks.sleep(0.005)
         os.close(self._reader)
         assert wait_for_exit(self._pid, deadline - time.monotonic()) == _EXIT
-        problem, result = json.loads(told)
+        problem, result = json.loads(data)
         assert problem is None, problem
         return result
 
 
 def wait_for_exit(pid: int, timeout: float = 10.0) -> int:
-    """Wait for a child's end, letting other tasks run; give its exit code."""
+    """Wait for a child's end, letting other tasks run; return its exit code."""
     deadline = time.monotonic() + timeout
     # gevent reaps the children that it has forked, once its loop has seen SIGCHLD. It
     # misses that of the first one if that ends before gevent has set its handler.

@@ -1,7 +1,7 @@
-"""Programs in interpreters of their own, in each of the ways that programs use gevent.
+"""Programs in fresh interpreters, in each of the ways that programs use gevent.
 
-How gevent came into a program can't be tested in pytest's process: what is patched or
-imported there stays so.
+pytest's process can't test how gevent is imported: what is patched or imported there
+stays so.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 
-#: What a program does first.
+#: The first statements of a program, by mode.
 MODES = {
     "none": "",
     "unpatched": "import gevent",
     "patched": "from gevent import monkey; monkey.patch_all()",
     "late": "import greendrop; from gevent import monkey; monkey.patch_all()",
 }
-# Then librdkafka's complaints about brokers that are meant to be down are left out of
+# Next: keep librdkafka's complaints about brokers that are meant to be down out of
 # standard error, unless the program configures logging itself.
 _QUIET = (
     "import logging as _logging;"
     " _logging.getLogger('greendrop.librdkafka').addHandler(_logging.NullHandler())"
 )
-# Then the names it was given are set, and then it runs.
+# The last statements of a program, after the given names and its source.
 _LAST = {"none": "import sys; assert 'gevent' not in sys.modules"}
 
-#: Seconds until a program is ended with all it has started. None takes nearly as long.
+#: Seconds until a program and its children are killed. None takes nearly as long.
 _TIMEOUT = 30.0
 _WARNINGS = (
     "-Wdefault",
@@ -43,7 +43,7 @@ _WARNINGS = (
 
 
 class Ended(NamedTuple):
-    """How a program went."""
+    """The result of a program."""
 
     returncode: int
     stdout: str
@@ -52,7 +52,7 @@ class Ended(NamedTuple):
 
 
 def start(source: str, mode: str, **names: object) -> subprocess.Popen[str]:
-    """Start a program, as the leader of a process group; see `run`."""
+    """Start a program as the leader of a process group; see `run`."""
     given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     lines = (MODES[mode], _QUIET, given, textwrap.dedent(source), _LAST.get(mode, ""))
     return subprocess.Popen(
@@ -67,13 +67,13 @@ def start(source: str, mode: str, **names: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = _TIMEOUT) -> Ended:
-    """Wait for the end of a program that was started.
+    """Wait for a started program to end.
 
     Raises:
-        AssertionError: It did not end in time. It is ended, with all it has started;
-            the text says where its threads were.
+        AssertionError: The program did not end in time, and was killed with children;
+            the text has the stacks of its threads.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -84,7 +84,7 @@ def finish(process: subprocess.Popen[str], timeout: float = _TIMEOUT) -> Ended:
         stdout, stderr = process.communicate(timeout=timeout)
         text = f"the program did not end within {timeout:g} s\n{stdout}\n{stderr}"
         raise AssertionError(text) from None
-    return Ended(process.returncode, stdout, stderr, time.monotonic() - began)
+    return Ended(process.returncode, stdout, stderr, time.monotonic() - started)
 
 
 def run(
@@ -98,16 +98,16 @@ def run(
     """Run a program to its end.
 
     Args:
-        source: Its text; indentation that all lines have is taken away.
+        source: The program; common indentation is removed.
         mode: A key of `MODES`. In mode "none" the program fails if anything has
             imported gevent.
-        fails: Whether it may end with another exit code than 0, and write to stderr:
-            there an exception would be told that nobody got.
+        fails: Whether it may end with another exit code than 0 and write to stderr,
+            where uncaught exceptions are printed.
         timeout: Seconds that it may take.
-        **names: Names that it finds set, to what can be written as a literal.
+        **names: Names that the program finds set, to values that have a literal.
     """
     ended = finish(start(source, mode, **names), timeout)
     if not fails:
-        told = f"exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        assert (ended.returncode, ended.stderr) == (0, ""), told
+        output = f"exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        assert (ended.returncode, ended.stderr) == (0, ""), output
     return ended

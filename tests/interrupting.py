@@ -26,7 +26,7 @@ def at_entry(
 ) -> Iterator[list[int]]:
     """Call `action` once, at the next entry of a function in this thread.
 
-    What the action raises is raised in that function.
+    An exception of the action is raised in that function.
 
     Yields:
         A list that has one element once the action was called.
@@ -53,7 +53,7 @@ def at_nth_entry(
 ) -> Iterator[list[str]]:
     """Call `action` at the nth entry of a function of a folder in this thread.
 
-    What the action raises is raised in that function.
+    An exception of the action is raised in that function.
 
     Args:
         number: Counted from 1.

@@ -1,8 +1,8 @@
-"""Tasks that run side by side, and a clock that shows when they could not.
+"""Concurrent tasks, and a clock that measures how long they could not run.
 
-Greenlets in a program that uses gevent without patching, threads in any other; in a
-patched program these are greenlets too. For tests in this process and for programs in
-interpreters of their own.
+Tasks are greenlets in a program that uses gevent without patching, and threads in any
+other; in a patched program threads are greenlets too. For tests in this process and for
+programs in fresh interpreters.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def sleep(seconds: float) -> None:
 
 
 class Task:
-    """A function that runs by itself, from now on."""
+    """A function that runs concurrently from now on."""
 
     def __init__(self, function: Callable[..., object], *args: object) -> None:
         self._function = function
         self._args = args
         self._error: BaseException | None = None
-        # Set before it runs: a thread may be done before `start` returns.
+        # Set before the task runs: a thread may end before `start` returns.
         self.result: Any = None
         gevent = _gevent()
         if gevent is not None:
@@ -57,9 +57,9 @@ class Task:
             self._error = error
 
     def join(self, timeout: float = 20.0) -> Any:
-        """Wait for its end; give its result, or raise what it raised."""
+        """Wait for its end; return its result, or raise its exception."""
         deadline = time.monotonic() + timeout
-        while self.runs:
+        while self.is_running:
             assert time.monotonic() < deadline, f"{self._function} runs too long"
             self._task.join(0.5)
         if self._error is not None:
@@ -67,14 +67,14 @@ class Task:
         return self.result
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended."""
         alive = getattr(self._task, "is_alive", None)
         return bool(alive()) if alive else not self._task.dead
 
 
 def together(functions: Iterable[Callable[[], object]]) -> list[Any]:
-    """Run functions side by side; give their results, in order."""
+    """Run functions concurrently; return their results, in order."""
     tasks = [Task(function) for function in functions]
     return [task.join() for task in tasks]
 
@@ -88,18 +88,17 @@ def await_true(condition: Callable[[], object], timeout: float = 10.0) -> None:
 
 
 class LongestGap:
-    """How long other tasks had to wait for their turn, at most, in a `with` block.
+    """The longest time that other tasks had to wait in a `with` block.
 
-    A ticker asks for a turn each millisecond. Time in which this thread was ready and
-    the machine ran another program is not counted: it is nobody's fault here. What
-    there was before the block is kept from the garbage collector meanwhile, since
-    pytest's process has a lot of it.
+    A ticker asks to run each millisecond. Time in which this thread was ready and the
+    machine ran another program is not counted. Objects from before the block are frozen
+    for the garbage collector meanwhile, since pytest's process has many of them.
     """
 
     def __init__(self) -> None:
         #: The longest gap between two ticks.
         self.seconds = 0.0
-        #: How often the ticker had its turn.
+        #: How often the ticker ran.
         self.ticks = 0
         self._running = False
 
@@ -129,7 +128,7 @@ class LongestGap:
 
 
 class _Delay(contextlib.AbstractContextManager["_Delay"]):
-    """Seconds that this thread has waited for a processor; 0 where nobody tells."""
+    """Seconds that this thread has waited for a processor; 0 where that is unknown."""
 
     def __enter__(self) -> _Delay:
         try:

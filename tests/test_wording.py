@@ -1,4 +1,4 @@
-"""Parts of texts: counts, durations and the reasons of errors."""
+"""Fragments of texts: counts, durations and the reasons of errors."""
 
 import pytest
 
@@ -11,12 +11,12 @@ from greendrop.errors import ConfigurationInvalidError
     [(0, "0 messages"), (1, "1 message"), (2, "2 messages"), (1200, "1,200 messages")],
 )
 def test_nouns_agree_with_their_number(number, text):
-    """One message is a message."""
+    """The noun is singular for one message and plural otherwise."""
     assert _wording.count(number, "message") == text
 
 
 def test_verbs_agree_with_their_number():
-    """One was, two were."""
+    """The verb is "was" for one and "were" for two."""
     assert _wording.count_were(1, "message") == "1 message was"
     assert _wording.count_were(2, "message") == "2 messages were"
 
@@ -35,18 +35,18 @@ def test_verbs_agree_with_their_number():
     ],
 )
 def test_durations_are_rounded(duration, text):
-    """What is left of ten seconds is shown as ten seconds."""
+    """A remainder of ten seconds is shown as ten seconds."""
     assert _wording.seconds(duration) == text
 
 
 def test_reason_is_never_empty():
-    """An exception without a text has at least a class."""
+    """The reason for an exception without a text is its class."""
     assert _wording.reason(ValueError("why")) == "why"
     assert _wording.reason(ValueError()) == "ValueError"
 
 
 def test_id_in_use_is_named_once():
-    """A second producer with the same id reads that the id is in use."""
+    """The error of a second producer with the same id says that the id is in use."""
     producer = Producer({"bootstrap.servers": "localhost:1"}, id="same")
     with pytest.raises(ConfigurationInvalidError) as raised:
         Producer({"bootstrap.servers": "localhost:1"}, id="same")

@@ -121,7 +121,7 @@ def test_the_partition_is_used_as_long_as_the_topic_is_unknown(
     "error", ["LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PARTITION"]
 )
 def test_a_partition_key_waits_for_the_topic(make_producer, mock_cluster, topic, error):
-    """While the topic has no leader or is being created, metadata is requested again."""
+    """While the topic has no leader or is being created, metadata is asked again."""
     producer = make_producer()
     expected = producer.produce_sync(topic=topic, payload=b"x", key="k").partition
     mock_cluster.fail_topic(topic, error)

@@ -33,7 +33,7 @@ from greendrop.errors import (
 )
 from greendrop.testing import MemoryCluster
 
-#: Can't be pickled.
+#: This object can't be pickled.
 LAMBDA = lambda: 1  # noqa: E731
 
 CLASSES = sorted(
@@ -56,7 +56,7 @@ BROKER_ERROR = BrokerError(
 
 
 def example_of(kind):
-    """Make an error with all it can carry, caused by a broker's."""
+    """Make an error with every attribute it can have, caused by a broker error."""
     if issubclass(
         kind,
         (
@@ -82,7 +82,7 @@ def example_of(kind):
 
 
 def drawn_tree():
-    """Read the picture at the head of errors.py: class name -> parent's name."""
+    """Parse the diagram in the docstring of errors.py: class name -> parent's name."""
     parents, path = {}, ["GreendropError"]
     for line in errors.__doc__.splitlines():
         if found := re.match(r"    ([│ ]*)[├└]── (\w+)", line):
@@ -94,7 +94,7 @@ def drawn_tree():
 
 
 def test_tree_is_as_drawn():
-    """The picture at the head of errors.py shows each class below its parent."""
+    """The diagram in the docstring of errors.py shows each class below its parent."""
     real = {
         each.__name__: next(
             base.__name__ for base in each.__mro__[1:] if base.__name__[0] != "_"
@@ -107,20 +107,20 @@ def test_tree_is_as_drawn():
 
 
 def test_every_error_can_be_imported_from_the_package():
-    """Whoever wants to catch an error finds it in `greendrop`."""
+    """Every public error class is exported by `greendrop`."""
     for each in CLASSES:
         assert getattr(greendrop, each.__name__) is each
         assert each.__name__ in greendrop.__all__
 
 
 def test_some_errors_are_also_pythons_own():
-    """A timeout is a TimeoutError, too, and an illegal wait a RuntimeError."""
+    """A delivery timeout is a TimeoutError, and an illegal wait a RuntimeError."""
     assert issubclass(DeliveryTimeoutError, TimeoutError)
     assert issubclass(IllegalWaitError, RuntimeError)
 
 
 def same(one, other):
-    """Whether two errors are alike in all that can be asked of them."""
+    """Return whether two errors have the same class, arguments, text and attributes."""
     return (
         type(one) is type(other)
         and one.args == other.args
@@ -132,7 +132,7 @@ def same(one, other):
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_errors_pickle_with_attributes_and_cause(kind, protocol):
-    """An error that went through a process pool or Celery tells the same."""
+    """An error that was sent through a process pool or Celery has the same content."""
     error = example_of(kind)
 
     got = pickle.loads(pickle.dumps(error, protocol))
@@ -143,9 +143,9 @@ def test_errors_pickle_with_attributes_and_cause(kind, protocol):
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_errors_survive_json(kind):
-    """Class and `args` are enough for the same text: Celery's JSON results have those.
+    """Class and `args` rebuild the text: Celery's JSON results have only those.
 
-    What an error counts or lists is there, too, but for handles.
+    Counts and lists of the error are rebuilt too, except for handles.
     """
     error = example_of(kind)
 
@@ -153,17 +153,17 @@ def test_errors_survive_json(kind):
     got = kind(*args)
 
     assert str(error) == str(got)
-    told = {"errors", "step", "count", "failed_index", "code", "name"} & vars(
+    expected = {"errors", "step", "count", "failed_index", "code", "name"} & vars(
         error
     ).keys()
-    assert {key: vars(error)[key] for key in told} == {
-        key: vars(got)[key] for key in told
+    assert {key: vars(error)[key] for key in expected} == {
+        key: vars(got)[key] for key in expected
     }
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_errors_take_a_postscript(kind):
-    """What is added to the text later is at its end, also after pickling."""
+def test_text_added_to_an_error_survives_pickling(kind):
+    """Text that is added to an error later is at its end, also after pickling."""
     error = example_of(kind)
     before = str(error)
 
@@ -175,8 +175,8 @@ def test_errors_take_a_postscript(kind):
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_errors_copy(kind, copied):
-    """A copy is an error of its own that tells the same."""
+def test_copies_of_errors_have_the_same_content(kind, copied):
+    """A copy of an error is a separate object with the same content."""
     error = example_of(kind)
 
     got = copied(error)
@@ -188,20 +188,20 @@ def test_errors_copy(kind, copied):
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_errors_read_as_text(kind):
-    """The text is a sentence, with no braces, quotes or tuples around it."""
+    """The text is a sentence, without braces, quotes or tuples around it."""
     assert re.fullmatch(r"[a-z0-9][^{}]*", str(example_of(kind)))
 
 
-def test_fields_are_told_in_the_text():
-    """Each bad field is in the text, and in `errors` by name."""
+def test_bad_fields_are_named_in_the_text():
+    """Each bad field is named in the text and is a key of `errors`."""
     error = MessageInvalidError({"topic": "is wrong", "key": "is empty"})
 
     assert str(error) == "topic: is wrong; key: is empty"
     assert error.errors == {"topic": "is wrong", "key": "is empty"}
 
 
-def test_fields_are_the_errors_own():
-    """The mapping that an error was made of may change afterwards."""
+def test_errors_copy_the_mapping_of_fields():
+    """Changing the mapping that an error was made from does not change the error."""
     problems = {"topic": "is wrong"}
     error = MessageInvalidError(problems)
     problems.clear()
@@ -214,8 +214,8 @@ def test_fields_are_the_errors_own():
     [each for each in CLASSES if issubclass(each, ProduceError)],
     ids=lambda kind: kind.__name__,
 )
-def test_produce_errors_speak_for_their_cause(kind):
-    """The broker's number, name and flags can be asked of the error itself."""
+def test_produce_errors_have_the_attributes_of_their_cause(kind):
+    """The broker error's code, name and flags are attributes of the produce error."""
     error = example_of(kind)
 
     assert error.code == 10
@@ -226,8 +226,8 @@ def test_produce_errors_speak_for_their_cause(kind):
 
 
 @pytest.mark.parametrize("cause", [None, ValueError("x"), DeliveryError("y")])
-def test_produce_errors_without_a_brokers_word_have_no_code(cause):
-    """Where no broker spoke, there is no number, and no flag is up."""
+def test_produce_errors_without_a_broker_error_have_no_code(cause):
+    """Without a broker error as cause the code is None and every flag is False."""
     error = ProduceError("what happened")
     error.__cause__ = cause
 
@@ -238,15 +238,15 @@ def test_produce_errors_without_a_brokers_word_have_no_code(cause):
     assert error.abortable is False
 
 
-def test_flags_of_a_broker_error_are_down_by_default():
-    """Nothing is fatal, retriable or abortable unless somebody said so."""
+def test_flags_of_a_broker_error_are_false_by_default():
+    """A broker error is not fatal, retriable or abortable unless it says so."""
     error = BrokerError("what happened", code=-195, name="_TRANSPORT")
 
     assert (error.fatal, error.retriable, error.abortable) == (False, False, False)
 
 
 def test_notes_survive_pickling():
-    """What `add_note` added (Python 3.11) is an attribute like any other."""
+    """Notes added by `add_note` (Python 3.11) survive like other attributes."""
     error = ProduceError("what happened")
     error.__notes__ = ["while sending an order"]
 
@@ -254,7 +254,7 @@ def test_notes_survive_pickling():
 
 
 class NoRepr:
-    """An object without a repr, which doesn't pickle either."""
+    """An object that can be neither shown nor pickled."""
 
     def __reduce__(self):
         """Refuse."""
@@ -266,7 +266,7 @@ class NoRepr:
 
 
 class TwoArgumentsError(Exception):
-    """Pickles, and can't be unpickled: its constructor needs more than its `args`."""
+    """Can be pickled but not unpickled: its constructor needs more than `args`."""
 
     def __init__(self, text, more):
         super().__init__(text)
@@ -285,7 +285,7 @@ class TwoArgumentsError(Exception):
 )
 @pytest.mark.parametrize("kind", [MiddlewareError, OAuthTokenError])
 def test_errors_pickle_whatever_their_cause_is(kind, cause):
-    """A cause that does not pickle is replaced by an error with its repr as text."""
+    """A cause that can't be pickled is replaced by an error with its repr as text."""
     error = example_of(kind)
     error.__cause__ = cause
     cause.__cause__ = BROKER_ERROR
@@ -302,7 +302,7 @@ def test_errors_pickle_whatever_their_cause_is(kind, cause):
 
 
 def test_errors_pickle_whatever_they_carry():
-    """Arguments and attributes that do not pickle are replaced by their repr."""
+    """Arguments and attributes that can't be pickled are replaced by their repr."""
     lock = threading.Lock()
     error = AbortTransaction("stop", lock)
     error.lock = lock
@@ -315,7 +315,7 @@ def test_errors_pickle_whatever_they_carry():
 
 
 def test_buffered_messages_of_an_error_pickle_field_by_field():
-    """A label that does not pickle doesn't cost the message's payload."""
+    """A label that can't be pickled does not cost the message's payload."""
     lock = threading.Lock()
     message = Message("t", b"payload", label=lock)
     error = MessagesAbandonedError("one was lost", count=1, buffered=[message])
@@ -327,7 +327,7 @@ def test_buffered_messages_of_an_error_pickle_field_by_field():
 
 
 def test_copies_of_errors_share_what_they_carry():
-    """Each of many tasks that wait for a message raises a copy."""
+    """Each of several tasks that wait for one message raises a copy of its error."""
     lock = threading.Lock()
     error = AbortTransaction("stop", lock)
     error.lock = lock
@@ -354,7 +354,7 @@ def test_copies_of_errors_share_what_they_carry():
     ids=["function", "mapping", "class", "lambda", "list of a lambda"],
 )
 def test_errors_pickle_whatever_the_labels_are(label, pickled):
-    """A label that does not pickle is replaced by its repr, in handles, too."""
+    """A label that can't be pickled is replaced by its repr, in handles too."""
     with MemoryCluster() as cluster:
         producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
         cluster.fail_messages("INVALID_RECORD")
@@ -370,7 +370,7 @@ def test_errors_pickle_whatever_the_labels_are(label, pickled):
 
 
 def test_subclass_of_a_user_pickles():
-    """A user's own class below ours pickles without further ado."""
+    """A user's subclass of our errors can be pickled without extra code."""
     error = UsersError("what happened", order=5)
 
     got = pickle.loads(pickle.dumps(error))
@@ -380,7 +380,7 @@ def test_subclass_of_a_user_pickles():
 
 
 class UsersError(ProduceError):
-    """An error with a constructor that its arguments don't fit again."""
+    """An error whose constructor does not accept its own `args`."""
 
     def __init__(self, text, *, order):
         super().__init__(text)
@@ -395,7 +395,7 @@ class UsersError(ProduceError):
         (OutcomeUnknownError, "unknown"),
     ],
 )
-def test_each_branch_says_what_became_of_the_message(branch, state):
+def test_each_branch_has_one_message_state(branch, state):
     """All errors below one branch have the same `message_state`, also when pickled."""
     for kind in CLASSES:
         if issubclass(kind, branch):
@@ -404,8 +404,8 @@ def test_each_branch_says_what_became_of_the_message(branch, state):
             assert pickle.loads(pickle.dumps(error)).message_state == state
 
 
-def test_an_illegal_wait_says_whether_the_message_was_queued():
-    """`message_state` of an illegal wait is that of the case, also when pickled."""
+def test_an_illegal_wait_states_whether_the_message_was_queued():
+    """The `message_state` of an illegal wait is that of the case."""
     refused = IllegalWaitError("nothing was sent")
     queued = pickle.loads(pickle.dumps(IllegalWaitError("queued", "unknown")))
 
@@ -437,7 +437,7 @@ def handle_with(error):
 def test_a_failed_batch_has_the_state_that_holds_for_all_its_messages(
     cause, handles, rolled_back, state
 ):
-    """The least certain state counts; what was rolled back is not delivered."""
+    """The least certain state wins; a message that was rolled back is not delivered."""
     error = ProduceManyError(
         "text", 0, list(map(handle_with, handles)), list(map(handle_with, rolled_back))
     )

@@ -25,99 +25,99 @@ from greendrop.testing import trigger_fatal_error
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 10.0
 
-#: Says that an event of the test's own choice happened; any would do.
+#: Marks an event of the test's own choice; any event would do.
 NAME = "message.acknowledged"
 PAYLOAD = {"producer_id": "p", "topic": "t"}
 
 
 @pytest.fixture
 def monitor():
-    """Make a monitor that nobody listens to."""
+    """Make a monitor without listeners."""
     return Monitor()
 
 
 # -- subscribing ----------------------------------------------------------------------
 
 
-def test_function_hears_the_event_it_subscribed_to(monitor):
-    """A function is given an event with name and payload."""
-    heard = []
+def test_function_gets_the_event_it_subscribed_to(monitor):
+    """A function is called with an event that has a name and a payload."""
+    events = []
 
     def listener(event):
-        heard.append(event)
+        events.append(event)
 
     assert monitor.subscribe(NAME, listener) is listener
     monitor.emit(NAME, PAYLOAD)
     monitor.emit("producer.closing", PAYLOAD)
 
-    (event,) = heard
+    (event,) = events
     assert event.name == NAME
     assert event.payload == PAYLOAD
     assert event["topic"] == "t"
 
 
-def test_decorator_subscribes_and_gives_the_function_back(monitor):
-    """The decorated function stays what it was."""
-    heard = []
+def test_decorator_subscribes_and_returns_the_function(monitor):
+    """The decorated function is unchanged."""
+    events = []
 
     @monitor.subscribe(NAME)
     def listener(event):
-        heard.append(event.name)
+        events.append(event.name)
         return "still a function"
 
     monitor.emit(NAME, PAYLOAD)
 
-    assert heard == [NAME]
+    assert events == [NAME]
     assert listener(Event(NAME, {})) == "still a function"
 
 
 class Listener:
-    """Has methods for two events, and others."""
+    """A listener with methods for two events, and other methods."""
 
     def __init__(self):
-        self.heard = []
+        self.events = []
         self.on_producer_closed = "not a method"
 
     def on_message_acknowledged(self, event):
-        """Hear of one event."""
-        self.heard.append(event.name)
+        """Record one event."""
+        self.events.append(event.name)
 
     def on_error_occurred(self, event):
-        """Hear of another."""
-        self.heard.append(event.name)
+        """Record the other event."""
+        self.events.append(event.name)
 
     def on_something_else(self, event):
-        """Hear of nothing: there is no such event."""
+        """Record nothing: there is no such event."""
 
 
-def test_object_hears_the_events_it_has_methods_for(monitor):
-    """A listener object is called by the names of its methods."""
+def test_object_gets_the_events_it_has_methods_for(monitor):
+    """A listener object's methods are called by event name."""
     listener = Listener()
 
     assert monitor.subscribe(listener) is listener
     for name in EVENTS:
         monitor.emit(name, PAYLOAD)
 
-    assert sorted(listener.heard) == ["error.occurred", "message.acknowledged"]
+    assert sorted(listener.events) == ["error.occurred", "message.acknowledged"]
     assert not monitor.listens("producer.closed")
 
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_every_event_can_be_subscribed_by_method(monitor, name):
-    """Each name of the table has a method's name, dots as underscores."""
-    heard = []
+    """Each event name in the table has a method name: dots become underscores."""
+    events = []
     method = "on_" + name.replace(".", "_")
-    listener = type("L", (), {method: staticmethod(heard.append)})()
+    listener = type("L", (), {method: staticmethod(events.append)})()
 
     monitor.subscribe(listener)
     monitor.emit(name, PAYLOAD)
 
-    assert [each.name for each in heard] == [name]
+    assert [each.name for each in events] == [name]
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_nobody_listens_at_first(monitor, name):
-    """A new monitor has no listeners; with one, it says so for that event only."""
+def test_new_monitor_has_no_listeners(monitor, name):
+    """A new monitor has no listeners; a listener counts for its event only."""
     assert not monitor.listens(name)
 
     monitor.subscribe(name, print)
@@ -126,7 +126,7 @@ def test_nobody_listens_at_first(monitor, name):
 
 
 def test_unknown_event_is_refused_with_a_suggestion(monitor):
-    """A mistyped name is told at once, and not listened to for ever."""
+    """A mistyped event name raises at once, instead of never being called."""
     with pytest.raises(EventNotRegisteredError) as raised:
         monitor.subscribe("message.acknowleged", print)
 
@@ -134,16 +134,16 @@ def test_unknown_event_is_refused_with_a_suggestion(monitor):
     assert "did you mean 'message.acknowledged'?" in str(raised.value)
 
 
-def test_unknown_event_like_no_other_is_refused(monitor):
-    """Where no name is near, none is suggested."""
+def test_unknown_event_unlike_any_other_is_refused(monitor):
+    """An unknown name unlike any known name is refused without a suggestion."""
     with pytest.raises(EventNotRegisteredError) as raised:
         monitor.subscribe("zzz", print)
 
     assert "did you mean" not in str(raised.value)
 
 
-def test_what_is_not_callable_is_refused_at_once(monitor):
-    """Not when the event comes, where only the log would tell."""
+def test_uncallable_listener_is_refused_at_once(monitor):
+    """The error comes at subscription; at the event only the log would show it."""
     with pytest.raises(TypeError, match="callable, not int"):
         monitor.subscribe(NAME, 5)
     with pytest.raises(TypeError, match="callable, not str"):
@@ -153,7 +153,7 @@ def test_what_is_not_callable_is_refused_at_once(monitor):
 
 
 def test_class_is_no_listener(monitor):
-    """Its methods would be called without an object: somebody forgot to make one."""
+    """A class is refused, since its methods would be called without an instance."""
 
     class Listener:
         def on_message_acknowledged(self, event):
@@ -164,51 +164,51 @@ def test_class_is_no_listener(monitor):
 
 
 def test_decorator_refuses_an_unknown_event_at_once(monitor):
-    """The name is looked at before the function is there."""
+    """The event name is checked before the function is decorated."""
     with pytest.raises(EventNotRegisteredError):
         monitor.subscribe("zzz")
 
 
 def test_object_without_a_method_for_an_event_is_refused(monitor):
-    """An object that would never hear anything was subscribed by mistake."""
+    """An object without any matching method is refused as a mistake."""
     with pytest.raises(EventNotRegisteredError, match="on_message_acknowledged"):
         monitor.subscribe(object())
 
 
 def test_listeners_are_called_in_order_of_subscription(monitor):
-    """First come, first told, whatever form they came in."""
-    heard = []
-    monitor.subscribe(NAME, lambda _: heard.append(1))
+    """Functions and objects alike are called in the order of subscription."""
+    events = []
+    monitor.subscribe(NAME, lambda _: events.append(1))
     listener = Listener()
-    listener.heard = heard
+    listener.events = events
     monitor.subscribe(listener)
-    monitor.subscribe(NAME)(lambda _: heard.append(3))
+    monitor.subscribe(NAME)(lambda _: events.append(3))
 
     monitor.emit(NAME, PAYLOAD)
 
-    assert heard == [1, NAME, 3]
+    assert events == [1, NAME, 3]
 
 
 def test_same_function_may_listen_twice(monitor):
-    """Who subscribes twice hears twice; unsubscribing ends both."""
-    heard = []
-    monitor.subscribe(NAME, heard.append)
-    monitor.subscribe(NAME, heard.append)
+    """A function subscribed twice is called twice; unsubscribing removes both."""
+    events = []
+    monitor.subscribe(NAME, events.append)
+    monitor.subscribe(NAME, events.append)
     monitor.emit(NAME, PAYLOAD)
-    assert len(heard) == 2
+    assert len(events) == 2
 
-    monitor.unsubscribe(heard.append)
+    monitor.unsubscribe(events.append)
     monitor.emit(NAME, PAYLOAD)
 
-    assert len(heard) == 2
+    assert len(events) == 2
 
 
-def test_unsubscribed_function_hears_nothing(monitor):
-    """It is gone from every event; the others stay."""
-    heard, others = [], []
+def test_unsubscribed_function_gets_no_events(monitor):
+    """The function is removed from every event; other listeners stay."""
+    events, others = [], []
 
     def listener(event):
-        heard.append(event)
+        events.append(event)
 
     monitor.subscribe(NAME, listener)
     monitor.subscribe("error.occurred", listener)
@@ -217,24 +217,24 @@ def test_unsubscribed_function_hears_nothing(monitor):
     for name in (NAME, "error.occurred"):
         monitor.emit(name, PAYLOAD)
 
-    assert heard == []
+    assert events == []
     assert len(others) == 1
     assert not monitor.listens("error.occurred")
 
 
-def test_unsubscribed_object_hears_nothing(monitor):
-    """An object goes with all of its methods."""
+def test_unsubscribed_object_gets_no_events(monitor):
+    """All methods of an unsubscribed object are removed."""
     listener = monitor.subscribe(Listener())
     monitor.unsubscribe(listener)
     for name in EVENTS:
         monitor.emit(name, PAYLOAD)
 
-    assert listener.heard == []
+    assert listener.events == []
     assert not any(map(monitor.listens, EVENTS))
 
 
-def test_unsubscribing_a_stranger_does_nothing(monitor):
-    """It may have gone before."""
+def test_unsubscribing_an_unknown_listener_does_nothing(monitor):
+    """Unsubscribing a listener that is not subscribed does nothing."""
     monitor.subscribe(NAME, print)
 
     monitor.unsubscribe(repr)
@@ -242,35 +242,35 @@ def test_unsubscribing_a_stranger_does_nothing(monitor):
     assert monitor.listens(NAME)
 
 
-def test_changes_while_an_event_is_told_count_from_the_next_one(monitor):
-    """A listener may subscribe and unsubscribe; the event being told goes on as is."""
-    heard = []
+def test_subscriptions_during_an_event_count_from_the_next_one(monitor):
+    """A listener may change subscriptions; the current event is not affected."""
+    events = []
 
     def late(_event):
-        heard.append("late")
+        events.append("late")
 
     def leaving(_event):
-        heard.append("leaving")
+        events.append("leaving")
         monitor.unsubscribe(leaving)
         monitor.unsubscribe(last)
         monitor.subscribe(NAME, late)
 
     def last(_event):
-        heard.append("last")
+        events.append("last")
 
     monitor.subscribe(NAME, leaving)
     monitor.subscribe(NAME, last)
 
     monitor.emit(NAME, PAYLOAD)
-    assert heard == ["leaving", "last"]
+    assert events == ["leaving", "last"]
     monitor.emit(NAME, PAYLOAD)
 
-    assert heard == ["leaving", "last", "late"]
+    assert events == ["leaving", "last", "late"]
 
 
 @pytest.mark.slow
-def test_subscribing_from_many_threads_loses_nobody(monitor):
-    """Threads may subscribe at the same time, and all of them are told."""
+def test_subscribing_from_many_threads_loses_no_listener(monitor):
+    """Several threads may subscribe at the same time, and all listeners are called."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -290,39 +290,39 @@ def test_subscribing_from_many_threads_loses_nobody(monitor):
     assert len(monitor.listeners[NAME]) == 8 * 99
 
 
-# -- telling --------------------------------------------------------------------------
+# -- emitting -------------------------------------------------------------------------
 
 
-def test_event_without_listeners_goes_nowhere(monitor):
-    """Nobody listens, nothing happens."""
+def test_event_without_listeners_has_no_effect(monitor):
+    """An event without listeners has no effect."""
     monitor.emit(NAME, PAYLOAD)
 
 
 def test_unknown_key_of_a_payload_raises(monitor):
-    """A mistyped key is a mistake, not a None."""
+    """A mistyped key raises instead of returning None."""
     with pytest.raises(KeyError):
         Event(NAME, PAYLOAD)["tpoic"]
 
 
 def test_repr_of_an_event_shows_keys_only():
-    """What an event says may be secret; what it is about is not."""
+    """The repr shows the keys and not the values, which may be secret."""
     event = Event(NAME, {"topic": "TOPIC", "label": "LABEL"})
 
     assert repr(event) == "<Event message.acknowledged topic, label>"
 
 
-def test_raising_listener_is_told_as_an_error(monitor):
-    """What a listener raises is an event of its own, with the event it was about."""
-    heard, problem = [], ValueError("listener's mistake")
+def test_raising_listener_is_reported_as_an_error(monitor):
+    """A listener's exception is an event that names the original event."""
+    events, problem = [], ValueError("listener's mistake")
 
     def failing(_event):
         raise problem
 
     monitor.subscribe(NAME, failing)
-    monitor.subscribe("error.occurred", heard.append)
+    monitor.subscribe("error.occurred", events.append)
     monitor.emit(NAME, PAYLOAD)
 
-    (event,) = heard
+    (event,) = events
     assert event.payload == {
         "producer_id": "p",
         "error": problem,
@@ -332,7 +332,7 @@ def test_raising_listener_is_told_as_an_error(monitor):
 
 
 def test_raising_listener_is_logged(monitor, caplog):
-    """Also without a listener for errors, the log has the traceback."""
+    """The log has the traceback, also without a listener for errors."""
 
     def failing(_event):
         raise ValueError("listener's mistake")
@@ -347,22 +347,22 @@ def test_raising_listener_is_logged(monitor, caplog):
     assert "ValueError: listener's mistake" in caplog.text
 
 
-def test_raising_listener_does_not_keep_others_from_hearing(monitor):
-    """The listeners after the one that raised are told all the same."""
-    heard = []
+def test_raising_listener_does_not_stop_the_others(monitor):
+    """The listeners after the failing one are still called."""
+    events = []
 
     def failing(_event):
         raise ValueError
 
     monitor.subscribe(NAME, failing)
-    monitor.subscribe(NAME, heard.append)
+    monitor.subscribe(NAME, events.append)
     monitor.emit(NAME, PAYLOAD)
 
-    assert len(heard) == 1
+    assert len(events) == 1
 
 
-def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
-    """A listener of errors that raises is told of its own mistake once, and logged."""
+def test_failing_error_listener_causes_no_endless_loop(monitor, caplog):
+    """An error listener that raises gets its own error once, and it is logged."""
     calls = []
 
     def failing(event):
@@ -378,8 +378,8 @@ def test_listener_that_fails_on_failures_ends_nowhere(monitor, caplog):
 
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
-def test_timeouts_and_kills_in_a_listener_are_the_callers(monitor, kind):
-    """What cuts the caller short while a listener runs is meant for the caller."""
+def test_timeouts_and_kills_in_a_listener_reach_the_caller(monitor, kind):
+    """An interruption that arrives in a listener is raised in the caller."""
     errors = []
 
     def interrupted(_event):
@@ -394,8 +394,8 @@ def test_timeouts_and_kills_in_a_listener_are_the_callers(monitor, kind):
 
 
 @pytest.mark.parametrize("kind", [gevent.Timeout, gevent.GreenletExit])
-def test_timeouts_and_kills_in_the_serving_task_are_nobodys(monitor, kind, caplog):
-    """There, they are told as a mistake of the listener, and serving goes on."""
+def test_timeouts_and_kills_do_not_stop_the_poller(monitor, kind, caplog):
+    """The poller reports an interruption as a listener error, and goes on."""
     errors = []
 
     def interrupted(_event):
@@ -411,7 +411,7 @@ def test_timeouts_and_kills_in_the_serving_task_are_nobodys(monitor, kind, caplo
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("swallow", [Exception, BaseException])
-def test_end_of_the_program_passes_through_listeners(monitor, kind, swallow):
+def test_keyboard_interrupt_passes_through_listeners(monitor, kind, swallow):
     """Ctrl-C during a listener ends the program as anywhere else."""
 
     def interrupted(_event):
@@ -425,59 +425,59 @@ def test_end_of_the_program_passes_through_listeners(monitor, kind, swallow):
 
 @pytest.fixture
 def clock(monitor):
-    """Turn the clock by which a monitor tells of failures."""
+    """Control the clock that a monitor uses to limit error events."""
     now = [0.0]
     monitor._failures = RateLimiter(60.0, lambda: now[0])
     return now
 
 
-def test_raising_listener_is_told_once_a_minute(monitor, clock, caplog):
-    """Of a thousand times one is told and logged, and then how many were left out."""
-    heard = []
+def test_raising_listener_is_reported_once_a_minute(monitor, clock, caplog):
+    """Of a thousand equal failures one is reported, then the suppressed count."""
+    events = []
 
     def failing(_event):
         raise ValueError
 
     monitor.subscribe(NAME, failing)
-    monitor.subscribe("error.occurred", heard.append)
+    monitor.subscribe("error.occurred", events.append)
     for _ in range(1000):
         monitor.emit(NAME, PAYLOAD)
     clock[0] = 61.0
     monitor.emit(NAME, PAYLOAD)
 
-    assert [event.payload.get("left_out") for event in heard] == [None, 999]
+    assert [event.payload.get("left_out") for event in events] == [None, 999]
     assert len(caplog.records) == 2
     assert "left_out=999" in caplog.text
 
 
-def test_each_kind_of_failure_is_told(monitor, clock):
-    """Another event, or another kind of exception, is another mistake."""
-    heard = []
+def test_each_kind_of_failure_is_reported(monitor, clock):
+    """Failures with another event or another exception type are reported separately."""
+    events = []
     kinds = [ValueError, KeyError, ValueError]
 
     def failing(_event):
         raise kinds.pop(0)
 
-    monitor.subscribe("error.occurred", heard.append)
+    monitor.subscribe("error.occurred", events.append)
     for name in (NAME, "producer.closing"):
         monitor.subscribe(name, failing)
     monitor.emit(NAME, PAYLOAD)
     monitor.emit(NAME, PAYLOAD)
     monitor.emit("producer.closing", PAYLOAD)
 
-    told = [(event["event"], type(event["error"])) for event in heard]
-    assert told == [
+    reported = [(event["event"], type(event["error"])) for event in events]
+    assert reported == [
         (NAME, ValueError),
         (NAME, KeyError),
         ("producer.closing", ValueError),
     ]
 
 
-# -- real traffic ---------------------------------------------------------------------
+# -- events of a real producer --------------------------------------------------------
 
 
 class Recorder:
-    """Listens to all events of a producer and keeps them."""
+    """Subscribes to all events of a producer and keeps them."""
 
     def __init__(self, producer):
         self.events = []
@@ -485,17 +485,17 @@ class Recorder:
             producer.monitor.subscribe(name, self.events.append)
 
     def names(self):
-        """Names in the order of the events."""
+        """Return the names in the order of the events."""
         return [event.name for event in self.events]
 
     def named(self, name):
-        """Events of a name."""
+        """Return the events with a name."""
         return [event for event in self.events if event.name == name]
 
 
-def test_events_of_a_life_come_in_order(world, make_producer):
-    """Connected, acknowledged before produced, closing, closed."""
-    # No statistics: they come when they like.
+def test_events_of_a_producer_are_in_order(world, make_producer):
+    """The events are connected, acknowledged before produced, closing, closed."""
+    # No statistics, since their moments are unpredictable.
     producer = make_producer({"statistics.interval.ms": 0})
     recorder = Recorder(producer)
 
@@ -516,9 +516,9 @@ def test_events_of_a_life_come_in_order(world, make_producer):
 
 @pytest.mark.slow
 def test_payloads_are_as_the_table_says(world, make_producer):
-    """Each event that a producer tells has the keys of its row in `EVENTS`.
+    """Each event that a producer emits has the keys of its row in `EVENTS`.
 
-    Errors have keys of their own beside these.
+    Error events have further keys of their own.
     """
     producer = make_producer(
         {"statistics.interval.ms": 50, "enable.idempotence": True},
@@ -550,7 +550,7 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     producer.disconnect()
     producer.close()
 
-    # These have tests of their own; nobody logs in to a mock cluster.
+    # These have tests of their own: a mock cluster has no authentication.
     elsewhere = {"message.purged", "hub.stalled", "oauthbearer.token_refresh"}
     elsewhere |= {each for each in EVENTS if each.startswith("transaction.")}
     assert set(recorder.names()) == set(EVENTS) - elsewhere
@@ -567,39 +567,39 @@ def test_payloads_are_as_the_table_says(world, make_producer):
     assert len(recorder.named("messages.produced_async")[0]["messages"]) == 2
 
 
-def test_acknowledgement_tells_what_the_report_tells(world, make_producer):
-    """The event has the report's facts, and the label."""
+def test_acknowledgement_has_the_fields_of_the_report(world, make_producer):
+    """The event has the fields of the delivery report, and the label."""
     producer = make_producer()
-    heard = []
-    producer.monitor.subscribe("message.acknowledged", heard.append)
+    events = []
+    producer.monitor.subscribe("message.acknowledged", events.append)
 
     report = producer.produce_sync(topic="t", payload=b"x", label={"order": 1})
 
-    (event,) = heard
+    (event,) = events
     assert event["delivery_report"] == report
     for key in ("topic", "partition", "offset", "label"):
         assert event[key] == getattr(report, key)
 
 
-def test_failure_of_a_sync_verb_is_told_twice(world, make_producer):
-    """Once by the serving task, for the message, and once in the caller, for the verb.
+def test_failure_of_a_sync_verb_emits_two_errors(world, make_producer):
+    """The poller emits the message's error, and the caller the verb's error.
 
-    Acceptance check 76: both errors have their cause.
+    Both errors have their cause.
     """
     producer = make_producer()
-    heard = []
-    producer.monitor.subscribe("error.occurred", heard.append)
+    events = []
+    producer.monitor.subscribe("error.occurred", events.append)
 
     with pytest.raises(DeliveryError):
         producer.produce_sync(topic="t", payload=b"x", partition=99, label=5)
 
-    told = {event["type"]: event for event in heard}
-    assert told.keys() == {"librdkafka.dispatch_error", "message.produce_sync"}
-    assert told["message.produce_sync"]["message"].partition == 99
-    for event in heard:
+    reported = {event["type"]: event for event in events}
+    assert reported.keys() == {"librdkafka.dispatch_error", "message.produce_sync"}
+    assert reported["message.produce_sync"]["message"].partition == 99
+    for event in events:
         assert event["error"].__cause__.name == "_UNKNOWN_PARTITION"
-    assert told["librdkafka.dispatch_error"]["label"] == 5
-    dispatch_error = told["librdkafka.dispatch_error"].payload
+    assert reported["librdkafka.dispatch_error"]["label"] == 5
+    dispatch_error = reported["librdkafka.dispatch_error"].payload
     assert dispatch_error["topic"] == "t"
     assert dispatch_error["partition"] == 99
     assert dispatch_error["offset"] is None
@@ -607,32 +607,32 @@ def test_failure_of_a_sync_verb_is_told_twice(world, make_producer):
 
 
 def test_refused_message_is_no_error_event(make_producer):
-    """A message that breaks the rules is the caller's mistake, told to the caller."""
+    """An invalid message is the caller's mistake, raised in the caller only."""
     producer = make_producer()
-    heard = []
-    producer.monitor.subscribe("error.occurred", heard.append)
+    events = []
+    producer.monitor.subscribe("error.occurred", events.append)
 
     with pytest.raises(MessageInvalidError):
         producer.produce_sync(topic="not/legal", payload=b"x")
 
-    assert heard == []
+    assert events == []
 
 
 class CountingMonitor(Monitor):
-    """Counts what it is asked to tell, whether anybody listens or not."""
+    """Records every event it is asked to emit, with or without listeners."""
 
     def __init__(self):
         super().__init__()
         self.emitted = []
 
     def emit(self, name, *args, **kwargs):
-        """Note the name."""
+        """Record the name."""
         self.emitted.append(name)
         super().emit(name, *args, **kwargs)
 
 
-def test_nothing_is_built_when_nobody_listens(world, mock_cluster):
-    """Without listeners no payload is made for any message."""
+def test_no_payload_is_built_without_listeners(world, mock_cluster):
+    """Without listeners no payload is built for any message."""
     producer = Producer()
     producer.monitor = CountingMonitor()
     producer.setup({"bootstrap.servers": mock_cluster.bootstrap_servers})
@@ -645,31 +645,31 @@ def test_nothing_is_built_when_nobody_listens(world, mock_cluster):
     assert not [name for name in producer.monitor.emitted if "message" in name]
 
 
-def test_late_subscriber_hears_the_next_acknowledgement(world, make_producer):
-    """It is never too late to listen to messages."""
+def test_late_subscriber_gets_the_next_acknowledgement(world, make_producer):
+    """A listener may subscribe to messages at any time."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
-    heard = []
-    producer.monitor.subscribe("message.acknowledged", heard.append)
+    events = []
+    producer.monitor.subscribe("message.acknowledged", events.append)
 
     producer.produce_sync(topic="t", payload=b"x", label="second")
 
-    assert [event["label"] for event in heard] == ["second"]
+    assert [event["label"] for event in events] == ["second"]
 
 
 def test_listeners_have_run_when_produce_sync_returns(world, make_producer):
-    """A program may rely on its listener's notes after a sync verb."""
+    """A program may rely on its listeners' work after a sync verb."""
     producer = make_producer()
-    heard = []
-    producer.monitor.subscribe("message.acknowledged", heard.append)
+    events = []
+    producer.monitor.subscribe("message.acknowledged", events.append)
 
     for count in range(1, 20):
         producer.produce_sync(topic="t", payload=b"x")
-        assert len(heard) == count
+        assert len(events) == count
 
 
 def test_raising_listeners_do_not_fail_a_produce(world, make_producer, caplog):
-    """A delivered message counts as delivered, whatever listeners do."""
+    """A delivered message counts as delivered, whatever its listeners do."""
     producer = make_producer()
     errors = []
 
@@ -693,7 +693,7 @@ def test_raising_listeners_do_not_fail_a_produce(world, make_producer, caplog):
 
 
 def test_raising_listener_of_closing_does_not_stop_it(world, make_producer, caplog):
-    """A producer always ends closed, whatever listeners do."""
+    """A producer always ends closed, whatever its listeners do."""
     producer = make_producer()
 
     def failing(event):
@@ -709,7 +709,7 @@ def test_raising_listener_of_closing_does_not_stop_it(world, make_producer, capl
 
 
 def test_listener_may_produce(world, make_producer):
-    """A listener may send without waiting, also from the serving task."""
+    """A listener may send without waiting, also when the poller runs it."""
     producer = make_producer()
     handles = []
 
@@ -725,12 +725,12 @@ def test_listener_may_produce(world, make_producer):
     assert handles[0].wait(LONG).label == "second"
 
 
-def settle_purged(monitor, **kafka):
-    """Have the serving task tell of a message that was purged; give its handle."""
+def dispatch_purged(monitor, **kafka):
+    """Dispatch the report of a purged message; return its handle."""
     reports = ReportQueue(None, lambda: None)
     handle = DeliveryHandle("t", "label", reports)
     settings = build_settings({"bootstrap.servers": "host", **kafka}, {"id": "p"})
-    settler = ReportDispatcher(
+    dispatcher = ReportDispatcher(
         reports=reports,
         notices=deque(),
         pending={handle},
@@ -741,19 +741,19 @@ def settle_purged(monitor, **kafka):
         pause=lambda: None,
     )
     handle._fail(MessagePurgedError("dropped"))
-    settler.dispatch()
+    dispatcher.dispatch()
     return handle
 
 
 def test_purge_is_no_error_of_a_transactional_producer(monitor):
-    """It is an event of its own there, with the keys of its row."""
-    heard, errors = [], []
-    monitor.subscribe("message.purged", heard.append)
+    """A transactional producer has an event of its own for purged messages."""
+    events, errors = [], []
+    monitor.subscribe("message.purged", events.append)
     monitor.subscribe("error.occurred", errors.append)
 
-    handle = settle_purged(monitor, **{"transactional.id": "tx"})
+    handle = dispatch_purged(monitor, **{"transactional.id": "tx"})
 
-    (event,) = heard
+    (event,) = events
     assert errors == []
     assert event.payload == {
         "producer_id": "p",
@@ -769,22 +769,22 @@ def test_purge_is_no_error_of_a_transactional_producer(monitor):
 
 
 def test_purge_is_an_error_of_any_other_producer(monitor):
-    """There, somebody has dropped what was to be delivered."""
-    heard, errors = [], []
-    monitor.subscribe("message.purged", heard.append)
+    """With any other producer a purge loses messages, so it is reported as an error."""
+    events, errors = [], []
+    monitor.subscribe("message.purged", events.append)
     monitor.subscribe("error.occurred", errors.append)
 
-    settle_purged(monitor)
+    dispatch_purged(monitor)
 
-    assert heard == []
+    assert events == []
     assert [event["type"] for event in errors] == ["librdkafka.dispatch_error"]
 
 
 @pytest.mark.slow
-def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until):
-    """Of reports, errors and statistics: told once each, and serving goes on.
+def test_listeners_of_polled_events_may_raise(world, make_producer, until):
+    """Failing listeners of reports, errors and statistics are reported once each.
 
-    The handles are released. Acceptance check 112; listeners of token refreshes are
+    Polling goes on and handles are resolved. Listeners of token refreshes are
     called in the same way.
     """
     producer = make_producer({"statistics.interval.ms": 20})
@@ -809,14 +809,14 @@ def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until
 
     producer.produce_sync(topic="t", payload=b"x")
 
-    told = Counter(
+    reported = Counter(
         (event["event"], type(event["error"]))
         for event in errors
         if event["type"] == "listener.error"
     )
     # Once for each type of error: of the verb, and of the message if it was queued.
-    assert told.pop(("error.occurred", ValueError)) in (1, 2)
-    assert told == {
+    assert reported.pop(("error.occurred", ValueError)) in (1, 2)
+    assert reported == {
         ("message.acknowledged", ValueError): 1,
         ("statistics.emitted", KeyError): 1,
     }
@@ -826,7 +826,7 @@ def test_listeners_of_what_comes_by_itself_may_raise(world, make_producer, until
 
 
 def test_statistics_without_listeners_are_off(world, make_producer):
-    """Nobody listens when the client is built: no statistics, and none later."""
+    """A client that is built without a statistics listener never emits statistics."""
     producer = make_producer({"statistics.interval.ms": 100})
     producer.produce_sync(topic="t", payload=b"x")
 
@@ -838,24 +838,24 @@ def test_statistics_too_late_add_nothing_of_an_object(make_producer):
     """An object that also wants statistics is refused as a whole."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
-    heard = []
+    events = []
 
     class Both:
         def on_statistics_emitted(self, event):
-            heard.append(event)
+            events.append(event)
 
         def on_message_acknowledged(self, event):
-            heard.append(event)
+            events.append(event)
 
     with pytest.raises(StatisticsNotEnabledError):
         producer.monitor.subscribe(Both())
     producer.produce_sync(topic="t", payload=b"x")
 
-    assert heard == []
+    assert events == []
 
 
 def test_statistics_switched_off_are_refused_too(make_producer):
-    """With an interval of 0 nobody will ever be told."""
+    """With an interval of 0 a statistics listener would never be called."""
     producer = make_producer({"statistics.interval.ms": 0})
     producer.monitor.subscribe("statistics.emitted", print)
     producer.produce_sync(topic="t", payload=b"x")
@@ -864,8 +864,8 @@ def test_statistics_switched_off_are_refused_too(make_producer):
         producer.monitor.subscribe("statistics.emitted", repr)
 
 
-def test_second_listener_of_statistics_may_come_late(make_producer):
-    """Where statistics are on, more may listen at any time."""
+def test_second_statistics_listener_may_subscribe_late(make_producer):
+    """Where statistics are on, further listeners may subscribe at any time."""
     producer = make_producer({"statistics.interval.ms": 1_000})
     producer.monitor.subscribe("statistics.emitted", lambda _: 0)
     producer.produce_sync(topic="t", payload=b"x")
@@ -875,9 +875,9 @@ def test_second_listener_of_statistics_may_come_late(make_producer):
 
 @pytest.mark.slow
 def test_statistics_come_while_the_producer_is_idle(world, make_producer):
-    """With 100 ms between them, ten come in little more than a second.
+    """With an interval of 100 ms ten events come in little more than a second.
 
-    Nobody sends or waits meanwhile.
+    Meanwhile no greenlet or thread sends or waits.
     """
     producer = make_producer({"statistics.interval.ms": 100})
     times = []
@@ -902,7 +902,7 @@ def test_statistics_come_while_the_producer_is_idle(world, make_producer):
 
 @pytest.mark.slow
 def test_producers_events_stay_with_their_monitor(world, make_producer):
-    """What one producer tells never reaches another one's listeners."""
+    """The events of one producer never reach another producer's listeners."""
     producers = [
         make_producer({"statistics.interval.ms": 20}, id=f"producer-{number}")
         for number in range(3)

@@ -25,12 +25,12 @@ ROOMY = SizeLimit(10_000, "max_payload_size")
 
 
 def accepted(**fields):
-    """Give the wire form of a message that keeps the rules."""
+    """Return the normalized form of a valid message."""
     return checked(Message(**{"topic": "t", "payload": b"x", **fields}), LIMIT)
 
 
 def refused(**fields):
-    """Tell what is wrong with a message, by field."""
+    """Return the errors of an invalid message, by field."""
     with pytest.raises(MessageInvalidError) as raised:
         accepted(**fields)
     return raised.value.errors
@@ -45,7 +45,7 @@ def refused(**fields):
     ids=lambda topic: topic[:20],
 )
 def test_topic_of_ascii_word_characters_is_accepted(topic):
-    """ASCII letters, digits, underscore, dot and dash make a topic, up to 249."""
+    """A topic has up to 249 ASCII letters, digits, underscores, dots and dashes."""
     assert accepted(topic=topic).topic == topic
 
 
@@ -61,23 +61,23 @@ def test_topic_of_anything_else_is_refused(topic):
 
 @pytest.mark.parametrize("topic", [None, b"t", 1, ["t"], True])
 def test_topic_of_another_type_is_refused(topic):
-    """A topic is text, nothing else."""
+    """A topic is text and nothing else."""
     assert "needs text" in refused(topic=topic)["topic"]
 
 
-def test_long_bad_topic_is_told_in_short():
-    """A megabyte that was given as a topic by mistake doesn't flood the log."""
+def test_long_bad_topic_is_abbreviated():
+    """A megabyte given as a topic by mistake does not flood the log."""
     assert len(refused(topic="a b" * 1_000_000)["topic"]) < 250
 
 
 def test_bad_topic_is_refused_every_time():
-    """A topic that was refused once is not taken for a known one later."""
+    """A topic that was refused once is refused again later."""
     for _ in range(2):
         assert "topic" in refused(topic="not/legal")
 
 
 def test_many_different_topics_are_all_accepted():
-    """A program that makes up topic names can go on for ever."""
+    """A program that generates topic names does not run into a limit."""
     for number in range(10_500):
         assert accepted(topic=f"made-up-{number}").topic == f"made-up-{number}"
     assert "topic" in refused(topic="made/up")
@@ -86,20 +86,20 @@ def test_many_different_topics_are_all_accepted():
 # -- payload --------------------------------------------------------------------------
 
 
-def test_payload_of_bytes_goes_out_as_it_is():
-    """Bytes are not copied or converted."""
+def test_payload_of_bytes_is_sent_unchanged():
+    """Bytes are neither copied nor converted."""
     payload = bytes(range(100))
 
     assert accepted(payload=payload).payload is payload
 
 
-def test_payload_of_text_goes_out_as_utf8():
+def test_payload_of_text_is_sent_as_utf8():
     """Text becomes UTF-8."""
     assert accepted(payload="grün €").payload == "grün €".encode()
 
 
-def test_no_payload_is_a_tombstone():
-    """None is a payload of its own kind, and not the same as no bytes."""
+def test_none_as_payload_is_a_tombstone():
+    """None is a payload of its own kind, distinct from empty bytes."""
     assert accepted(payload=None).payload is None
     assert accepted(payload=b"").payload == b""
     assert accepted(payload="").payload == b""
@@ -109,7 +109,7 @@ def test_no_payload_is_a_tombstone():
     "make", [bytearray, memoryview], ids=lambda make: make.__name__
 )
 def test_payload_of_other_bytes_is_copied(make):
-    """What can change after the call is copied by it."""
+    """A payload that can change after the call is copied by the call."""
     buffer = bytearray(b"before")
     wire = accepted(payload=make(buffer))
     buffer[:] = b"after!"
@@ -119,13 +119,13 @@ def test_payload_of_other_bytes_is_copied(make):
 
 
 def test_payload_as_large_as_the_limit_is_accepted():
-    """The limit itself is allowed."""
+    """A payload of exactly the limit is accepted."""
     assert len(accepted(payload=b"x" * 100).payload) == 100
 
 
 @pytest.mark.parametrize("topic", ["new-topic-for-size", "t"])
 def test_payload_above_the_limit_is_refused(topic):
-    """One byte more is not allowed; also not on the short way of known topics."""
+    """One byte above the limit is refused, on the fast path of known topics too."""
     accepted(topic="t")
 
     text = refused(topic=topic, payload=b"x" * 101)["payload"]
@@ -145,15 +145,15 @@ def test_payload_above_the_limit_is_refused(topic):
         ("payload", {"payload": b"x" * 61, "headers": {"a": b"v" * 38}}),
     ],
 )
-def test_all_of_a_message_counts(field, fields):
-    """Payload, key and headers are compared with the limit; the largest is named."""
-    accepted(topic="t")  # known, so that the short way is open
+def test_size_includes_payload_key_and_headers(field, fields):
+    """Payload, key and headers together are limited; the largest is named."""
+    accepted(topic="t")  # known, so that the fast path is open
 
     assert refused(**fields).keys() == {field}
 
 
 def test_a_message_of_exactly_the_limit_is_accepted():
-    """Key and headers count with the lengths that a record has before each of them."""
+    """The size includes the length fields that a record has before key and headers."""
     assert accepted(payload=b"x" * 50, key=b"k" * 50)
     assert accepted(payload=b"x" * 60, headers={"a": b"v" * 37})
     assert (
@@ -176,14 +176,14 @@ def test_a_message_of_exactly_the_limit_is_accepted():
         (None, [("a", b"b")] * 3, 48),
     ],
 )
-def test_the_size_of_a_message_is_what_librdkafka_takes_it_for(key, headers, size):
-    """Measured with librdkafka 2.16; tests of producers compare with the real one."""
+def test_the_size_of_a_message_is_the_size_that_librdkafka_computes(key, headers, size):
+    """The sizes are those of librdkafka 2.16; other tests measure the real one."""
     assert size_of(None, key, headers) == size
     assert size_of(b"x" * 500, key, headers) == 500 + size
 
 
 def test_payload_of_text_is_measured_in_bytes():
-    """Fifty letters of two bytes each fit into 100 bytes, 51 don't."""
+    """Fifty two-byte letters fit into 100 bytes; 51 don't."""
     assert len(accepted(payload="ä" * 50).payload) == 100
     assert "payload 102" in refused(payload="ä" * 51)["payload"]
 
@@ -192,14 +192,14 @@ def test_payload_of_text_is_measured_in_bytes():
     "payload", [1, 1.5, True, {"a": 1}, ["x"], object()], ids=lambda p: type(p).__name__
 )
 def test_payload_of_another_type_is_refused(payload):
-    """How to serialise an object is not for greendrop to guess."""
+    """Only bytes and text are payloads: greendrop does not serialise objects."""
     text = refused(payload=payload)["payload"]
 
     assert text == f"needs bytes, text or None, not {type(payload).__name__}"
 
 
 def test_released_memoryview_is_refused():
-    """A view whose memory was given back is told like any other bad payload."""
+    """A released memoryview is refused like any other bad payload."""
     view = memoryview(b"x")
     view.release()
 
@@ -228,19 +228,19 @@ def test_key_is_bytes_text_or_none(field, given, wire):
 @pytest.mark.parametrize("field", ["key", "partition_key"])
 @pytest.mark.parametrize("given", [b"", "", bytearray()])
 def test_empty_key_is_refused(field, given):
-    """An empty key is a mistake more often than not: None means no key."""
+    """An empty key is refused, since it usually is a mistake: None means no key."""
     assert "must not be empty" in refused(**{field: given})[field]
 
 
 @pytest.mark.parametrize("field", ["key", "partition_key"])
 @pytest.mark.parametrize("given", [1, 1.5, False, ("k",), object()])
 def test_key_of_another_type_is_refused(field, given):
-    """Numbers and other objects are no keys."""
+    """Numbers and other objects are refused as keys."""
     assert "needs bytes, text or None" in refused(**{field: given})[field]
 
 
-def test_empty_key_is_refused_on_the_short_way():
-    """A known topic with bytes takes a short cut, which still looks at the key."""
+def test_empty_key_is_refused_on_the_fast_path():
+    """The fast path for known topics with bytes checks the key too."""
     accepted(topic="t")
 
     assert "key" in refused(topic="t", payload=b"x", key=b"")
@@ -251,13 +251,13 @@ def test_empty_key_is_refused_on_the_short_way():
 
 @pytest.mark.parametrize("partition", [None, -1, 0, 1, 2**31 - 1])
 def test_partition_is_a_number_or_none(partition):
-    """-1 and None have a partition chosen; Kafka numbers them with 32 bits."""
+    """-1 and None let a partitioner choose; other partitions are 32-bit integers."""
     assert accepted(partition=partition).partition == partition
 
 
 @pytest.mark.parametrize("partition", [-2, 2**31, -(2**63), 10**30])
 def test_partition_out_of_range_is_refused(partition):
-    """Less than -1 and more than 32 bits are refused."""
+    """Partitions below -1 or above 32 bits are refused."""
     assert (
         "is not between -1 and 2147483647" in refused(partition=partition)["partition"]
     )
@@ -265,13 +265,13 @@ def test_partition_out_of_range_is_refused(partition):
 
 @pytest.mark.parametrize("partition", [0.0, "0", True, False, b"0", [0]])
 def test_partition_of_another_type_is_refused(partition):
-    """A partition is an integer, and True is none."""
+    """A partition is an integer, and True is not one."""
     assert "needs an integer" in refused(partition=partition)["partition"]
 
 
 @pytest.mark.parametrize("field", ["partition", "timestamp"])
 def test_number_too_long_to_print_is_refused(field):
-    """Python won't print an integer of over 4,300 digits; the message is refused."""
+    """Python can't print integers of over 4,300 digits; the message is refused."""
     assert field in refused(**{field: 10**5_000})
 
 
@@ -284,7 +284,7 @@ UTC = timezone.utc
     "timestamp", [None, 0, 1, 1_700_000_000_000, 10**8 - 1, 10**11, 10**14 - 1]
 )
 def test_timestamp_is_milliseconds_or_none(timestamp):
-    """Milliseconds since 1970 go out as they are."""
+    """Milliseconds since 1970 are sent unchanged."""
     assert accepted(timestamp=timestamp).timestamp == timestamp
 
 
@@ -301,7 +301,7 @@ def test_timestamp_is_milliseconds_or_none(timestamp):
     ],
 )
 def test_timestamp_of_an_aware_datetime_becomes_milliseconds(moment, milliseconds):
-    """A moment in any time zone is the same moment, to the millisecond."""
+    """A datetime in any time zone denotes the same moment, to the millisecond."""
     assert accepted(timestamp=moment).timestamp == milliseconds
 
 
@@ -318,7 +318,7 @@ def test_timestamp_of_an_aware_datetime_becomes_milliseconds(moment, millisecond
     ],
 )
 def test_timestamp_of_another_unit_is_refused(timestamp, unit):
-    """It would be stored as a time in 1970 or in a far future; the unit is named."""
+    """A time in 1970 or the far future is refused; the likely unit is named."""
     text = refused(timestamp=timestamp)["timestamp"]
 
     assert f"{timestamp} looks like {unit}" in text
@@ -329,7 +329,7 @@ def test_timestamp_of_another_unit_is_refused(timestamp, unit):
     "timestamp", [1_700_000_000] + [1_700_000_000 * 10**n for n in (6, 9)]
 )
 def test_the_refusal_of_a_timestamp_names_the_milliseconds(timestamp):
-    """The hint can be pasted."""
+    """The value in the hint can be pasted."""
     assert "did you mean 1700000000000?" in refused(timestamp=timestamp)["timestamp"]
 
 
@@ -342,12 +342,12 @@ def test_the_refusal_of_a_timestamp_names_the_milliseconds(timestamp):
     ],
 )
 def test_timestamp_of_a_datetime_may_be_any_moment(moment):
-    """A datetime has no unit that could be mistaken."""
+    """A datetime has no unit that could be mistaken, so any moment is accepted."""
     assert accepted(timestamp=moment).timestamp == int(moment.timestamp()) * 1000
 
 
 def test_timestamp_of_a_fraction_is_refused():
-    """time.time() gives seconds with a fraction; the text shows what to write."""
+    """time.time() returns fractional seconds; the error shows what to write."""
     assert "time.time_ns() // 1_000_000" in refused(timestamp=1.7e9)["timestamp"]
 
 
@@ -358,17 +358,17 @@ def test_timestamp_of_a_naive_datetime_is_refused():
     assert "time zone" in refused(timestamp=naive)["timestamp"]
 
 
-class Nowhere(tzinfo):
+class ZoneWithoutOffset(tzinfo):
     """A time zone that doesn't know its offset: such a datetime counts as naive."""
 
     def utcoffset(self, _moment):
-        """Tell that the offset isn't known."""
+        """Return None: the offset is unknown."""
         return
 
 
 def test_timestamp_in_a_zone_without_an_offset_is_refused():
     """Python calls a datetime naive also if its zone has no offset."""
-    moment = datetime(1, 1, 1, tzinfo=Nowhere())
+    moment = datetime(1, 1, 1, tzinfo=ZoneWithoutOffset())
 
     assert "time zone" in refused(timestamp=moment)["timestamp"]
 
@@ -385,7 +385,7 @@ def test_timestamp_out_of_range_is_refused(timestamp):
 
 @pytest.mark.parametrize("timestamp", [1.5, "2023-11-14", True, b"1", timedelta(1)])
 def test_timestamp_of_another_type_is_refused(timestamp):
-    """A float may be meant in seconds, so it is refused like anything else."""
+    """A float may be meant as seconds, so it is refused like any other type."""
     assert "needs milliseconds" in refused(timestamp=timestamp)["timestamp"]
 
 
@@ -448,22 +448,22 @@ def test_headers_become_pairs_in_order(headers, wire):
     ids=ascii,
 )
 def test_bad_headers_are_refused(headers, text):
-    """What librdkafka can't send as a header is refused."""
+    """A header that librdkafka can't send is refused."""
     assert text in refused(headers=headers)["headers"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\0", "a\ud800"], ids=ascii)
 def test_header_names_that_would_not_arrive_are_refused(name):
-    """A name is a C string in UTF-8 to librdkafka: a NUL would cut it short."""
+    """For librdkafka a header name is a C string: a NUL would truncate it."""
     assert "headers" in refused(headers={name: "x"})
     assert "headers" in refused(headers=[(name, "x")])
 
 
-# -- several at once, and what is not touched -----------------------------------------
+# -- several errors at once, and the caller's objects ---------------------------------
 
 
-def test_all_bad_fields_are_told_at_once():
-    """Who sends a message with five mistakes hears of five, by name."""
+def test_all_bad_fields_are_named_at_once():
+    """The error for a message with five mistakes names all five fields."""
     errors = refused(
         topic="a b",
         payload=1,
@@ -486,13 +486,13 @@ def test_all_bad_fields_are_told_at_once():
 
 
 def test_error_names_fields_in_its_text():
-    """The text alone, as it appears in a log, is enough to find the mistakes."""
+    """The error's text, as it appears in a log, is enough to find the mistakes."""
     with pytest.raises(MessageInvalidError, match=r"topic: .*; key: must not be empty"):
         accepted(topic="a b", key="")
 
 
-def test_size_is_judged_when_the_rest_is_right():
-    """A payload that is too large is told only for a message that is else right."""
+def test_size_is_checked_only_if_all_fields_are_valid():
+    """The size is checked only if all fields are valid."""
     assert {"key"} == set(refused(payload=b"x" * 200, key=b""))
 
 
@@ -502,13 +502,13 @@ def test_size_is_judged_when_the_rest_is_right():
     ids=lambda label: type(label).__name__,
 )
 def test_label_is_anything_and_stays_the_same_object(label):
-    """A label is the caller's business."""
+    """A label may be any object; it is neither checked nor copied."""
     assert accepted(label=label).label is label
     assert accepted(label=label, payload="text").label is label
 
 
 def test_callers_objects_are_never_changed():
-    """Checking leaves message, headers and lists in them as they were."""
+    """Validation leaves the message, its headers and the lists in them unchanged."""
     values = ["1", b"2"]
     headers = {"a": values}
     message = Message("t", "text", key="k", headers=headers, timestamp=5)
@@ -522,7 +522,7 @@ def test_callers_objects_are_never_changed():
 
 
 def test_headers_changed_after_the_call_are_not_sent():
-    """The wire form is a copy: the caller may go on with its list."""
+    """The normalized form is a copy, so the caller may go on changing its list."""
     pairs = [("a", b"1")]
     wire = accepted(headers=pairs)
     pairs.append(("b", b"2"))
@@ -544,14 +544,14 @@ def test_message_in_a_batch_is_taken_as_it_is():
     "kind", [dict, OrderedDict, lambda m: MappingProxyType(dict(m))]
 )
 def test_mapping_in_a_batch_becomes_a_message(kind):
-    """Any mapping of a message's fields will do."""
+    """Any mapping with a message's fields is accepted."""
     item = kind({"topic": "t", "payload": None, "label": 5})
 
     assert as_message(item) == Message("t", None, label=5)
 
 
 def test_mapping_with_an_unknown_field_gets_a_hint():
-    """A field that doesn't exist is refused, with the name that was likely meant."""
+    """An unknown field is refused, with the field that was likely meant."""
     with pytest.raises(MessageInvalidError) as raised:
         as_message({"topic": "t", "payload": b"", "partion": 1})
 
@@ -560,8 +560,8 @@ def test_mapping_with_an_unknown_field_gets_a_hint():
     }
 
 
-def test_unknown_field_like_no_other_gets_no_hint():
-    """Where no name is near, none is suggested."""
+def test_unknown_field_unlike_any_other_gets_no_hint():
+    """An unknown field unlike any known field is refused without a suggestion."""
     with pytest.raises(MessageInvalidError) as raised:
         as_message({"topic": "t", "payload": b"", "zzzzzz": 1})
 
@@ -569,7 +569,7 @@ def test_unknown_field_like_no_other_gets_no_hint():
 
 
 def test_mapping_without_topic_or_payload_is_refused():
-    """A payload must be there, if only as None: no tombstone is sent by mistake."""
+    """The payload is mandatory, even if None: no accidental tombstones."""
     with pytest.raises(MessageInvalidError) as raised:
         as_message({})
 
@@ -579,8 +579,8 @@ def test_mapping_without_topic_or_payload_is_refused():
     }
 
 
-def test_mapping_tells_unknown_and_missing_fields_together():
-    """All problems of an item are told at once."""
+def test_unknown_and_missing_fields_of_a_mapping_are_named_together():
+    """The error names all problems of a batch item at once."""
     with pytest.raises(MessageInvalidError) as raised:
         as_message({"topik": "t", 7: 1})
 
@@ -589,13 +589,13 @@ def test_mapping_tells_unknown_and_missing_fields_together():
 
 @pytest.mark.parametrize("item", [None, 1, "t", b"t", ("t", b"x"), ["t"], object()])
 def test_batch_item_of_another_type_is_refused(item):
-    """A plain tuple might have its fields in any order, so it is no message."""
+    """A plain tuple is refused, since its fields could be in any order."""
     with pytest.raises(MessageInvalidError, match="needs a Message or a mapping"):
         as_message(item)
 
 
 def test_mapping_is_not_changed():
-    """The caller's mapping is read, no more."""
+    """The caller's mapping is only read."""
     item = {"topic": "t", "payload": "x", "headers": {"a": ["1"]}}
 
     checked(as_message(item), LIMIT)
@@ -603,10 +603,10 @@ def test_mapping_is_not_changed():
     assert item == {"topic": "t", "payload": "x", "headers": {"a": ["1"]}}
 
 
-# -- how a message looks --------------------------------------------------------------
+# -- repr -----------------------------------------------------------------------------
 
 
-def test_repr_tells_where_it_goes_and_not_what_it_says():
+def test_repr_shows_the_destination_and_not_the_content():
     """Payload, key and headers stay out of logs."""
     message = Message("orders", b"PAYLOAD", key="KEY", headers={"h": "HEADER"})
 
@@ -614,22 +614,22 @@ def test_repr_tells_where_it_goes_and_not_what_it_says():
 
 
 def test_repr_of_a_tombstone():
-    """A tombstone is shown as one."""
+    """The repr of a tombstone says that it is one."""
     assert "payload=None" in repr(Message("orders", None))
 
 
 def test_repr_of_a_message_that_breaks_the_rules():
-    """A repr never raises: it is what one looks at to find the mistake."""
+    """A repr never raises, since it is needed to find the mistake."""
     assert "orders" in repr(Message("orders", 5))
 
 
 def test_message_is_immutable():
-    """A message that is on its way can't change."""
+    """The fields of a message in flight can't be assigned."""
     with pytest.raises(AttributeError):
         Message("t", b"x").topic = "u"
 
 
-# -- any message ----------------------------------------------------------------------
+# -- arbitrary messages ---------------------------------------------------------------
 
 texts = st.text(max_size=20)
 values = st.none() | st.binary(max_size=20) | texts
@@ -656,12 +656,12 @@ good_messages = st.builds(
 
 
 def on_the_wire(value):
-    """What a value means: text is its UTF-8."""
+    """Return the bytes that a value is sent as: text becomes UTF-8."""
     return value.encode() if isinstance(value, str) else value
 
 
 def pairs_of(headers):
-    """What headers mean: names with values, one by one, in order."""
+    """Return the pairs of name and value that headers are sent as, in order."""
     if headers is None:
         return []
     items = headers.items() if isinstance(headers, Mapping) else headers
@@ -674,7 +674,7 @@ def pairs_of(headers):
 
 @given(good_messages)
 def test_accepted_message_keeps_its_meaning(message):
-    """Whatever is accepted goes out with the same meaning."""
+    """Every accepted message is sent with the meaning that the caller gave it."""
     wire = checked(message, ROOMY)
 
     assert wire.topic == message.topic
@@ -693,15 +693,15 @@ def test_accepted_message_keeps_its_meaning(message):
 
 
 @given(good_messages)
-def test_wire_form_is_accepted_as_it_is(message):
-    """A message in wire form, sent again, is the same message.
+def test_normalized_message_is_accepted_unchanged(message):
+    """Validating a normalized message again returns the same message.
 
-    Unless its time was given as a datetime, and is one that no int may name.
+    The exception is a datetime whose number of milliseconds is refused as an integer.
     """
     wire = checked(message, ROOMY)
 
     if isinstance(message.timestamp, datetime) and wire.timestamp >= 10**8:
-        # The number alone could be one of seconds or microseconds.
+        # As an integer it could be a number of seconds or microseconds.
         assume(10**11 <= wire.timestamp < 10**14)
     assert checked(wire, ROOMY) == wire
 
@@ -741,9 +741,9 @@ junk = st.recursive(
 @example(Message("t", b"", timestamp=10**5_000))
 @example(Message("t", b"", headers={"\ud800": b""}))
 def test_anything_is_accepted_or_refused_by_name(message):
-    """Whatever is given as a message, only MessageInvalidError is raised.
+    """Validation of arbitrary values raises nothing but MessageInvalidError.
 
-    Each name in it is one of the message's fields.
+    Each name in the error is one of the message's fields.
     """
     try:
         wire = checked(message, LIMIT)
@@ -759,7 +759,7 @@ def test_anything_is_accepted_or_refused_by_name(message):
 )
 @example({10**5_000: 1})
 def test_any_mapping_is_a_message_or_refused(item):
-    """A batch's item becomes a message or is refused; no TypeError gets out."""
+    """An arbitrary mapping becomes a message or is refused, never with a TypeError."""
     try:
         message = as_message(item)
     except MessageInvalidError as error:
@@ -790,7 +790,7 @@ secret = "KEEP-THIS-OUT-OF-LOGS"
     ids=str,
 )
 def test_texts_of_refusals_hold_no_content(fields):
-    """What is wrong is told without the payload, key or header value it is about."""
+    """Error texts describe a bad field without its payload, key or header value."""
     assert secret not in str(refused(**fields))
 
 
@@ -814,8 +814,8 @@ def test_texts_of_refusals_hold_no_content(fields):
 @example([Message("events", b"x"), Message("events", b"xxxx")])
 @example([Message("events", b"x", b"")])
 @example([Message("never seen before", b"x")])
-def test_a_batch_is_plain_when_each_of_its_messages_stays_as_it_is(batch):
-    """The short way for batches lets through what the one for messages does."""
+def test_a_batch_is_plain_when_each_of_its_messages_needs_no_conversion(batch):
+    """The fast path of batches accepts what the one of single messages does."""
     for topic in ("events", "other"):
         checked(Message(topic, b""), SMALL)
 
@@ -824,7 +824,7 @@ def test_a_batch_is_plain_when_each_of_its_messages_stays_as_it_is(batch):
 
 
 def test_a_common_batch_is_plain():
-    """Bytes to topics that passed before take the short way, with keys or without."""
+    """Messages of bytes to known topics take the fast path, with keys or without."""
     batch = [Message("events", b"x"), Message("events", b"", b"ke", label=[])]
     checked(batch[0], SMALL)
 

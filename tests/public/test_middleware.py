@@ -24,11 +24,11 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 
 
 class Stop(BaseException):
-    """What no step may be blamed for."""
+    """An interruption: not an error of the step that it hits."""
 
 
 def tagged(tag):
-    """Make a step that adds to the payload."""
+    """Make a step that appends a suffix to the payload."""
     return lambda message: message._replace(payload=f"{message.payload}{tag}")
 
 
@@ -36,7 +36,7 @@ def tagged(tag):
 
 
 def test_steps_run_in_their_order():
-    """`append` adds at the end, `prepend` at the front."""
+    """`append` adds a step at the end, `prepend` at the front."""
     middleware = Middleware()
     middleware.append(tagged("b"))
     middleware.append(tagged("c"))
@@ -45,8 +45,8 @@ def test_steps_run_in_their_order():
     assert middleware.run(Message("t", "x"), None).payload == "xabc"
 
 
-def test_append_gives_the_step_back():
-    """So it is a decorator."""
+def test_append_returns_the_step():
+    """`append` returns the step, so it can be used as a decorator."""
     middleware = Middleware()
 
     @middleware.append
@@ -57,7 +57,7 @@ def test_append_gives_the_step_back():
 
 
 def test_removed_step_runs_no_more():
-    """`remove` takes out every place of a step; an unknown one is ignored."""
+    """`remove` removes every occurrence of a step; an unknown step is ignored."""
     middleware = Middleware()
     step = middleware.append(tagged("a"))
     middleware.prepend(step)
@@ -71,13 +71,13 @@ def test_removed_step_runs_no_more():
 
 @pytest.mark.parametrize("add", ["append", "prepend"])
 def test_step_that_cannot_be_called_is_refused(add):
-    """A mistake is told when the step is added, not when a message is sent."""
+    """A mistake is reported when the step is added, not when a message is sent."""
     with pytest.raises(TypeError, match="callable, not str"):
         getattr(Middleware(), add)("step")
 
 
 def test_steps_are_changed_while_messages_go_through():
-    """A step may take itself out; the message at hand goes through the old steps."""
+    """A step may remove itself; the current message keeps the old steps."""
     middleware = Middleware()
 
     def once(message):
@@ -92,7 +92,7 @@ def test_steps_are_changed_while_messages_go_through():
 
 
 def test_threads_add_steps_at_once():
-    """No step is lost when several threads add some."""
+    """No step is lost when several threads add steps."""
     middleware = Middleware()
 
     def add():
@@ -112,13 +112,13 @@ def test_threads_add_steps_at_once():
 
 
 @every_verb
-def test_message_goes_through_once_before_it_is_checked(sent, verb):
-    """Each verb sends what the steps made of the message, each step called once."""
+def test_message_goes_through_the_steps_once_before_validation(sent, verb):
+    """Each verb sends the message that the steps return, and calls each step once."""
     producer, messages = sent
     calls = []
 
     @producer.middleware.append
-    def mend(message):
+    def fix_topic(message):
         calls.append(message.payload)
         return message._replace(topic="events", payload="mended")
 
@@ -130,8 +130,8 @@ def test_message_goes_through_once_before_it_is_checked(sent, verb):
 
 
 @every_verb
-def test_what_the_steps_make_is_checked(verb):
-    """A step can't send what breaks the rules."""
+def test_messages_that_steps_return_are_validated(verb):
+    """The message that the steps return is validated."""
     producer = Producer(kafka=NOWHERE)
     producer.middleware.append(lambda message: message._replace(topic="no topic!"))
 
@@ -174,7 +174,7 @@ def test_callers_objects_are_not_changed(sent, verb, headers):
 
 
 def broken(message):
-    """Raise, with a secret in the text."""
+    """Raise an error with a secret in its text."""
     raise ValueError(f"secret {message.payload}")
 
 
@@ -185,7 +185,7 @@ def broken(message):
     ids=["raises", "no message"],
 )
 def test_step_that_fails_is_named_and_nothing_is_sent(verb, step, text):
-    """The error says which step it was and what became of the message, not more."""
+    """The error names the step and the state of the message, and no content."""
     producer = Producer(kafka=NOWHERE)
     producer.middleware.append(step)
 
@@ -201,8 +201,8 @@ def test_step_that_fails_is_named_and_nothing_is_sent(verb, step, text):
     assert producer.status == "configured"
 
 
-def test_step_that_fails_keeps_back_the_whole_batch():
-    """Nothing of a batch is sent, also not what came before."""
+def test_step_that_fails_prevents_the_whole_batch():
+    """Nothing of a batch is sent, including the messages before the failing one."""
     producer = Producer(kafka=NOWHERE)
     seen = []
 
@@ -219,7 +219,7 @@ def test_step_that_fails_keeps_back_the_whole_batch():
 
 @pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt, gevent.GreenletExit])
 def test_interruptions_pass_unchanged(kind):
-    """A kill or Ctrl-C in a step is nobody's mistake."""
+    """A kill or Ctrl-C in a step is not reported as an error of the step."""
     producer = Producer(kafka=NOWHERE)
 
     @producer.middleware.append
@@ -231,7 +231,7 @@ def test_interruptions_pass_unchanged(kind):
 
 
 def test_timeout_in_a_step_is_the_callers(hub):
-    """gevent.Timeout around a verb ends a step that waits, and is not wrapped."""
+    """A gevent.Timeout around a verb ends a step that waits, and is not wrapped."""
     producer = Producer(kafka=NOWHERE)
 
     @producer.middleware.append
@@ -244,14 +244,14 @@ def test_timeout_in_a_step_is_the_callers(hub):
     assert producer.current_variant is producer
 
 
-# -- who sends ------------------------------------------------------------------------
+# -- the sending variant --------------------------------------------------------------
 
 
 @every_verb
-def test_steps_know_who_sends(sent, verb):
+def test_steps_see_the_sending_variant(sent, verb):
     """In a step `current_variant` is the copy that the verb was called on.
 
-    Outside it is the producer itself, during the call of another greenlet too.
+    Outside a step it is the producer itself, also during another greenlet's call.
     """
     producer, _ = sent
     variant = copy.copy(producer)
@@ -271,8 +271,8 @@ def test_steps_know_who_sends(sent, verb):
     assert variant.current_variant is variant
 
 
-def test_nothing_is_left_behind(make_producer):
-    """After a call that sent, or failed, nobody is said to be sending."""
+def test_current_variant_is_reset_after_each_call(make_producer):
+    """After a call that sent or failed, `current_variant` is the producer again."""
     producer, other = make_producer(), make_producer()
     variant = copy.copy(producer)
     seen = []
@@ -297,8 +297,8 @@ def test_nothing_is_left_behind(make_producer):
     assert other.current_variant is other
 
 
-def test_greenlets_do_not_see_each_others_senders(hub):
-    """While one greenlet waits in a step, another one is told of itself."""
+def test_greenlets_do_not_see_each_others_variants(hub):
+    """While one greenlet waits in a step, another greenlet sees its own variant."""
     producer = Producer(kafka=NOWHERE)
     variant = copy.copy(producer)
     inside = gevent.event.Event()

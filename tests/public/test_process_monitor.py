@@ -1,4 +1,4 @@
-"""`greendrop.monitor`: the life of all producers and pools of a process."""
+"""`greendrop.monitor`: events about all producers and pools of a process."""
 
 from typing import get_args
 
@@ -14,7 +14,7 @@ PASSWORD = {"sasl.password": "hunter2", "security.protocol": "plaintext"}
 
 @pytest.fixture
 def heard():
-    """Note all events of the process, during a test."""
+    """Collect all events of the process during a test."""
     events = []
     for name in PROCESS_EVENTS:
         greendrop.monitor.subscribe(name, events.append)
@@ -24,7 +24,7 @@ def heard():
 
 @pytest.fixture
 def subscribe():
-    """Subscribe to the process, during a test."""
+    """Subscribe to the process monitor for one test."""
     listeners = []
 
     def add(name, listener):
@@ -36,19 +36,19 @@ def subscribe():
         greendrop.monitor.unsubscribe(listener)
 
 
-def told(heard):
-    """Give names and payloads."""
+def names_and_payloads(heard):
+    """Return names and payloads."""
     return [(event.name, event.payload) for event in heard]
 
 
 # -- producers ------------------------------------------------------------------------
 
 
-def test_producer_is_told_of_once_when_made_and_configured(heard):
-    """Created without an id, configured with settings by name."""
+def test_making_and_configuring_a_producer_emit_one_event_each(heard):
+    """A producer configured with settings by name emits both events once."""
     producer = Producer({**NOWHERE, **PASSWORD}, id="p", max_wait_timeout=5)
 
-    (_, created), (_, configured) = told(heard)
+    (_, created), (_, configured) = names_and_payloads(heard)
     assert [event.name for event in heard] == [
         "producer.created",
         "producer.configured",
@@ -62,7 +62,7 @@ def test_producer_is_told_of_once_when_made_and_configured(heard):
 
 
 def test_producer_may_be_configured_later(heard):
-    """Each of the two is told when it happens; a variant is no producer of its own."""
+    """Each event is emitted when its step happens; a variant emits none."""
     producer = Producer()
     assert [event.name for event in heard] == ["producer.created"]
 
@@ -72,8 +72,8 @@ def test_producer_may_be_configured_later(heard):
     assert [event.name for event in heard][1:] == ["producer.configured"]
 
 
-def test_refused_configuration_is_not_told(heard):
-    """A producer that has no settings was not configured."""
+def test_refused_configuration_emits_no_event(heard):
+    """A producer whose settings were refused was not configured."""
     with pytest.raises(greendrop.ConfigurationInvalidError):
         Producer({"no.such": 1})
 
@@ -81,7 +81,7 @@ def test_refused_configuration_is_not_told(heard):
 
 
 def test_hook_adds_middleware_and_listeners(subscribe, make_producer):
-    """Another library gets at each producer before its first message."""
+    """A listener of the process can prepare each producer before its first message."""
     messages = []
 
     def set_up(event):
@@ -99,7 +99,7 @@ def test_hook_adds_middleware_and_listeners(subscribe, make_producer):
 
 
 def test_hook_may_turn_on_statistics(subscribe, make_producer, world, until):
-    """It comes in time: the client is built with the first message."""
+    """Subscribing to statistics works: the client is built with a first message."""
     numbers = []
     subscribe(
         "producer.configured",
@@ -114,8 +114,8 @@ def test_hook_may_turn_on_statistics(subscribe, make_producer, world, until):
     until(lambda: numbers)
 
 
-def test_hook_that_raises_hurts_no_producer(subscribe, caplog):
-    """It is logged, and the producer is there."""
+def test_hook_that_raises_does_not_affect_the_producer(subscribe, caplog):
+    """The error is logged, and the producer works."""
 
     def failing(event):
         raise ValueError(event.name)
@@ -129,8 +129,8 @@ def test_hook_that_raises_hurts_no_producer(subscribe, caplog):
     assert "listener.error producer_id=p listener_of=producer.configured" in caplog.text
 
 
-def test_closed_producers_are_told_of(heard, make_producer, world):
-    """By both monitors, with the same payload; once."""
+def test_closing_a_producer_emits_an_event(heard, make_producer, world):
+    """Both monitors emit the event once, with the same payload."""
     producer = make_producer(id="p")
     own = []
     producer.monitor.subscribe("producer.closed", own.append)
@@ -144,8 +144,8 @@ def test_closed_producers_are_told_of(heard, make_producer, world):
     assert heard[-1]["producer_id"] == "p"
 
 
-def test_object_listens_to_the_process():
-    """By methods named after the events, as with a producer's monitor."""
+def test_an_object_can_listen_to_the_process():
+    """An object's methods are subscribed by event name, as with a producer."""
 
     class Registry:
         def __init__(self):
@@ -155,7 +155,7 @@ def test_object_listens_to_the_process():
             self.producers.append(event["producer_id"])
 
         def on_message_acknowledged(self, event):
-            """Hear of nothing: the process tells no such event."""
+            """Handle nothing: the process monitor has no such event."""
 
     registry = greendrop.monitor.subscribe(Registry())
     try:
@@ -170,8 +170,8 @@ def test_object_listens_to_the_process():
 # -- pools ----------------------------------------------------------------------------
 
 
-def test_pool_is_told_of_in_order(heard):
-    """Created, set up as the default, reloaded, shut down; each once."""
+def test_events_of_a_pool_are_in_order(heard):
+    """Creation, set-up as the default, reload and shutdown emit one event each."""
     pool = ProducerPool(lambda: Producer(NOWHERE), size=2, timeout=1.5)
     before = greendrop.set_default_pool(pool)
     pool.reload()
@@ -180,7 +180,7 @@ def test_pool_is_told_of_in_order(heard):
     pool.close(force=True)
 
     size = {"pool": pool, "size": 2, "timeout": 1.5}
-    assert told(heard) == [
+    assert names_and_payloads(heard) == [
         ("connection_pool.created", size),
         ("connection_pool.setup", size),
         ("connection_pool.reload", {"pool": pool}),
@@ -189,8 +189,8 @@ def test_pool_is_told_of_in_order(heard):
     ]
 
 
-def test_reload_is_told_before_it_begins(heard, subscribe):
-    """While the pool has its old producers; a closed one is not reloaded."""
+def test_reload_event_precedes_the_reload(heard, subscribe):
+    """The event comes while the pool has its old producers; not if it is closed."""
     pool = ProducerPool(lambda: Producer(NOWHERE), size=1)
     with pool.producer() as old:
         pass
@@ -206,8 +206,8 @@ def test_reload_is_told_before_it_begins(heard, subscribe):
     assert (status, old.status, heard) == (["configured"], "closed", [])
 
 
-def test_no_default_pool_is_no_setup(heard):
-    """Taking the default away makes none the default."""
+def test_removing_the_default_pool_emits_no_setup_event(heard):
+    """Setting the default pool to None emits no event."""
     greendrop.set_default_pool(greendrop.set_default_pool(None))
 
     assert heard == []
@@ -217,7 +217,7 @@ def test_no_default_pool_is_no_setup(heard):
 
 
 def test_payloads_are_as_the_table_says(heard, make_producer):
-    """Each event has the keys of its row."""
+    """Each payload has the keys of its row in the table."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     producer.close()
@@ -233,7 +233,7 @@ def test_payloads_are_as_the_table_says(heard, make_producer):
 
 
 def test_each_monitor_has_its_own_events():
-    """A name of the other one is refused, and it is said where it belongs."""
+    """A name of the other monitor is refused, with a hint where it belongs."""
     with pytest.raises(EventNotRegisteredError, match=r"at producer\.mon"):
         greendrop.monitor.subscribe("message.acknowledged", print)
     with pytest.raises(EventNotRegisteredError, match=r"at greendrop\.monitor"):
@@ -244,7 +244,7 @@ def test_each_monitor_has_its_own_events():
 
 
 def test_type_checkers_know_the_names():
-    """The literal type has the names of both tables, and no other."""
+    """The literal type has the names of both tables, and no others."""
     names = get_args(events.EventName)
 
     assert set(names) == EVENTS.keys() | PROCESS_EVENTS.keys()
@@ -252,7 +252,7 @@ def test_type_checkers_know_the_names():
 
 
 def test_no_payload_has_the_producer_as_caller():
-    """WaterDrop's `caller` is left out; `producer_id` tells whose it is."""
+    """WaterDrop's `caller` is left out; `producer_id` identifies the producer."""
     for table in (EVENTS, PROCESS_EVENTS):
         for row in table.values():
             assert "caller" not in row.payload

@@ -24,19 +24,19 @@ REFUSED = "MESSAGE_TOO_LARGE"
 
 
 def send(producer, count=1, **fields):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     fields = {"topic": "events", "payload": b"x", "partition": 0} | fields
     return [producer.produce_async(**fields) for _ in range(count)]
 
 
-# --- what it is for -------------------------------------------------------------------
+# --- waiting for the messages of a block ----------------------------------------------
 
 
 @pytest.mark.slow
 def test_block_ends_when_its_messages_are_delivered(
     mock_cluster, make_producer, longest_gap
 ):
-    """Leaving the block waits for the deliveries, and other greenlets run."""
+    """Leaving the block waits for the deliveries; other greenlets run meanwhile."""
     producer = make_producer()
     mock_cluster.round_trip(0.2)
 
@@ -48,7 +48,7 @@ def test_block_ends_when_its_messages_are_delivered(
     assert gap.seconds < 0.05
 
 
-def test_every_verb_counts(mock_cluster, make_producer):
+def test_messages_of_every_verb_are_in_the_scope(mock_cluster, make_producer):
     """Single messages and batches, sync and async, are all in the scope, in order."""
     producer = make_producer()
     mock_cluster.fail_requests("Produce", REFUSED, times=100)
@@ -66,8 +66,8 @@ def test_every_verb_counts(mock_cluster, make_producer):
     assert labels == ["async", "sync", "many", None, "many", None]
 
 
-def test_message_that_waited_for_room_counts(make_producer):
-    """A message that found the queue full at first is in the scope like the others."""
+def test_message_that_waited_for_space_is_in_the_scope(make_producer):
+    """A message that first waited for space in the queue is in the scope too."""
     producer = make_producer({"queue.buffering.max.messages": 2})
 
     with producer.scope():
@@ -78,7 +78,7 @@ def test_message_that_waited_for_room_counts(make_producer):
 
 
 def test_scope_works_in_a_thread_without_a_hub(make_producer):
-    """In a plain thread the end of the block blocks until all is delivered."""
+    """In a thread without a hub the end of the block blocks until all is delivered."""
     producer = make_producer()
 
     with producer.scope():
@@ -88,13 +88,13 @@ def test_scope_works_in_a_thread_without_a_hub(make_producer):
     assert all(handle.report for handle in handles)
 
 
-# --- whose messages -------------------------------------------------------------------
+# --- which messages belong to a scope -------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_messages_of_other_greenlets_are_not_waited_for(mock_cluster, make_producer):
-    """A greenlet sends in the meantime, started inside or outside: not our messages."""
+    """Messages of greenlets started inside or outside the block are not in it."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.round_trip(1.0)
@@ -112,7 +112,7 @@ def test_messages_of_other_greenlets_are_not_waited_for(mock_cluster, make_produ
 
 @pytest.mark.slow
 def test_messages_of_other_threads_are_not_waited_for(mock_cluster, make_producer):
-    """A thread that the block starts has scopes of its own, or none."""
+    """Messages of a thread that was started in the block are not in its scope."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.round_trip(1.0)
@@ -131,8 +131,8 @@ def test_messages_of_other_threads_are_not_waited_for(mock_cluster, make_produce
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.patched
 @pytest.mark.slow
-def test_each_task_has_its_own(run_script, mode):
-    """Tasks side by side, each with a scope: each waits for its own ten messages."""
+def test_each_task_has_its_own_scope(run_script, mode):
+    """Concurrent tasks with a scope each wait for their own ten messages."""
     run_script(
         """
         from greendrop import Producer
@@ -159,7 +159,7 @@ def test_each_task_has_its_own(run_script, mode):
 
 
 def test_scope_lasts_when_its_thread_gets_a_hub(make_producer):
-    """A thread that gets a hub within the block goes on collecting."""
+    """A scope goes on collecting when its thread gets a hub within the block."""
     producer = make_producer()
 
     with producer.scope() as scope:
@@ -181,7 +181,7 @@ def test_messages_of_another_producer_are_not_collected(make_producer):
 
 
 def test_inner_and_outer_scopes_both_collect(mock_cluster, make_producer):
-    """What is sent in an inner block is also the outer one's; not the other way."""
+    """Messages of an inner block are in the outer scope too, but not vice versa."""
     producer = make_producer()
 
     with producer.scope() as outer:
@@ -196,12 +196,12 @@ def test_inner_and_outer_scopes_both_collect(mock_cluster, make_producer):
     assert all(handle.report for handle in first + second + third)
 
 
-# --- what went wrong ------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("hub")
-def test_first_failure_is_told_with_all_that_was_sent(mock_cluster, make_producer):
-    """One error tells all: the handles in order, and which was the first to fail."""
+def test_error_has_the_first_failure_and_all_handles(mock_cluster, make_producer):
+    """The error has all handles, in order, and names the first that failed."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
 
@@ -220,8 +220,8 @@ def test_first_failure_is_told_with_all_that_was_sent(mock_cluster, make_produce
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
-def test_one_deadline_holds_for_all(mock_cluster, make_producer):
-    """Ten messages without a verdict take one timeout, and say that they may arrive."""
+def test_one_deadline_holds_for_all_messages(mock_cluster, make_producer):
+    """Ten undelivered messages take one timeout together; their outcome is unknown."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.round_trip(2.0)
@@ -236,8 +236,8 @@ def test_one_deadline_holds_for_all(mock_cluster, make_producer):
     assert caught.value.dispatched == tuple(handles)
 
 
-def test_error_of_the_block_is_the_one_that_is_seen(mock_cluster, make_producer):
-    """A block that raises still waits for its messages, and its error stays."""
+def test_error_of_the_block_is_raised(mock_cluster, make_producer):
+    """An error raised in the block is kept, after the wait for the block's messages."""
     producer = make_producer()
     mock_cluster.fail_requests("Produce", REFUSED, times=100)
     handles = []
@@ -250,8 +250,8 @@ def test_error_of_the_block_is_the_one_that_is_seen(mock_cluster, make_producer)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, gevent.GreenletExit])
-def test_interrupt_is_not_held_up(mock_cluster, make_producer, kind):
-    """What ends the block at once does: nobody waits for messages first."""
+def test_interruption_leaves_the_block_at_once(mock_cluster, make_producer, kind):
+    """An exception that interrupts the block leaves it without waiting for messages."""
     producer = make_producer()
     mock_cluster.broker_down()
 
@@ -265,7 +265,7 @@ def test_interrupt_is_not_held_up(mock_cluster, make_producer, kind):
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_timeout_cuts_the_wait_at_the_end_short(mock_cluster, make_producer):
-    """A gevent.Timeout around the block ends the wait; the messages go on."""
+    """A gevent.Timeout around the block ends the wait; the messages stay in flight."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.round_trip(0.5)
@@ -277,11 +277,11 @@ def test_timeout_cuts_the_wait_at_the_end_short(mock_cluster, make_producer):
     assert not producer._core.scopes
 
 
-# --- waiting in between ---------------------------------------------------------------
+# --- waiting within the block ---------------------------------------------------------
 
 
-def test_wait_is_for_what_was_sent_so_far(mock_cluster, make_producer):
-    """Within the block `wait` returns when all that was sent is delivered."""
+def test_wait_is_for_the_messages_sent_so_far(mock_cluster, make_producer):
+    """`wait` returns when all messages sent so far in the block are delivered."""
     producer = make_producer()
 
     with producer.scope() as scope:
@@ -292,8 +292,8 @@ def test_wait_is_for_what_was_sent_so_far(mock_cluster, make_producer):
         send(producer)
 
 
-def test_failure_that_wait_told_is_not_told_again(mock_cluster, make_producer):
-    """Who has handled what `wait` raised leaves the block in peace."""
+def test_failure_that_wait_raised_is_not_raised_again(mock_cluster, make_producer):
+    """A failure that `wait` raised is not raised again at the end of the block."""
     producer = make_producer()
     mock_cluster.fail_requests("Produce", REFUSED, times=100)
 
@@ -304,8 +304,8 @@ def test_failure_that_wait_told_is_not_told_again(mock_cluster, make_producer):
 
 
 @pytest.mark.slow
-def test_message_without_a_verdict_stays_in_the_scope(mock_cluster, make_producer):
-    """A wait that was too short can be tried again, also by the end of the block."""
+def test_message_without_an_outcome_stays_in_the_scope(mock_cluster, make_producer):
+    """After a timeout the wait can be repeated, also by the end of the block."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.round_trip(0.5)
@@ -321,7 +321,7 @@ def test_message_without_a_verdict_stays_in_the_scope(mock_cluster, make_produce
 
 @pytest.mark.usefixtures("hub")
 def test_another_greenlet_may_wait(mock_cluster, make_producer):
-    """`wait` may be called by others; they wait for the messages of the block."""
+    """Another greenlet that calls `wait` waits for the messages of the block."""
     producer = make_producer()
 
     with producer.scope() as scope:
@@ -333,8 +333,8 @@ def test_another_greenlet_may_wait(mock_cluster, make_producer):
 # --- memory ---------------------------------------------------------------------------
 
 
-def test_delivered_messages_are_let_go_of(make_producer):
-    """A scope of very many messages keeps few handles of those delivered."""
+def test_handles_of_delivered_messages_are_released(make_producer):
+    """A scope of very many messages keeps few handles of the delivered ones."""
     producer = make_producer()
 
     with producer.scope() as scope:
@@ -345,7 +345,7 @@ def test_delivered_messages_are_let_go_of(make_producer):
 
 
 def test_failures_among_very_many_are_kept(mock_cluster, make_producer):
-    """However many are delivered afterwards, the one that failed is told at the end."""
+    """A failed message is reported at the end, after many delivered ones too."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
     mock_cluster.fail_requests("Produce", REFUSED, times=1)
@@ -363,7 +363,7 @@ def test_failures_among_very_many_are_kept(mock_cluster, make_producer):
 
 
 def test_nothing_is_kept_after_the_block(make_producer):
-    """The handles of a scope that was left are free, and so is the scope."""
+    """After the block neither the scope nor its handles are referenced."""
     producer = make_producer()
     with producer.scope() as scope:
         gone = weakref.ref(scope)
@@ -392,7 +392,7 @@ def test_scope_is_entered_once(make_producer):
 
 @pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan"), "1", True])
 def test_bad_timeout_is_refused_at_once(make_producer, timeout):
-    """A timeout that is no finite number of seconds is refused before anything."""
+    """A timeout that is not a finite number of seconds is refused."""
     producer = make_producer()
 
     with pytest.raises(ValueError, match="finite seconds"):
@@ -402,44 +402,44 @@ def test_bad_timeout_is_refused_at_once(make_producer, timeout):
 
 
 def test_unconfigured_producer_has_no_scope():
-    """Before `setup` there is nothing to send."""
+    """Before `setup` a producer has no scope."""
     with pytest.raises(ProducerNotConfiguredError):
         Producer().scope()
 
 
 def test_scope_in_a_listener_is_refused_at_once(make_producer):
-    """In a listener nobody could wait at the end; so the block is never entered."""
+    """A listener can't wait at the end of a block, so the block is never entered."""
     producer = make_producer()
-    told = []
+    outcomes = []
 
     @producer.monitor.subscribe("message.acknowledged")
     def listener(event):
         try:
             with producer.scope():
-                told.append("entered")
+                outcomes.append("entered")
         except IllegalWaitError as error:
-            told.append(error)
+            outcomes.append(error)
 
     producer.produce_sync(topic="events", payload=b"x")
 
-    assert [IllegalWaitError] == [type(each) for each in told]
+    assert [IllegalWaitError] == [type(each) for each in outcomes]
 
 
 @pytest.mark.parametrize("used", [False, True])
 def test_scope_in_the_hub_itself_is_refused_at_once(hub, make_producer, used):
-    """The hub itself can't wait for messages, whether the producer was used or not."""
+    """The hub can't wait for messages, whether or not the producer was used before."""
     producer = make_producer()
     if used:
         producer.produce_sync(topic="events", payload=b"x")
-    told = []
+    outcomes = []
 
     def call():
         try:
             producer.scope().__enter__()
         except IllegalWaitError as error:
-            told.append(error)
+            outcomes.append(error)
 
     hub.loop.run_callback(call)
     gevent.sleep(0.01)
 
-    assert len(told) == 1
+    assert len(outcomes) == 1
