@@ -12,7 +12,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.patched]
 #: 0.05, and the rest is for a busy machine.
 LONGEST_GAP = 0.1
 
-CROWD = """
+# Locust's own `--run-time` counts from the time that gevent's loop has cached. On a
+# busy machine that is seconds ago, and ends the run at once.
+ENDING = """
+import gevent
+from locust import events
+
+@events.init.add_listener
+def end_some_time_after_spawning(runner, **_):
+    def end(**_):
+        gevent.spawn_later({seconds}, runner.quit)
+
+    events.spawning_complete.add_listener(end)
+"""
+MANY_USERS = """
 import locust
 from locust import events, task
 from greendrop.contrib.locust import GreendropUser
@@ -116,7 +129,12 @@ def test_five_hundred_users_leave_the_hub_free(run, mock_cluster):
     """
     mock_cluster.round_trip(0.05)
 
-    locust = run(CROWD, "-u500", "-r250", "-t6", servers=mock_cluster.bootstrap_servers)
+    locust = run(
+        MANY_USERS + ENDING.format(seconds=4),
+        "-u500",
+        "-r250",
+        servers=mock_cluster.bootstrap_servers,
+    )
 
     facts = locust.facts
     assert locust.status == 0, locust.log
@@ -133,7 +151,12 @@ def test_each_message_is_a_request(run, mock_cluster):
     """
     mock_cluster.round_trip(0.05)
 
-    locust = run(KINDS, "-u3", "-r3", "-t2", servers=mock_cluster.bootstrap_servers)
+    locust = run(
+        KINDS + ENDING.format(seconds=2),
+        "-u3",
+        "-r3",
+        servers=mock_cluster.bootstrap_servers,
+    )
 
     facts = locust.facts
     assert locust.status == 1, locust.log  # Locust's way to say that requests failed
@@ -157,7 +180,7 @@ def test_each_message_is_a_request(run, mock_cluster):
 
 def test_a_user_without_address_stops_the_test(run):
     """Without host and bootstrap servers Locust says what is missing."""
-    locust = run(CROWD, "-u1", "-t2")
+    locust = run(MANY_USERS + ENDING.format(seconds=2), "-u1")
 
     assert "set kafka['bootstrap.servers'], or the host (--host)" in locust.log
     assert locust.status != 0

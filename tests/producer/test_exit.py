@@ -415,7 +415,7 @@ def test_ctrl_c_interrupts_a_wait(mode, mock_cluster, stored):
     producer.produce_sync(topic="events", payload=b"later")
     producer.close()
     """
-    mock_cluster.delay_requests("Produce", 0.5)
+    mock_cluster.delay_requests("Produce", 2)
     servers = mock_cluster.bootstrap_servers
 
     process = interpreter.start(BEGIN + program, mode, servers=servers)
@@ -434,7 +434,7 @@ def test_ctrl_c_ends_a_program_that_does_not_catch_it(mode, mock_cluster, stored
     print("ready", flush=True)
     handle.wait(10)
     """
-    mock_cluster.delay_requests("Produce", 0.5)
+    mock_cluster.delay_requests("Produce", 2)
     servers = mock_cluster.bootstrap_servers
 
     process = interpreter.start(BEGIN + program, mode, servers=servers)
@@ -459,7 +459,7 @@ def test_ctrl_c_in_a_listener_ends_the_program(mode, mock_cluster, run_script, s
     producer.monitor.subscribe("message.acknowledged", interrupt)
     try:
         producer.produce_sync(topic="events", payload=b"x", label="interrupt")
-        sleep(5)
+        sleep(25)
     except KeyboardInterrupt:
         print("interrupted")
     producer.produce_sync(topic="events", payload=b"later")
@@ -471,7 +471,7 @@ def test_ctrl_c_in_a_listener_ends_the_program(mode, mock_cluster, run_script, s
     )
 
     assert (ended.returncode, ended.stdout) == (0, "interrupted\n")
-    assert ended.seconds < 4
+    assert ended.seconds < 20
     assert stored("events") == 2
 
 
