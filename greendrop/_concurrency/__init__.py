@@ -1,42 +1,24 @@
 """Concurrency: how greendrop waits, wakes, locks and survives forks.
 
 The only package that imports gevent, greenlet and `_thread`. Waits are cooperative
-where the calling thread has a gevent hub, and block the thread elsewhere.
+where the calling thread has a gevent hub, and block the thread elsewhere; which one is
+decided when the wait begins. Knows nothing of Kafka.
 """
 
-from greendrop._concurrency.deadline import Deadline
+from greendrop._concurrency.deadline import DAY, Deadline, check_timeout, monotonic
 from greendrop._concurrency.event_loop import in_event_loop
 from greendrop._concurrency.fork import (
     ForkMarker,
-    _Pid,
+    PidMarker,
     fork_marker,
     register_multiprocessing_exit,
     under_uwsgi,
     uwsgi_without_threads,
 )
-from greendrop._concurrency.threads import (
-    allocate_lock,
-    batch_scheduling,
-    close_fd,
-    get_ident,
-    new_lock,
-    run_apart,
-    start_new_thread,
-    start_thread,
-)
-from greendrop._concurrency.wait_queue import FairQueue, WaitQueue
-from greendrop._concurrency.waiters import (
-    DAY,
+from greendrop._concurrency.hub import (
     CooperativeLoop,
-    GreenletWaiter,
-    RawLink,
-    SharedTimer,
-    ThreadCall,
     ThreadsafeCalls,
-    ThreadWaiter,
-    Waiter,
     call_soon_threadsafe,
-    check_timeout,
     current_hub,
     current_task,
     ensure_threadsafe_calls,
@@ -44,19 +26,37 @@ from greendrop._concurrency.waiters import (
     hub_is_dead,
     in_hub,
     is_current,
-    link,
-    monotonic,
-    new_waiter,
-    run_in_thread,
-    spawn,
     spawn_in_hub,
-    spawn_thread,
-    waiter_in,
     yield_to_hub,
 )
-from greendrop._concurrency.watchdog import (
-    HubWatchdog,
+from greendrop._concurrency.native import (
+    allocate_lock,
+    close_fd,
+    get_ident,
+    new_lock,
+    start_new_thread,
 )
+from greendrop._concurrency.threads import (
+    ThreadCall,
+    batch_scheduling,
+    run_apart,
+    run_in_thread,
+    spawn,
+    spawn_thread,
+    start_thread,
+)
+from greendrop._concurrency.wait_queue import FairQueue, WaitQueue
+from greendrop._concurrency.waiters import (
+    GreenletWaiter,
+    RawLink,
+    SharedTimer,
+    ThreadWaiter,
+    Waiter,
+    link,
+    new_waiter,
+    waiter_in,
+)
+from greendrop._concurrency.watchdog import HubWatchdog
 
 __all__ = [
     "DAY",
@@ -66,6 +66,7 @@ __all__ = [
     "ForkMarker",
     "GreenletWaiter",
     "HubWatchdog",
+    "PidMarker",
     "RawLink",
     "SharedTimer",
     "ThreadCall",
@@ -73,7 +74,6 @@ __all__ = [
     "ThreadsafeCalls",
     "WaitQueue",
     "Waiter",
-    "_Pid",
     "allocate_lock",
     "batch_scheduling",
     "call_soon_threadsafe",

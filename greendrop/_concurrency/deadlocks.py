@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from greendrop._concurrency.threads import get_ident
+from greendrop._concurrency.native import get_ident
 
 
 def waits_for(task: object, other: object) -> bool:

@@ -6,10 +6,11 @@ Who waits for it lets other greenlets run. Knows nothing of what it protects.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from contextlib import suppress
 
-from greendrop._concurrency import threads, waiters
+from greendrop._concurrency import hub, native, waiters
 from greendrop._concurrency.deadlocks import waits_for
 
 
@@ -49,13 +50,13 @@ class FairLock:
         self.request: LockRequest | None = None
         self._queue: deque[LockRequest] = deque()
         # Held over code that can't switch greenlets only.
-        self._lock = threads.new_lock()
+        self._lock = native.new_lock()
 
     @property
     def held_by_me(self) -> bool:
         """Whether the caller has it."""
         request = self.request
-        return request is not None and waiters.is_current(request.task)
+        return request is not None and hub.is_current(request.task)
 
     @property
     def inherited(self) -> bool:
@@ -90,9 +91,9 @@ class FairLock:
             if self.request is request:
                 return True
             request.waiter = waiter = waiters.new_waiter()
-        deadline = waiters.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while self.request is not request:
-            left = deadline - waiters.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
                 return False
             self._refuse_circle(request)

@@ -1,7 +1,13 @@
-"""What kind of process this is, and whether it is the one that something was made in.
+"""Forks: detecting them, and what this package does in the child.
 
-Every use of a client asks that first. `os.getpid()` is a system call each time, and
-hooks such as `os.register_at_fork` are not run by those who fork in C, as uWSGI does.
+Each use of a client checks a `ForkMarker`. `os.getpid()` is a system call each time,
+and the hooks of `os.register_at_fork` don't run in children that were forked in C, as
+uWSGI does.
+
+Hooks of the child run in the order of their registration: first the one below, which
+frees the locks that the others need; then those of modules that import this package.
+`_client.client` drops the batches of its clients, which the parent sends, and `testing`
+restarts its memory cluster.
 """
 
 from __future__ import annotations
@@ -11,28 +17,50 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from greendrop._concurrency import hub, native
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: MADV_WIPEONFORK of Linux 4.14: a child finds zeros in this piece of memory, whoever
-#: forked it. Python's mmap has no name for it.
+#: MADV_WIPEONFORK of Linux 4.14: the child of a fork finds zeros in such memory,
+#: however it was forked. Python's mmap module has no name for it.
 _WIPE_ON_FORK = 18
 
 
 class ForkMarker(Protocol):
-    """`mark[0]` is true in the process that made the mark, and false in its children.
+    """Tells the process that made it from that process's children.
 
-    Asked by an index because that is the cheapest question a piece of memory answers.
+    `marker[0]` is the same as `same_process`, for the hot path: reading an index of
+    memory is the cheapest check that there is.
     """
+
+    @property
+    def same_process(self) -> bool:
+        """Whether the caller is in the process that made the marker."""
+        ...
 
     def __getitem__(self, index: int, /) -> int: ...
 
 
-class _Pid:
-    """A mark for systems that can't wipe memory at a fork."""
+class _MemoryMarker(mmap.mmap):
+    """A marker in memory that the system wipes at a fork."""
+
+    __slots__ = ()
+
+    @property
+    def same_process(self) -> bool:
+        return self[0] != 0
+
+
+class PidMarker:
+    """A marker for systems that can't wipe memory at a fork."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+
+    @property
+    def same_process(self) -> bool:
+        return os.getpid() == self._pid
 
     def __getitem__(self, index: int) -> int:
         return os.getpid() == self._pid
@@ -41,16 +69,24 @@ class _Pid:
 def fork_marker() -> ForkMarker:
     """Return a marker of this process."""
     try:
-        page = mmap.mmap(-1, 1, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page = _MemoryMarker(-1, 1, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
     except (AttributeError, OSError, ValueError):
-        return _Pid()
+        return PidMarker()
     page[0] = 1
     return page
 
 
+def _after_fork_in_child() -> None:
+    native.free_locks_in_child()
+    hub.note_inherited_hub()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def uwsgi_without_threads() -> bool:
-    """Tell whether Python's threads don't run while the program waits for work.
+    """Return whether Python's threads don't run while the program waits for requests.
 
     uWSGI without `enable-threads` keeps the interpreter's lock between requests.
     """
@@ -58,24 +94,25 @@ def uwsgi_without_threads() -> bool:
 
 
 def under_uwsgi() -> bool:
-    """Tell whether a thread may be stopped for good in the midst of what it does.
+    """Return whether a thread may be stopped for good at any point of its code.
 
-    uWSGI's handler of SIGHUP waits for the requests of all other threads: in the main
-    thread, whatever that was doing. What it held is held until the worker is killed.
+    uWSGI's handler of SIGHUP runs in the main thread and waits there for the requests
+    of all other threads. Locks that the main thread held at that moment stay held until
+    the worker is killed.
     """
     return "uwsgi" in sys.modules
 
 
 def register_multiprocessing_exit(function: Callable[[], object]) -> None:
-    """Have a function called when this process ends, if multiprocessing has started it.
+    """Call a function when this process ends, if multiprocessing has started it.
 
-    Python's exit handlers don't run then: a forked child of multiprocessing ends by
-    `os._exit`.
+    A forked child of multiprocessing ends by `os._exit`, without Python's exit
+    handlers.
     """
     process: Any = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None:
         return
-    # There, since that child's first function is in it. Ours comes before the wait for
-    # grandchildren, which may be long.
+    # Loaded, because it contains the first function of the child. Priority 0 comes
+    # before the wait for grandchildren, which may be long.
     util: Any = sys.modules["multiprocessing.util"]
     util.Finalize(None, function, exitpriority=0)

@@ -1,98 +1,42 @@
-"""What is native whatever gevent has patched: threads, locks, descriptors.
+"""Running functions in the background, and blocking calls on native threads.
 
-The only importer of `_thread`. Knows of gevent only that it may have patched something.
+`spawn` starts a background task of the kind that fits the calling thread.
+`run_in_thread` keeps a blocking call off the hub, and `run_apart` protects a short one
+from interruptions. When the interpreter is ending and starts no more threads, all of
+them run the function in the calling thread.
 """
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import sys
-import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from greendrop import _wording
+from greendrop._concurrency import native
+from greendrop._concurrency.hub import current_hub, in_hub
+from greendrop._concurrency.waiters import new_waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import ModuleType
 
+    from greendrop._concurrency.waiters import Waiter
 
-def _kafka_handle(module: ModuleType, name: str) -> Any:  # noqa: ANN401 - whatever it has
-    """Get a function of a module as it was before monkey-patching.
-
-    Bound once at import: patching replaces names in modules, not what we hold.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None:
-        return monkey.get_original(module.__name__, name)
-    return getattr(module, name)
-
-
-allocate_lock: Callable[[], _thread.LockType] = _kafka_handle(_thread, "allocate_lock")
-get_ident: Callable[[], int] = _kafka_handle(_thread, "get_ident")
-start_new_thread: Callable[..., int] = _kafka_handle(_thread, "start_new_thread")
-#: gevent's own leaves a descriptor open until the hub comes round, if it ever does.
-close_fd: Callable[[int], None] = _kafka_handle(os, "close")
-#: Longest single wait that a C lock takes, in seconds.
-LONGEST: float = _thread.TIMEOUT_MAX
-
-
-class Lock(Protocol):
-    """What `new_lock` makes."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
-        """Take it; False if it was not to be had."""
-        ...
-
-    def release(self) -> None:
-        """Give it back."""
-        ...
-
-
-# References without callbacks: what a signal handler raises in one of those is lost.
-_locks: set[weakref.ref[Any]] = set()
-#: Locks from which on those that are gone are looked for.
-_many_locks = 100
-
-
-def new_lock() -> Any:  # noqa: ANN401 - a `Lock`, and a context manager
-    """Make a lock that its own thread may take again (a signal handler does).
-
-    gevent leaves `_thread.RLock` alone, so it is native, patched or not. Hold it only
-    over code that can't switch greenlets: all greenlets of a thread own it together. It
-    is free in a forked child, whoever of the parent's threads held it.
-    """
-    global _many_locks  # noqa: PLW0603 - grows with what lives
-    lock = _thread.RLock()
-    _locks.add(weakref.ref(lock))
-    if len(_locks) > _many_locks:
-        _locks.difference_update({each for each in list(_locks) if each() is None})
-        _many_locks = 100 + 2 * len(_locks)
-    return lock
-
-
-def _free_locks_in_child() -> None:
-    for reference in list(_locks):
-        lock: Any = reference()
-        # One that this thread holds is released by it.
-        if lock is not None and not lock._is_owned():  # noqa: SLF001 - as `threading` does
-            lock._at_fork_reinit()  # noqa: SLF001
-
-
-os.register_at_fork(after_in_child=_free_locks_in_child)
+# --- background tasks ---------------------------------------------------------------
 
 
 def start_thread(function: Callable[..., object], *args: object) -> bool:
-    """Start a native thread; False if there is none to be had any more.
+    """Start a native thread; return False if the interpreter is ending.
 
-    Python 3.12 starts none once the main thread has come to its end, also not for what
-    is run at exit.
+    Python 3.12 starts no threads once the main thread has ended, not even for exit
+    handlers.
 
     Raises:
         RuntimeError: The system has no more threads.
     """
     try:
-        start_new_thread(function, args)
+        native.start_new_thread(function, args)
     except RuntimeError as error:
         if "shutdown" not in str(error):
             raise
@@ -100,28 +44,141 @@ def start_thread(function: Callable[..., object], *args: object) -> bool:
     return True
 
 
-def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
-    """Run a function on a native thread of its own, and wait for its result natively.
+def spawn(function: Callable[[], object]) -> None:
+    """Run a function in a new greenlet where there is a hub, else in a new thread."""
+    if current_hub() is not None:
+        sys.modules["gevent"].spawn(function)
+    elif not start_thread(function):
+        function()
 
-    Signal handlers run in the main thread only. They may run, and raise, while the
-    caller waits here, and so may anything else that interrupts it: the function goes on
-    to its end all the same. So what it does is done as a whole or not at all.
 
-    On the spot, when the interpreter is ending and starts no thread.
+def spawn_thread(function: Callable[[], object]) -> None:
+    """Run a function that may block on a new native thread.
+
+    A hub that the function makes there, as gevent's patched functions do, is destroyed
+    when the function ends.
+    """
+
+    def work() -> None:
+        try:
+            function()
+        finally:
+            _destroy_own_hub()
+
+    if not start_thread(work):
+        function()
+
+
+def _destroy_own_hub() -> None:
+    local: Any = sys.modules.get("gevent._hub_local")
+    hub = None if local is None else local.get_hub_if_exists()
+    if hub is not None:
+        hub.destroy(destroy_loop=True)
+
+
+# --- blocking calls -----------------------------------------------------------------
+
+
+class ThreadCall:
+    """A blocking call on a native thread of its own, started by the constructor.
+
+    A `wait` that was interrupted can be repeated: the call goes on, and its result is
+    kept.
 
     Args:
-        function: Ends by itself. It must not need a lock that the caller may hold.
-        seconds: How long to wait.
+        function: Has to end by itself.
 
     Raises:
-        TimeoutError: It did not end in time; it goes on by itself.
+        RuntimeError: The system has no more threads.
+    """
+
+    __slots__ = ("_outcome", "_waiter")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._outcome: list[tuple[Any, BaseException | None]] = []
+        self._waiter: Waiter | None = None
+
+        def work() -> None:
+            try:
+                self._outcome.append((function(), None))
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller
+                self._outcome.append((None, error))
+            waiter = self._waiter
+            if waiter is not None:
+                waiter.wake()
+
+        if not start_thread(work):
+            work()  # the interpreter is ending, so blocking the hub does no harm
+
+    @property
+    def ended(self) -> bool:
+        """Whether the result is available."""
+        return bool(self._outcome)
+
+    def wait(self, seconds: float) -> Any:  # noqa: ANN401
+        """Return the result, or raise the exception of the call; one task at a time.
+
+        Raises:
+            TimeoutError: The call did not end in time; it goes on in its thread.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub.
+        """
+        # Publish the waiter, then check for the outcome. The thread does the opposite:
+        # it stores the outcome, then looks for a waiter. So no wake-up gets lost.
+        self._waiter = waiter = new_waiter()
+        if not self._outcome and not waiter.wait(seconds) and not self._outcome:
+            text = f"a native call did not end within {_wording.seconds(seconds)}"
+            raise TimeoutError(text)
+        value, error = self._outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+
+def run_in_thread(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+    """Run a blocking call off the hub, and return its result.
+
+    Without a hub the call runs in the calling thread. In the hub itself, where waiting
+    is illegal, the call is started and None is returned at once.
+
+    Args:
+        function: Has to end by itself within about `seconds`.
+        seconds: Maximum wait for the result.
+
+    Raises:
+        TimeoutError: The call did not end in time; it goes on in its thread.
+
+    Blocking:
+        Lets other greenlets run where the thread has a hub.
+    """
+    if current_hub() is None:
+        return function()
+    call = ThreadCall(function)
+    return None if in_hub() else call.wait(seconds)
+
+
+def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+    """Run a function to its end, whatever interrupts the caller, and return its result.
+
+    The function runs on a native thread. Signal handlers run in the main thread only:
+    there they may raise while the caller waits, and the function goes on to its end all
+    the same. So its work is done as a whole or not at all.
+
+    Args:
+        function: Has to end by itself. It must not need a lock that the caller may
+            hold.
+        seconds: Maximum wait for the result.
+
+    Raises:
+        TimeoutError: The function did not end in time; it goes on in its thread.
         RuntimeError: The system has no more threads.
 
     Blocking:
         Blocks the thread, and its hub.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
-    running = allocate_lock()
+    running = native.allocate_lock()
     running.acquire()
 
     def work() -> None:
@@ -141,25 +198,30 @@ def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN4
     return value
 
 
+# --- scheduling ---------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def batch_scheduling() -> Iterator[None]:
-    """Make native threads that are started inside not preempt others when they wake.
+    """Start native threads inside that don't preempt other threads when they wake.
 
-    Threads inherit Linux's SCHED_BATCH: same share of the processor, no privilege
-    needed. librdkafka wakes a thread at the first message that it is handed; if that
-    one takes the processor over at once, it sends the message alone, and the next, and
-    the next, at ten times the price. Polite, it waits until the hub sleeps or another
-    processor is free. See docs/decisions/0005. Does nothing elsewhere than on Linux,
-    or where it is forbidden, or when the caller has a policy of its own.
+    Threads inherit Linux's SCHED_BATCH: the same share of the processor, no privilege
+    needed. librdkafka wakes a thread at the first message that is enqueued. A thread
+    that took over the processor at once would send that message alone, and so the next
+    ones, at ten times the cost. With SCHED_BATCH it runs when the hub sleeps or another
+    processor is free. See docs/decisions/0005.
+
+    Does nothing on other systems, where the system forbids it, or if the program has
+    set a policy of its own.
     """
     try:
-        usual = os.sched_getscheduler(0) == os.SCHED_OTHER
-        if usual:
+        changed = os.sched_getscheduler(0) == os.SCHED_OTHER
+        if changed:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except (AttributeError, OSError):
-        usual = False
+        changed = False
     try:
         yield
     finally:
-        if usual:
+        if changed:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from greendrop._concurrency import threads
+from greendrop._concurrency import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ class FairQueue:
         self._granted: list[weakref.ref[_Entry]] = []
         # Held over code that doesn't wait. Without it a task could give up between
         # leaving the queue by `grant` and getting its share, which would be lost.
-        self._lock = threads.new_lock()
+        self._lock = native.new_lock()
 
     @property
     def has_waiters(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from greendrop._concurrency import threads
+from greendrop._concurrency import native
 
 
 class WakeupFd:
@@ -61,8 +61,8 @@ class WakeupFd:
         os.dup2(read, self._read, inheritable=False)
         if write != read:
             os.dup2(write, self._write, inheritable=False)
-            threads.close_fd(write)
-        threads.close_fd(read)
+            native.close_fd(write)
+        native.close_fd(read)
 
     def close(self) -> None:
         write, self._write = self._write, -1
@@ -70,6 +70,6 @@ class WakeupFd:
         read, self._read = self._read, -1
         if read < 0:
             return  # closed before
-        threads.close_fd(read)
+        native.close_fd(read)
         if write != read:
-            threads.close_fd(write)
+            native.close_fd(write)

@@ -12,7 +12,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
-from greendrop._concurrency import threads, waiters
+from greendrop._concurrency import hub as hubs
+from greendrop._concurrency import native, waiters
+from greendrop._concurrency.deadline import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +69,7 @@ class HubWatchdog:
         self._stopped = False
         self._awake = waiters.ThreadWaiter()
         self._rest = waiters.ThreadWaiter()
-        threads.start_new_thread(self._run, ())
+        native.start_new_thread(self._run, ())
 
     def look(self) -> None:
         """Begin to ask, if it does not yet; from any thread."""
@@ -80,21 +82,21 @@ class HubWatchdog:
         self._awake.wake()
 
     def _over(self) -> bool:
-        return self._stopped or waiters.hub_is_dead(self._hub)
+        return self._stopped or hubs.hub_is_dead(self._hub)
 
     def _run(self) -> None:
         while not self._over():
-            self._awake.wait(threads.LONGEST)
+            self._awake.wait(native.LONGEST)
             while self._busy() and not self._over():
                 self._ask()
                 self._sleep()
 
     def _ask(self) -> None:
         question = _Question()
-        waiters.call_soon_threadsafe(self._hub, question.answer)
+        hubs.call_soon_threadsafe(self._hub, question.answer)
         if question.answered.wait(self._limit):
             return
-        late = waiters.monotonic() - question.asked - self._limit
+        late = monotonic() - question.asked - self._limit
         waited_for = self._outstanding() > 0
         stack = self._stack()
         # Woken late, it may have looked when all was over.
@@ -108,9 +110,9 @@ class HubWatchdog:
             self._tell(question.took, stack)
 
     def _sleep(self) -> None:
-        began = waiters.monotonic()
+        began = monotonic()
         self._rest.wait(self._pause)
-        late = waiters.monotonic() - began - self._pause
+        late = monotonic() - began - self._pause
         # Not even this thread could run: something holds the interpreter's lock, in C
         # that we can't look into, and by now it is gone.
         if late >= self._limit and self._outstanding() > 0 and not self._stopped:
@@ -133,8 +135,8 @@ class _Question:
         self.answered = waiters.ThreadWaiter()
         #: Seconds until the answer.
         self.took = 0.0
-        self.asked = waiters.monotonic()
+        self.asked = monotonic()
 
     def answer(self) -> None:
-        self.took = waiters.monotonic() - self.asked
+        self.took = monotonic() - self.asked
         self.answered.wake()

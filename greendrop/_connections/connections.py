@@ -133,7 +133,7 @@ class Connections:
     @property
     def inherited(self) -> bool:
         """Whether the clients belong to the process that this one was forked from."""
-        return any(not client.mark[0] for client in self.clients)
+        return any(not client.mark.same_process for client in self.clients)
 
     @property
     def outstanding(self) -> int:

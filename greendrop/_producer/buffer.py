@@ -157,7 +157,7 @@ class Buffer:
             self._entries, flush.entries, flush.handles[:] = entries, kept, handles
 
     def _forget_parents(self) -> None:
-        if self._mark is not None and not self._mark[0]:
+        if self._mark is not None and not self._mark.same_process:
             self._mark = None
             self._entries = []
             self._flushes = []

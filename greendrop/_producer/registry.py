@@ -88,7 +88,7 @@ def _try(owner: Identified) -> dict[str, str]:
 def _rename_after_fork() -> None:
     """Take note of what owners are called in this process: `{pid}` differs."""
     global _mark  # noqa: PLW0603 - once in each process
-    if _mark[0]:
+    if _mark.same_process:
         return
     for key, name in list(_owners):
         reference = _owners.pop((key, name))

@@ -181,7 +181,7 @@ class Transactions:
         now = self._current
         if now is None or not _concurrency.is_current(now.task):
             return None
-        if not now.client.mark[0]:
+        if not now.client.mark.same_process:
             self._connections.check_not_forked()
         if now.ending:
             text = (
@@ -405,7 +405,7 @@ class Transactions:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread. When interrupted it ends at once; the outcome says how.
         """
-        if not current.client.mark[0]:
+        if not current.client.mark.same_process:
             self._connections.check_not_forked()
             return False
         current.ending = True

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greendrop._concurrency.waiters import DAY
+from greendrop._concurrency.deadline import DAY
 from greendrop.config import broker_addresses, kafka_checks, placeholders, redaction
 from greendrop.errors import ConfigurationInvalidError
 from greendrop.message import SizeLimit

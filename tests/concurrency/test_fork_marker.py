@@ -1,4 +1,4 @@
-"""The mark by which a process knows itself."""
+"""Fork markers: whether a process is the one that made the marker."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.interpreter import MODES
 
 
 @pytest.fixture(
-    params=[_concurrency.fork_marker, _concurrency._Pid], ids=["memory", "pid"]
+    params=[_concurrency.fork_marker, _concurrency.PidMarker], ids=["memory", "pid"]
 )
 def mark(request):
     """Make a mark of either kind."""
@@ -15,14 +15,15 @@ def mark(request):
 
 
 def test_a_mark_holds_in_the_process_that_made_it(mark):
-    """It stays true, however often it is asked."""
+    """It stays true, however often it is read."""
     assert all(mark[0] for _ in range(3))
+    assert all(mark.same_process for _ in range(3))
 
 
 @pytest.mark.slow
 @pytest.mark.patched
 def test_a_mark_does_not_hold_in_a_forked_child(run_script):
-    """A child sees at once that it is not the one, whoever forked it.
+    """The marker is false in a child, also if C code forked it.
 
     uWSGI forks in C, without running Python's hooks.
     """
@@ -31,11 +32,12 @@ def test_a_mark_does_not_hold_in_a_forked_child(run_script):
     from greendrop import _concurrency
     from tests.forking import Fork
 
-    for make in _concurrency.fork_marker, _concurrency._Pid:
+    for make in _concurrency.fork_marker, _concurrency.PidMarker:
         for fork in os.fork, ctypes.PyDLL(None).fork:
             mark = make()
-            assert Fork(lambda: bool(mark[0]), fork).result() is False
-            assert mark[0]
+            child = lambda: [bool(mark[0]), mark.same_process]
+            assert Fork(child, fork).result() == [False, False]
+            assert mark[0] and mark.same_process
     """
 
     run_script(program, "none")
@@ -43,7 +45,7 @@ def test_a_mark_does_not_hold_in_a_forked_child(run_script):
 
 def test_marks_are_cheap_in_linux():
     """Where memory can be wiped at a fork, asking makes no system call."""
-    assert not isinstance(_concurrency.fork_marker(), _concurrency._Pid)
+    assert not isinstance(_concurrency.fork_marker(), _concurrency.PidMarker)
 
 
 @pytest.mark.slow

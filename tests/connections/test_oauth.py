@@ -673,7 +673,7 @@ def test_no_thread_to_ask_in_is_a_failure(tokens, clock, until, monkeypatch):
 
     wait(tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(_concurrency.threads, "start_new_thread", refuse)
+        patch.setattr(_concurrency.native, "start_new_thread", refuse)
         clock.seconds = 1e9 + 80
         review(tokens, until)
         clock.seconds = 1e9 + 100

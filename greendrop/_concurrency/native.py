@@ -1,0 +1,79 @@
+"""Native primitives: threads, locks and descriptors as they were before patching.
+
+The only importer of `_thread`. gevent's monkey-patching replaces names in modules; the
+functions here were bound to the originals when this module was imported.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+def _original(module: ModuleType, name: str) -> Any:  # noqa: ANN401 - any attribute
+    """Return a module's function as it was before monkey-patching."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original(module.__name__, name)
+    return getattr(module, name)
+
+
+allocate_lock: Callable[[], _thread.LockType] = _original(_thread, "allocate_lock")
+get_ident: Callable[[], int] = _original(_thread, "get_ident")
+start_new_thread: Callable[..., int] = _original(_thread, "start_new_thread")
+#: gevent's version leaves the descriptor open until its hub runs, if it ever does.
+close_fd: Callable[[int], None] = _original(os, "close")
+#: Longest timeout that a native lock accepts, in seconds.
+LONGEST: float = _thread.TIMEOUT_MAX
+
+
+class Lock(Protocol):
+    """The type of the locks that `new_lock` returns."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
+        """Acquire the lock; return False if that was not possible in time."""
+        ...
+
+    def release(self) -> None:
+        """Release the lock."""
+        ...
+
+
+# References without callbacks: an exception that a signal handler raises in such a
+# callback is lost.
+_locks: set[weakref.ref[Any]] = set()
+#: Number of references at which those to dead locks are removed.
+_many_locks = 100
+
+
+def new_lock() -> Any:  # noqa: ANN401 - a `Lock`, and a context manager
+    """Return a native reentrant lock; signal handlers acquire it again.
+
+    gevent doesn't patch `_thread.RLock`, so the lock is native in any program. Hold it
+    only over code that can't switch greenlets, because all greenlets of a thread own it
+    together. In a forked child the lock is free, even if a thread of the parent held it
+    at the fork.
+    """
+    global _many_locks  # noqa: PLW0603 - grows with the number of live locks
+    lock = _thread.RLock()
+    _locks.add(weakref.ref(lock))
+    if len(_locks) > _many_locks:
+        _locks.difference_update({each for each in list(_locks) if each() is None})
+        _many_locks = 100 + 2 * len(_locks)
+    return lock
+
+
+def free_locks_in_child() -> None:
+    """Free the locks that threads of the parent held at the fork; see `fork`."""
+    for reference in list(_locks):
+        lock: Any = reference()
+        # A lock that the forking thread holds is released by that thread.
+        if lock is not None and not lock._is_owned():  # noqa: SLF001 - as `threading` does
+            lock._at_fork_reinit()  # noqa: SLF001
