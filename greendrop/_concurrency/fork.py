@@ -28,7 +28,7 @@ _WIPE_ON_FORK = 18
 
 
 class ForkMarker(Protocol):
-    """Tells the process that made it from that process's children.
+    """Distinguishes the process that made it from that process's children.
 
     `marker[0]` is the same as `same_process`, for the hot path: reading an index of
     memory is the cheapest check that there is.

@@ -47,7 +47,7 @@ _log = Log("greendrop")
 # one whose messages are on their way, and closed when the interpreter exits.
 _in_use: set[Shutdown] = set()
 # Whether it was seen to it that this process closes them when it ends.
-_expected: _concurrency.ForkMarker = b"\0"
+_expected: _concurrency.ForkMarker | None = None
 
 
 class SendBatch(Protocol):
@@ -168,7 +168,7 @@ class Shutdown:
     def keep(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
         _in_use.add(self)
-        if not _expected[0]:
+        if _expected is None or not _expected.same_process:
             _expect_end()
 
     def let_go(self) -> None:
