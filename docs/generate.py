@@ -112,7 +112,8 @@ ADVICE = {
     "OutcomeUnknownError": "do not simply send it again: make consumers tolerate"
     " duplicates first",
     "DeliveryTimeoutError": "wait longer, or as above",
-    "ReportLostError": "as above",
+    "FlushTimeoutError": "flush again; `count` is the number of these messages",
+    "ReportLostError": "make consumers tolerate duplicates if you send it again",
     "IllegalWaitError": "wait in a greenlet of its own, or use `produce_async`",
     "TransactionError": "see the subclasses, and docs/send/transactions.md",
     "TransactionAbortedError": "run it again",

@@ -19,6 +19,7 @@
     │   │       └── MessagePurgedError  it was dropped before it was acknowledged
     │   ├── OutcomeUnknownError         it may have been delivered, or may be still
     │   │   ├── DeliveryTimeoutError    no delivery report yet
+    │   │   │   └── FlushTimeoutError   `flush` ended before all messages had one
     │   │   └── ReportLostError         there will never be one
     │   ├── IllegalWaitError            waiting here could never end
     │   ├── TransactionError            a transaction was not, or maybe not, committed
@@ -330,6 +331,17 @@ class DeliveryTimeoutError(OutcomeUnknownError, TimeoutError):
 
     Sending it again may therefore deliver it twice.
     """
+
+
+class FlushTimeoutError(DeliveryTimeoutError):
+    """`flush` ended with messages in flight. They may still be delivered."""
+
+    #: How many messages have no delivery report yet.
+    count: int
+
+    def __init__(self, text: str, count: int) -> None:
+        self.count = count
+        super().__init__(text, count)
 
 
 class ReportLostError(OutcomeUnknownError):

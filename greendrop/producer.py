@@ -681,6 +681,50 @@ class Producer:
         self._tell("buffer.flushed_async", began, messages=batch)
         return handles
 
+    def flush(self, timeout: float | None = None) -> None:
+        """Send all that is buffered, and wait for all messages that were sent before.
+
+        For all messages of this producer, by whichever greenlet, thread or variant they
+        were sent. Messages that others send meanwhile are not waited for. The producer
+        stays open. In the block of a transaction the messages are then stored, and
+        visible to `read_committed` consumers after the commit.
+
+        Messages that were sent before and were not delivered are not raised here: their
+        handles and `error.occurred` report them. Buffered messages have no other
+        handles, so they are.
+
+        Args:
+            timeout: Seconds to wait for the delivery reports. None means
+                `max_wait_timeout`.
+
+        Raises:
+            FlushTimeoutError: `count` messages have no delivery report yet. They may
+                still be delivered.
+            ProduceManyError: Some buffered messages were not sent or not delivered, as
+                for `flush_sync`.
+            IllegalWaitError: In the hub itself, or in a listener of this producer.
+                Nothing was sent.
+            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the thread;
+            for `timeout` seconds at most, after what `flush_async` waits for.
+        """
+        core = self._core or self._unconfigured()
+        timeout = self._max_wait_timeout if timeout is None else timeout
+        _concurrency.check_timeout(timeout)
+        core.check_usable()
+        core.check_can_wait()
+        failure: ProduceManyError | None = None
+        try:
+            handles = self.flush_async()
+        except ProduceManyError as error:
+            failure, handles = error, list(error.dispatched)
+        core.wait_for_sent(timeout)
+        if failure is not None:
+            raise failure
+        send_and_wait(lambda: handles, len(handles), 0.0, core.explain)
+
     def _dispatch_many(
         self, messages: Sequence[Message], verb: str
     ) -> list[DeliveryHandle]:

@@ -120,7 +120,7 @@ class DeliveryScope:
             timeout = self._timeout
         _concurrency.check_timeout(timeout)
         handles = list(self._handles)
-        late = _wait_for_each(handles, timeout)
+        late = wait_for_each(handles, timeout)
         failed: list[int] = []
         for index, handle in enumerate(handles):
             if handle.done:
@@ -176,7 +176,7 @@ class ScopeRegistry(dict[object, "list[HandleSink]"]):
             each.add(handles)
 
 
-def _wait_for_each(
+def wait_for_each(
     handles: list[DeliveryHandle], timeout: float
 ) -> DeliveryTimeoutError | None:
     """Wait for all verdicts; give what is to say if they did not come in time."""

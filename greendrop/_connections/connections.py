@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from greendrop.config.settings import Settings
+    from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.oauth import OAuthToken
@@ -139,6 +140,12 @@ class Connections:
     def outstanding(self) -> int:
         """Messages that were taken and have no verdict yet."""
         return sum(client.outstanding for client in self.clients)
+
+    @property
+    def pending(self) -> list[DeliveryHandle]:
+        """The handles of all messages that have no outcome yet."""
+        clients = (*self.clients, *self._closing_clients)
+        return [handle for client in clients for handle in client.pending]
 
     @property
     def anything_open(self) -> bool:

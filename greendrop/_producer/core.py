@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _concurrency, _wording, interceptors
 from greendrop._client.client import PURGE_TIMEOUT
+from greendrop._concurrency.deadline import Deadline
 from greendrop._connections.connections import Connections
 from greendrop._connections.recovery import Recovery
 from greendrop._producer import registry
@@ -25,6 +26,7 @@ from greendrop.errors import (
     SENDING_ERRORS,
     ConfigurationInvalidError,
     DeliveryError,
+    FlushTimeoutError,
     IllegalWaitError,
     MessagePurgedError,
     ProduceError,
@@ -36,7 +38,7 @@ from greendrop.errors import (
     TransactionError,
     TransactionUnknownError,
 )
-from greendrop.scope import ScopeRegistry
+from greendrop.scope import ScopeRegistry, wait_for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
     from greendrop.message import Message
 
 _T = TypeVar("_T")
+
+#: Seconds after which `flush` again sends what the user's `linger.ms` holds back.
+_LINGER_INTERVAL = 0.1
 
 
 class Core:
@@ -499,6 +504,43 @@ class Core:
             if not handle.done:
                 with contextlib.suppress(ProduceError):
                     handle.wait(left)
+
+    def wait_for_sent(self, seconds: float) -> None:
+        """Wait for the outcome of all messages that were sent until now.
+
+        Raises:
+            FlushTimeoutError: Some have none in time.
+
+        Blocking:
+            Lets other greenlets run where the thread has a hub, else blocks the thread.
+        """
+        deadline = Deadline(seconds)
+        for client in self._connections.clients:
+            client.flush_batcher()
+        handles = self._connections.pending
+        # A message reaches a batch, and lingers there, only when its broker is known.
+        slice_ = _LINGER_INTERVAL if self.settings.user_sets_linger else seconds
+        while True:
+            for client in self._connections.clients:
+                client.send_lingering()
+            late = wait_for_each(handles, min(slice_, deadline.remaining()))
+            if late is None:
+                return
+            if deadline.has_expired:
+                break
+        count = sum(not handle.done for handle in handles)
+        messages = _wording.count(count, "message")
+        have = "has" if count == 1 else "have"
+        text = (
+            f"{messages} sent by producer {self.settings.id!r} {have} no delivery"
+            f" report within {_wording.seconds(seconds)}, and may still be delivered"
+        )
+        reasons = [
+            client.attendant.last_broker_error() for client in self._connections.clients
+        ]
+        if reason := next(filter(None, reasons), None):
+            text += f"; last broker error: {reason}"
+        raise FlushTimeoutError(text, count) from late
 
     def give_up_id(self) -> None:
         """Let the producer that takes the place of this one have the same `id`."""

@@ -263,6 +263,27 @@ def test_what_is_buffered_is_sent_by_a_flush(
     assert values(cluster.records(topic)) == [b"first", b"second"]
 
 
+def test_flush_waits_for_all_messages_and_leaves_the_producer_open(
+    world, cluster, topic, producer_on_cluster
+):
+    """Buffered ones are sent; those of variants are waited for, too."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    handles = [
+        producer.produce_async(topic=topic, payload=str(number)) for number in range(50)
+    ]
+    variant = producer.variant(topic_config={"acks": 1})
+    handles.append(variant.produce_async(topic=topic, payload=b"variant"))
+    producer.buffer(topic=topic, payload=b"buffered")
+
+    producer.flush(20)
+
+    assert all(each.done for each in handles)
+    assert producer.queue_size == 0
+    assert len(cluster.records(topic)) == 52
+    assert producer.produce_sync(topic=topic, payload=b"after").offset == 52
+
+
 def test_a_flush_drops_what_is_refused_and_sends_the_rest(
     world, cluster, topic, producer_on_cluster
 ):

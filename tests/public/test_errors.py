@@ -16,6 +16,7 @@ from greendrop.errors import (
     ConfigurationInvalidError,
     DeliveryError,
     DeliveryTimeoutError,
+    FlushTimeoutError,
     GreendropError,
     IllegalWaitError,
     MessageInvalidError,
@@ -71,6 +72,8 @@ def example_of(kind):
         error = copy.copy(BROKER_ERROR)
     elif kind is MessagesAbandonedError:
         error = kind("3 were lost", count=3, buffered=[Message("t", b"x", label=5)])
+    elif kind is FlushTimeoutError:
+        error = kind("3 messages are left", count=3)
     elif kind is MiddlewareError:
         error = kind("step 'f' failed", step="f")
     elif kind is ProduceManyError:

@@ -32,6 +32,7 @@ from greendrop import (
     Event,
     EventName,
     EventNotRegisteredError,
+    FlushTimeoutError,
     GreendropError,
     Headers,
     HeaderValue,
@@ -295,6 +296,11 @@ def use_buffer(producer: Producer, rows: Iterator[Mapping[str, Any]]) -> None:
     assert_type(producer.buffered, tuple[Message, ...])
     assert_type(producer.flush_sync(), list[DeliveryReport])
     assert_type(producer.flush_async(), list[DeliveryHandle])
+    producer.flush()
+    try:
+        producer.flush(timeout=2.5)
+    except FlushTimeoutError as late:
+        assert_type(late.count, int)
     producer.buffer(topic="t")  # type: ignore[call-arg]
 
 
