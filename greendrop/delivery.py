@@ -50,19 +50,23 @@ class DeliveryReport(NamedTuple):
 _new_report = tuple.__new__
 
 
-class ReportingClient(Protocol):
-    """What a handle needs of the client that sends its message."""
+class ReportSource(Protocol):
+    """The poll loop that brings the delivery reports, as handles need it."""
 
-    def waiter(self, done: Callable[[], bool]) -> _concurrency.Waiter:
-        """Make a waiter for the caller, who waits until something is done."""
+    def new_waiter(self, is_done: Callable[[], bool]) -> _concurrency.Waiter:
+        """Return a waiter for the calling task, which waits until `is_done`."""
         ...
 
     def ensure_progress(self) -> None:
-        """See to it that somebody works on what the caller waits for."""
+        """Keep a poller running while the caller waits for long."""
         ...
 
     def last_broker_error(self) -> str | None:
-        """Tell what librdkafka last complained of."""
+        """Return the last error of a broker since the last delivered message."""
+        ...
+
+    def on_limit(self) -> None:
+        """Handle a queue that has reached `limit`; called inside librdkafka's poll."""
         ...
 
     def on_callback_error(self, error: BaseException) -> None:
@@ -71,21 +75,15 @@ class ReportingClient(Protocol):
 
 
 class ReportQueue(deque["DeliveryHandle"]):
-    """Handles that were filled and wait to be settled by the serving task."""
+    """Handles with a delivery report that the poller has not dispatched yet."""
 
-    #: From this length on a callback says `on_limit`. Nought while the serving task
-    #: isn't polling, so that a report that another thread brought wakes it.
+    #: From this length on a callback calls `source.on_limit`. It is 0 while the poller
+    #: is not polling, so that a report that another thread brings wakes the poller.
     limit = 0
 
-    def __init__(
-        self,
-        client: ReportingClient,
-        on_limit: Callable[[], None],
-        max_wait_timeout: float = 180.0,
-    ) -> None:
+    def __init__(self, source: ReportSource, max_wait_timeout: float = 180.0) -> None:
         super().__init__()
-        self.client = client
-        self.on_limit = on_limit
+        self.source = source
         #: Seconds that a handle waits when its caller sets no timeout.
         self.max_wait_timeout = max_wait_timeout
 
@@ -207,7 +205,7 @@ class DeliveryHandle:
         # looks into the queue in the opposite order, so one of the two sees the other.
         reports.append(self)
         if len(reports) >= reports.limit:
-            reports.on_limit()
+            reports.source.on_limit()
 
     @property
     def done(self) -> bool:
@@ -273,7 +271,7 @@ class DeliveryHandle:
             if not 0 <= timeout <= _concurrency.DAY:
                 _concurrency.check_timeout(timeout)
             try:
-                waiter = reports.client.waiter(self.ready)
+                waiter = reports.source.new_waiter(self.ready)
             except IllegalWaitError as illegal:
                 text = f"{illegal}; the message is on its way all the same"
                 raise IllegalWaitError(text, "unknown") from illegal.__cause__
@@ -284,13 +282,13 @@ class DeliveryHandle:
             try:
                 while self._reports is not None:
                     if left <= 0:
-                        raise self._timed_out(reports.client, timeout)
+                        raise self._timed_out(reports.source, timeout)
                     woken = waiter.wait_slice(left)
                     if not woken and self._reports is not None:
-                        reports.client.ensure_progress()
+                        reports.source.ensure_progress()
                     left = deadline - _concurrency.monotonic()
             except KeyboardInterrupt as interrupt:
-                _wording.add_note(interrupt, self._waited_for(reports.client))
+                _wording.add_note(interrupt, self._waited_for(reports.source))
                 raise
             finally:
                 if self._reports is not None:
@@ -340,22 +338,20 @@ class DeliveryHandle:
         if reports is None:
             _DoneCallback(function, _log_callback_error).call(self)
             return
-        callback = _DoneCallback(function, reports.client.on_callback_error)
+        callback = _DoneCallback(function, reports.source.on_callback_error)
         self._add(callback)
         if self.done:
             callback.call(self)
 
-    def _waited_for(self, client: ReportingClient) -> str:
+    def _waited_for(self, source: ReportSource) -> str:
         text = (
             f"interrupted while waiting for the delivery of a message to {self.topic!r}"
         )
-        reason = client.last_broker_error()
+        reason = source.last_broker_error()
         return text if reason is None else f"{text}; last broker error: {reason}"
 
-    def _timed_out(
-        self, client: ReportingClient, timeout: float
-    ) -> DeliveryTimeoutError:
-        reason = client.last_broker_error()
+    def _timed_out(self, source: ReportSource, timeout: float) -> DeliveryTimeoutError:
+        reason = source.last_broker_error()
         text = (
             f"no verdict on a message to {self.topic!r} within"
             f" {_wording.seconds(timeout)};"

@@ -1,8 +1,8 @@
-"""One connected client: how messages go to librdkafka, and its end.
+"""The client: one connected librdkafka producer.
 
-They go batched, where there is a hub, or one by one; who serves, and so brings their
-reports, is in `attendant`. Knows no rules of dispatch (who may send, how long to wait
-for room): those are in `core`. Knows nothing of confluent-kafka: that is in `handle`.
+It gives messages to librdkafka, in batches where there is a hub; keeps messages for a
+client that takes over; and closes librdkafka's producer. The rules of dispatch (who may
+send, and how long to wait for space) are in `_producer.core`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import os
 import weakref
 from collections import deque
 from itertools import repeat, starmap, tee
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
-from greendrop._client.attendant import Attendant
 from greendrop._client.batcher import take_all
 from greendrop._client.in_flight import InFlight
 from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
-from greendrop._client.pollers import Periodic
-from greendrop._concurrency.deadline import Deadline
+from greendrop._client.poll_loop import PollLoop
 from greendrop._librdkafka.backend import KafkaException
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.delivery import DeliveryHandle
@@ -30,6 +28,7 @@ from greendrop.message import UNASSIGNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from greendrop._client.batcher import Wire
     from greendrop._librdkafka.backend import Backend
     from greendrop._librdkafka.handle import KafkaHandle
     from greendrop.config.settings import Settings
@@ -38,93 +37,95 @@ if TYPE_CHECKING:
     from greendrop.message import Message
     from greendrop.oauth import OAuthToken
 
-#: Seconds between nudges of librdkafka while somebody waits for all deliveries and the
-#: user's `linger.ms` holds messages back.
-_NUDGE_EVERY = 0.05
-#: Looks whether a client is idle, in the time after which it is.
+#: Seconds between two flushes of librdkafka's lingering messages, during a wait for all
+#: deliveries while the user's `linger.ms` holds messages back.
+_FLUSH_INTERVAL = 0.05
+#: Checks for an idle client within `idle_disconnect_timeout`.
 _CHECKS_PER_TIMEOUT = 4
-#: Seconds between looks whether there should be a new OAuth token.
+#: Seconds between two checks for a new OAuth token.
 _TOKEN_CHECK_INTERVAL = 1.0
-#: Seconds that the reports of dropped messages may take. They come at once; the time
-#: is for a hub that is busy with something else.
+#: Seconds that the reports of dropped messages may take. They come at once; the time is
+#: for a hub that is busy with something else.
 PURGE_TIMEOUT = 5.0
 #: Seconds without progress after which another task handles such reports.
 _DROP_STALL = 0.2
-#: Seconds that the end of a client may take once nothing is outstanding: it takes one
-#: or two milliseconds.
+#: Seconds that closing librdkafka may take when nothing is in flight: it takes one or
+#: two milliseconds.
 _TEARDOWN = 10.0
 #: librdkafka's own default.
 _PARTITIONER = "consistent_random"
+# Positions of the topic and the handle in a `Wire`.
+_TOPIC, _HANDLE = 0, 4
 
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-# What confluent-kafka's `produce` takes, in its order: topic, payload, key, partition,
-# delivery callback, nothing, timestamp, headers.
-_Wire: TypeAlias = "tuple[Any, ...]"
-# Makes an iterator run, in one call into C.
+# Exhausts an iterator in one call into C.
 _exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
+
+
+class ClientOwner(Protocol):
+    """The connections of a producer, as a client needs them."""
+
+    def on_fatal(self, client: Client, error: BrokerError) -> bool:
+        """Handle a fatal error by which librdkafka refused a message.
+
+        Called under the client's `send_lock`.
+
+        Returns: Whether another client is going to take over. Then this message, and
+            all that follow, are kept for it: see `Client.stop_sending`.
+        """
+        ...
+
+    def on_interval(self) -> None:
+        """Do periodic checks; called by the poller, so it must not wait."""
+        ...
 
 
 class Client:
     """A connected librdkafka producer. Used from any number of greenlets and threads.
 
     Args:
-        settings: What it is built from.
-        monitor: Who is told what happens.
-        on_fatal: Told of a fatal error by which librdkafka refuses a message, under
-            `_send_lock`. True means that another client is going to take over, so the
-            message, and all that follow, are kept for it: see `retire`.
-        on_interval: Called every so often by the poller; it must not wait.
+        settings: The settings to build it from.
+        monitor: Emits events.
+        owner: The connections that it belongs to.
 
     Raises:
-        ConfigurationInvalidError: librdkafka refused its configuration.
+        ConfigurationInvalidError: librdkafka refused the configuration.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        monitor: Monitor,
-        on_fatal: Callable[[Client, BrokerError], bool] = lambda *_: False,
-        on_interval: Callable[[], None] = lambda: None,
+        self, settings: Settings, monitor: Monitor, owner: ClientOwner
     ) -> None:
-        #: `mark[0]` is false in a process forked from the one that built it.
+        #: `mark[0]` is false in a process forked from the one that built the client.
         self.mark = _concurrency.fork_marker()
         self._settings = settings
-        self._on_fatal = on_fatal
-        self._outstanding = InFlight(settings.queue_limit, settings.queue_bytes)
-        # When `send_lingering` may do so again.
-        self._next_nudge = 0.0
-        # Nothing goes to librdkafka any more: closed, about to be, or retired.
+        self._owner = owner
+        #: Messages in flight, and backpressure.
+        self.in_flight = InFlight(settings.queue_limit, settings.queue_bytes)
+        # When `send_lingering` may flush again.
+        self._next_flush = 0.0
+        # librdkafka gets no more messages: the client is closed, about to be, or
+        # replaced.
         self._stopped = False
-        # What it was given since it retired, for the client that takes over.
-        self._carried_over: deque[_Wire] = deque()
+        # Messages sent since then, for the client that takes over.
+        self._carried_over: deque[Wire] = deque()
         self._on_carried_over: Callable[[], None] | None = None
-        # That one is there: who comes here late is sent on to it.
+        # The successor is connected: later senders get ProducerClosedError, and send to
+        # the successor.
         self._replaced = False
-        #: Has it served; who waits for it asks here.
-        self.attendant: Attendant[_Wire] = Attendant(
-            settings,
-            monitor,
-            self.mark,
-            self._outstanding,
-            pulse=Periodic(_check_interval(settings), on_interval),
-            send_batch=self._send_batch,
-            give_all=self._give_all,
-            may_batch=lambda: not (settings.user_sets_linger or self._stopped),
-            on_lost=self._fail_lost_reports,
-            take_back=self._take_back,
-        )
-        self._reports = self.attendant.reports
-        #: What its transactions are made by.
-        self.kafka_handle: KafkaHandle = self.attendant.kafka_handle
+        #: Runs the poller, and creates waiters for callers.
+        self.poll_loop = PollLoop(settings, monitor, self)
+        self._reports = self.poll_loop.reports
+        #: The librdkafka producer.
+        self.kafka_handle: KafkaHandle = self.poll_loop.kafka_handle
         self._send_lock = self.kafka_handle.send_lock
         self._produce: Any = self.kafka_handle.producer.produce
-        #: Knows where messages with a `partition_key` go. Made once librdkafka has
-        #: taken the partitioner's name.
+        #: Chooses the partitions of messages with a `partition_key`. Made after
+        #: librdkafka has accepted the name of the partitioner.
         self.router = Router(
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
             self.kafka_handle.ask_partition_count,
-            self.attendant.waiter,
+            self.poll_loop.new_waiter,
         )
         self._rerouter = Rerouter(
             self.router,
@@ -138,46 +139,65 @@ class Client:
 
     @property
     def polling(self) -> str | None:
-        """Which driver serves: "fd", "thread", or None before the first use."""
-        task = self.attendant.task
-        return None if task is None else task.polling
+        """The kind of poller: "fd", "thread", or None before the first use."""
+        poller = self.poll_loop.poller
+        return None if poller is None else poller.kind
 
     @property
     def backend(self) -> Backend:
-        """What it is built with: librdkafka, or what stands for it in a test."""
+        """The backend: librdkafka, or a test double."""
         return self.kafka_handle.backend
 
     @property
+    def check_interval(self) -> float:
+        """Seconds between two calls of `on_interval`; 0 for never."""
+        intervals = [self._settings.idle_disconnect_timeout / _CHECKS_PER_TIMEOUT]
+        if self._settings.uses_oauth:
+            intervals.append(_TOKEN_CHECK_INTERVAL)
+        return min(filter(None, intervals), default=0.0)
+
+    @property
+    def may_batch(self) -> bool:
+        """Whether sends are batched: not with a `linger.ms` of the user."""
+        return not (self._settings.user_sets_linger or self._stopped)
+
+    def on_interval(self) -> None:
+        """Let the owner do its periodic checks; called by the poller."""
+        self._owner.on_interval()
+
+    @property
     def outstanding(self) -> int:
-        """Messages that were taken and have no verdict, batched ones included."""
-        return self._outstanding.count
+        """Number of messages in flight."""
+        return self.in_flight.count
 
     @property
     def pending(self) -> list[DeliveryHandle]:
         """The handles of these messages."""
-        return list(self._outstanding.pending)
+        return list(self.in_flight.pending)
 
     @property
     def reported(self) -> int:
-        """How many verdicts it has told."""
-        return self._outstanding.reported
+        """Number of delivery reports that were handled."""
+        return self.in_flight.reported
 
     def send(self, message: Message, *, waited: bool = False) -> DeliveryHandle:
-        """Queue one message in wire form.
+        """Queue one normalized message.
 
         Args:
-            message: Checked.
-            waited: The caller has just waited for room, and it is its turn.
+            message: A validated message.
+            waited: The caller has just waited for space, and was granted some.
 
         Raises:
-            QueueFullError: No room; nothing was queued.
+            QueueFullError: There is no space; nothing was queued.
             DeliveryError: librdkafka refused the message; nothing was queued.
             ProducerClosedError: The client is closed; nothing was queued.
         """
-        # Spelled out, where calls would read better: each one costs a tenth of all
-        # that a message does here.
-        now = self._outstanding
-        if len(now.pending) >= now.free_slots and now.refuses(waited=waited):
+        # Inlined where calls would read better: each call costs a tenth of all that is
+        # done for a message here.
+        in_flight = self.in_flight
+        if len(in_flight.pending) >= in_flight.free_slots and in_flight.refuses(
+            waited=waited
+        ):
             raise self._queue_full()
         topic, payload, key, headers, partition, partition_key, timestamp, label = (
             message
@@ -189,39 +209,40 @@ class Client:
         )
         if (
             payload
-            and len(payload) > now.uncounted
-            and not now.add_bytes(handle, len(payload))
+            and len(payload) > in_flight.uncounted
+            and not in_flight.add_bytes(handle, len(payload))
         ):
             raise self._queue_full()
         if partition is None:
             partition = UNASSIGNED
         wire = (topic, payload, key, partition, handle, None, timestamp or 0, headers)
-        batcher = self.attendant.batcher
+        batcher = self.poll_loop.batcher
         if batcher is None or batcher.current_hub() is not batcher.hub:
-            batcher = self.attendant.current_batcher()
+            batcher = self.poll_loop.current_batcher()
             if batcher is None:
                 self._send_now(wire)
                 return handle
         items = batcher.items
         items.append(wire)
-        now.pending.add(handle)
+        in_flight.pending.add(handle)
         if len(items) >= batcher.flush_at:
             batcher.maybe_flush()
         return handle
 
     def send_many(self, messages: Sequence[Message]) -> list[DeliveryHandle]:
-        """Queue messages in wire form, in order: as many as can be queued now.
+        """Queue normalized messages, in order: as many as can be queued now.
 
-        Fewer handles than messages mean that something is in the way of the next one;
-        `send` says what.
+        Returns:
+            The handles. If there are fewer handles than messages, `send` says why the
+            next message can't be queued.
         """
-        batcher = self.attendant.current_batcher()
+        batcher = self.poll_loop.current_batcher()
         if batcher is None:
             return self._send_each(messages)
-        now, reports = self._outstanding, self._reports
-        room = now.free_slots - now.count
-        if room < len(messages):
-            messages = messages[: max(int(room), 0)] if room > 0 else ()
+        in_flight, reports = self.in_flight, self._reports
+        space = in_flight.free_slots - in_flight.count
+        if space < len(messages):
+            messages = messages[: max(int(space), 0)] if space > 0 else ()
         if not messages:
             return []
         (
@@ -234,8 +255,8 @@ class Client:
             timestamps,
             labels,
         ) = zip(*messages, strict=True)
-        if max(map(len, filter(None, payloads)), default=0) > now.uncounted:
-            return self._send_each(messages)  # their bytes count, too
+        if max(map(len, filter(None, payloads)), default=0) > in_flight.uncounted:
+            return self._send_each(messages)  # counts their bytes
         if any(partition_keys):
             handles = [
                 DeliveryHandle(message.topic, message.label, reports)
@@ -256,7 +277,7 @@ class Client:
             headers,
             strict=False,
         )
-        now.pending.update(handles)
+        in_flight.pending.update(handles)
         if len(batcher.items) >= batcher.flush_at:
             batcher.maybe_flush()
         return handles
@@ -271,44 +292,44 @@ class Client:
         return handles
 
     def flush_batcher(self) -> None:
-        """Hand over what is batched, when called in the thread that gathers.
+        """Hand over the waiting sends, if the caller runs in the batcher's thread.
 
-        From another thread there is nothing to do: its hub does it within 1 ms.
+        From another thread there is nothing to do: the hub does it within 1 ms.
         """
-        batcher = self.attendant.batcher
+        batcher = self.poll_loop.batcher
         if batcher is not None and batcher.in_own_hub():
             batcher.flush()
 
-    def _send_now(self, wire: _Wire) -> None:
+    def _send_now(self, wire: Wire) -> None:
         with self._send_lock:
             if self._stopped:
                 self._send_after_stop(wire)
                 return
             try:
-                self._outstanding.pending.add(wire[4])
+                self.in_flight.pending.add(wire[_HANDLE])
                 self._produce(*wire)
             except BaseException as error:
                 if self._is_replaced_for(error):
-                    self._keep(deque((wire,)))
+                    self._carry_over(deque((wire,)))
                     return
                 if isinstance(error, KafkaException):
-                    error = self.kafka_handle.enqueue_error(wire[0], error)
-                    if self._rerouter.on_failure(wire[4], error.code):
-                        wire[4]._fail(error)
+                    error = self.kafka_handle.enqueue_error(wire[_TOPIC], error)
+                    if self._rerouter.on_failure(wire[_HANDLE], error.code):
+                        wire[_HANDLE]._fail(error)
                         self.kafka_handle.signal.set()
                         return
-                self._outstanding.drop(wire[4])
+                self.in_flight.drop(wire[_HANDLE])
                 if isinstance(error, BufferError):
-                    self._outstanding.mark_full()
+                    self.in_flight.mark_full()
                     error = self._queue_full()
                 raise error from error.__cause__
-        self.attendant.start_safety_timer()
+        self.poll_loop.start_safety_timer()
 
-    def _send_batch(self, wires: deque[_Wire]) -> None:
-        """Give batched messages to librdkafka, all at one go.
+    def send_batch(self, wires: deque[Wire]) -> None:
+        """Give messages to librdkafka, in order, and take them out of the queue.
 
-        One that is refused is told on its handle. Those that there is no room for stay
-        in the queue.
+        The handle of a message that librdkafka refuses gets the error. Messages without
+        space stay in the queue.
         """
         try:
             with self._send_lock:
@@ -317,15 +338,16 @@ class Client:
                 elif self._on_carried_over is None:
                     self._drop(wires)
                 else:
-                    self._keep(wires)
+                    self._carry_over(wires)
         except BaseException:
-            # A signal handler raised. A message that it left nowhere is looked for.
+            # A signal handler raised. A message that is in no queue now is searched
+            # for.
             self.kafka_handle.interrupted = True
             raise
         finally:
-            self.attendant.start_safety_timer()
+            self.poll_loop.start_safety_timer()
 
-    def _give(self, wires: deque[_Wire]) -> None:
+    def _give(self, wires: deque[Wire]) -> None:
         # Each message leaves the queue and reaches librdkafka in one step in C, which
         # no signal handler can interrupt. One that librdkafka refuses is the next in
         # the copy.
@@ -338,9 +360,9 @@ class Client:
                 return  # a signal handler that sends has handed over the rest
             except BufferError:
                 wire = next(given)
-                if self._outstanding.count > len(wires) + 1:
+                if self.in_flight.count > len(wires) + 1:
                     wires.appendleft(wire)
-                    self._outstanding.mark_full()
+                    self.in_flight.mark_full()
                     return
                 # Nothing else is in the queue, and still it doesn't fit: waiting for
                 # room would be for ever.
@@ -349,18 +371,18 @@ class Client:
                 wire = next(given)
                 if self._is_replaced_for(error):
                     wires.appendleft(wire)
-                    self._keep(wires)
+                    self._carry_over(wires)
                     return
                 self._refuse(wire, error)
             else:
                 return
 
-    def _refuse(self, wire: _Wire, error: Exception) -> None:
-        wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], error))
+    def _refuse(self, wire: Wire, error: Exception) -> None:
+        wire[_HANDLE]._fail(self.kafka_handle.enqueue_error(wire[_TOPIC], error))
         self.kafka_handle.signal.set()
 
-    def _take_back(self, handle: DeliveryHandle) -> bool:
-        """Return whether a message that failed is going to be sent once more."""
+    def resend_failed(self, handle: DeliveryHandle) -> bool:
+        """Return whether a message that failed is sent once more."""
         error: Any = handle._error
         refused = isinstance(error, ProduceError)
 
@@ -373,88 +395,99 @@ class Client:
         code = error.code if refused else error.code()
         if not self._rerouter.on_failure(handle, code):
             return False
-        del handle._error  # it has no result any more
+        del handle._error  # the result is open again
         self._rerouter.take(handle, fail)
         self.kafka_handle.refused -= refused
         self._rerouter.start()
         return True
 
     def _send_again(self, message: Message, handle: DeliveryHandle) -> None:
-        if self.mark[0]:  # else this is the copy of the task in a forked child
-            self._give_all(deque((_wire(message, handle),)))
+        if self.mark[0]:  # not in the copy of the task in a forked child
+            self.send_all(deque((_wire(message, handle),)))
 
     def _on_interrupt(self) -> None:
         self.kafka_handle.interrupted = True
         self.kafka_handle.signal.set()
 
-    def _drop(self, wires: deque[_Wire], why: Exception | None = None) -> None:
+    def _drop(self, wires: deque[Wire], why: Exception | None = None) -> None:
         try:
             for wire in take_all(wires):
                 if why is None:
-                    self.kafka_handle.refused += 1  # librdkafka never hears of it
-                    wire[4]._fail(self.kafka_handle.error_translator.purged(wire[0]))
+                    self.kafka_handle.refused += 1  # librdkafka never gets it
+                    wire[_HANDLE]._fail(
+                        self.kafka_handle.error_translator.purged(wire[_TOPIC])
+                    )
                 else:
-                    wire[4]._fail(self.kafka_handle.enqueue_error(wire[0], why))
+                    wire[_HANDLE]._fail(
+                        self.kafka_handle.enqueue_error(wire[_TOPIC], why)
+                    )
         except BaseException:
             self.kafka_handle.interrupted = True
             raise
         finally:
             self.kafka_handle.signal.set()
-        if self.kafka_handle.closed:  # the serving task has ended
-            _concurrency.spawn(self.attendant.dispatcher.dispatch)
+        if self.kafka_handle.closed:  # the poller has ended
+            _concurrency.spawn(self.poll_loop.dispatcher.dispatch)
 
     def _queue_full(self) -> QueueFullError:
         return self.kafka_handle.queue_full(self.outstanding)
 
     def wait_for_space(self, seconds: float, *, again: bool) -> None:
-        """Wait until a report made room in the queue, or the time is over.
+        """Wait until a report has freed space in the queue, or the time is over.
 
         Blocking:
-            Lets other greenlets run. First come, first served. Send at once after it.
+            Lets other greenlets run. Space is granted in the order of waiting. Send
+            right after it returns.
         """
-        self._outstanding.wait_for_space(
-            self.attendant.waiter(),
+        self.in_flight.wait_for_space(
+            self.poll_loop.new_waiter(),
             seconds,
             again=again,
             on_wait=self.send_lingering if self._settings.user_sets_linger else None,
         )
 
     def send_lingering(self) -> float:
-        """Send what the user's `linger.ms` holds back, because the queue is full of it.
+        """Send the messages that the user's `linger.ms` holds back in a full queue.
 
         Returns:
-            The seconds after which it may do so again; it does nothing before.
+            The seconds after which it may be called again; it does nothing before.
 
         Blocking:
             Holds the hub for at most 1 ms.
         """
         now = _concurrency.monotonic()
-        if self._settings.user_sets_linger and now >= self._next_nudge:
-            self._next_nudge = now + _NUDGE_EVERY
+        if self._settings.user_sets_linger and now >= self._next_flush:
+            self._next_flush = now + _FLUSH_INTERVAL
             self.kafka_handle.flush_linger()
-        return _NUDGE_EVERY
+        return _FLUSH_INTERVAL
 
     def set_token(self, token: OAuthToken) -> None:
-        """Give it the OAuth token to log in with, in the process that built it.
+        """Set the OAuth token to log in with, in the process that built the client.
 
         Raises:
-            OAuthTokenError: librdkafka does not take it.
+            OAuthTokenError: librdkafka refused the token.
         """
         if self.mark[0]:
             self.kafka_handle.set_token(token)
 
-    def _give_all(self, wires: deque[_Wire]) -> None:
-        while wires:
-            self._send_batch(wires)
-            if wires:
-                self.wait_for_space(_NUDGE_EVERY, again=True)
+    def send_all(self, wires: deque[Wire]) -> None:
+        """Give messages to librdkafka; wait for space.
 
-    def _fail_lost_reports(self) -> None:
-        # A signal handler that raises may do so at the very start of a callback, where
-        # nothing can catch it, and librdkafka has given the report away; or while a
-        # report is being told. Once librdkafka has nothing left, the handles that still
-        # wait are those.
-        batcher = self.attendant.batcher
+        Blocking:
+            While the queue is full. Lets other greenlets run.
+        """
+        while wires:
+            self.send_batch(wires)
+            if wires:
+                self.wait_for_space(_FLUSH_INTERVAL, again=True)
+
+    def fail_lost_reports(self) -> None:
+        """Fail the messages whose reports an exception may have lost."""
+        # A signal handler may raise at the very start of a callback, where nothing can
+        # catch it and librdkafka has handed out the report; or while a report is being
+        # dispatched. Once librdkafka has no messages left, these are the handles that
+        # still have no report.
+        batcher = self.poll_loop.batcher
         if batcher is not None and (batcher.items or not batcher.in_own_hub()):
             return
         with self._send_lock:
@@ -466,7 +499,7 @@ class Client:
             ):
                 return
             self.kafka_handle.interrupted = False
-            pending = self._outstanding.pending
+            pending = self.in_flight.pending
             for handle in list(pending):
                 if handle.done:
                     handle._resolve()
@@ -477,11 +510,11 @@ class Client:
                     handle._fail(
                         self.kafka_handle.error_translator.report_lost(handle.topic)
                     )
-        self.attendant.dispatcher.dispatch()
-        # Nor may waiters have been woken.
-        self._outstanding.on_reports(0)
+        self.poll_loop.dispatcher.dispatch()
+        # Senders may not have been woken, either.
+        self.in_flight.on_reports(0)
 
-    # --- handing on to another client --------------------------------------------
+    # --- handing over to another client ------------------------------------------
 
     @property
     def has_delivered(self) -> bool:
@@ -490,70 +523,70 @@ class Client:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether somebody waits to send with it, or for the client after it."""
+        """Whether a task waits to send with this client, or with its successor."""
         return (
-            self._outstanding.has_waiters
+            self.in_flight.has_waiters
             or self.router.has_waiters
             or bool(self._carried_over)
         )
 
     def stop_sending(
-        self, on_carried_over: Callable[[], None], *, followed: bool
+        self, on_carried_over: Callable[[], None], *, has_successor: bool
     ) -> None:
-        """From now on keep what is sent, in order, for a client that takes over.
+        """Keep all further messages, in order, for a client that takes over.
 
-        Nobody who has got hold of this client before then loses a message, or gets an
-        error. Once the other one is there, or this one closed, only what was batched
-        is kept; others are told that it is closed, and send again. What they send
-        would be overtaken by what they send next.
+        Tasks that already have a reference to this client lose no message and get no
+        error. Once the successor is connected, or this client is closed, only batched
+        messages are kept; other senders get ProducerClosedError and send to the
+        successor. Otherwise later messages of theirs could overtake this one.
 
         Args:
-            on_carried_over: Told, under `_send_lock`, of each message that is kept.
-            followed: The other one is there.
+            on_carried_over: Called for each message that is kept, under `send_lock`.
+            has_successor: The successor is connected.
         """
         with self._send_lock:
             self._on_carried_over = on_carried_over
             self._stopped = True
-            self._replaced = self._replaced or followed
+            self._replaced = self._replaced or has_successor
             if self._carried_over:
                 on_carried_over()
 
-    def take_carried_over(self, if_none: Callable[[], None]) -> deque[_Wire]:
-        """Give what was kept up to now; if that is nothing, call a function.
+    def take_carried_over(self, if_none: Callable[[], None]) -> deque[Wire]:
+        """Return the kept messages; if there are none, call a function.
 
-        In between nobody can send by this client, nor can they after that.
+        No other task can send with this client in between, nor afterwards.
         """
         self.flush_batcher()
         with self._send_lock:
             carried_over = take_all(self._carried_over)
-            self._outstanding.pending.difference_update(
-                each[4] for each in carried_over
+            self.in_flight.pending.difference_update(
+                each[_HANDLE] for each in carried_over
             )
             if not carried_over:
                 if_none()
                 self._replaced = True
         return carried_over
 
-    def resend(self, carried_over: deque[_Wire]) -> None:
-        """Send what another client has kept.
+    def resend(self, carried_over: deque[Wire]) -> None:
+        """Send the messages that another client has kept.
 
         Blocking:
             While the queue is full. Lets other greenlets run.
         """
-        handles = [wire[4] for wire in carried_over]
+        handles = [wire[_HANDLE] for wire in carried_over]
         for handle in handles:
             handle._reports = self._reports
-        self._outstanding.pending.update(handles)
-        self.attendant.ensure_poller()
-        self._give_all(carried_over)
+        self.in_flight.pending.update(handles)
+        self.poll_loop.ensure_poller()
+        self.send_all(carried_over)
 
     def fail_carried_over(self, why: Exception | None) -> int:
-        """Fail what was kept, as nobody takes over; tell how many these were.
+        """Fail the kept messages, because no client takes over; return their number.
 
-        What follows goes to librdkafka again, which says what it thinks of that.
+        Later messages go to librdkafka again, which refuses them.
 
         Args:
-            why: The reason, or None if they are dropped because all is over.
+            why: The reason; None if the producer is being closed.
         """
         with self._send_lock:
             count = len(self._carried_over)
@@ -563,20 +596,20 @@ class Client:
                 self._drop(self._carried_over, why)
         return count
 
-    def fail(self, carried_over: deque[_Wire], why: Exception) -> None:
-        """Tell of messages that were taken from here that nobody can send them."""
+    def fail_messages(self, carried_over: deque[Wire], why: Exception) -> None:
+        """Fail messages that were taken from this client and can't be sent."""
         with self._send_lock:
-            self._outstanding.pending.update(wire[4] for wire in carried_over)
+            self.in_flight.pending.update(wire[_HANDLE] for wire in carried_over)
             self._drop(
                 carried_over, None if isinstance(why, ProducerClosedError) else why
             )
 
     def spawn_in_batcher_hub(self, function: Callable[[], None]) -> None:
-        """Run a function by itself, in the thread where messages are batched, if any.
+        """Run a function in a task of its own, in the batcher's hub if there is one.
 
-        There nobody can batcher in between two of its steps that don't wait.
+        There no other task can send between two steps of the function that don't wait.
         """
-        batcher = self.attendant.batcher
+        batcher = self.poll_loop.batcher
         if batcher is None or _concurrency.hub_is_dead(batcher.hub):
             _concurrency.spawn(function)
         else:
@@ -584,24 +617,26 @@ class Client:
 
     def _is_replaced_for(self, error: BaseException) -> bool:
         reason = self.kafka_handle.reason(error)
-        return reason is not None and reason.fatal and self._on_fatal(self, reason)
+        return (
+            reason is not None and reason.fatal and self._owner.on_fatal(self, reason)
+        )
 
-    def _keep(self, wires: deque[_Wire]) -> None:
+    def _carry_over(self, wires: deque[Wire]) -> None:
         self._carried_over += starmap(wires.popleft, repeat((), len(wires)))
         if self._on_carried_over is not None and self._carried_over:
             self._on_carried_over()
 
-    def _send_after_stop(self, wire: _Wire) -> None:
+    def _send_after_stop(self, wire: Wire) -> None:
         if self.kafka_handle.closed or self._on_carried_over is None or self._replaced:
             raise ProducerClosedError(self._settings.id)
-        self._outstanding.pending.add(wire[4])
-        self._keep(deque((wire,)))
+        self.in_flight.pending.add(wire[_HANDLE])
+        self._carry_over(deque((wire,)))
 
-    # --- ending ------------------------------------------------------------------
+    # --- closing -----------------------------------------------------------------
 
     def stop_taking(self) -> None:
-        """Send away who waits to send; the owner sees to it that nobody new comes."""
-        self._outstanding.wake_all()
+        """Wake all waiting senders, because the client accepts no more messages."""
+        self.in_flight.wake_all()
         self.router.stop()
 
     def wait_delivered(
@@ -611,41 +646,40 @@ class Client:
         *,
         may_poll: bool = True,
     ) -> bool:
-        """Wait until nothing is outstanding; False when the time was over first.
+        """Wait until nothing is in flight; return False if the time was over first.
 
-        Args:
-            seconds: How long.
-            give_up: Ends the wait early when it returns true.
-            may_poll: Whether a thread may poll meanwhile. It then calls listeners, and
-                waits for longer if one of them does.
+        Args: seconds: The timeout. give_up: Ends the wait early when it returns true.
+            may_poll: Whether a waiting thread may poll. It then calls listeners, and
+            may wait for longer if a listener waits.
 
         Blocking:
             Lets other greenlets run.
         """
-        deadline = _concurrency.monotonic() + seconds
+        deadline = _concurrency.Deadline(seconds)
         self.flush_batcher()
-        while self._outstanding.count > 0:
-            left = deadline - _concurrency.monotonic()
-            if left <= 0 or give_up():
+        while self.in_flight.count > 0:
+            if deadline.has_expired or give_up():
                 return False
             if self._settings.user_sets_linger:
                 self.kafka_handle.flush_linger()
-            waiter = self.attendant.waiter(self._is_idle if may_poll else None)
-            self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
-            if self._outstanding.count > 0:
-                self.attendant.ensure_progress()
+            waiter = self.poll_loop.new_waiter(self._is_idle if may_poll else None)
+            self.in_flight.wait_for_none(
+                waiter, min(deadline.remaining(), _FLUSH_INTERVAL)
+            )
+            if self.in_flight.count > 0:
+                self.poll_loop.ensure_progress()
         return True
 
     def purge(self) -> list[DeliveryHandle]:
-        """Drop all that is not acknowledged; each handle will say so.
+        """Drop all messages in flight; their handles get MessagePurgedError.
 
-        What is sent before `finish_purge` returns may be dropped, too.
+        Messages that are sent before `finish_purge` returns may be dropped, too.
 
         Returns:
-            The handles, which have no verdict yet.
+            The handles, which have no report yet.
         """
         with self._send_lock:
-            dropped = list(self._outstanding.pending)
+            dropped = list(self.in_flight.pending)
             self._drop(self._carried_over)
             self._drop_rerouted()
         self.drop_batched()
@@ -656,8 +690,8 @@ class Client:
         self._drop(deque(_wire(*each) for each in self._rerouter.drop()))
 
     def drop_batched(self) -> None:
-        """Drop what librdkafka was not given yet."""
-        batcher = self.attendant.batcher
+        """Drop the sends that wait in the batcher."""
+        batcher = self.poll_loop.batcher
         if batcher is None:
             return
         if batcher.in_own_hub() or _concurrency.hub_is_dead(batcher.hub):
@@ -668,10 +702,10 @@ class Client:
             )
 
     def finish_purge(self, seconds: float) -> None:
-        """Wait until librdkafka drops no more.
+        """Wait until librdkafka has finished dropping messages.
 
-        Its threads, one for each broker, do that when they come to it. Without this
-        wait they would drop what is sent next.
+        Its threads, one for each broker, drop messages when they get to it. Without
+        this wait they would also drop the next messages.
 
         Blocking:
             Lets other greenlets run.
@@ -680,11 +714,11 @@ class Client:
             _concurrency.run_in_thread(self.kafka_handle.await_purge, seconds)
 
     def purge_queue(self) -> None:
-        """Drop what librdkafka has; what is batched, or kept, stays."""
+        """Drop the messages that librdkafka has; batched and kept ones stay."""
         self.kafka_handle.purge()
 
     def purge_for_good(self) -> None:
-        """Drop all that is not acknowledged, and whatever is still to come."""
+        """Drop all messages in flight, and all further ones."""
         with self._send_lock:
             self._stopped = True
             self._on_carried_over = None
@@ -694,91 +728,93 @@ class Client:
         self.flush_batcher()
 
     def _is_idle(self) -> bool:
-        return not self._outstanding.count
+        return not self.in_flight.count
 
     def wait_dropped(self, seconds: float) -> None:
         """Wait for the reports of dropped messages, which come at once.
 
-        If the poller makes no progress, another task handles them. If that one is held
-        up in a listener, too, they get their reports when the listener returns.
+        If the poller makes no progress, another task handles the reports. If a listener
+        holds that one up, too, the reports are handled when the listener returns.
 
         Blocking:
             Lets other greenlets run.
         """
-        deadline = Deadline(seconds)
-        stall = self.attendant.watch_for_stall(_DROP_STALL)
+        deadline = _concurrency.Deadline(seconds)
+        stalled = self.poll_loop.watch_for_stall(_DROP_STALL)
         has_helper = False
         while not self.wait_delivered(
-            min(deadline.remaining(), _NUDGE_EVERY), may_poll=False
+            min(deadline.remaining(), _FLUSH_INTERVAL), may_poll=False
         ):
             if deadline.has_expired:
                 return
-            if not stall():
+            if not stalled():
                 continue
             if not has_helper:
                 has_helper = True
-                _concurrency.spawn(self.attendant.serve_once)
-                stall = self.attendant.watch_for_stall(_DROP_STALL)
-            elif self.attendant.is_dispatching:
+                _concurrency.spawn(self.poll_loop.poll_once)
+                stalled = self.poll_loop.watch_for_stall(_DROP_STALL)
+            elif self.poll_loop.is_dispatching:
                 return
 
     def wait_settled(self, seconds: float) -> None:
-        """Wait for the verdicts on all that was not kept for another client.
+        """Wait for the reports of all messages but those kept for another client.
 
         Blocking:
             Lets other greenlets run.
         """
-        deadline = _concurrency.monotonic() + seconds
+        deadline = _concurrency.Deadline(seconds)
         self.flush_batcher()
-        while self._outstanding.count > len(self._carried_over):
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
+        while self.in_flight.count > len(self._carried_over):
+            if deadline.has_expired:
                 return
-            waiter = self.attendant.waiter(
-                lambda: self._outstanding.count <= len(self._carried_over)
+            waiter = self.poll_loop.new_waiter(
+                lambda: self.in_flight.count <= len(self._carried_over)
             )
-            self._outstanding.wait_for_none(waiter, min(left, _NUDGE_EVERY))
+            self.in_flight.wait_for_none(
+                waiter, min(deadline.remaining(), _FLUSH_INTERVAL)
+            )
 
     def close(self) -> None:
-        """End for good: the serving task, the descriptor, librdkafka's threads.
+        """Close the poller, the descriptor and librdkafka's producer.
 
-        Drop or await what is outstanding first. Not from the serving task.
+        Drop or await messages in flight first. Not to be called by the poller.
 
         Blocking:
             Lets other greenlets run; a millisecond or two, and up to 2 s more if a
             broker is just being asked for metadata.
         """
-        ended = self.attendant.stop(_TEARDOWN)
+        ended = self.poll_loop.stop(_TEARDOWN)
         try:
             # On a native thread also where there is no hub: no signal handler can
-            # interrupt it there. One that doesn't end in time is left to its thread.
+            # interrupt it there. If it does not end in time, the thread goes on.
             run = _concurrency.run_in_thread
             if _concurrency.current_hub() is None:
                 run = _concurrency.run_apart
             with contextlib.suppress(TimeoutError):
                 run(lambda: self._tear_down(ended=ended), _TEARDOWN)
                 if not ended:
-                    self.attendant.close_descriptor_at_end()
+                    self.poll_loop.close_descriptor_at_end()
         finally:
             self._dispatch_rest(ended=ended)
             _clients.discard(self)
 
     def _dispatch_rest(self, *, ended: bool) -> None:
-        dispatch = self.attendant.dispatcher.dispatch
+        dispatch = self.poll_loop.dispatcher.dispatch
         if ended:
             dispatch()
         else:
-            # Not here: a listener that holds up the poller would hold up this, too.
+            # In another task: a listener that holds up the poller would also hold up
+            # this one.
             _concurrency.spawn(dispatch)
 
     def _tear_down(self, *, ended: bool) -> None:
         with self._send_lock:
             self._stopped = True
-            self._produce = None  # it holds what is torn down
+            self._produce = None  # a reference to the producer
         self.kafka_handle.tear_down(close_descriptor=ended)
 
     def discard(self) -> None:
-        """End a client that nobody has used.
+        """Close a client that was never used.
 
         Blocking:
             Blocks the thread for a millisecond or two.
@@ -787,29 +823,22 @@ class Client:
         _clients.discard(self)
 
     def forget_in_child(self) -> None:
-        """Let go of the parent's client in a forked child; call nothing native."""
-        if self.attendant.batcher is not None:
-            self.attendant.batcher.take()  # what was batched is the parent's to send
+        """Abandon the parent's client in a forked child, without calling librdkafka."""
+        if self.poll_loop.batcher is not None:
+            self.poll_loop.batcher.take()  # the parent sends these
         self.kafka_handle.forget_in_child()
 
 
-def _wire(message: Message, handle: DeliveryHandle) -> _Wire:
-    """Return what `produce` takes; `Client.send` has it inline, for speed."""
+def _wire(message: Message, handle: DeliveryHandle) -> Wire:
+    """Return the arguments of `produce`; `Client.send` inlines this for speed."""
     topic, payload, key, headers, partition, _, timestamp, _ = message
     if partition is None:
         partition = UNASSIGNED
     return (topic, payload, key, partition, handle, None, timestamp or 0, headers)
 
 
-def _check_interval(settings: Settings) -> float:
-    pulses = [settings.idle_disconnect_timeout / _CHECKS_PER_TIMEOUT]
-    if settings.uses_oauth:
-        pulses.append(_TOKEN_CHECK_INTERVAL)
-    return min(filter(None, pulses), default=0.0)
-
-
 def _after_fork_in_child() -> None:
-    # Only marks. The child's first use raises, or resets.
+    # Only marks the clients. The first use in the child raises, or resets.
     for client in list(_clients):
         client.forget_in_child()
 

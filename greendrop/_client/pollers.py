@@ -1,16 +1,16 @@
-"""Who serves a client: the task that polls librdkafka for the client's whole life.
+"""Pollers: the tasks that poll librdkafka for one client.
 
-Two drivers of one behaviour. In a thread with a hub, a greenlet that sleeps on a file
-descriptor which librdkafka signals: no thread, no polling interval, no cost when idle.
-Everywhere else a native thread that blocks in short polls. What is done at each turn
-is passed in; nothing of Kafka is known here.
+`GreenletPoller` runs in a thread with a hub. It sleeps on a file descriptor that
+librdkafka signals: no thread, no polling interval, no cost when idle. `ThreadPoller` is
+a native thread that blocks in short polls. Beside it `LeaderFollowers` lets one of the
+waiting threads poll for all. `poll_loop` chooses between them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from greendrop import _concurrency
 from greendrop._concurrency.deadline import Deadline
@@ -23,191 +23,213 @@ if TYPE_CHECKING:
     from gevent.hub import Hub
 
     from greendrop._concurrency.wakeup import WakeupFd
-    from greendrop._concurrency.watchdog import Alarm
 
-#: Seconds between looks at the queue while messages are outstanding. librdkafka
-#: signals once per non-empty queue: a signal that got lost would be lost for ever.
+#: Seconds between polls while messages are in flight, in case of a lost wake-up:
+#: librdkafka signals only once until its queue is polled.
 _SAFETY_INTERVAL = 0.5
-#: Seconds between looks whether the hub of a task is gone, while its end is awaited.
-_LOOK = 0.05
-#: Seconds of one blocking poll. From 0.2 s on confluent-kafka 2.13 to 2.15.0 sleeps
+#: Seconds between two checks whether the poller's hub is dead, while its end is
+#: awaited.
+_HUB_CHECK_INTERVAL = 0.05
+#: Seconds of one blocking poll. From 0.2 s on confluent-kafka 2.13 to 2.15.0 sleeps for
 #: the whole time, whatever arrives.
-_POLL = 0.1
+_POLL_SECONDS = 0.1
 
 
-class ServeOnce(Protocol):
-    """Poll for up to some seconds and tell what came.
+class PollTarget(Protocol):
+    """What pollers call: the poll loop of a client."""
 
-    Returns an exception that was meant for the program, such as KeyboardInterrupt.
-    """
+    @property
+    def interval(self) -> float:
+        """Seconds between two calls of `on_interval`; 0 for never."""
+        ...
 
-    def __call__(self, seconds: float) -> BaseException | None: ...
+    def on_interval(self) -> None:
+        """Do periodic checks; must not wait."""
+        ...
 
+    def poll_and_dispatch(self, seconds: float) -> BaseException | None:
+        """Poll for up to some seconds, call listeners and resolve handles.
 
-class Periodic(NamedTuple):
-    """What a task does beside, every so often, whether anything arrives or not.
+        Returns:
+            An exception of a signal handler of the program, such as KeyboardInterrupt.
+        """
+        ...
 
-    Attributes:
-        seconds: How often; 0 for never.
-        callback: Must not wait.
-    """
+    def interrupt_poll(self) -> None:
+        """Let a running poll return early; from any thread."""
+        ...
 
-    seconds: float
-    callback: Callable[[], None]
+    def is_current_poller(self, poller: object) -> bool:
+        """Return whether a poller was published and not replaced; others end."""
+        ...
+
+    def count_in_flight(self) -> int:
+        """Return the number of messages that the poller has to wait for."""
+        ...
+
+    def note_stall(self, seconds: float, stack: str | None) -> None:
+        """Emit `hub.stalled` with the next poll; from any thread."""
+        ...
 
 
 class GreenletPoller:
-    """A greenlet that serves when the descriptor becomes readable."""
+    """A greenlet that polls when the descriptor becomes readable.
 
-    polling: Literal["fd"] = "fd"
+    Args:
+        hub: The hub of the calling thread.
+        target: The poll loop.
+        signal: The descriptor that librdkafka writes to.
+        stall_threshold: Seconds for which the hub may be blocked before `note_stall` is
+            called; 0 for no watchdog.
+    """
+
+    kind: Literal["fd"] = "fd"
 
     def __init__(
-        self,
-        hub: Hub,
-        signal: WakeupFd,
-        turn: ServeOnce,
-        outstanding: Callable[[], int],
-        *,
-        pulse: Periodic,
-        alarm: Alarm,
-        is_wanted: Callable[[GreenletPoller], bool],
+        self, hub: Hub, target: PollTarget, signal: WakeupFd, stall_threshold: float
     ) -> None:
-        """Start in the calling thread, whose hub it is.
-
-        It serves for as long as it `is_wanted`, from its first turn on.
-        """
         self.hub = hub
-        self._is_wanted = is_wanted
+        self._target: PollTarget | None = target
         self._signal = signal
-        self._turn = turn
-        self._outstanding = outstanding
         self._stopped = False
         self._ended = False
-        #: Called when it has ended.
+        #: Called when the poller has ended.
         self.on_end: Callable[[], object] = lambda: None
-        # Whether the safety timer runs, and whether it holds the loop.
+        # Whether the safety timer runs, and whether it keeps the loop alive.
         self._safety_timer_runs = False
-        self._holds = False
+        self._keeps_loop_alive = False
         self._end = WaitQueue()
-        # An idle producer must not hold gevent's loop: `gevent.wait()` would never
-        # return. While messages are outstanding the safety timer holds it: a program
-        # that only waits for what a listener does would get `LoopExit`.
+        # An idle producer must not keep gevent's loop alive: `gevent.wait()` would
+        # never return. While messages are in flight the safety timer keeps the loop
+        # alive: a program that waits only for an action of a listener would get
+        # `LoopExit`.
         loop: Any = hub.loop
         self._io = loop.io(signal.fileno(), 1, ref=False)
-        # libuv shares one handle between the watchers of a descriptor, and forgets to
-        # hand the wish on to it.
+        # libuv shares one handle between the watchers of a descriptor, and does not
+        # pass `ref` on to it.
         shared = getattr(self._io, "_watcher_ref", None)
         if shared is not None:
             shared.ref = False
         self._safety_timer = loop.timer(_SAFETY_INTERVAL, _SAFETY_INTERVAL, ref=False)
-        #: Where those wait that it serves. With it the hub takes mail.
+        #: The timer of waits for this poller. It also lets other threads call in the
+        #: hub.
         self.shared_timer = _concurrency.SharedTimer(hub)
-        self._periodic_callback = pulse.callback
         self._periodic_timer: Any = None
-        if pulse.seconds:
-            self._periodic_timer = loop.timer(pulse.seconds, pulse.seconds, ref=False)
-            # Not the function itself: `stop` lets go of it when the hub is gone.
-            self._periodic_timer.start(lambda: self._periodic_callback())  # noqa: PLW0108 - see above
-        self._watch: HubWatchdog | None = None
-        if alarm.seconds:
-            self._watch = HubWatchdog(
-                hub, alarm, lambda: self._safety_timer_runs, outstanding
+        if target.interval:
+            self._periodic_timer = loop.timer(
+                target.interval, target.interval, ref=False
             )
-        #: The task.
+            self._periodic_timer.start(self._on_interval)
+        self._watchdog: HubWatchdog | None = None
+        if stall_threshold:
+            self._watchdog = HubWatchdog(hub, stall_threshold, self)
+        #: The greenlet.
         self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
 
     @property
     def alive(self) -> bool:
-        """Whether it serves, and will go on."""
-        return not (self._stopped or self._over())
+        """Whether it polls, and will go on."""
+        return not (self._stopped or self._is_dead())
 
-    def _over(self) -> bool:
-        # The greenlet itself is asked: killed before its first line, it can't tell.
+    def _is_dead(self) -> bool:
+        # Not a flag: a greenlet that is killed before its first line sets none.
         return bool(self.greenlet.dead) or _concurrency.hub_is_dead(self.hub)
 
     def is_current(self) -> bool:
-        """Tell whether the caller is this task: a listener, that is."""
+        """Return whether the caller is this poller, that is, a listener."""
         return _concurrency.is_current(self.greenlet)
 
     def start_safety_timer(self) -> None:
-        """Hold the loop, and look after messages, until none is outstanding.
+        """Keep the loop alive and poll regularly, until no message is in flight.
 
         From any thread.
         """
-        if self._holds:
+        if self._keeps_loop_alive:
             return
-        self._holds = True
+        self._keeps_loop_alive = True
         if not self._safety_timer_runs:
             self._safety_timer_runs = True
-            if self._watch is not None:
-                self._watch.look()
+            if self._watchdog is not None:
+                self._watchdog.resume()
         if _concurrency.get_ident() == self.hub.thread_ident:
             self._hold()
         else:
             _concurrency.call_soon_threadsafe(self.hub, self._hold)
 
     def release(self) -> None:
-        """Let go of the loop, because no message is outstanding.
+        """Stop keeping the loop alive, because no message is in flight.
 
-        In another thread than the hub's this does nothing: the safety timer does it.
+        Does nothing in another thread than the hub's, where the safety timer does it.
         """
-        if self._holds and _concurrency.get_ident() == self.hub.thread_ident:
-            # The flag first, then the count: a thread that sends in between sets it.
-            self._holds = False
+        if self._keeps_loop_alive and _concurrency.get_ident() == self.hub.thread_ident:
+            self._keeps_loop_alive = False
             if not self._ended:
                 self._safety_timer.ref = False
-            if self._outstanding() > 0:
+            if self.count_in_flight() > 0:
                 self.start_safety_timer()
-
-    def pause(self) -> None:
-        """Let the hub have a turn."""
-        _concurrency.yield_to_hub()
 
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
         self._signal.set()
-        if self._watch is not None:
-            self._watch.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         if self.greenlet.dead and not self._ended:
             _concurrency.call_soon_threadsafe(self.hub, self._close_watchers)
         if _concurrency.hub_is_dead(self.hub):
             if self.hub.thread_ident == _concurrency.get_ident() and self.hub.loop:
                 self._ended = True
                 self._close_watchers()  # a dead hub of this thread
-            # gevent keeps the watcher of a destroyed loop, and with it the greenlet,
-            # for ever. The client behind it need not stay as well.
-            for name in ("_turn", "_outstanding", "_periodic_callback", "_is_wanted"):
-                vars(self).pop(name, None)  # stopped before, maybe
+            # gevent keeps the watcher of a destroyed loop, and so the greenlet, for
+            # ever. Release the client.
+            self._target = None
 
     def join(self, seconds: float) -> bool:
-        """Wait for the end, not in the task itself; False when it didn't come."""
+        """Wait for the end; return False if it has not come in time."""
         deadline = Deadline(seconds)
-        while not (self._ended or self._over()):
+        while not (self._ended or self._is_dead()):
             if deadline.has_expired:
                 return False
-            # A hub may be about to end with its thread: it wakes nobody.
-            soon = Deadline(_LOOK).earlier(deadline)
+            # A hub that ends with its thread wakes no waiter.
+            soon = Deadline(_HUB_CHECK_INTERVAL).earlier(deadline)
             self._end.wait_until(lambda: self._ended, _concurrency.new_waiter(), soon)
         return True
 
+    def count_in_flight(self) -> int:
+        """Return the number of messages that the poller has to wait for."""
+        return 0 if self._target is None else self._target.count_in_flight()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether messages were sent since the safety timer has last fired."""
+        return self._safety_timer_runs
+
+    def on_stall(self, seconds: float, stack: str | None) -> None:
+        """Pass a stall of the hub on; called by the watchdog."""
+        if self._target is not None:
+            self._target.note_stall(seconds, stack)
+
+    def _on_interval(self) -> None:
+        if self._target is not None:
+            self._target.on_interval()
+
     @property
     def has_ended(self) -> bool:
-        """Whether it has let go of the descriptor."""
+        """Whether it does not use the descriptor any more."""
         return self._ended
 
     def _run(self) -> None:
         try:
-            while not self._stopped and self._is_wanted(self):
+            while not self._stopped and self._is_wanted():
                 try:
-                    interrupt = self._serve()
+                    interrupt = self._poll_and_sleep()
                 except BaseException as error:  # noqa: BLE001
                     interrupt = error
                 if isinstance(interrupt, sys.modules["greenlet"].GreenletExit):
                     raise interrupt
                 if interrupt is not None:
-                    # A signal handler raised. KeyboardInterrupt and the like go on in
-                    # the main greenlet.
+                    # A signal handler raised. gevent raises KeyboardInterrupt and the
+                    # like in the main greenlet.
                     self.hub.handle_error(self, type(interrupt), interrupt, None)
         finally:
             self._ended = True
@@ -215,10 +237,17 @@ class GreenletPoller:
             self.on_end()
             self._end.notify_all()
 
-    def _serve(self) -> BaseException | None:
-        # Drained first, then polled: what comes after the drain signals anew.
+    def _is_wanted(self) -> bool:
+        # A signal handler may have prevented the publication of this poller, or may
+        # have published another one.
+        return self._target is not None and self._target.is_current_poller(self)
+
+    def _poll_and_sleep(self) -> BaseException | None:
+        # Drain the descriptor first: an event that arrives between the drain and the
+        # poll signals again. In the opposite order its signal could be drained unseen.
         self._signal.clear()
-        interrupt = self._turn(0)
+        target = self._target
+        interrupt = None if target is None else target.poll_and_dispatch(0)
         if interrupt is None and not self._stopped:
             self._sleep()
         return interrupt
@@ -231,8 +260,8 @@ class GreenletPoller:
             self._periodic_timer.close()
 
     def _sleep(self) -> None:
-        # The watcher runs only while we sleep. While a listener waits elsewhere the
-        # descriptor may stay readable, and would keep the hub spinning.
+        # The watcher runs only during the sleep. While a listener waits, the descriptor
+        # may stay readable, and a running watcher would keep the hub spinning.
         self._io.start(self.greenlet.switch)
         try:
             self.hub.switch()
@@ -246,9 +275,10 @@ class GreenletPoller:
                 self._safety_timer.again(self._on_safety_timer, update=True)
 
     def _on_safety_timer(self) -> None:
-        # The flags first, then the count: a thread that sends in between sets them.
-        self._safety_timer_runs = self._holds = False
-        if self._stopped or self._outstanding() <= 0:
+        # The flags first, then the count: a thread that sends in between sets the
+        # flags.
+        self._safety_timer_runs = self._keeps_loop_alive = False
+        if self._stopped or self.count_in_flight() <= 0:
             self._safety_timer.ref = False
             self._safety_timer.stop()
         else:
@@ -257,111 +287,101 @@ class GreenletPoller:
 
 
 class ThreadPoller:
-    """A native thread that blocks in short polls, and rests while others do.
+    """A native thread that blocks in short polls, and rests while other threads poll.
 
-    At the end of a program there may be no thread to be had: then only others poll.
+    While the interpreter is ending it may start no thread: then waiting threads poll.
     """
 
-    polling: Literal["thread"] = "thread"
+    kind: Literal["thread"] = "thread"
 
-    def __init__(
-        self, turn: ServeOnce, interrupt_poll: Callable[[], None], pulse: Periodic
-    ) -> None:
-        """Start the thread.
-
-        Args:
-            turn: See `ServeOnce`.
-            interrupt_poll: Makes a poll that is going on return.
-            pulse: See `Periodic`.
-        """
-        self._periodic = pulse
-        self._turn = turn
-        self._interrupt_poll = interrupt_poll
-        #: Threads that wait do so here, and poll.
-        self.lead = LeaderFollowers(turn, interrupt_poll)
+    def __init__(self, target: PollTarget) -> None:
+        self._target = target
+        #: The waiting threads, one of which polls.
+        self.followers = LeaderFollowers(target)
         self._stopped = False
         self._ended = False
         self._ident: int | None = None
         self._end = WaitQueue()
         self._rest = _concurrency.ThreadWaiter()
-        #: Whether there is no thread, because the interpreter is ending and starts
-        #: none. Who waits has to poll.
-        self.threadless = not _concurrency.start_thread(self._run)
+        #: Whether there is no thread, because the interpreter is ending. Then waiting
+        #: threads have to poll.
+        self.has_no_thread = not _concurrency.start_thread(self._run)
 
     @property
     def alive(self) -> bool:
-        """Whether it serves, and will go on."""
+        """Whether it polls, and will go on."""
         return not (self._stopped or self._ended)
 
     def is_current(self) -> bool:
-        """Tell whether the caller is this task: a listener, that is."""
+        """Return whether the caller is this poller, that is, a listener."""
         return _concurrency.get_ident() == self._ident
 
     def start_safety_timer(self) -> None:
-        """Do nothing: it polls all the time."""
+        """Do nothing: the thread polls all the time."""
 
     def release(self) -> None:
-        """Do nothing: it holds no loop."""
-
-    def pause(self) -> None:
-        """Do nothing: it holds no hub."""
+        """Do nothing: the thread keeps no loop alive."""
 
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
-        self._ended = self._ended or self.threadless
-        self.lead.stop()
+        self._ended = self._ended or self.has_no_thread
+        self.followers.stop()
         self._rest.wake()
 
     def join(self, seconds: float) -> bool:
-        """Wait for the end, not in the task itself; False when it didn't come."""
+        """Wait for the end; return False if it has not come in time."""
         return self._ended or self._end.wait_until(
             lambda: self._ended, _concurrency.new_waiter(), Deadline(seconds)
         )
 
     def _run(self) -> None:
         self._ident = _concurrency.get_ident()
-        last_beat = _concurrency.monotonic()
+        interval = self._target.interval
+        next_interval = Deadline(interval)
         try:
             while not self._stopped:
-                if self._periodic.seconds:
-                    now = _concurrency.monotonic()
-                    if now >= last_beat + self._periodic.seconds:
-                        last_beat = now
-                        self._periodic.callback()
-                if self.lead.was_taken():
-                    self.lead.pass_on()
-                    self._rest.wait(_POLL)
+                if interval and next_interval.has_expired:
+                    next_interval = Deadline(interval)
+                    self._target.on_interval()
+                if self.followers.have_polled():
+                    self.followers.wake_next()
+                    self._rest.wait(_POLL_SECONDS)
                 else:
-                    self._turn(_POLL)
+                    self._target.poll_and_dispatch(_POLL_SECONDS)
         finally:
             self._ended = True
             self._end.notify_all()
 
 
 class PollingWaiter:
-    """A thread that takes the lead while it waits, or follows.
+    """A waiter for a thread that polls while it waits, or follows a thread that does.
 
     Args:
-        lead: Where.
-        done: Whether that is there what it waits for. Without it, it waits to be woken.
+        followers: The waiting threads of the client.
+        is_done: Whether the wait is over; by default, whether the waiter was woken.
     """
 
-    __slots__ = ("_done", "_lead", "_waiter", "_woken")
+    __slots__ = ("_followers", "_is_done", "_waiter", "_woken")
 
-    def __init__(self, lead: LeaderFollowers, done: Callable[[], bool] | None) -> None:
-        self._lead = lead
+    def __init__(
+        self, followers: LeaderFollowers, is_done: Callable[[], bool] | None
+    ) -> None:
+        self._followers = followers
         self._woken = False
-        self._done = done or (lambda: self._woken)
+        self._is_done = is_done or self._was_woken
         self._waiter = _concurrency.ThreadWaiter()
 
+    def _was_woken(self) -> bool:
+        return self._woken
+
     def wait(self, seconds: float) -> bool:
-        self._lead.wait(self._waiter, self._done, seconds)
-        if self._lead.stopped and not self._done():
-            # Another task serves, and wakes it; or its message has gone to another
-            # client, which does.
+        self._followers.wait(self._waiter, self._is_done, Deadline(seconds))
+        if self._followers.stopped and not self._is_done():
+            # Another poller wakes this waiter; or its message was passed on to another
+            # client, whose poller does.
             self._waiter.wait(seconds)
-        return self._done()
+        return self._is_done()
 
     def wait_slice(self, seconds: float) -> bool:
         return self.wait(min(seconds, _concurrency.ThreadWaiter.SLICE))
@@ -372,75 +392,72 @@ class PollingWaiter:
 
 
 class LeaderFollowers:
-    """Which of the threads that wait for reports polls for all of them.
+    """The threads that wait for reports; one of them polls for all (leader/followers).
 
     A report that another thread polls reaches its waiter two thread switches later,
-    which is half of what a message takes. So a thread that waits polls itself, if no
-    other does; the others follow: they sleep until their report is told, or until the
-    leader, whose own report came, wakes one of them to lead. While there are leaders
-    the `ThreadPoller` rests.
+    which is half of the time that a message takes. So a waiting thread polls itself if
+    no other one does. The others follow: they sleep until their report is dispatched,
+    or until the leader, whose own report has come, wakes one of them to lead. While
+    there are leaders the `ThreadPoller` rests.
 
     Args:
-        turn: See `ServeOnce`.
-        interrupt_poll: Makes a poll that is going on return.
+        target: The poll loop.
     """
 
-    def __init__(self, turn: ServeOnce, interrupt_poll: Callable[[], None]) -> None:
-        # Who leads. Not a lock: a signal handler that raises just after it was taken
-        # would leave it taken for ever. This tells by whom.
+    def __init__(self, target: PollTarget) -> None:
+        # The leader. Not a lock: a signal handler that raises just after it was taken
+        # would leave the lock taken for ever. This says by which call.
         self._leader: dict[str, object] = {}
-        self._turn = turn
-        self._interrupt_poll = interrupt_poll
-        self._taken = False
-        #: Whether this way of waiting is over.
+        self._target = target
+        self._has_polled = False
+        #: Whether another poller has taken over for good.
         self.stopped = False
         self._followers: deque[_concurrency.Waiter] = deque()
 
-    def was_taken(self) -> bool:
-        """Tell whether somebody took the lead since this was last asked."""
-        taken, self._taken = self._taken, False
-        return taken
+    def have_polled(self) -> bool:
+        """Return whether a waiting thread has polled since the last call."""
+        has_polled, self._has_polled = self._has_polled, False
+        return has_polled
 
     def wait(
-        self, waiter: _concurrency.Waiter, done: Callable[[], bool], seconds: float
+        self,
+        waiter: _concurrency.Waiter,
+        is_done: Callable[[], bool],
+        deadline: Deadline,
     ) -> None:
-        """Wait until done, or the time is over; poll meanwhile, if nobody else does.
+        """Wait until done, or the time is over; poll if no other thread does.
 
-        Returns early when this way of waiting is stopped.
+        Returns early when another poller takes over.
 
         Args:
-            waiter: The caller's; woken when it is done.
-            done: Whether it is.
-            seconds: How long.
+            waiter: The caller's; woken when the wait is over.
+            is_done: Whether the wait is over.
+            deadline: When to give up.
 
         Blocking:
             Blocks the thread.
         """
-        me = object()
-        deadline = _concurrency.monotonic() + seconds
-        while not (done() or self.stopped):
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
-                return
+        call = object()
+        while not (is_done() or self.stopped or deadline.has_expired):
             try:
-                if self._leader.setdefault("leader", me) is me:
-                    self._poll_until(done, deadline)
+                if self._leader.setdefault("leader", call) is call:
+                    self._poll_until(is_done, deadline)
                 else:
-                    self._follow(waiter, done, left)
+                    self._follow(waiter, is_done, deadline)
             finally:
-                if self._leader.get("leader") is me:
+                if self._leader.get("leader") is call:
                     del self._leader["leader"]
-                    self.pass_on()
+                    self.wake_next()
 
     def stop(self) -> None:
-        """Send all away, soon: another task serves from now on."""
+        """Let all threads return soon, because another poller takes over."""
         self.stopped = True
-        self._interrupt_poll()
-        while self.pass_on():
+        self._target.interrupt_poll()
+        while self.wake_next():
             pass
 
-    def pass_on(self) -> bool:
-        """Wake one who follows, to lead; False if there is none."""
+    def wake_next(self) -> bool:
+        """Wake the first follower, to lead; return False if there is none."""
         try:
             waiter = self._followers.popleft()
         except IndexError:
@@ -448,33 +465,35 @@ class LeaderFollowers:
         waiter.wake()
         return True
 
-    def _poll_until(self, done: Callable[[], bool], deadline: float) -> None:
-        if not self._taken:
-            # It is the thread task that polls. It makes shared_timer for us.
-            self._taken = True
-            self._interrupt_poll()
-        while not (done() or self.stopped):
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
-                return
-            self._taken = True
-            interrupt = self._turn(min(left, _POLL))
+    def _poll_until(self, is_done: Callable[[], bool], deadline: Deadline) -> None:
+        if not self._has_polled:
+            # The thread of the `ThreadPoller` is polling. Let it rest instead.
+            self._has_polled = True
+            self._target.interrupt_poll()
+        while not (is_done() or self.stopped or deadline.has_expired):
+            self._has_polled = True
+            interrupt = self._target.poll_and_dispatch(
+                min(deadline.remaining(), _POLL_SECONDS)
+            )
             if interrupt is not None:
                 raise interrupt
 
     def _follow(
-        self, waiter: _concurrency.Waiter, done: Callable[[], bool], seconds: float
+        self,
+        waiter: _concurrency.Waiter,
+        is_done: Callable[[], bool],
+        deadline: Deadline,
     ) -> None:
         self._followers.append(waiter)
         try:
-            # Asked once more, now that we are known to follow: the leader may have
-            # left, with nobody to wake, between our first try and this.
+            # Check again, now that this thread is among the followers: the leader may
+            # have left, with no follower to wake, between the first check and this one.
             if self._leader and not self.stopped:
-                waiter.wait(seconds)
+                waiter.wait(deadline.remaining())
         finally:
             try:
                 self._followers.remove(waiter)
             except ValueError:
-                # Woken to lead. Who has no need of that wakes the next one.
-                if done():
-                    self.pass_on()
+                # Woken to lead. If this thread is done it wakes the next one instead.
+                if is_done():
+                    self.wake_next()

@@ -1,13 +1,12 @@
-"""Tells what came in: to the listeners first, then to those who wait.
+"""Delivery reports and events of one client: calls listeners, then resolves handles.
 
-The second half of a message's journey. librdkafka's callbacks only append to two
-queues; after the poll the serving task comes here. Knows the client's queues and the
-monitor; what an error of librdkafka means is passed in.
+librdkafka's callbacks only append to two queues, the report queue and the client
+events. After each poll the poller dispatches both.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
 from greendrop._librdkafka.log_lines import LogLines
@@ -15,68 +14,73 @@ from greendrop._librdkafka.statistics import Statistics
 from greendrop.errors import MessagePurgedError, ProduceError
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable
-
     from greendrop._client.offset_guard import OffsetGuard
-    from greendrop._librdkafka.errors import ErrorTranslator
+    from greendrop._librdkafka.handle import KafkaHandle
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, ReportQueue
     from greendrop.events import Monitor
 
-#: Reports between two looks at the clock while listeners are told.
+#: Reports between two readings of the clock while listeners are called.
 _CLOCK_EVERY = 16
 
 
+class ReportOwner(Protocol):
+    """The poll loop, as the dispatcher needs it."""
+
+    reports: ReportQueue
+    kafka_handle: KafkaHandle
+
+    @property
+    def pending(self) -> set[DeliveryHandle]:
+        """Handles without a report."""
+        ...
+
+    def resend_failed(self, handle: DeliveryHandle) -> bool:
+        """Return whether a message that failed is sent once more."""
+        ...
+
+    def on_reports(self, count: int, latency: float) -> None:
+        """Update batching and backpressure, before the next greenlet runs.
+
+        Args:
+            count: Number of reports that were dispatched.
+            latency: Seconds of the last delivered message; below 0 if there was none.
+        """
+        ...
+
+    def yield_to_hub(self) -> None:
+        """Let other greenlets run, if the caller is the poller of a hub."""
+        ...
+
+
 class ReportDispatcher:
-    """Settles the handles of one client and tells its notices.
+    """Dispatches the delivery reports and the events of one client.
 
     Args:
-        reports: Handles that were filled.
-        notices: What librdkafka said beside reports: kind and content.
-        pending: Handles without a verdict; each is discarded when its verdict is told.
-        settings: For the producer's id and `max_serve_time`.
-        monitor: Who listens.
-        verdicts: What librdkafka's errors mean.
-        on_reports: Told how many verdicts were told and the latency of the last good
-            one in seconds (below 0 when there was none), before the next greenlet
-            runs.
-        take_back: Returns whether a message that failed is going to be sent again. Then
-            its handle stays pending.
-        pause: Gives the hub a turn.
+        settings: The settings of the client.
+        monitor: Emits events.
+        owner: The poll loop.
     """
 
     def __init__(
-        self,
-        *,
-        reports: ReportQueue,
-        notices: deque[tuple[str, Any]],
-        pending: set[DeliveryHandle],
-        settings: Settings,
-        monitor: Monitor,
-        verdicts: ErrorTranslator,
-        on_reports: Callable[[int, float], None],
-        take_back: Callable[[DeliveryHandle], bool],
-        pause: Callable[[], None],
+        self, settings: Settings, monitor: Monitor, owner: ReportOwner
     ) -> None:
-        self._reports = reports
-        self._notices = notices
-        self._pending = pending
+        self._owner = owner
+        self._reports = owner.reports
+        self._pending = owner.pending
+        self._client_events = owner.kafka_handle.client_events
+        self._error_translator = owner.kafka_handle.error_translator
         self._settings = settings
         self._monitor = monitor
-        self._error_translator = verdicts
-        self._on_reports = on_reports
-        self._take_back = take_back
-        self._pause = pause
-        #: Checks the offsets of a transactional producer's reports.
+        #: Checks the offsets in the reports of a transactional producer.
         self.offset_guard: OffsetGuard | None = None
         self._log_lines = LogLines(settings.id, settings.censored)
         # A loop of its own: a checkpoint may come in the middle of an object.
-        turns = _concurrency.CooperativeLoop()
-        self._statistics = Statistics(settings.statistics_deltas, turns.checkpoint)
+        loop = _concurrency.CooperativeLoop()
+        self._statistics = Statistics(settings.statistics_deltas, loop.checkpoint)
 
     def has_logged_failure(self) -> bool:
-        """Tell whether a line of librdkafka has said why brokers can't be reached."""
+        """Return whether librdkafka has logged why brokers can't be reached."""
         return self._log_lines.has_failure
 
     def on_callback_error(self, error: BaseException) -> None:
@@ -84,15 +88,15 @@ class ReportDispatcher:
         self._monitor.log_callback_error(self._settings.id, error)
 
     def dispatch(self) -> None:
-        """Tell all that came in so far.
+        """Dispatch all reports and events that have arrived.
 
         Blocking:
-            As long as listeners wait. Never for another task that is settling too, as
-            happens while one driver replaces the other.
+            As long as listeners wait. Never for another task that dispatches too, as
+            happens while one poller replaces the other.
         """
-        while self._reports or self._notices:
-            if self._notices:
-                self._emit_notice(*self._notices.popleft())
+        while self._reports or self._client_events:
+            if self._client_events:
+                self._emit_client_event(*self._client_events.popleft())
             self._dispatch_reports()
 
     def _dispatch_reports(self) -> None:
@@ -101,14 +105,14 @@ class ReportDispatcher:
         discard = self._pending.discard
         acknowledged = self._monitor.listens("message.acknowledged")
         guard = self.offset_guard
-        turn_ends = _concurrency.monotonic() + self._settings.max_serve_time
+        slice_ends = _concurrency.monotonic() + self._settings.max_serve_time
         count = 0
         latency = -1.0
         try:
             while reports:
                 try:
                     handle = popleft()
-                except IndexError:  # another thread settles, too
+                except IndexError:  # another thread dispatches, too
                     break
                 count += 1
                 if guard is not None and handle._error is None:
@@ -122,7 +126,7 @@ class ReportDispatcher:
                     continue
                 if handle._error is None:
                     latency = handle._latency
-                elif self._take_back(handle):
+                elif self._owner.resend_failed(handle):
                     count -= 1
                     continue
                 try:
@@ -130,14 +134,16 @@ class ReportDispatcher:
                 finally:
                     handle._resolve()
                     discard(handle)
-                if not count % _CLOCK_EVERY and _concurrency.monotonic() > turn_ends:
-                    self._on_reports(count, latency)
+                if not count % _CLOCK_EVERY and _concurrency.monotonic() > slice_ends:
+                    self._owner.on_reports(count, latency)
                     count = 0
-                    self._pause()
-                    turn_ends = _concurrency.monotonic() + self._settings.max_serve_time
+                    self._owner.yield_to_hub()
+                    slice_ends = (
+                        _concurrency.monotonic() + self._settings.max_serve_time
+                    )
         finally:
             if count:
-                self._on_reports(count, latency)
+                self._owner.on_reports(count, latency)
 
     def _emit_report(self, handle: DeliveryHandle) -> None:
         error = handle._error
@@ -160,20 +166,24 @@ class ReportDispatcher:
             handle._error = error
         payload = {
             "topic": handle.topic,
-            # Where librdkafka has not chosen one, or was not even asked to.
+            # None if librdkafka has not chosen one, or did not get the message.
             "partition": _known(getattr(handle, "_partition", None)),
             "offset": None,
             "label": handle.label,
             "delivery_report": None,
         }
-        kind = "librdkafka.dispatch_error"
+        error_type = "librdkafka.dispatch_error"
         if self._settings.transactional and isinstance(error, MessagePurgedError):
-            facts = {"producer_id": self._settings.id, "error": error, "type": kind}
-            self._emit("message.purged", {**facts, **payload})
+            base = {
+                "producer_id": self._settings.id,
+                "error": error,
+                "type": error_type,
+            }
+            self._emit("message.purged", {**base, **payload})
         else:
-            self._emit_error(kind, error, **payload)
+            self._emit_error(error_type, error, **payload)
 
-    def _emit_notice(self, kind: str, content: Any) -> None:  # noqa: ANN401
+    def _emit_client_event(self, kind: str, content: Any) -> None:  # noqa: ANN401
         if kind == "log":
             level, line = content
             self._log_lines.log(level, line)
@@ -190,10 +200,10 @@ class ReportDispatcher:
             payload = {"producer_id": self._settings.id, "statistics": statistics}
             self._emit("statistics.emitted", payload)
 
-    def _emit_error(self, kind: str, error: Exception, **facts: object) -> None:
+    def _emit_error(self, error_type: str, error: Exception, **rest: object) -> None:
         if self._monitor.listens("error.occurred"):
             identity = {"producer_id": self._settings.id}
-            payload = {**identity, "error": error, "type": kind, **facts}
+            payload = {**identity, "error": error, "type": error_type, **rest}
             self._emit("error.occurred", payload)
 
     def _emit(self, name: str, payload: dict[str, Any]) -> None:

@@ -1,125 +1,124 @@
-"""Whether a hub stands still while messages wait to be told of, and because of what.
+"""The hub watchdog: notices that a hub is blocked while delivery reports are waiting.
 
-A handler that blocks the hub makes each of its messages look slow, and the broker seem
-so. A native thread asks the hub to answer, again and again, for as long as it has
-something to do; when no answer comes it looks what the hub's thread is at. While there
-is nothing to do it sleeps, without a single wakeup.
+A handler that blocks the hub makes each of its messages, and so the broker, look slow.
+A native thread asks the hub for an answer, again and again, while messages are in
+flight. If no answer comes it takes the stack of the hub's thread. While nothing is in
+flight the thread sleeps, without a single wake-up.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop._concurrency import hub as hubs
 from greendrop._concurrency import native, waiters
 from greendrop._concurrency.deadline import monotonic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gevent.hub import Hub
 
-#: The hub is asked so many times in the time after which it counts as held: what is
-#: told is that much too short at worst.
+#: Questions within the time after which a hub counts as blocked. The reported time is
+#: too short by at most one pause between questions.
 _QUESTIONS = 4
-#: Seconds between two questions at least.
-_SHORTEST = 0.01
-#: Seconds between two looks whether a hub that does not answer is still there.
-_LONGEST_WAIT = 0.5
-#: Innermost lines of a stack that are told.
+#: Minimum seconds between two questions.
+_MIN_PAUSE = 0.01
+#: Seconds between two checks whether a hub that does not answer is dead.
+_CHECK_INTERVAL = 0.5
+#: Number of innermost frames in a reported stack.
 _FRAMES = 30
 
 
-class Alarm(NamedTuple):
-    """What is told of a hub that is held.
+class WatchedPoller(Protocol):
+    """The poller of the watched hub."""
 
-    Attributes:
-        seconds: For how long it is at least; 0 turns the alarm off.
-        tell: Given the seconds and the stack, if there is one; in a thread of its own.
-    """
+    @property
+    def is_busy(self) -> bool:
+        """Whether to go on asking."""
+        ...
 
-    seconds: float
-    tell: Callable[[float, str | None], object]
+    def count_in_flight(self) -> int:
+        """Return the number of messages whose reports are waited for."""
+        ...
+
+    def on_stall(self, seconds: float, stack: str | None) -> None:
+        """Handle a stall; called in the watchdog's thread."""
+        ...
 
 
 class HubWatchdog:
     """Watches one hub.
 
     Args:
-        hub: Which.
-        alarm: Above 0 seconds.
-        busy: Whether to go on asking.
-        outstanding: How many messages wait to be told of.
+        hub: The hub.
+        threshold: Seconds after which the hub counts as blocked; above 0.
+        poller: The poller of the hub.
     """
 
-    def __init__(
-        self,
-        hub: Hub,
-        alarm: Alarm,
-        busy: Callable[[], bool],
-        outstanding: Callable[[], int],
-    ) -> None:
+    def __init__(self, hub: Hub, threshold: float, poller: WatchedPoller) -> None:
         self._hub = hub
-        self._limit, self._tell = alarm
-        self._pause = max(alarm.seconds / _QUESTIONS, _SHORTEST)
-        self._busy = busy
-        self._outstanding = outstanding
+        self._threshold = threshold
+        self._poller = poller
+        self._pause = max(threshold / _QUESTIONS, _MIN_PAUSE)
         self._stopped = False
-        self._awake = waiters.ThreadWaiter()
+        self._resumed = waiters.ThreadWaiter()
         self._rest = waiters.ThreadWaiter()
         native.start_new_thread(self._run, ())
 
-    def look(self) -> None:
-        """Begin to ask, if it does not yet; from any thread."""
-        self._awake.wake()
+    def resume(self) -> None:
+        """Start asking again, if it has paused; from any thread."""
+        self._resumed.wake()
 
     def stop(self) -> None:
-        """End soon; from any thread."""
+        """Stop soon; from any thread."""
         self._stopped = True
         self._rest.wake()
-        self._awake.wake()
+        self._resumed.wake()
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self._stopped or hubs.hub_is_dead(self._hub)
 
     def _run(self) -> None:
-        while not self._over():
-            self._awake.wait(native.LONGEST)
-            while self._busy() and not self._over():
+        while not self._is_over():
+            self._resumed.wait(native.LONGEST)
+            while self._poller.is_busy and not self._is_over():
                 self._ask()
                 self._sleep()
 
     def _ask(self) -> None:
         question = _Question()
         hubs.call_soon_threadsafe(self._hub, question.answer)
-        if question.answered.wait(self._limit):
+        if question.answered.wait(self._threshold):
             return
-        late = monotonic() - question.asked - self._limit
-        waited_for = self._outstanding() > 0
+        late = monotonic() - question.asked - self._threshold
+        has_waiting = self._poller.count_in_flight() > 0
         stack = self._stack()
-        # Woken late, it may have looked when all was over.
-        answered = late > self._pause and question.answered.wait(_SHORTEST)
+        # This thread may have woken so late that the stack was taken after the stall.
+        answered = late > self._pause and question.answered.wait(_MIN_PAUSE)
         if answered:
             stack = None
-        while not (answered or question.answered.wait(_LONGEST_WAIT)):
-            if self._over():
+        while not (answered or question.answered.wait(_CHECK_INTERVAL)):
+            if self._is_over():
                 return
-        if waited_for:
-            self._tell(question.took, stack)
+        if has_waiting:
+            self._poller.on_stall(question.took, stack)
 
     def _sleep(self) -> None:
-        began = monotonic()
+        started = monotonic()
         self._rest.wait(self._pause)
-        late = monotonic() - began - self._pause
-        # Not even this thread could run: something holds the interpreter's lock, in C
-        # that we can't look into, and by now it is gone.
-        if late >= self._limit and self._outstanding() > 0 and not self._stopped:
-            self._tell(late, None)
+        late = monotonic() - started - self._pause
+        # Not even this thread could run: C code held the interpreter's lock. Its stack
+        # can't be taken.
+        if (
+            late >= self._threshold
+            and self._poller.count_in_flight() > 0
+            and not self._stopped
+        ):
+            self._poller.on_stall(late, None)
 
     def _stack(self) -> str | None:
-        # Under its own name, and not longer than needed: a frame holds all it has.
+        # A local of this function only: a frame keeps its variables alive.
         frame = sys._current_frames().get(self._hub.thread_ident)  # noqa: SLF001 - there is no other way
         if frame is None:
             return None
@@ -127,7 +126,7 @@ class HubWatchdog:
 
 
 class _Question:
-    """What the hub answers when it runs."""
+    """A question that the hub answers as soon as it runs."""
 
     __slots__ = ("answered", "asked", "took")
 

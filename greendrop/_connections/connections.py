@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from greendrop import _concurrency, _wording, events
 from greendrop._client.client import Client
@@ -61,17 +61,39 @@ _NO_THREADS = (
 )
 
 
+class ConnectionsOwner(Protocol):
+    """The core of a producer, as its connections need it."""
+
+    def on_fatal(self, slot: ClientSlot, client: Client, error: BrokerError) -> bool:
+        """Replace a client after a fatal error, if that is allowed.
+
+        Called under the client's `send_lock`.
+
+        Returns:
+            Whether the client will be replaced.
+        """
+        ...
+
+    def on_interval(self) -> None:
+        """Do periodic checks; called by a poller, so it must not wait."""
+        ...
+
+    def register(self) -> None:
+        """Let the process close the producer at its exit."""
+        ...
+
+    def unregister(self) -> None:
+        """Undo `register`, when the producer has nothing to close."""
+        ...
+
+
 class Connections:
-    """What a producer has open, and whether it may be used. Construction opens nothing.
+    """The clients of a producer, one for each topic configuration, and their state.
 
     Args:
-        settings: The producer's.
-        monitor: Who is told what happens.
-        on_fatal: Told of a fatal error by which librdkafka refuses a message, under the
-            client's lock; see `Client`. True means that the client will be replaced.
-        on_interval: Called every so often by a serving task, in which nobody may wait.
-        keep: Told that this must not be collected, and has to be closed at exit.
-        let_go: Told that it need not any more.
+        settings: The settings of the producer.
+        monitor: Emits events.
+        owner: The core of the producer.
 
     Raises:
         ConfigurationInvalidError: librdkafka would refuse the configuration.
@@ -81,11 +103,7 @@ class Connections:
         self,
         settings: Settings,
         monitor: Monitor,
-        *,
-        on_fatal: Callable[[ClientSlot, Client, BrokerError], bool],
-        on_interval: Callable[[], None],
-        keep: Callable[[], None],
-        let_go: Callable[[], None],
+        owner: ConnectionsOwner,
     ) -> None:
         problems = check_configuration(settings.kafka, settings.secret_keys)
         if problems:
@@ -98,10 +116,7 @@ class Connections:
         warn_no_effect(settings)
         self.settings = settings
         self.monitor = monitor
-        self.keep = keep
-        self.let_go = let_go
-        self._on_fatal = on_fatal
-        self._on_interval = on_interval
+        self._owner = owner
         self.status: Status = "configured"
         #: The way of messages that are sent by the producer itself.
         self.main = ClientSlot(settings, {})
@@ -169,7 +184,7 @@ class Connections:
     def in_serving_task(self) -> bool:
         """Tell whether the caller is a listener that a client's serving task runs."""
         return any(
-            client.attendant.in_serving_task()
+            client.poll_loop.in_listener()
             for client in (*self.clients, *self._closing_clients)
         )
 
@@ -309,14 +324,9 @@ class Connections:
         with self._building:
             if slot.client is not old:
                 return False
-            client = Client(
-                settings,
-                self.monitor,
-                on_fatal=lambda client, error: self._on_fatal(slot, client, error),
-                on_interval=self._on_interval,
-            )
+            client = Client(settings, self.monitor, self)
             before = slot.settings, old
-            self.keep()
+            self._owner.register()
             # Publish the client before reading the current token. In the opposite order
             # a refresh in between would miss this client, and it would keep the old
             # token.
@@ -335,9 +345,26 @@ class Connections:
                 # this one or this thread sees the status.
                 slot.settings, slot.client = before
                 client.discard()
-                self.let_go()
+                self._owner.unregister()
                 return False
         return True
+
+    def on_fatal(self, client: Client, error: BrokerError) -> bool:
+        """Handle a fatal error of a client; see `ClientOwner`."""
+        slot = next((each for each in self.slots if each.client is client), None)
+        return slot is not None and self._owner.on_fatal(slot, client, error)
+
+    def on_interval(self) -> None:
+        """Do periodic checks; called by a poller, so it must not wait."""
+        self._owner.on_interval()
+
+    def register(self) -> None:
+        """Let the process close the producer at its exit."""
+        self._owner.register()
+
+    def unregister(self) -> None:
+        """Undo `register`, when the producer has nothing to close."""
+        self._owner.unregister()
 
     def _give_token(self, token: OAuthToken) -> None:
         for slot in list(self.slots):
@@ -428,7 +455,7 @@ class Connections:
                 return False
             if not self._build(slot, old, settings) or (new := slot.client) is None:
                 return False
-        with old.attendant.forbid_waits():
+        with old.poll_loop.forbid_waits():
             self.emit("producer.connected")
         while carried_over := self._take_over(slot, old, new):
             new.resend(carried_over)
@@ -455,9 +482,9 @@ class Connections:
                 if carried_over:
                     self.connect(slot).resend(carried_over)
             except GreendropError as error:
-                client.fail(carried_over, error)
+                client.fail_messages(carried_over, error)
 
-        client.stop_sending(lambda: _concurrency.spawn(hand_on), followed=True)
+        client.stop_sending(lambda: _concurrency.spawn(hand_on), has_successor=True)
 
     def _forget(self, client: Client) -> None:
         for slot in self.slots:
@@ -481,7 +508,7 @@ class Connections:
         self.lock = _concurrency.new_lock()
         self._end_waiters = deque()
         self.status = "closed" if self.status == "closing" else "configured"
-        self.let_go()
+        self._owner.unregister()
 
     # --- waiting for the end -----------------------------------------------------
 

@@ -119,7 +119,7 @@ class Recovery:
 
     def _tell(self, client: Client, name: str, facts: Mapping[str, object]) -> None:
         # What a listener sends is kept for the new client, which there is afterwards.
-        with client.attendant.forbid_waits():
+        with client.poll_loop.forbid_waits():
             self._emit(name, facts)
 
     def _emit(self, name: str, facts: Mapping[str, object]) -> None:

@@ -71,10 +71,7 @@ class Core:
         self._connections = Connections(
             settings,
             monitor,
-            on_fatal=self._on_fatal,
-            on_interval=self._on_interval,
-            keep=self._keep,
-            let_go=self._let_go,
+            self,
         )
         self._connect = self._connections.connect
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
@@ -371,9 +368,9 @@ class Core:
         self._connections.check_not_forked()
         if not self.buffer.append(entries):
             raise self._connections.closed_error()
-        self._shutdown.keep()
+        self._shutdown.register()
         if self.status == "closed":
-            self._shutdown.let_go()  # by another thread, since it was added
+            self._shutdown.unregister()  # by another thread, since it was added
 
     def _refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
         """Report that librdkafka refused a message for good, as the poller would.
@@ -476,7 +473,7 @@ class Core:
         self._connections.check_not_forked()
         _concurrency.new_waiter()
         for client in self._connections.clients:
-            client.attendant.waiter()
+            client.poll_loop.new_waiter()
 
     # --- dropping ----------------------------------------------------------------
 
@@ -586,29 +583,35 @@ class Core:
             raise
         self._connections.settings = self.main.settings = settings
 
-    def _on_fatal(self, slot: ClientSlot, client: Client, error: BrokerError) -> bool:
-        # Under the client's `_send_lock`: no lock of ours may be taken here.
+    def on_fatal(self, slot: ClientSlot, client: Client, error: BrokerError) -> bool:
+        """Replace a client after a fatal error, if that is allowed.
+
+        Called under the client's `send_lock`, so it takes no other lock.
+        """
         if self._connections.status not in ("connected", "disconnecting"):
             return False
         if not self._recovery.begins(slot, client, error):
             return False
-        client.stop_sending(lambda: None, followed=False)
+        client.stop_sending(lambda: None, has_successor=False)
         client.spawn_in_batcher_hub(lambda: self._recovery.run(slot, client, error))
         return True
 
-    def _on_interval(self) -> None:
+    def on_interval(self) -> None:
+        """Do periodic checks; called by a poller, so it must not wait."""
         if self._connections.inherited:
-            return  # a forked child's copy of the serving task
+            return  # the copy of the poller in a forked child
         if self.settings.uses_oauth:
             self._connections.tokens.review()
         if self.settings.idle_disconnect_timeout:
             self._disconnecting.look_whether_idle()
 
-    def _keep(self) -> None:
-        self._shutdown.keep()
+    def register(self) -> None:
+        """Let the process close the producer at its exit."""
+        self._shutdown.register()
 
-    def _let_go(self) -> None:
-        self._shutdown.let_go()
+    def unregister(self) -> None:
+        """Undo `register`, when the producer has nothing to close."""
+        self._shutdown.unregister()
 
 
 def _rolled_back(

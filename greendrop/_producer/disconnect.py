@@ -127,12 +127,12 @@ class Disconnect:
         with now.lock:
             if now.disconnecting is not me:
                 return None
-            now.let_go()
+            now.unregister()
             busy = any(
                 client.outstanding or client.has_waiters for client in now.clients
             )
             if busy or self._buffer:
-                now.keep()
+                now.register()
                 now.cancel_disconnect()
                 return None
             self._idle = IdleWatch(now.settings.idle_disconnect_timeout)

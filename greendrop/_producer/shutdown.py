@@ -165,13 +165,13 @@ class Shutdown:
         self.reset = reset
         self._closer: object = None
 
-    def keep(self) -> None:
+    def register(self) -> None:
         """See to it that this is not collected, and is closed at exit."""
         _in_use.add(self)
         if _expected is None or not _expected.same_process:
             _expect_end()
 
-    def let_go(self) -> None:
+    def unregister(self) -> None:
         """There is nothing to lose any more."""
         _in_use.discard(self)
 
@@ -281,7 +281,7 @@ class Shutdown:
         """Close in the background: the last `Producer` is gone."""
         now = self._connections
         if now.status not in ("connected", "disconnecting") or now.inherited:
-            self.let_go()
+            self.unregister()
             return
         # Closed first: a warning may have been made an error. Where no thread is to be
         # had, the program is ending, which closes it as well.
@@ -393,7 +393,7 @@ class Shutdown:
                     raise
                 finally:
                     now.status = "closed"
-                    self.let_go()
+                    self.unregister()
                     now.wake_end_waiters()
                     self._report_unsent(account)
                     now.emit("producer.closed", began)
@@ -443,7 +443,7 @@ class Shutdown:
             if not (clients or idle):
                 return
             self._buffer.clear()
-            self.let_go()
+            self.unregister()
             if not clients:
                 return
             now.disconnecting = None

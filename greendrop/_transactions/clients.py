@@ -86,7 +86,7 @@ class TransactionalClients:
         if client is self._ready:
             return client
         self.commands = self._new_calls()
-        client.attendant.dispatcher.offset_guard = self.offset_guard
+        client.poll_loop.dispatcher.offset_guard = self.offset_guard
         try:
             self.commands.run("init", client.kafka_handle.init_transactions, deadline)
         except FAILURES as error:
@@ -156,7 +156,7 @@ class TransactionalClients:
     def _retire(self, client: Client) -> None:
         self._ready = None
         # Its last reports may come while the next transaction runs.
-        client.attendant.dispatcher.offset_guard = None
+        client.poll_loop.dispatcher.offset_guard = None
         client.purge_for_good()
 
     def drop(self, client: Client) -> None:

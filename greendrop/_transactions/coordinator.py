@@ -502,7 +502,7 @@ class Transactions:
             f"no delivery report for {_wording.count(client.outstanding, 'message')}"
             f" within {_wording.seconds(current.seconds)}"
         )
-        if reason := client.attendant.last_broker_error():
+        if reason := client.poll_loop.last_broker_error():
             text += f"; last broker error: {reason}"
         late = DeliveryTimeoutError(text)
         raise TransactionAbortedError(f"not committed: {text}") from late

@@ -211,12 +211,12 @@ class Ungathered(Greendrop):
 
     def send_and_wait(self, key: bytes | None) -> None:
         super().send_and_wait(key)
-        self.producer._slot.client.attendant.batcher = None
+        self.producer._slot.client.poll_loop.batcher = None
         # From now on without this detour.
         self.send_and_wait = super().send_and_wait
 
     def close(self) -> None:
-        if self.producer._slot.client.attendant.batcher is not None:
+        if self.producer._slot.client.poll_loop.batcher is not None:
             raise RuntimeError("it gathers again")
         super().close()
 

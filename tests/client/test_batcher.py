@@ -86,14 +86,14 @@ class FakeHub:
 def add(one_batcher, item):
     """Add an item as the client does."""
     one_batcher.items.append(item)
-    one_batcher._outstanding.append(item)
+    one_batcher._pending.append(item)
     if len(one_batcher.items) >= one_batcher.flush_at:
         one_batcher.maybe_flush()
 
 
 def report(one_batcher, count, round_trip):
     """Report the first items that are under way, as the settler does."""
-    del one_batcher._outstanding[:count]
+    del one_batcher._pending[:count]
     one_batcher.on_reports(count, round_trip)
 
 
@@ -104,8 +104,8 @@ class Sink:
         self.batches = []
         self.room = None
 
-    def __call__(self, items):
-        """Take what there is room for."""
+    def send_batch(self, items):
+        """Take the items that there is space for."""
         self.batches.append([])
         while items and self.room != 0:
             if self.room is not None:
@@ -187,14 +187,14 @@ def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
         usual.flush()
         add(usual, "later")
         fake_hub.loop.end_tick()
-        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+        if time.monotonic() - began < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
 
     assert sink.batches[batches:] == [["late"]]
     assert timer.active
-    time.sleep(2 * batcher._LONGEST_PACE)
+    time.sleep(2 * batcher._MAX_PACE)
     timer.fire()
     assert sink.batches[batches:] == [["late"], ["later"]]
 
@@ -278,7 +278,7 @@ def test_nothing_goes_out_early_while_a_part_is_under_way(one_batcher, sink, fak
         report(one_batcher, 1, SLOW)
         add(one_batcher, 4)
         fake_hub.loop.end_tick()
-        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+        if time.monotonic() - began < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
@@ -295,7 +295,7 @@ def test_a_round_trip_after_the_last_hand_over_more_goes_out(
         add(one_batcher, item)
     one_batcher.flush()
     add(one_batcher, 4)
-    time.sleep(2 * batcher._LONGEST_PACE)
+    time.sleep(2 * batcher._MAX_PACE)
     report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
 
@@ -355,14 +355,14 @@ def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
         batches = list(sink.batches)
         add(one_batcher, number)
         timer.fire()
-        if time.monotonic() - began < batcher._LONGEST_PACE / 2:
+        if time.monotonic() - began < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
 
     assert sink.batches == batches
     assert timer.active
-    time.sleep(2 * batcher._LONGEST_PACE)
+    time.sleep(2 * batcher._MAX_PACE)
     timer.fire()
     assert sink.batches == [*batches, [number]]
 
@@ -376,11 +376,11 @@ def test_timer_runs_only_while_something_waits(one_batcher, fake_hub):
 
 def test_long_list_goes_out_inside_the_call(one_batcher, sink):
     """A loop that never yields doesn't batcher for ever."""
-    count = 3 * batcher._MOST + 1
+    count = 3 * batcher._MAX_BATCH + 1
     for item in range(count):
         add(one_batcher, item)
 
-    assert len(one_batcher.items) < batcher._MOST
+    assert len(one_batcher.items) < batcher._MAX_BATCH
     one_batcher.flush()
     assert sink.items == list(range(count))
 
@@ -455,13 +455,14 @@ def test_sends_made_while_handing_over_come_after(fake_hub):
     """A hand-over that leads to another send doesn't lose or reorder anything."""
     taken = []
 
-    def flush(items):
-        while items:
-            taken.append(items.popleft())
-            if taken[-1] == 2:
-                add(one_batcher, 3)
+    class SendingSink:
+        def send_batch(self, items):
+            while items:
+                taken.append(items.popleft())
+                if taken[-1] == 2:
+                    add(one_batcher, 3)
 
-    one_batcher = Batcher(fake_hub, [], flush)
+    one_batcher = Batcher(fake_hub, [], SendingSink())
     add(one_batcher, 1)
     add(one_batcher, 2)
     one_batcher.flush()
@@ -497,7 +498,7 @@ class InterruptedHereError(Exception):
         Batcher._are_few,
         Batcher._has_waited_enough,
         Batcher._arm,
-        Sink.__call__,
+        Sink.send_batch,
     ],
 )
 @pytest.mark.parametrize("few", [1, 16])
@@ -522,7 +523,7 @@ def test_an_exception_in_a_batcher_stops_nothing(
     with at_entry(place, raise_it) as calls:
         for item in range(5):
             try_to(add, one_batcher, item)
-        time.sleep(2 * batcher._LONGEST_PACE)
+        time.sleep(2 * batcher._MAX_PACE)
         try_to(report, one_batcher, 1, SLOW)
         try_to(fake_hub.loop.end_tick)
         if timer.active:
@@ -537,7 +538,7 @@ def test_an_exception_in_a_batcher_stops_nothing(
     one_batcher.resume()
     fake_hub.loop.end_tick()
     if timer.active:
-        time.sleep(2 * batcher._LONGEST_PACE)
+        time.sleep(2 * batcher._MAX_PACE)
         timer.fire()
 
     assert sink.items == list(range(7))
@@ -545,7 +546,7 @@ def test_an_exception_in_a_batcher_stops_nothing(
     one_batcher.resume()
     fake_hub.loop.end_tick()
     if timer.active:
-        time.sleep(2 * batcher._LONGEST_PACE)
+        time.sleep(2 * batcher._MAX_PACE)
         timer.fire()
     assert sink.items == list(range(8))
     assert calls or few > 1

@@ -29,8 +29,13 @@ class FakeClient:
         self.waits = 0
         self.complaint = None
         self.callback_errors = []
+        self.limits = []
 
-    def waiter(self, _done):
+    def on_limit(self):
+        """Record the length of the queue."""
+        self.limits.append(len(self.queue))
+
+    def new_waiter(self, _is_done):
         """Make a waiter as the real one does."""
         self.waits += 1
         return _concurrency.new_waiter()
@@ -74,16 +79,16 @@ def client():
 
 
 @pytest.fixture
-def calls():
-    """Collect how long the queue was when it asked to be served."""
-    return []
+def calls(client):
+    """Collect the lengths at which the queue reported its limit."""
+    return client.limits
 
 
 @pytest.fixture
-def reports(client, calls):
+def reports(client):
     """Make the queue that handles append themselves to."""
-    queue = ReportQueue(client, lambda: calls.append(len(queue)))
-    return queue
+    client.queue = ReportQueue(client)
+    return client.queue
 
 
 @pytest.fixture
@@ -287,7 +292,7 @@ def test_wait_needs_a_number(handle, timeout):
 
 def test_wait_without_a_timeout_waits_as_long_as_the_producer(client):
     """`max_wait_timeout` of the producer is the default of all ways to wait."""
-    handle = DeliveryHandle("orders", None, ReportQueue(client, lambda: None, 0.05))
+    handle = DeliveryHandle("orders", None, ReportQueue(client, 0.05))
 
     for wait in (handle.wait, handle.result, handle.exception):
         with pytest.raises(DeliveryTimeoutError, match=r"within 0\.05 s"):
@@ -422,7 +427,7 @@ def test_wait_refused_by_the_client_leaves_nothing(handle, client):
     def waiter(_done):
         raise IllegalWaitError("in a listener")
 
-    client.waiter = waiter
+    client.new_waiter = waiter
 
     with pytest.raises(IllegalWaitError):
         handle.wait(LONG)

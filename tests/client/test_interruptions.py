@@ -9,9 +9,9 @@ import gevent
 import pytest
 
 from greendrop._client import client, pollers
-from greendrop._client.attendant import Attendant
 from greendrop._client.batcher import Batcher
 from greendrop._client.client import Client
+from greendrop._client.poll_loop import PollLoop
 from greendrop._client.reports import ReportDispatcher
 from greendrop._concurrency import threads, waiters
 from greendrop._connections.connections import Connections
@@ -154,7 +154,7 @@ def test_ctrl_c_while_the_client_is_built_does_not_stop_that(make_producer, buil
 HANDING_OVER = [
     Batcher.maybe_flush,
     Batcher.flush,
-    Client._send_batch,
+    Client.send_batch,
     Client._give,
     pollers.GreenletPoller.start_safety_timer,
 ]
@@ -272,8 +272,8 @@ def pollers_alive():
 @pytest.mark.parametrize(
     "place",
     [
-        Attendant.ensure_poller,
-        Attendant._attach_greenlet,
+        PollLoop.ensure_poller,
+        PollLoop._start_greenlet_poller,
         pollers.GreenletPoller.__init__,
         waiters.SharedTimer.__init__,
         Batcher.__init__,
@@ -304,7 +304,7 @@ def test_an_interrupted_start_leaves_one_poller(
     until(lambda: pollers_alive() == before + 1)
 
 
-CLOSING = [Connections.close_clients, Client.close, Attendant.stop]
+CLOSING = [Connections.close_clients, Client.close, PollLoop.stop]
 
 
 @pytest.mark.parametrize("place", CLOSING)

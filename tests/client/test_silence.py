@@ -56,12 +56,12 @@ def test_answered_client_is_watched_no_longer(mock_cluster):
     """Once a broker has described its cluster, nothing is left to warn of."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     producer.produce_sync(topic="t", payload=b"x")
-    attendant = producer._core.main.client.attendant
+    poll_loop = producer._core.main.client.poll_loop
 
-    assert has_metadata(attendant.kafka_handle.producer) is True
+    assert has_metadata(poll_loop.kafka_handle.producer) is True
     producer.produce_sync(topic="t", payload=b"x")
     producer.produce_sync(topic="t", payload=b"x")
-    assert attendant._silence is None
+    assert poll_loop._silence is None
     producer.close()
 
 

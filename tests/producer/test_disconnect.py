@@ -451,4 +451,4 @@ def test_no_timer_when_off(hub, make_producer):
     producer = make_producer()
     send(producer)[0].wait(LONG)
 
-    assert producer._slot.client.attendant.task._periodic_timer is None
+    assert producer._slot.client.poll_loop.poller._periodic_timer is None

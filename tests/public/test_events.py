@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -725,23 +726,32 @@ def test_listener_may_produce(world, make_producer):
     assert handles[0].wait(LONG).label == "second"
 
 
+class FakeOwner:
+    """The poll loop of a client, as far as the dispatcher needs it."""
+
+    def __init__(self, reports, pending):
+        self.reports = reports
+        self.pending = pending
+        self.kafka_handle = SimpleNamespace(
+            client_events=deque(), error_translator=None
+        )
+
+    def resend_failed(self, _handle):
+        """Resend nothing."""
+        return False
+
+    def on_reports(self, _count, _latency):
+        """Ignore reports."""
+
+
 def dispatch_purged(monitor, **kafka):
     """Dispatch the report of a purged message; return its handle."""
-    reports = ReportQueue(None, lambda: None)
+    reports = ReportQueue(None)
     handle = DeliveryHandle("t", "label", reports)
     settings = build_settings({"bootstrap.servers": "host", **kafka}, {"id": "p"})
-    dispatcher = ReportDispatcher(
-        reports=reports,
-        notices=deque(),
-        pending={handle},
-        settings=settings,
-        monitor=monitor,
-        verdicts=None,
-        on_reports=lambda *_: None,
-        pause=lambda: None,
-    )
+    owner = FakeOwner(reports, {handle})
     handle._fail(MessagePurgedError("dropped"))
-    dispatcher.dispatch()
+    ReportDispatcher(settings, monitor, owner).dispatch()
     return handle
 
 
