@@ -13,6 +13,25 @@ from typing import Any
 _SIMPLE = frozenset({type(None), bool, int, float, str, bytes})
 
 
+class PerProcess:
+    """Base of objects that can't be pickled or copied.
+
+    A copy would share a connection to Kafka with its original, or have none.
+    """
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        """Refuse it; `pickle` and `copy` ask here.
+
+        Raises:
+            TypeError: Always.
+        """
+        kind = type(self).__name__
+        raise TypeError(
+            f"a {kind} can't be pickled or copied, because its connections belong to"
+            " this process; make one in each process that needs one"
+        )
+
+
 def picklable(value: object) -> Any:  # noqa: ANN401 - whatever it was
     """Return a value, or its repr if the value does not survive pickling.
 

@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
-from greendrop import _concurrency, _wording, events
+from greendrop import _concurrency, _pickling, _wording, events
 from greendrop._logging.log import ERROR, Log
 from greendrop.config.placeholders import current_slot
 from greendrop.errors import (
@@ -49,7 +49,7 @@ class PoolStats(NamedTuple):
     waiting: int
 
 
-class ProducerPool:
+class ProducerPool(_pickling.PerProcess):
     """A pool of producers, for tasks that each need one of their own for a while.
 
     Construction opens nothing and makes no producer, so a pool may be constructed at

@@ -7,12 +7,12 @@ verb, tell.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from greendrop import _concurrency, _wording, events
+from greendrop import _concurrency, _pickling, _wording, events
 from greendrop._connections.client_slots import (
     ClientSlot,
     checked_wait,
@@ -69,7 +69,7 @@ _log = Log("greendrop")
 _new_message = tuple.__new__
 
 
-class Producer:
+class Producer(_pickling.PerProcess):
     """Sends messages to Kafka, and knows what became of each.
 
     One producer serves all greenlets and threads of a process. Constructing it opens
@@ -155,7 +155,8 @@ class Producer:
         """
         core = self._core or self._unconfigured()
         core.check_open()
-        variant = copy.copy(self)
+        variant = type(self).__new__(type(self))
+        vars(variant).update(vars(self))
         variant._origin = self  # noqa: SLF001 - of our own kind
         if max_wait_timeout is not None:
             variant._max_wait_timeout = checked_wait(  # noqa: SLF001
@@ -842,6 +843,54 @@ class Producer:
         return self if sender is None else sender
 
     @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings by name, secrets hidden; empty before `setup`. Read-only.
+
+        `kafka` is librdkafka's configuration, with the defaults of greendrop. What a
+        variant changes is in its `max_wait_timeout` and `topic_config`.
+        """
+        core = self._core
+        return MappingProxyType({} if core is None else core.settings.redacted())
+
+    @property
+    def topic_config(self) -> Mapping[str, str]:
+        """The keys of librdkafka that this variant changes; empty if it is none."""
+        return MappingProxyType({} if self._core is None else self._slot.topic_config)
+
+    @property
+    def max_wait_timeout(self) -> float | None:
+        """Seconds that sync verbs wait, of this variant; None before `setup`."""
+        return None if self._core is None else self._max_wait_timeout
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether `enable.idempotence` is on, as it is with a `transactional.id`."""
+        return self._core is not None and self._core.settings.idempotent
+
+    @property
+    def transactional(self) -> bool:
+        """Whether the producer has a `transactional.id`."""
+        return self._core is not None and self._core.settings.transactional
+
+    @property
+    def disconnectable(self) -> bool:
+        """Whether `disconnect` would begin now. Never blocks.
+
+        Not while the producer is not connected, messages are buffered, a caller waits
+        to send, or a transaction is open. Messages in flight don't keep it from
+        disconnecting: it waits for them.
+        """
+        return self._core is not None and self._core.disconnectable
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that were taken and have no outcome yet. Never connects.
+
+        Buffered messages are not among them. WaterDrop calls it `queue_size`.
+        """
+        return 0 if self._core is None else self._core.outstanding
+
+    @property
     def polling(self) -> str | None:
         """How reports are served: "fd" (in the hub), "thread", or None if unused."""
         client = None if self._core is None else self._slot.client
@@ -849,7 +898,7 @@ class Producer:
 
     @property
     def queue_size(self) -> int:
-        """Messages that were taken and have no verdict yet. Never connects."""
+        """Another name of `in_flight`."""
         return 0 if self._core is None else self._core.outstanding
 
     def partition_count(self, topic: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from greendrop import _concurrency, _wording
+from greendrop import _concurrency, _pickling, _wording
 from greendrop.errors import (
     SENDING_ERRORS,
     DeliveryTimeoutError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MANY = 1_024
 
 
-class DeliveryScope:
+class DeliveryScope(_pickling.PerProcess):
     """Collects the messages that are sent in a block, and waits for them at its end.
 
     Made by `Producer.scope`, and entered once. Only what the greenlet or thread that

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
-from greendrop import _concurrency
+from greendrop import _concurrency, _pickling
 from greendrop._transactions.coordinator import Offset
 from greendrop.errors import (
     AbortTransaction,
@@ -56,7 +56,7 @@ class ConsumedMessage(Protocol):
         ...
 
 
-class Transaction(Generic[_P]):
+class Transaction(_pickling.PerProcess, Generic[_P]):
     """A block whose messages are committed at its end, or rolled back.
 
     Made by `Producer.transaction`, and entered once. All that the greenlet or thread

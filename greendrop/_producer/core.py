@@ -545,6 +545,11 @@ class Core:
 
     # --- the producer's life -----------------------------------------------------
 
+    @property
+    def disconnectable(self) -> bool:
+        """See `Producer.disconnectable`."""
+        return self._disconnecting.is_possible()
+
     def disconnect(self) -> bool:
         """See `Producer.disconnect`."""
         return self._disconnecting.disconnect()

@@ -42,6 +42,11 @@ class Disconnect:
         self._transactions = transactions
         self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
 
+    def is_possible(self) -> bool:
+        """Whether `disconnect` would begin now."""
+        in_use = self._transactions is not None and self._transactions.in_use
+        return not (in_use or self._connections.inherited) and self._is_possible()
+
     def disconnect(self) -> bool:
         """See `Producer.disconnect`."""
         now = self._connections

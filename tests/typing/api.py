@@ -188,6 +188,15 @@ def look(producer: Producer) -> None:
         ],
     )
     assert_type(producer.queue_size, int)
+    assert_type(producer.in_flight, int)
+    assert_type(producer.settings, Mapping[str, object])
+    assert_type(producer.topic_config, Mapping[str, str])
+    assert_type(producer.max_wait_timeout, float | None)
+    assert_type(producer.idempotent, bool)
+    assert_type(producer.transactional, bool)
+    assert_type(producer.disconnectable, bool)
+    producer.settings["id"] = "x"  # type: ignore[index]
+    producer.in_flight = 3  # type: ignore[misc]
     assert_type(producer.partition_count("t"), int)
     producer.partition_count(b"t")  # type: ignore[arg-type]
     assert_type(producer.polling, str | None)
