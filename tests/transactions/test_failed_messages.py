@@ -1,4 +1,4 @@
-"""Messages of a transaction that fail, are dropped, or get a wrong report."""
+"""Messages of a transaction that fail, are dropped, or get a wrong delivery report."""
 
 import time
 
@@ -13,9 +13,10 @@ from greendrop import (
 from greendrop._client.offset_guard import OffsetGuard
 from tests.transactions.transacting import LONG, Failing, events_of, names, send
 
-#: librdkafka's number for a call that has run into its time.
+#: librdkafka's error code for a call whose time limit has passed.
 TIMED_OUT = -185
-#: What fails a transaction as a whole, and by which name the program learns of it.
+#: Errors that fail a whole transaction: the broker's error, then the name and the fatal
+#: flag of the error that the program gets.
 FAILURES = [
     ("INVALID_PRODUCER_EPOCH", ("_FENCED", True)),
     ("TOPIC_AUTHORIZATION_FAILED", ("TOPIC_AUTHORIZATION_FAILED", False)),
@@ -29,16 +30,16 @@ FAILURES = [
 def test_message_that_times_out_aborts_the_transaction_at_once(
     world, connected, mock_cluster
 ):
-    """Nothing is committed, nor tried to, and the error has the message's reason."""
+    """No commit is attempted, and the error carries the reason of the message."""
     producer = connected({"message.timeout.ms": 2_000}, max_wait_timeout=LONG)
     commit = Failing(producer, "commit_transaction", 0)
     mock_cluster.delay_requests("Produce", 30)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with pytest.raises(TransactionAbortedError) as raised, producer.transaction() as tx:
         (handle,) = send(producer)
 
-    assert time.monotonic() - began < LONG / 2
+    assert time.monotonic() - started_at < LONG / 2
     assert commit.called == []
     assert tx.outcome == "aborted"
     assert raised.value.name == handle.error.name == "_MSG_TIMED_OUT"
@@ -46,10 +47,10 @@ def test_message_that_times_out_aborts_the_transaction_at_once(
 
 
 def test_first_failed_message_is_the_reason(world, connected, mock_cluster):
-    """However many failed after it; the text says how many."""
+    """The first failure is the reason, however many follow; the text counts them."""
     producer = connected({"message.timeout.ms": 60_000})
     mock_cluster.fail_requests("Produce", "MESSAGE_TOO_LARGE", times=2)
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     expected = pytest.raises(TransactionAbortedError)
     with expected as raised, producer.transaction():
@@ -57,7 +58,7 @@ def test_first_failed_message_is_the_reason(world, connected, mock_cluster):
             producer.produce_async(topic="t", payload=b"x", partition=partition)
 
     kind = "librdkafka.dispatch_error"
-    first = next(each["error"] for each in heard if each["type"] == kind)
+    first = next(each["error"] for each in events if each["type"] == kind)
     assert raised.value.name == first.name == "MESSAGE_TOO_LARGE"
     assert str(first) in str(raised.value)
     assert "of its messages failed; the first: " in str(raised.value)
@@ -67,7 +68,7 @@ def test_first_failed_message_is_the_reason(world, connected, mock_cluster):
 def test_sync_verb_in_a_block_has_the_reason_of_the_transaction(
     world, connected, mock_cluster, broker_error, reason
 ):
-    """Its message is dropped; why it does so is the transaction's error."""
+    """The message is dropped, and its error carries the reason of the transaction."""
     producer = connected()
     mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
 
@@ -83,7 +84,7 @@ def test_sync_verb_in_a_block_has_the_reason_of_the_transaction(
 def test_sync_batch_in_a_block_has_the_reason_of_the_transaction(
     world, connected, mock_cluster, broker_error, reason
 ):
-    """The same, for the first message of the batch."""
+    """The error of the batch names its first message and the transaction's reason."""
     producer = connected()
     mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
 
@@ -98,7 +99,7 @@ def test_sync_batch_in_a_block_has_the_reason_of_the_transaction(
 def test_commit_has_the_reason_of_the_transaction(
     world, connected, mock_cluster, broker_error, reason
 ):
-    """And not only that its messages were dropped."""
+    """The commit's error carries the reason, not only that messages were dropped."""
     producer = connected()
     mock_cluster.fail_requests("AddPartitionsToTxn", broker_error)
 
@@ -108,8 +109,8 @@ def test_commit_has_the_reason_of_the_transaction(
     assert (raised.value.name, raised.value.fatal) == reason
 
 
-def test_purge_by_the_program_is_its_own_reason(hub, connected):
-    """There is no other: the transaction had not failed before."""
+def test_purge_by_the_program_is_the_reason(hub, connected):
+    """A purge in a healthy transaction is reported as the purge that it is."""
     producer = connected()
 
     expected = pytest.raises(ProduceError)
@@ -125,8 +126,8 @@ def test_purge_by_the_program_is_its_own_reason(hub, connected):
 
 
 @pytest.mark.parametrize("name", ["commit_transaction", "abort_transaction"])
-def test_call_that_comes_back_at_once_is_repeated_with_pauses(world, connected, name):
-    """Whatever librdkafka says at once, and for how long: it costs no CPU."""
+def test_call_that_returns_at_once_is_repeated_with_pauses(world, connected, name):
+    """A command that keeps failing at once is repeated with growing pauses."""
     producer = connected(max_wait_timeout=3.0)
     call = Failing(producer, name, 100_000, code=TIMED_OUT, retriable=True)
 
@@ -147,10 +148,10 @@ def test_call_that_comes_back_at_once_is_repeated_with_pauses(world, connected, 
 # -- dropped by librdkafka -----------------------------------------------------------
 
 
-def test_client_that_dropped_a_message_is_given_up(world, connected, mock_cluster):
-    """Brokers may have the message, so the next transaction needs a new epoch."""
+def test_client_that_dropped_a_message_is_replaced(world, connected, mock_cluster):
+    """Brokers may have the dropped message: the next transaction needs a new epoch."""
     producer = connected()
-    heard = events_of(producer, "producer.connected", "producer.reload")
+    events = events_of(producer, "producer.connected", "producer.reload")
     mock_cluster.fail_requests("AddPartitionsToTxn", "TOPIC_AUTHORIZATION_FAILED")
 
     with pytest.raises(TransactionAbortedError), producer.transaction():
@@ -160,13 +161,13 @@ def test_client_that_dropped_a_message_is_given_up(world, connected, mock_cluste
 
     assert isinstance(handle.error, MessagePurgedError)
     assert after.report
-    assert names(heard) == ["producer.connected"]
+    assert names(events) == ["producer.connected"]
 
 
 def test_abort_with_all_reports_keeps_the_client(world, connected, mock_cluster):
-    """However late they come, within `wait_timeout_on_transaction_abort`."""
+    """An abort that gets all delivery reports in time keeps the client."""
     producer = connected(wait_timeout_on_transaction_abort=LONG)
-    heard = events_of(producer, "producer.connected", "producer.reload")
+    events = events_of(producer, "producer.connected", "producer.reload")
     mock_cluster.round_trip(0.05)
 
     for _ in range(3):
@@ -175,14 +176,14 @@ def test_abort_with_all_reports_keeps_the_client(world, connected, mock_cluster)
             tx.abort()
         assert all(each.report for each in handles)
 
-    assert heard == []
+    assert events == []
 
 
 # -- the guard -----------------------------------------------------------------------
 
 
 def test_guard_accepts_offsets_that_grow_from_one_transaction_to_the_next():
-    """Of each partition by itself; in any order, and without an offset anywhere."""
+    """Offsets may come in any order within a transaction, and may be missing."""
     guard = OffsetGuard()
 
     guard.begin()
@@ -205,7 +206,7 @@ def test_guard_accepts_offsets_that_grow_from_one_transaction_to_the_next():
 
 @pytest.mark.parametrize("offset", [7, 6, 0])
 def test_guard_notices_an_offset_from_before_the_transaction(offset):
-    """The alarm names the place of the first one."""
+    """The alarm names the partition and offset of the first violation."""
     guard = OffsetGuard()
     guard.check("a", 0, 7)
     guard.check("a", 0, 5)
@@ -238,7 +239,7 @@ def test_guard_forgets_all_after_an_alarm():
 
 
 def test_large_transactions_cause_no_alarm(world, connected):
-    """Their reports don't come in the order of their offsets, when a poll yields."""
+    """Delivery reports of a large transaction may arrive out of order."""
     producer = connected()
 
     for _ in range(3):
@@ -249,9 +250,12 @@ def test_large_transactions_cause_no_alarm(world, connected):
 
 
 def test_alarm_of_the_guard_aborts_the_transaction(world, connected):
-    """The next transaction begins with a new client, and is fine."""
+    """A repeated offset aborts the transaction.
+
+    The next one succeeds with a new client.
+    """
     producer = connected()
-    heard = events_of(producer, "producer.connected")
+    events = events_of(producer, "producer.connected")
     guard = producer._core.transactions._clients.offset_guard
 
     expected = pytest.raises(TransactionAbortedError, match="was reported at")
@@ -265,4 +269,4 @@ def test_alarm_of_the_guard_aborts_the_transaction(world, connected):
     assert "offset 1000000" in str(raised.value)
     assert tx.outcome == "aborted"
     assert send(producer)[0].report
-    assert len(heard) == 1
+    assert len(events) == 1

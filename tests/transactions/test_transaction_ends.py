@@ -1,3 +1,5 @@
+"""How transactions end: interruptions, closing, disconnecting, scopes."""
+
 import signal
 import threading
 import time
@@ -21,15 +23,17 @@ from tests.transactions.transacting import (
     transaction_events,
 )
 
-#: Kafka's number of an error that means "fenced".
+#: Kafka's error code for a fenced producer.
 INVALID_PRODUCER_EPOCH = 47
 
 
 # -- interrupted --------------------------------------------------------------------
 
 
-def test_timeout_while_the_commit_waits_for_reports(hub, connected, mock_cluster):
-    """It is rolled back then, and the timeout goes on."""
+def test_timeout_while_the_commit_waits_for_reports_rolls_back(
+    hub, connected, mock_cluster
+):
+    """The transaction is rolled back, and the timeout propagates."""
     producer = connected()
     mock_cluster.delay_requests("Produce", 1.0)
 
@@ -44,12 +48,14 @@ def test_timeout_while_the_commit_waits_for_reports(hub, connected, mock_cluster
     assert send(producer)[0].report
 
 
-def test_timeout_within_the_commit(hub, connected, mock_cluster):
-    """It may happen all the same, so nobody knows; the next one works."""
+def test_timeout_within_the_commit_leaves_an_unknown_outcome(
+    hub, connected, mock_cluster
+):
+    """The commit may still happen, so the outcome is unknown; the next one works."""
     producer = connected()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     mock_cluster.delay_requests("EndTxn", 1.0)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with (
         pytest.raises(gevent.Timeout),
@@ -58,28 +64,31 @@ def test_timeout_within_the_commit(hub, connected, mock_cluster):
     ):
         producer.produce_sync(topic="t", payload=b"x")
 
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - started_at < 0.5
     assert tx.outcome == "unknown"
-    assert outcomes(heard) == ["unknown"]
+    assert outcomes(events) == ["unknown"]
     assert send(producer)[0].report
 
 
 def test_flush_that_may_be_committed_is_not_put_back(hub, connected, mock_cluster):
-    """The next flush would send it a second time."""
+    """Messages of an unknown commit stay out of the buffer.
+
+    A second flush could repeat them.
+    """
     producer = connected()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     mock_cluster.delay_requests("EndTxn", 1.0)
     producer.buffer(topic="t", payload=b"x")
 
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
         producer.flush_sync()
 
-    assert outcomes(heard) == ["unknown"]
+    assert outcomes(events) == ["unknown"]
     assert producer.buffered == ()
 
 
 def test_failed_flush_is_put_back_when_its_block_is_rolled_back(world, transactional):
-    """What it had queued, too, in order, before what it had not."""
+    """Queued messages return to the buffer in order, ahead of those not yet queued."""
     tight = {"queue.buffering.max.messages": 3, "linger.ms": 5_000}
     producer = transactional(tight, wait_on_queue_full=False)
     producer.buffer_many({"topic": "t", "payload": str(each)} for each in range(5))
@@ -92,9 +101,9 @@ def test_failed_flush_is_put_back_when_its_block_is_rolled_back(world, transacti
 
 
 def test_killed_greenlet_rolls_back(hub, connected):
-    """Whoever ends it waits for that, and the next one has its turn."""
+    """`kill` returns when the transaction of the killed greenlet is rolled back."""
     producer = connected()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
 
     def run():
         with producer.transaction():
@@ -105,35 +114,35 @@ def test_killed_greenlet_rolls_back(hub, connected):
     gevent.sleep(0.05)
     task.kill()
 
-    assert outcomes(heard) == ["aborted"]
+    assert outcomes(events) == ["aborted"]
     assert send(producer)[0].report
 
 
 def test_interrupt_is_not_held_up_for_long(hub, connected, mock_cluster):
-    """Rolling back that takes long is left to the brokers."""
+    """An interrupted block leaves a slow rollback to the brokers."""
     producer = connected()
     producer.produce_sync(topic="t", payload=b"x", partition=0)
     mock_cluster.delay_requests("EndTxn", 5.0)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with pytest.raises(gevent.Timeout), producer.transaction() as tx:
         producer.produce_sync(topic="t", payload=b"x", partition=0)
-        began = time.monotonic()
+        started_at = time.monotonic()
         raise gevent.Timeout
 
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - started_at < 3.0
     assert tx.outcome == "aborted"
 
 
 @pytest.mark.parametrize("where", ["body", "commit"])
-def test_ctrl_c(make_producer, connected, mock_cluster, where):
-    """It ends a block of the main thread at once, and leaves a producer that works."""
+def test_ctrl_c_ends_a_block_at_once(make_producer, connected, mock_cluster, where):
+    """Ctrl-C ends a block of the main thread at once, and the producer still works."""
     producer = connected()
     if where == "commit":
         mock_cluster.delay_requests("EndTxn", 1.5)
     main = threading.main_thread().ident
     alarm = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-    began = time.monotonic()
+    started_at = time.monotonic()
     alarm.start()
 
     with pytest.raises(KeyboardInterrupt), producer.transaction() as tx:
@@ -142,7 +151,7 @@ def test_ctrl_c(make_producer, connected, mock_cluster, where):
             time.sleep(5)
 
     alarm.join()
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - started_at < 1.2
     assert tx.outcome == ("aborted" if where == "body" else "unknown")
     assert send(producer)[0].report
 
@@ -151,7 +160,7 @@ def test_ctrl_c(make_producer, connected, mock_cluster, where):
 
 
 def test_closing_inside_is_refused(world, transactional):
-    """Own transactions end first. Acceptance check 63."""
+    """A block can't close its own producer: the transaction has to end first."""
     producer = transactional(id="open")
 
     with producer.transaction() as tx:
@@ -165,10 +174,10 @@ def test_closing_inside_is_refused(world, transactional):
     assert producer.status == "closed"
 
 
-def test_closing_waits_for_the_transaction_of_another(
+def test_closing_waits_for_the_transaction_of_another_task(
     world, transactional, spawn, pause, until
 ):
-    """That of another task ends as it would have. Acceptance check 63."""
+    """The transaction of another task ends as it would have without `close`."""
     producer = transactional()
     ended = []
 
@@ -189,7 +198,7 @@ def test_closing_waits_for_the_transaction_of_another(
 
 @pytest.mark.parametrize("force", [False, True])
 def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
-    """A transaction that goes on for too long ends with its producer."""
+    """A transaction that exceeds the time of `close` ends with its producer."""
     producer = transactional()
     stop, caught = [], []
 
@@ -204,10 +213,10 @@ def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
 
     task = spawn(run)
     until(lambda: caught)
-    began = time.monotonic()
+    started_at = time.monotonic()
     producer.close(timeout=0.2, force=force)
 
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - started_at < 3.0
     assert producer.status == "closed"
     stop.append(1)
     task.join()
@@ -215,8 +224,8 @@ def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
     assert "closed" in str(caught[1])
 
 
-def test_closed_producer_begins_nothing(world, transactional):
-    """It says so. Acceptance check 64."""
+def test_closed_producer_refuses_transactions(world, transactional):
+    """Beginning a transaction after `close` raises the error for closed producers."""
     producer = transactional()
     producer.produce_sync(topic="t", payload=b"x")
     producer.close()
@@ -229,7 +238,7 @@ def test_closed_producer_begins_nothing(world, transactional):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_sending_races_closing(transactional, spawn, pause, until, used):
-    """One that is on its way when close begins: both end. Acceptance checks 41, 44."""
+    """A send that is under way when `close` begins ends, and so does `close`."""
     producer = transactional()
     if used:
         producer.produce_sync(topic="t", payload=b"x")
@@ -260,22 +269,22 @@ def test_sending_races_closing(transactional, spawn, pause, until, used):
 
 
 def test_disconnect_is_refused_during_a_transaction(world, transactional, spawn):
-    """Also in another task; afterwards it is allowed. Acceptance check 97."""
+    """No task can disconnect while a transaction is open."""
     producer = transactional()
-    told = []
+    answers = []
 
     with producer.transaction():
         send(producer)
         assert producer.disconnect() is False
-        spawn(lambda: told.append(producer.disconnect())).join()
+        spawn(lambda: answers.append(producer.disconnect())).join()
         send(producer)
-    assert told == [False]
+    assert answers == [False]
     assert producer.disconnect() is True
     assert send(producer)[0].report
 
 
-def test_scopes_collect_in_transactions(world, transactional):
-    """What is sent in both is both's."""
+def test_scopes_record_handles_inside_transactions(world, transactional):
+    """A message sent in a scope and a transaction belongs to both."""
     producer = transactional()
 
     with producer.transaction(), producer.scope() as scope:
@@ -283,8 +292,8 @@ def test_scopes_collect_in_transactions(world, transactional):
         assert "3 messages" in repr(scope)
 
 
-def test_repr_tells_of_a_transaction(transactional):
-    """Whoever has it."""
+def test_repr_shows_an_open_transaction(transactional):
+    """The repr of a producer shows an open transaction, whichever task has begun it."""
     producer = transactional()
 
     with producer.transaction():
@@ -294,7 +303,7 @@ def test_repr_tells_of_a_transaction(transactional):
 
 @pytest.mark.parametrize("name", ["started", "committed", "finished"])
 def test_listener_may_close(world, transactional, until, name):
-    """Not at once: the transaction ends first, and then the producer is closed."""
+    """A `close` by a listener takes effect when the transaction has ended."""
     producer = transactional()
     producer.monitor.subscribe(f"transaction.{name}", lambda _: producer.close())
 
@@ -305,24 +314,24 @@ def test_listener_may_close(world, transactional, until, name):
     assert tx.outcome == "committed"
 
 
-def test_closing_has_one_time_for_all_steps_of_the_last_flush(
+def test_closing_has_one_deadline_for_all_steps_of_the_last_flush(
     world, connected, mock_cluster
 ):
-    """Beginning, sending, committing and rolling back share what `close` was given."""
+    """Begin, send, commit and rollback share the time given to `close`."""
     producer = connected()
     producer.buffer(topic="t", payload=b"x")
     mock_cluster.broker_down()
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with pytest.raises(MessagesAbandonedError, match="1 buffered message was not"):
         producer.close(timeout=1.0)
 
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - started_at < 1.9
     assert [each.payload for each in producer.buffered] == [b"x"]
 
 
-def test_nobody_else_can_abort(hub, connected):
-    """A transaction is that of the greenlet that has begun it."""
+def test_only_the_owner_can_abort(hub, connected):
+    """A transaction belongs to the greenlet that has begun it."""
     producer = connected()
 
     def intrude(tx):

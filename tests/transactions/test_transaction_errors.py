@@ -1,3 +1,5 @@
+"""Errors of transactional commands: retries, rollbacks, fatal errors, new clients."""
+
 import time
 
 import pytest
@@ -22,27 +24,27 @@ from tests.transactions.transacting import (
     transaction_events,
 )
 
-#: Kafka's number of an error that means "fenced".
+#: Kafka's error code for a fenced producer.
 INVALID_PRODUCER_EPOCH = 47
 
 
 # -- commands that fail -------------------------------------------------------------
 
 
-def command_errors(heard):
-    """Give what was told of failed commands: its type, whether again, which try."""
+def command_errors(events):
+    """Return type, retry flag and attempt of each failed command."""
     return [
         (each["type"], each["retry"], each["attempt"])
-        for each in heard
+        for each in events
         if each["type"].startswith("transaction.")
     ]
 
 
 @pytest.mark.parametrize("name", ["begin", "commit", "abort"])
-def test_command_is_tried_again(world, connected, name):
-    """With a pause that grows, until it works. Acceptance check 106."""
+def test_command_is_repeated_until_it_works(world, connected, name):
+    """A retriable command is repeated, with growing pauses, until it succeeds."""
     producer = connected(wait_backoff_on_transaction_command=0.05)
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
     ends = transaction_events(producer)
     command = Failing(producer, f"{name}_transaction", 3, retriable=True)
 
@@ -54,7 +56,7 @@ def test_command_is_tried_again(world, connected, name):
     assert tx.outcome == ("aborted" if name == "abort" else "committed")
     assert names(ends)[0] == "started"
     assert len(ends) == 3
-    assert command_errors(heard) == [
+    assert command_errors(events) == [
         (f"transaction.{name}", True, attempt) for attempt in (1, 2, 3)
     ]
     first, second, third, fourth = command.called
@@ -63,10 +65,10 @@ def test_command_is_tried_again(world, connected, name):
     assert fourth - third >= 0.149
 
 
-def test_tries_are_limited(world, connected):
-    """A begin that goes on failing is told as such, and nothing was begun."""
+def test_attempts_are_limited(world, connected):
+    """A begin that keeps failing raises its error, and no transaction is open."""
     producer = connected(max_attempts_on_transaction_command=3)
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
     ends = transaction_events(producer)
     command = Failing(producer, "begin_transaction", 99, retriable=True)
 
@@ -75,29 +77,29 @@ def test_tries_are_limited(world, connected):
 
     assert raised.value.name == "REQUEST_TIMED_OUT"
     assert len(command.called) == 3
-    assert [again for _, again, _ in command_errors(heard)] == [True, True, False]
+    assert [again for _, again, _ in command_errors(events)] == [True, True, False]
     assert ends == []
 
 
 def test_failed_begin_is_not_rolled_back(world, connected):
-    """There is nothing to roll back (section 10, 6); the next one works."""
+    """A begin that failed has nothing to roll back; the next transaction works."""
     producer = connected()
     abort = Failing(producer, "abort_transaction", 99)
     Failing(producer, "begin_transaction", 1)
-    heard = events_of(producer, "producer.reload")
+    events = events_of(producer, "producer.reload")
 
     with pytest.raises(TransactionAbortedError):
         send(producer)
 
     assert abort.called == []
-    assert len(heard) == 1
+    assert len(events) == 1
     assert send(producer)[0].report
 
 
 def test_abortable_error_of_a_commit_aborts_once(world, connected):
-    """And is the one that is seen, without a new client (section 10, 5)."""
+    """The commit's error is raised after a single abort, without a new client."""
     producer = connected()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     reloads = events_of(producer, "producer.reload")
     abort = Failing(producer, "abort_transaction", 0)
     Failing(producer, "commit_transaction", 1, abortable=True)
@@ -107,14 +109,14 @@ def test_abortable_error_of_a_commit_aborts_once(world, connected):
 
     assert (raised.value.name, raised.value.abortable) == ("REQUEST_TIMED_OUT", True)
     assert tx.outcome == "aborted"
-    assert names(heard) == ["started", "aborted", "finished"]
+    assert names(events) == ["started", "aborted", "finished"]
     assert len(abort.called) == 1
     assert reloads == []
     assert send(producer)[0].report
 
 
-def test_abortable_error_of_the_brokers(world, connected, mock_cluster):
-    """The same, as a broker does it."""
+def test_abortable_error_of_the_brokers_aborts_once(world, connected, mock_cluster):
+    """An abortable error sent by a broker aborts the transaction in the same way."""
     producer = connected()
     mock_cluster.fail_requests("AddPartitionsToTxn", "TOPIC_AUTHORIZATION_FAILED")
 
@@ -126,10 +128,13 @@ def test_abortable_error_of_the_brokers(world, connected, mock_cluster):
     assert send(producer)[0].report
 
 
-def test_commit_that_may_have_happened_is_told_as_such(world, connected):
-    """Abortable, and then the abort fails: nobody knows. The client is replaced."""
+def test_commit_that_may_have_happened_is_unknown(world, connected):
+    """A failing abort after a failed commit leaves the outcome unknown.
+
+    The client is replaced.
+    """
     producer = connected()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     reloads = events_of(producer, "producer.reload")
     Failing(producer, "abort_transaction", 99)
     Failing(producer, "commit_transaction", 1, abortable=True)
@@ -138,44 +143,50 @@ def test_commit_that_may_have_happened_is_told_as_such(world, connected):
         send(producer)
 
     assert tx.outcome == "unknown"
-    assert outcomes(heard) == ["unknown"]
+    assert outcomes(events) == ["unknown"]
     assert len(reloads) == 1
     assert send(producer)[0].report
 
 
 def test_commit_without_an_answer_is_unknown(world, connected, mock_cluster):
-    """A coordinator that doesn't answer in time: the text and the class say so."""
+    """A coordinator that doesn't answer in time leaves the outcome unknown.
+
+    Class and text say so.
+    """
     producer = connected().variant(max_wait_timeout=0.5)
     reloads = events_of(producer, "producer.reloaded")
     mock_cluster.delay_requests("EndTxn", 3.0)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with pytest.raises(TransactionUnknownError) as raised, producer.transaction() as tx:
         send(producer)
 
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - started_at < 2.5
     assert raised.value.name == "_TIMED_OUT"
     assert tx.outcome == "unknown"
     assert len(reloads) == 1
 
 
 @pytest.mark.slow
-def test_commit_goes_on_in_pieces(world, connected, mock_cluster):
-    """A broker that takes its time is waited for, though each call is short."""
+def test_commit_continues_in_short_calls(world, connected, mock_cluster):
+    """A slow broker is waited for, though each single call is short."""
     producer = connected()
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
     mock_cluster.delay_requests("EndTxn", 2.5)
 
     with producer.transaction() as tx:
         send(producer)
 
     assert tx.outcome == "committed"
-    assert heard == []
+    assert events == []
     assert send(producer)[0].report
 
 
 def test_unknown_batch_is_not_buffered_again(world, connected):
-    """It may be there: sending it again is for the program to decide."""
+    """A batch of unknown outcome may be stored.
+
+    The program decides on sending it again.
+    """
     producer = connected()
     producer.buffer(topic="t", payload=b"x")
     Failing(producer, "commit_transaction", 99)
@@ -188,10 +199,13 @@ def test_unknown_batch_is_not_buffered_again(world, connected):
     assert producer.buffered == ()
 
 
-def test_error_of_the_block_is_seen_first(world, connected):
-    """Also when rolling back fails: that is told, and costs a new client."""
+def test_error_of_the_block_is_raised_first(world, connected):
+    """A failing rollback is reported as an event and costs a client.
+
+    The block's error is raised.
+    """
     producer = connected()
-    heard = events_of(producer, "error.occurred", "producer.reload")
+    events = events_of(producer, "error.occurred", "producer.reload")
     Failing(producer, "abort_transaction", 99)
 
     with pytest.raises(ValueError, match="mine"), producer.transaction() as tx:
@@ -199,13 +213,13 @@ def test_error_of_the_block_is_seen_first(world, connected):
         raise ValueError("mine")
 
     assert tx.outcome == "aborted"
-    assert [each.name for each in heard] == ["error.occurred", "producer.reload"]
-    assert heard[0]["type"] == "transaction.abort"
+    assert [each.name for each in events] == ["error.occurred", "producer.reload"]
+    assert events[0]["type"] == "transaction.abort"
     assert send(producer)[0].report
 
 
-def test_abort_that_fails_is_not_silent(world, connected):
-    """A program that wanted to roll back is told that the brokers have yet to."""
+def test_abort_that_fails_raises(world, connected):
+    """A failed rollback raises an error; the brokers have yet to do it."""
     producer = connected()
     Failing(producer, "abort_transaction", 99)
 
@@ -216,8 +230,8 @@ def test_abort_that_fails_is_not_silent(world, connected):
     assert send(producer)[0].report
 
 
-def test_messages_without_a_verdict_are_rolled_back(world, connected, mock_cluster):
-    """A commit waits for reports no longer than it may."""
+def test_messages_without_a_report_are_rolled_back(world, connected, mock_cluster):
+    """A commit waits for delivery reports no longer than its time limit."""
     producer = connected().variant(max_wait_timeout=0.3)
     mock_cluster.delay_requests("Produce", 1.0)
 
@@ -233,11 +247,10 @@ def test_messages_without_a_verdict_are_rolled_back(world, connected, mock_clust
 
 
 @pytest.mark.parametrize("name", ["fenced", "InvalidTxnState"])
-def test_fatal_error_of_a_commit(world, connected, mock_cluster, name):
-    """Fenced producers stay so; after other fatal errors there is a new client.
-
-    Acceptance checks 7 and 38.
-    """
+def test_fatal_error_of_a_commit_replaces_the_client(
+    world, connected, mock_cluster, name
+):
+    """A fenced producer stays fenced; other fatal errors give it a new client."""
     producer = connected()
     reloads = events_of(producer, "producer.reload", "producer.reloaded")
     error = "INVALID_PRODUCER_EPOCH" if name == "fenced" else "INVALID_TXN_STATE"
@@ -261,11 +274,10 @@ def test_fatal_error_of_a_commit(world, connected, mock_cluster, name):
         assert send(producer)[0].report
 
 
-def test_fatal_error_of_an_abort(world, connected, mock_cluster):
-    """The block's own error is seen, and the next transaction works.
-
-    Acceptance check 38.
-    """
+def test_fatal_error_of_an_abort_keeps_the_error_of_the_block(
+    world, connected, mock_cluster
+):
+    """The block's own error is raised, and the next transaction works."""
     producer = connected()
     reloads = events_of(producer, "producer.reloaded")
     mock_cluster.fail_requests("EndTxn", "INVALID_TXN_STATE")
@@ -279,8 +291,8 @@ def test_fatal_error_of_an_abort(world, connected, mock_cluster):
     assert send(producer)[0].report
 
 
-def test_fatal_error_inside_of_the_block(world, connected):
-    """What is sent then fails at once, and a new client is there for the next one."""
+def test_fatal_error_in_a_block_fails_its_messages_at_once(world, connected):
+    """Sends in the block fail at once, and the next transaction has a new client."""
     producer = connected()
     abort = Failing(producer, "abort_transaction", 99)
     reloads = events_of(producer, "producer.reload", "producer.reloaded")
@@ -299,8 +311,8 @@ def test_fatal_error_inside_of_the_block(world, connected):
     assert send(producer)[0].report
 
 
-def test_fenced_producer_may_change_its_name(world, connected, mock_cluster):
-    """A listener of `producer.reload` gives it another one. Acceptance check 6."""
+def test_fenced_producer_may_change_its_id(world, connected, mock_cluster):
+    """A listener of `producer.reload` may choose another `transactional.id`."""
     producer = connected(non_reloadable_errors=())
     reloads = events_of(producer, "producer.reloaded")
 
@@ -319,8 +331,8 @@ def test_fenced_producer_may_change_its_name(world, connected, mock_cluster):
     assert producer._core.settings.kafka["transactional.id"] == "another"
 
 
-def test_names_follow_the_change(make_producer, connected):
-    """The new one is taken, and the old one free again."""
+def test_ids_follow_the_change(make_producer, connected):
+    """The new `transactional.id` is taken, and the old one is free again."""
     producer = connected()
     old = producer._core.settings.kafka["transactional.id"]
 
@@ -340,10 +352,10 @@ def test_names_follow_the_change(make_producer, connected):
 
 
 @pytest.mark.parametrize("change", [{"acks": 0}, {"transactional.id": ""}])
-def test_bad_change_is_refused(world, connected, change):
-    """What a listener breaks is told, and the next transaction tries again (28)."""
+def test_invalid_change_is_refused(world, connected, change):
+    """Settings broken by a listener are reported; the next transaction tries again."""
     producer = connected()
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     @producer.monitor.subscribe("producer.reload")
     def spoil(event):
@@ -352,8 +364,8 @@ def test_bad_change_is_refused(world, connected, change):
     with pytest.raises(ProduceError), producer.transaction():
         trigger_fatal_error(producer, INVALID_PRODUCER_EPOCH)
         producer.produce_sync(topic="t", payload=b"x")
-    told = [e["error"] for e in heard if e["type"] == "transaction.reload"]
-    assert isinstance(told[-1], ConfigurationInvalidError)
+    reported = [e["error"] for e in events if e["type"] == "transaction.reload"]
+    assert isinstance(reported[-1], ConfigurationInvalidError)
 
     producer.monitor.unsubscribe(spoil)
     with pytest.raises(TransactionAbortedError):
@@ -362,10 +374,7 @@ def test_bad_change_is_refused(world, connected, change):
 
 
 def test_new_clients_are_limited(world, connected, mock_cluster):
-    """One that is fatal each time is replaced so often and no more.
-
-    Acceptance check 8.
-    """
+    """A client that is fatal each time is replaced up to the limit, and no further."""
     producer = connected(
         max_attempts_on_transaction_fatal_error=3, non_reloadable_errors=()
     )
@@ -383,8 +392,8 @@ def test_new_clients_are_limited(world, connected, mock_cluster):
     assert send(producer)[0].report
 
 
-def test_commit_allows_new_attempts(world, connected, mock_cluster):
-    """The limit is for failures in a row."""
+def test_commit_resets_the_limit_of_new_clients(world, connected, mock_cluster):
+    """The limit counts failures in a row."""
     producer = connected(max_attempts_on_transaction_fatal_error=1)
 
     for _ in range(3):
@@ -394,8 +403,8 @@ def test_commit_allows_new_attempts(world, connected, mock_cluster):
         assert send(producer)[0].report
 
 
-def test_client_stays_when_told_so(world, connected):
-    """Without reloading each transaction tells the fatal error."""
+def test_client_stays_without_reloading(world, connected):
+    """With reloading switched off each transaction raises the fatal error."""
     producer = connected(reload_on_transaction_fatal_error=False)
     reloads = events_of(producer, "producer.reload")
     trigger_fatal_error(producer, INVALID_PRODUCER_EPOCH)
@@ -408,21 +417,21 @@ def test_client_stays_when_told_so(world, connected):
 
 
 def test_next_transaction_waits_for_the_backoff(world, connected):
-    """The error is told at once; who begins again too soon waits."""
+    """The error comes at once; a transaction begun too soon waits for the backoff."""
     producer = connected(wait_backoff_on_transaction_fatal_error=0.3)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with pytest.raises(ProduceError), producer.transaction():
         trigger_fatal_error(producer, INVALID_PRODUCER_EPOCH)
         producer.produce_sync(topic="t", payload=b"x")
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - started_at < 0.25
 
     assert send(producer)[0].report
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - started_at >= 0.3
 
 
 def test_buffered_messages_survive_a_new_client(world, connected):
-    """Only what librdkafka had is dropped (section 10, 4)."""
+    """A new client costs the messages in librdkafka's queue, not the buffered ones."""
     producer = connected()
     producer.buffer(topic="t", payload=b"x", label="kept")
 
@@ -437,12 +446,12 @@ def test_buffered_messages_survive_a_new_client(world, connected):
 
 
 @pytest.mark.slow
-def test_unreachable_brokers(world, make_producer):
-    """Beginning ends in time, and leaves nothing open. Acceptance checks 40 and 54."""
+def test_unreachable_brokers_fail_the_begin_in_time(world, make_producer):
+    """Beginning without brokers fails in time, and leaves nothing open."""
     kafka = {"bootstrap.servers": "127.0.0.1:9", "transactional.id": "nowhere"}
     producer = make_producer(kafka, max_wait_timeout=0.3)
-    heard = events_of(producer, "error.occurred")
-    began = time.monotonic()
+    events = events_of(producer, "error.occurred")
+    started_at = time.monotonic()
 
     for _ in range(2):
         with pytest.raises(TransactionAbortedError) as raised:
@@ -450,14 +459,14 @@ def test_unreachable_brokers(world, make_producer):
         assert raised.value.name == "_TIMED_OUT"
         assert producer._slot.client is None
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - started_at < 5.0
     assert producer.status == "configured"
-    told = [each for each in heard if each["type"] == "transaction.init"]
-    assert len(told) == 2
+    reported = [each for each in events if each["type"] == "transaction.init"]
+    assert len(reported) == 2
 
 
 def test_beginning_waits_for_brokers(world, transactional, mock_cluster):
-    """One that is slow to let it begin is waited for."""
+    """A transaction waits for a broker that is slow to let it begin."""
     producer = transactional()
     mock_cluster.delay_requests("InitProducerId", 0.3)
 
@@ -465,10 +474,10 @@ def test_beginning_waits_for_brokers(world, transactional, mock_cluster):
 
 
 @pytest.mark.parametrize("verb", ["produce_sync", "produce_async"])
-def test_single_message_tells_why_its_transaction_failed(
+def test_single_message_has_the_reason_of_its_transaction(
     world, connected, mock_cluster, verb
 ):
-    """That the message was dropped is a consequence; the error is the reason."""
+    """The dropped message is a consequence; the error carries the reason."""
     producer = connected().variant(max_wait_timeout=0.3)
     mock_cluster.broker_down()
 
@@ -476,8 +485,8 @@ def test_single_message_tells_why_its_transaction_failed(
         getattr(producer, verb)(topic="t", payload=b"x")
 
 
-def test_commit_that_was_never_asked_for_is_no_mystery(world, connected, mock_cluster):
-    """A message has failed, so librdkafka asks no broker for the commit."""
+def test_commit_that_was_never_requested_is_aborted(world, connected, mock_cluster):
+    """A failed message keeps librdkafka from sending the commit."""
     producer = connected()
     mock_cluster.fail_requests("AddPartitionsToTxn", "PRODUCER_FENCED")
     mock_cluster.watch_requests()
@@ -491,7 +500,7 @@ def test_commit_that_was_never_asked_for_is_no_mystery(world, connected, mock_cl
 
 
 def test_dropped_messages_fail_the_transaction(hub, connected):
-    """Also those that were only gathered, of which librdkafka never hears."""
+    """A dropped message fails the transaction, even one unknown to librdkafka."""
     producer = connected()
 
     with pytest.raises(TransactionAbortedError), producer.transaction() as tx:
@@ -505,8 +514,10 @@ def test_dropped_messages_fail_the_transaction(hub, connected):
 # -- listeners ----------------------------------------------------------------------
 
 
-def test_listener_that_forwards_errors_is_told_once(world, connected, mock_cluster):
-    """What it can't send is raised there; it does not call itself, for ever."""
+def test_listener_that_forwards_errors_is_not_called_recursively(
+    world, connected, mock_cluster
+):
+    """A message that the listener can't send raises there, without recursion."""
     producer = connected(max_wait_timeout=2.0)
     mock_cluster.broker_down()
     raised = []
@@ -521,30 +532,30 @@ def test_listener_that_forwards_errors_is_told_once(world, connected, mock_clust
             except IllegalWaitError as error:
                 raised.append(error)
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(TransactionAbortedError):
         producer.produce_sync(topic="t", payload=b"x")
 
-    assert time.monotonic() - began < LONG
+    assert time.monotonic() - started_at < LONG
     assert 1 <= len(raised) < 10
 
 
 def test_listener_of_a_reload_can_not_send(world, connected):
-    """The new client is not there yet. It is told so, and one reload is enough."""
+    """Sending before the new client exists raises an error; one reload is enough."""
     producer = connected()
-    told = []
+    errors = []
 
     @producer.monitor.subscribe("producer.reload")
     def send_word(event):
         try:
             producer.produce_async(topic="audit", payload=b"reload")
         except IllegalWaitError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     trigger_fatal_error(producer)
     with pytest.raises(TransactionAbortedError):
         producer.produce_sync(topic="t", payload=b"x")
 
-    assert len(told) == 1
-    assert "nothing was sent" in told[0]
+    assert len(errors) == 1
+    assert "nothing was sent" in errors[0]
     assert producer.produce_sync(topic="t", payload=b"x").topic == "t"

@@ -1,4 +1,4 @@
-"""Transactions of real producers on the brokers in memory that users' tests have."""
+"""Transactions of real producers on the in-memory brokers that users' tests have."""
 
 import contextlib
 
@@ -11,14 +11,14 @@ from tests.transactions.transacting import send
 
 @pytest.fixture
 def cluster():
-    """Brokers in memory."""
+    """Start in-memory brokers."""
     with MemoryCluster() as made:
         yield made
 
 
 @pytest.fixture
 def producer(cluster):
-    """A transactional producer, which is closed after the test."""
+    """Construct a transactional producer, which is closed after the test."""
     made = Producer(
         kafka={
             "bootstrap.servers": cluster.bootstrap_servers,
@@ -33,12 +33,12 @@ def producer(cluster):
 
 
 def count(cluster):
-    """Count what consumers see."""
+    """Count the messages that consumers see."""
     return len(cluster.records("t"))
 
 
 def test_committed_messages_are_seen(world, cluster, producer):
-    """At the end of the block, and not before. Acceptance check 117."""
+    """Messages become visible at the end of the outer block, and not before."""
     with producer.transaction():
         send(producer, 3)
         with producer.transaction():
@@ -50,7 +50,7 @@ def test_committed_messages_are_seen(world, cluster, producer):
 
 @pytest.mark.parametrize("how", ["abort", "error", "nested"])
 def test_messages_after_an_aborted_transaction_are_seen(world, cluster, producer, how):
-    """And those of the aborted one never. Acceptance checks 72 and 117."""
+    """Messages of an aborted transaction stay invisible, and later ones are seen."""
     with contextlib.suppress(ValueError), producer.transaction() as tx:
         send(producer, 3)
         if how == "error":
@@ -66,8 +66,8 @@ def test_messages_after_an_aborted_transaction_are_seen(world, cluster, producer
     assert count(cluster) == 3
 
 
-def test_commit_that_is_told_to_fail(world, cluster, producer):
-    """A user's test sees what the program would do about it."""
+def test_commit_can_be_made_to_fail(world, cluster, producer):
+    """A user's test can make the commit fail and see what the program does."""
     producer.produce_sync(topic="t", payload=b"x")
     cluster.fail_calls("commit_transaction", "UNKNOWN_SERVER_ERROR", abortable=True)
 
@@ -80,30 +80,30 @@ def test_commit_that_is_told_to_fail(world, cluster, producer):
 
 
 class Group:
-    """What stands for a consumer, and for a message that it has read."""
+    """A stand-in for a consumer, and for a message that it has read."""
 
     def __init__(self, offset=0):
         self._offset = offset
 
     def consumer_group_metadata(self):
-        """Give what the brokers in memory take for one."""
+        """Return what the in-memory brokers accept as the metadata of a group."""
         return "group"
 
     def topic(self):
-        """Tell where it was read."""
+        """Return the topic of the message."""
         return "in"
 
     def partition(self):
-        """Tell where it was read."""
+        """Return the partition of the message."""
         return 1
 
     def offset(self):
-        """Tell its place."""
+        """Return the offset of the message."""
         return self._offset
 
 
-def test_offsets_go_with_the_transaction(world, cluster, producer):
-    """Those of an aborted one don't. Acceptance check 117."""
+def test_offsets_are_committed_with_the_transaction(world, cluster, producer):
+    """Offsets of an aborted transaction are not committed."""
     with producer.transaction() as tx:
         tx.mark_as_consumed(Group(), Group(6))
     with producer.transaction() as tx:
@@ -114,7 +114,10 @@ def test_offsets_go_with_the_transaction(world, cluster, producer):
 
 
 def test_a_transaction_with_a_failed_message_is_not_committed(cluster, producer):
-    """As by librdkafka; the next one is."""
+    """A failed message aborts its transaction, as in librdkafka.
+
+    The next one is committed.
+    """
     cluster.fail_messages("INVALID_RECORD")
 
     with pytest.raises(TransactionAbortedError), producer.transaction():

@@ -1,3 +1,5 @@
+"""Offsets of consumed messages that are committed with a transaction."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -19,21 +21,21 @@ class Read:
         self._place = (topic, partition, offset)
 
     def topic(self):
-        """Tell it."""
+        """Return the topic."""
         return self._place[0]
 
     def partition(self):
-        """Tell it."""
+        """Return the partition."""
         return self._place[1]
 
     def offset(self):
-        """Tell it."""
+        """Return the offset."""
         return self._place[2]
 
 
 @pytest.fixture
 def consumer(mock_cluster):
-    """A consumer of the mock cluster, which is closed after the test."""
+    """Construct a consumer of the mock cluster, which is closed after the test."""
     made = Consumer(
         {
             "bootstrap.servers": mock_cluster.bootstrap_servers,
@@ -49,18 +51,18 @@ def consumer(mock_cluster):
 
 @pytest.fixture
 def offsets_of(connected):
-    """Give a producer, and what its client is told to send as offsets."""
+    """Return a producer, and a list of the offsets that its client is asked to send."""
     producer = connected()
     native = producer._slot.client.kafka_handle
-    told = []
-    native.send_offsets = lambda *arguments: told.append(arguments)
-    return producer, told
+    sent_offsets = []
+    native.send_offsets = lambda *arguments: sent_offsets.append(arguments)
+    return producer, sent_offsets
 
 
 def test_consumed_messages_are_part_of_the_transaction(
     world, connected, consumer, mock_cluster
 ):
-    """With a real consumer: the brokers take what was read. Acceptance check 107."""
+    """With a real consumer, the brokers get the offsets of the messages it has read."""
     mock_cluster.create_topic("in", 1)
     producer = connected()
     producer.produce_sync(topic="in", payload=b"a")
@@ -79,43 +81,45 @@ def test_consumed_messages_are_part_of_the_transaction(
 
 
 def test_next_offset_is_sent(world, offsets_of, consumer):
-    """That of the message after, in time; and it is told. Acceptance check 107."""
-    producer, told = offsets_of
-    heard = events_of(producer, "transaction.marked_as_consumed")
+    """The offset after that of the message is sent, and an event says so."""
+    producer, sent_offsets = offsets_of
+    events = events_of(producer, "transaction.marked_as_consumed")
     message = Read(offset=7)
 
     with producer.variant(max_wait_timeout=0.5).transaction() as tx:
         tx.mark_as_consumed(consumer, message, "by a test")
 
-    ((offsets, group, seconds),) = told
+    ((offsets, group, seconds),) = sent_offsets
     assert list(offsets) == [("in", 0, 8, "by a test")]
     assert type(group) is type(consumer.consumer_group_metadata())
     assert 0 < seconds <= 0.5
-    (event,) = heard
+    (event,) = events
     assert (event["message"], event["offset_metadata"]) == (message, "by a test")
 
 
 def test_many_messages_cost_one_request(world, offsets_of, consumer):
-    """Of each partition the last one counts, in whatever order they come."""
-    producer, told = offsets_of
-    heard = events_of(producer, "transaction.marked_as_consumed")
+    """Only the highest offset of each partition is sent, in one request."""
+    producer, sent_offsets = offsets_of
+    events = events_of(producer, "transaction.marked_as_consumed")
     read = [Read("in", 0, 3), Read("in", 1, 9), Read("in", 0, 5), Read("in", 0, 4)]
 
     with producer.transaction() as tx:
         tx.mark_many_as_consumed(consumer, iter([*read, Read("on", 0, 0)]))
         tx.mark_many_as_consumed(consumer, [])
 
-    ((offsets, _, _),) = told
+    ((offsets, _, _),) = sent_offsets
     assert sorted(offsets) == [
         ("in", 0, 6, None),
         ("in", 1, 10, None),
         ("on", 0, 1, None),
     ]
-    assert [each["message"].offset() for each in heard] == [5, 9, 0]
+    assert [each["message"].offset() for each in events] == [5, 9, 0]
 
 
-def test_marking_needs_a_transaction(world, connected, consumer, spawn):
-    """That is looked at first; it must be open, and one's own. Acceptance check 107."""
+def test_marking_needs_an_open_transaction_of_the_caller(
+    world, connected, consumer, spawn
+):
+    """Marking checks first that the transaction is open and belongs to the caller."""
     producer = connected()
     tx = producer.transaction()
     caught = []
@@ -150,8 +154,8 @@ def test_marking_needs_a_transaction(world, connected, consumer, spawn):
     ],
 )
 def test_bad_arguments_are_named(world, offsets_of, consumer, arguments, bad):
-    """And the transaction goes on. Acceptance check 107."""
-    producer, told = offsets_of
+    """Invalid arguments raise an error that names them, and the transaction goes on."""
+    producer, sent_offsets = offsets_of
     if arguments[0] == "right":
         arguments = (consumer, *arguments[1:])
 
@@ -162,11 +166,11 @@ def test_bad_arguments_are_named(world, offsets_of, consumer, arguments, bad):
 
     assert list(raised.value.errors) == [bad]
     assert tx.outcome == "committed"
-    assert told == []
+    assert sent_offsets == []
 
 
-def test_closed_consumer_is_told(connected, mock_cluster):
-    """It can't say any more for which group it has read."""
+def test_closed_consumer_is_refused(connected, mock_cluster):
+    """A closed consumer no longer knows its group, which raises an error."""
     producer = connected()
     servers = mock_cluster.bootstrap_servers
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "group"})
@@ -179,9 +183,9 @@ def test_closed_consumer_is_told(connected, mock_cluster):
 
 
 def test_refused_offsets_fail_the_transaction(world, connected, consumer):
-    """Also if the program catches that: half of it must not be committed."""
+    """Catching the error doesn't help: half a transaction must not be committed."""
     producer = connected()
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     def refuse(*_):
         raise BrokerError("no", code=22, name="ILLEGAL_GENERATION", abortable=True)
@@ -194,11 +198,11 @@ def test_refused_offsets_fail_the_transaction(world, connected, consumer):
 
     assert raised.value.name == "ILLEGAL_GENERATION"
     assert tx.outcome == "aborted"
-    assert [each["type"] for each in heard] == ["transaction.store_offset"]
+    assert [each["type"] for each in events] == ["transaction.store_offset"]
 
 
-def test_offsets_are_tried_again(world, connected, consumer, mock_cluster):
-    """What passes by itself, passes."""
+def test_offsets_are_retried(world, connected, consumer, mock_cluster):
+    """A temporary error of the brokers is retried until it passes."""
     mock_cluster.create_topic("in", 1)
     producer = connected()
     mock_cluster.fail_requests("AddOffsetsToTxn", "COORDINATOR_LOAD_IN_PROGRESS", 2)
@@ -210,10 +214,8 @@ def test_offsets_are_tried_again(world, connected, consumer, mock_cluster):
 
 
 @pytest.mark.slow
-def test_offsets_that_take_long_go_on_in_pieces(
-    world, connected, consumer, mock_cluster
-):
-    """A broker that takes its time is waited for."""
+def test_slow_offsets_continue_in_short_calls(world, connected, consumer, mock_cluster):
+    """A slow broker is waited for, though each single call is short."""
     mock_cluster.create_topic("in", 1)
     producer = connected()
     mock_cluster.delay_requests("AddOffsetsToTxn", 1.5)

@@ -1,3 +1,5 @@
+"""The order of transactions of one producer, and callers that may not wait for one."""
+
 import threading
 import time
 
@@ -21,7 +23,7 @@ from tests.transactions.transacting import (
     transaction_events,
 )
 
-#: Kafka's number of an error that means "fenced".
+#: Kafka's error code for a fenced producer.
 INVALID_PRODUCER_EPOCH = 47
 
 
@@ -30,12 +32,9 @@ INVALID_PRODUCER_EPOCH = 47
 
 @pytest.mark.slow
 def test_transactions_never_overlap(world, transactional, spawn):
-    """Five tasks with ten each: all succeed, one after the other.
-
-    Acceptance check 37.
-    """
+    """Fifty transactions of five tasks all succeed, one after the other."""
     producer = transactional()
-    heard = events_of(producer, "transaction.started", "transaction.finished")
+    events = events_of(producer, "transaction.started", "transaction.finished")
     done = []
 
     def run(number):
@@ -49,11 +48,13 @@ def test_transactions_never_overlap(world, transactional, spawn):
         task.join()
 
     assert len(done) == 50
-    assert names(heard) == ["started", "finished"] * 50
+    assert names(events) == ["started", "finished"] * 50
 
 
-def test_order_is_that_of_asking(world, transactional, spawn, pause, until):
-    """Who asked first is next."""
+def test_transactions_begin_in_the_order_of_requests(
+    world, transactional, spawn, pause, until
+):
+    """The task that asked first is next."""
     producer = transactional()
     order = []
 
@@ -73,9 +74,9 @@ def test_order_is_that_of_asking(world, transactional, spawn, pause, until):
 
 
 def test_single_messages_wait_their_turn(world, transactional, spawn, pause):
-    """They are transactions, too, and don't get into that of another task."""
+    """A single message is a transaction, and stays out of that of another task."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
 
     with producer.transaction() as tx:
         task = spawn(lambda: producer.produce_sync(topic="t", payload=b"x"))
@@ -83,11 +84,11 @@ def test_single_messages_wait_their_turn(world, transactional, spawn, pause):
         tx.abort()
     task.join()
 
-    assert outcomes(heard) == ["aborted", "committed"]
+    assert outcomes(events) == ["aborted", "committed"]
 
 
 def test_wait_for_the_turn_has_a_deadline(world, transactional, spawn):
-    """It is the variant's, and the error says that nothing was sent."""
+    """The wait ends after the variant's limit; the error says that nothing was sent."""
     producer = transactional()
     hurried = producer.variant(max_wait_timeout=0.1)
     caught = []
@@ -118,15 +119,17 @@ def test_wait_for_the_turn_has_a_deadline(world, transactional, spawn):
 
 
 def until_dead(task):
-    """Wait for a task as a program does that doesn't `join`."""
+    """Wait for a task without `join`, by polling."""
     alive = getattr(task, "is_alive", None) or (lambda: not task.dead)
     while alive():
         (gevent if hasattr(task, "dead") else time).sleep(0.005)
 
 
 @pytest.mark.parametrize("how", ["join", "get", "joinall", "wait", "group", "third"])
-def test_greenlet_that_waits_for_itself_is_told(hub, transactional, hub_errors, how):
-    """A block that waits for a greenlet which sends would never end."""
+def test_greenlet_that_waits_for_itself_gets_an_error(
+    hub, transactional, hub_errors, how
+):
+    """A block that waits for a greenlet that sends would never end."""
     producer = transactional()
     group = gevent.pool.Group()
 
@@ -146,8 +149,8 @@ def test_greenlet_that_waits_for_itself_is_told(hub, transactional, hub_errors, 
     hub_errors.clear()
 
 
-def test_thread_that_waits_for_itself_is_told(transactional):
-    """So would one that joins a thread which sends."""
+def test_thread_that_waits_for_itself_gets_an_error(transactional):
+    """A block that joins a thread that sends would never end."""
     producer = transactional()
     caught = []
 
@@ -166,7 +169,7 @@ def test_thread_that_waits_for_itself_is_told(transactional):
 
 
 def test_killed_waiter_passes_its_turn_on(hub, transactional):
-    """One that is killed while it waits, or just when it may go, holds up nobody."""
+    """A greenlet killed while it waits, or as its turn comes, blocks no other one."""
     producer = transactional()
 
     with producer.transaction():
@@ -183,10 +186,10 @@ def test_killed_waiter_passes_its_turn_on(hub, transactional):
     assert not producer._core.transactions.in_use
 
 
-def test_others_go_on_meanwhile(
+def test_other_greenlets_run_during_transactions(
     transactional, make_producer, mock_cluster, longest_gap
 ):
-    """The hub is free at begin, commit, abort, and while others wait for their turn."""
+    """The hub stays free in begin, commit, abort and the wait for a turn."""
     producer = transactional()
     other = make_producer()
     mock_cluster.round_trip(0.05)
@@ -209,11 +212,11 @@ def test_others_go_on_meanwhile(
 
 
 @pytest.mark.slow
-def test_producers_have_transactions_side_by_side(world, transactional, spawn):
-    """One that takes its time holds up no other producer. Acceptance check 30."""
+def test_producers_have_concurrent_transactions(world, transactional, spawn):
+    """A slow transaction of one producer doesn't delay another producer."""
     producers = [transactional() for _ in range(2)]
     acknowledged = [events_of(each, "message.acknowledged") for each in producers]
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     def run(producer):
         for _ in range(2):
@@ -224,29 +227,29 @@ def test_producers_have_transactions_side_by_side(world, transactional, spawn):
     for task in [spawn(lambda each=each: run(each)) for each in producers]:
         task.join()
 
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - started_at < 1.9
     assert [len(each) for each in acknowledged] == [10, 10]
 
 
 def spawn_is_greenlet(world):
-    """Tell which `sleep` lets others run."""
+    """Return whether tasks are greenlets, so that gevent's `sleep` lets others run."""
     return world == "greenlets"
 
 
-def test_many_transactions(world, transactional):
-    """Ten of five messages each, without an error. Acceptance checks 15 and 29."""
+def test_ten_transactions_succeed(world, transactional):
+    """Ten transactions of five messages each succeed without an error or a reload."""
     producer = transactional(
         reload_on_transaction_fatal_error=True,
         max_attempts_on_transaction_fatal_error=7,
     )
-    heard = events_of(producer, "message.acknowledged", "error.occurred")
+    events = events_of(producer, "message.acknowledged", "error.occurred")
     reloads = events_of(producer, "producer.reload")
 
     for _ in range(10):
         with producer.transaction():
             send(producer, 5)
 
-    assert [each.name for each in heard] == ["message.acknowledged"] * 50
+    assert [each.name for each in events] == ["message.acknowledged"] * 50
     assert reloads == []
     settings = producer._core.settings
     assert settings.reload_on_transaction_fatal_error is True
@@ -254,11 +257,11 @@ def test_many_transactions(world, transactional):
     assert settings.wait_backoff_on_transaction_fatal_error == 0.0
 
 
-# -- where nobody may wait ----------------------------------------------------------
+# -- callers that may not wait ------------------------------------------------------
 
 
 def test_listener_can_not_have_a_transaction(world, transactional, until):
-    """The task that runs it would have to bring its reports; nothing is sent."""
+    """The listener's task would have to bring the delivery reports; nothing is sent."""
     producer = transactional()
     caught = []
 
@@ -277,7 +280,7 @@ def test_listener_can_not_have_a_transaction(world, transactional, until):
 
 @pytest.mark.parametrize("name", ENDS)
 def test_listener_of_the_end_can_not_send(world, transactional, name):
-    """It is told while its own transaction ends: nothing may join that any more."""
+    """The listener runs while its own transaction ends, and can't join it any more."""
     producer = transactional()
     caught = []
 
@@ -297,9 +300,9 @@ def test_listener_of_the_end_can_not_send(world, transactional, name):
 
 
 def test_listener_of_the_beginning_sends_in_it(world, transactional):
-    """What it sends is part of the transaction."""
+    """A message sent by the listener is part of the transaction."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     handles = []
     producer.monitor.subscribe(
         "transaction.started", lambda _: handles.extend(send(producer))
@@ -309,11 +312,11 @@ def test_listener_of_the_beginning_sends_in_it(world, transactional):
         pass
 
     assert handles[0].report is not None
-    assert names(heard) == ["started", "committed", "finished"]
+    assert names(events) == ["started", "committed", "finished"]
 
 
 def test_hub_can_not_have_a_transaction(hub, transactional):
-    """A callback of the event loop is told so at once."""
+    """A callback of the event loop gets an error at once."""
     producer = transactional()
     caught = []
 

@@ -1,3 +1,5 @@
+"""Transactional ids: placeholders, uniqueness, pools and forks."""
+
 import os
 import socket
 
@@ -15,12 +17,12 @@ def make(name, **settings):
 
 
 def id_of(producer):
-    """Tell by which name the brokers would know it."""
+    """Return the id by which brokers would know the producer."""
     return producer._core.settings.transactional_id
 
 
 def test_placeholders_are_filled_in():
-    """Host and process, as often as wanted; doubled braces are braces."""
+    """Host and process id may appear several times; doubled braces are braces."""
     name = id_of(make("a-{hostname}-{pid}-{pid}-{{x}}"))
 
     pid = os.getpid()
@@ -37,7 +39,7 @@ def test_placeholders_are_filled_in():
     ],
 )
 def test_unknown_placeholders_are_refused(name, text):
-    """As is a slot outside of a pool; the error says what is known."""
+    """Unknown placeholders, and `{slot}` outside of a pool, raise an error."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         make(name)
 
@@ -45,8 +47,8 @@ def test_unknown_placeholders_are_refused(name, text):
     assert text in raised.value.errors["kafka.transactional.id"]
 
 
-def test_equal_names_are_refused_once_filled_in():
-    """However they are written."""
+def test_equal_ids_are_refused_once_filled_in():
+    """Two spellings of the same final id collide."""
     first = make("a-{pid}")
 
     with pytest.raises(ConfigurationInvalidError, match=r"a-\d+"):
@@ -55,7 +57,7 @@ def test_equal_names_are_refused_once_filled_in():
 
 
 def test_slots_of_a_pool_are_numbered(world):
-    """Each producer has its slot's number, also after a reload (section 10, 26)."""
+    """Each producer of a pool has the number of its slot, also after a reload."""
     pool = ProducerPool(lambda: make("a-{slot}"), size=2)
 
     with pool.producer() as producer:
@@ -69,7 +71,7 @@ def test_slots_of_a_pool_are_numbered(world):
 
 
 def test_pool_gives_a_transaction(world, make_producer):
-    """With its producer; it commits at the end of the block, or is rolled back."""
+    """The pool lends a producer for the block, which commits or rolls back."""
     pool = ProducerPool(
         lambda: make_producer({"transactional.id": "pooled-{slot}"}), size=2
     )
@@ -84,7 +86,7 @@ def test_pool_gives_a_transaction(world, make_producer):
     pool.close()
 
 
-def test_pooled_transactions_run_side_by_side(
+def test_pooled_transactions_run_concurrently(
     world, make_producer, spawn, until, mock_cluster
 ):
     """Each task has a producer, and so a transaction, of its own."""
@@ -106,8 +108,8 @@ def test_pooled_transactions_run_side_by_side(
     pool.close()
 
 
-def test_reload_waits_for_the_one_of_the_same_name(world, make_producer, spawn):
-    """The fresh one would fence the old one off while that commits."""
+def test_reload_waits_for_the_producer_of_the_same_id(world, make_producer, spawn):
+    """The fresh producer would fence off the old one during its commit."""
     pool = ProducerPool(
         lambda: make_producer({"transactional.id": "again-{slot}"}), size=1
     )
@@ -127,8 +129,8 @@ def test_reload_waits_for_the_one_of_the_same_name(world, make_producer, spawn):
 @pytest.mark.patched
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "patched"])
-def test_forked_child(run_script, mode):
-    """Its process id is in the name; the parent's transaction is not the child's."""
+def test_forked_child_has_an_id_of_its_own(run_script, mode):
+    """The id contains the child's process id, and the child is in no transaction."""
     run_script(
         """
         import os
@@ -156,13 +158,13 @@ def test_forked_child(run_script, mode):
                         refused.append(True)
                 with unused.transaction() as tx:
                     unused.produce_async(topic="t", payload=b"x")
-                told = [unused._core.settings.transactional_id == f"a-{os.getpid()}"]
+                renamed = [unused._core.settings.transactional_id == f"a-{os.getpid()}"]
                 unused.close()
                 used.reset()
                 with used.transaction() as own:
                     used.produce_async(topic="t", payload=b"x")
                 used.close()
-                return [*refused, *told, tx.outcome, own.outcome]
+                return [*refused, *renamed, tx.outcome, own.outcome]
 
             for fork in forks().values():
                 with used.transaction() as tx:

@@ -1,3 +1,5 @@
+"""Transactions: blocks, nesting, single messages, batches and the buffer."""
+
 import contextlib
 import time
 
@@ -25,7 +27,7 @@ from tests.transactions.transacting import (
     transaction_events,
 )
 
-#: Kafka's number of an error that means "fenced".
+#: Kafka's error code for a fenced producer.
 INVALID_PRODUCER_EPOCH = 47
 
 
@@ -33,9 +35,9 @@ INVALID_PRODUCER_EPOCH = 47
 
 
 def test_block_commits(world, transactional):
-    """What is sent in a block is delivered, and committed, at its end."""
+    """Messages sent in a block are delivered and committed at its end."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
 
     with producer.transaction() as tx:
         handles = send(producer, 5)
@@ -46,16 +48,16 @@ def test_block_commits(world, transactional):
     assert not producer.in_transaction
     assert tx.outcome == "committed"
     assert tx.producer is producer
-    assert names(heard) == ["started", "committed", "finished"]
-    assert outcomes(heard) == ["committed"]
-    assert all(0 <= each["time"] < LONG for each in heard)
+    assert names(events) == ["started", "committed", "finished"]
+    assert outcomes(events) == ["committed"]
+    assert all(0 <= each["time"] < LONG for each in events)
 
 
 def test_abort_is_silent(world, transactional, mock_cluster):
-    """`tx.abort()` leaves the block, and what was still queued ends as purged."""
+    """`tx.abort()` leaves the block without an error, and purges queued messages."""
     mock_cluster.round_trip(0.02)
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
 
     with producer.transaction() as tx:
         (handle,) = send(producer)
@@ -63,12 +65,12 @@ def test_abort_is_silent(world, transactional, mock_cluster):
 
     assert tx.outcome == "aborted"
     assert isinstance(handle.error, MessagePurgedError)
-    assert names(heard) == ["started", "aborted", "finished"]
-    assert outcomes(heard) == ["aborted"]
+    assert names(events) == ["started", "aborted", "finished"]
+    assert outcomes(events) == ["aborted"]
 
 
 def test_abort_transaction_is_silent(world, transactional):
-    """So does an `AbortTransaction` that is raised. Acceptance check 103."""
+    """Raising `AbortTransaction` leaves the block without an error, too."""
     producer = transactional()
 
     with producer.transaction() as tx:
@@ -81,10 +83,10 @@ def test_abort_transaction_is_silent(world, transactional):
     "kind",
     [ValueError, KeyboardInterrupt, SystemExit, gevent.GreenletExit, gevent.Timeout],
 )
-def test_any_exception_aborts_and_goes_on(world, transactional, kind):
-    """Not only errors: also what interrupts or ends. Acceptance checks 74 and 103."""
+def test_any_exception_aborts_and_propagates(world, transactional, kind):
+    """Errors, interruptions and exits abort the transaction."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     error = kind()
 
     with pytest.raises(kind) as raised, producer.transaction() as tx:
@@ -93,14 +95,14 @@ def test_any_exception_aborts_and_goes_on(world, transactional, kind):
 
     assert raised.value is error
     assert tx.outcome == "aborted"
-    assert names(heard) == ["started", "aborted", "finished"]
+    assert names(events) == ["started", "aborted", "finished"]
     with producer.transaction() as tx:
         send(producer)
     assert tx.outcome == "committed"
 
 
 def test_block_may_be_left_early(world, transactional):
-    """`return` and `break` commit, and the next one works. Acceptance check 66."""
+    """`return` and `break` commit, and the next transaction works."""
     producer = transactional()
 
     def leave():
@@ -119,8 +121,8 @@ def test_block_may_be_left_early(world, transactional):
     assert tx.outcome == "committed"
 
 
-def test_run_in_transaction_gives_the_value(world, transactional):
-    """Or None when it was aborted; errors are raised again. Acceptance check 103."""
+def test_run_in_transaction_returns_the_value(world, transactional):
+    """The value is None after an abort; errors are raised again."""
     producer = transactional()
 
     def fail(_):
@@ -136,9 +138,9 @@ def test_run_in_transaction_gives_the_value(world, transactional):
 
 
 def test_nested_blocks_join_the_outer_one(world, transactional):
-    """Begun and committed once, at the end of the outer block. Acceptance check 103."""
+    """A nested transaction begins and commits with the outer block."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
 
     with producer.transaction() as outer:
         with producer.transaction() as inner:
@@ -147,14 +149,14 @@ def test_nested_blocks_join_the_outer_one(world, transactional):
         with producer.variant(max_wait_timeout=9.0).transaction():
             send(producer)
 
-    assert names(heard) == ["started", "committed", "finished"]
+    assert names(events) == ["started", "committed", "finished"]
     assert (outer.outcome, inner.outcome) == ("committed", "committed")
 
 
 def test_nested_abort_aborts_all(world, transactional):
-    """It leaves the outer block, too. Acceptance check 103."""
+    """An abort in a nested block leaves the outer block, too."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     reached = []
 
     with producer.transaction() as outer:
@@ -164,11 +166,11 @@ def test_nested_abort_aborts_all(world, transactional):
 
     assert reached == []
     assert outer.outcome == "aborted"
-    assert names(heard) == ["started", "aborted", "finished"]
+    assert names(events) == ["started", "aborted", "finished"]
 
 
-def test_abort_that_is_caught_aborts_all_the_same(world, transactional):
-    """Somebody's `except Exception` in between can't make it a commit."""
+def test_abort_that_is_caught_still_aborts(world, transactional):
+    """Catching the exception of `abort` can't turn it into a commit."""
     producer = transactional()
 
     with producer.transaction() as tx:
@@ -180,7 +182,10 @@ def test_abort_that_is_caught_aborts_all_the_same(world, transactional):
 
 
 def test_error_of_an_inner_block_is_not_forgotten(world, transactional):
-    """Caught between the blocks, it still can't be half committed."""
+    """A caught error of an inner block still aborts.
+
+    Half a transaction must not be committed.
+    """
     producer = transactional()
 
     with pytest.raises(TransactionAbortedError) as raised, producer.transaction() as tx:
@@ -192,8 +197,8 @@ def test_error_of_an_inner_block_is_not_forgotten(world, transactional):
     assert tx.outcome == "aborted"
 
 
-def test_empty_transactions_are_fine(world, transactional):
-    """Nothing sent, nothing wrong."""
+def test_empty_transactions_succeed(world, transactional):
+    """Transactions without messages commit and abort without an error."""
     producer = transactional()
 
     for _ in range(3):
@@ -206,7 +211,7 @@ def test_empty_transactions_are_fine(world, transactional):
 
 
 def test_transaction_is_entered_once(transactional):
-    """A second time would mean two things by one outcome."""
+    """Entering a transaction again raises an error: its outcome would be ambiguous."""
     producer = transactional()
     with producer.transaction() as tx:
         assert "open" in repr(tx)
@@ -217,7 +222,7 @@ def test_transaction_is_entered_once(transactional):
 
 
 def test_plain_producer_has_no_transactions(make_producer):
-    """Without a `transactional.id` there is a clear error."""
+    """Without a `transactional.id` the error names the producer."""
     producer = make_producer(id="plain")
 
     with pytest.raises(ProducerNotTransactionalError, match="plain"):
@@ -226,74 +231,71 @@ def test_plain_producer_has_no_transactions(make_producer):
 
 
 def test_sync_message_of_an_aborted_transaction_keeps_its_report(world, transactional):
-    """It was delivered; that nobody sees it is another thing. Acceptance check 104."""
+    """The message was delivered, even though no consumer will see it."""
     producer = transactional()
-    heard = events_of(producer, "message.purged", "error.occurred")
+    events = events_of(producer, "message.purged", "error.occurred")
 
     with producer.transaction() as tx:
         report = producer.produce_sync(topic="t", payload=b"x")
         tx.abort()
 
     assert report.offset == 0
-    assert heard == []
+    assert events == []
 
 
-def test_purged_messages_are_told_as_such(world, transactional):
-    """Not as errors. Acceptance checks 94 and 95."""
+def test_purged_messages_are_not_errors(world, transactional):
+    """Messages purged by an abort are reported by `message.purged` alone."""
     producer = transactional({"linger.ms": 5_000})
-    heard = events_of(producer, "message.purged", "error.occurred")
+    events = events_of(producer, "message.purged", "error.occurred")
 
     with producer.transaction() as tx:
         handles = send(producer, 3)
         tx.abort()
 
     assert all(handle.done for handle in handles)
-    assert [each.name for each in heard] == ["message.purged"] * 3
-    assert sorted(each["label"] for each in heard) == [0, 1, 2]
-    assert {type(each["error"]) for each in heard} == {MessagePurgedError}
+    assert [each.name for each in events] == ["message.purged"] * 3
+    assert sorted(each["label"] for each in events) == [0, 1, 2]
+    assert {type(each["error"]) for each in events} == {MessagePurgedError}
 
 
 @pytest.mark.parametrize("kafka", [{}, {"linger.ms": 10_000}])
 def test_aborting_waits_for_the_first_message(world, transactional, kafka):
-    """By default, so that the brokers know of the transaction. Acceptance check 105."""
+    """The brokers know of the transaction only then, so an abort waits by default."""
     producer = transactional(kafka, wait_timeout_on_transaction_abort=5.0)
-    heard = events_of(producer, "message.purged", "error.occurred")
-    began = time.monotonic()
+    events = events_of(producer, "message.purged", "error.occurred")
+    started_at = time.monotonic()
 
     with producer.transaction() as tx:
         (handle,) = send(producer)
         tx.abort()
 
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - started_at < 4.0
     assert tx.outcome == "aborted"
     assert handle.report.offset == 0
-    assert heard == []
+    assert events == []
     assert producer._core.scopes == {}
 
 
 def test_aborting_does_not_wait_for_ever(world, transactional, mock_cluster):
-    """A message that takes too long is left to the broker, as without the wait."""
+    """A message that takes too long is left to the broker."""
     producer = transactional(wait_timeout_on_transaction_abort=0.2)
     mock_cluster.delay_requests("Produce", 1.5)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     with producer.transaction() as tx:
         (handle,) = send(producer)
         tx.abort()
 
-    # The broker gives its answers one after the other.
-    assert 0.2 <= time.monotonic() - began < 3.0
+    # The broker answers one request after the other.
+    assert 0.2 <= time.monotonic() - started_at < 3.0
     assert (tx.outcome, handle.done) == ("aborted", True)
 
 
 @pytest.mark.parametrize("caught", [True, False])
 def test_bad_message_fails_the_transaction_only(world, transactional, caught):
-    """One that librdkafka refuses is not just left out, even if nobody looks.
-
-    Acceptance check 108, and section 10, 7.
-    """
+    """A refused message fails its transaction, even if the error is caught."""
     producer = transactional(wait_timeout_on_transaction_abort=LONG)
-    heard = events_of(producer, "producer.reload", "producer.connected")
+    events = events_of(producer, "producer.reload", "producer.connected")
 
     with pytest.raises(ProduceError) as raised, producer.transaction() as tx:
         (good,) = send(producer)
@@ -310,13 +312,13 @@ def test_bad_message_fails_the_transaction_only(world, transactional, caught):
         producer.produce_async(topic="t", payload=b"x", partition=99)
     assert raised.value.name == "_UNKNOWN_PARTITION"
     assert producer.produce_async(topic="t", payload=b"x")
-    assert names(heard) == ["producer.connected"]
+    assert names(events) == ["producer.connected"]
 
 
 def test_failed_message_fails_the_transaction(world, transactional, mock_cluster):
-    """It is rolled back, at the cost of no new client (section 10, 7)."""
+    """A failed message rolls the transaction back without costing a new client."""
     producer = transactional()
-    heard = events_of(producer, "producer.reload")
+    events = events_of(producer, "producer.reload")
     mock_cluster.fail_requests("Produce", "INVALID_RECORD")
 
     with pytest.raises(TransactionAbortedError), producer.transaction() as tx:
@@ -328,7 +330,7 @@ def test_failed_message_fails_the_transaction(world, transactional, mock_cluster
         # librdkafka has skipped a sequence number: see docs/send/transactions.md.
         send(producer, partition=1)
     assert tx.outcome == "committed"
-    assert heard == []
+    assert events == []
 
 
 # -- alone --------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def test_failed_message_fails_the_transaction(world, transactional, mock_cluster
 def test_single_message_is_a_transaction(world, transactional):
     """Each send outside of a block returns after its commit."""
     producer = transactional()
-    heard = events_of(
+    events = events_of(
         producer,
         *("transaction.started", "message.acknowledged", "transaction.committed"),
         *("transaction.finished", "message.produced_sync", "message.produced_async"),
@@ -349,7 +351,7 @@ def test_single_message_is_a_transaction(world, transactional):
     assert report.topic == "t"
     assert handle.report is not None
     each = ["started", "message.acknowledged", "committed", "finished"]
-    assert names(heard) == [
+    assert names(events) == [
         *each,
         "message.produced_sync",
         *each,
@@ -358,9 +360,9 @@ def test_single_message_is_a_transaction(world, transactional):
 
 
 def test_batch_is_a_transaction(world, transactional):
-    """One for all of it; the handles are final."""
+    """A batch is one transaction, and its handles are done when the call returns."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     batch = [Message("t", b"x", label=number) for number in range(300)]
 
     reports = producer.produce_many_sync(batch)
@@ -368,12 +370,12 @@ def test_batch_is_a_transaction(world, transactional):
 
     assert [each.label for each in reports] == list(range(300))
     assert all(each.report for each in handles)
-    assert names(heard) == ["started", "committed", "finished"] * 2
+    assert names(events) == ["started", "committed", "finished"] * 2
 
 
 @pytest.mark.parametrize("verb", ["produce_many_sync", "produce_many_async"])
 def test_batch_is_visible_as_a_whole_or_not_at_all(world, transactional, verb):
-    """`dispatched` is empty, and all handles are to be had (section 10, 9)."""
+    """An error leaves `dispatched` empty and offers all handles as `rolled_back`."""
     producer = transactional()
     batch = [Message("t", b"x", partition=number) for number in (0, 99, 1)]
 
@@ -388,21 +390,21 @@ def test_batch_is_visible_as_a_whole_or_not_at_all(world, transactional, verb):
     assert producer.produce_many_sync([Message("t", b"x")])
 
 
-def test_failed_message_is_told_by_its_own_error(world, transactional, mock_cluster):
-    """The first error is the one that is seen, also of a message that is alone."""
+def test_failed_message_raises_its_own_error(world, transactional, mock_cluster):
+    """A single message's own error is raised, not that of its transaction."""
     producer = transactional()
     mock_cluster.fail_requests("Produce", "INVALID_RECORD")
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     with pytest.raises(DeliveryError) as raised:
         producer.produce_async(topic="t", payload=b"x")
 
     assert raised.value.name == "INVALID_RECORD"
-    assert heard[-1]["type"] == "message.produce_async"
+    assert events[-1]["type"] == "message.produce_async"
 
 
 def test_variant_with_a_connection_of_its_own_is_refused(transactional):
-    """Two clients of one `transactional.id` would fence each other."""
+    """Two clients with one `transactional.id` would fence each other."""
     producer = transactional()
 
     with pytest.raises(VariantInvalidError, match="transactional"):
@@ -413,20 +415,22 @@ def test_variant_with_a_connection_of_its_own_is_refused(transactional):
 
 
 def test_buffer_is_flushed_in_a_transaction(world, transactional):
-    """One for all of it, also with senders of several kinds."""
+    """A flush is one transaction, also for messages of several variants."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     producer.buffer(topic="t", payload=b"x", label=0)
     producer.variant(max_wait_timeout=9.0).buffer(topic="t", payload=b"x", label=1)
 
     reports = producer.flush_sync()
 
     assert [each.label for each in reports] == [0, 1]
-    assert names(heard) == ["started", "committed", "finished"]
+    assert names(events) == ["started", "committed", "finished"]
 
 
-def test_flush_that_is_rolled_back_keeps_all(world, transactional, mock_cluster):
-    """What nobody will see is in the buffer again, in order."""
+def test_flush_that_is_rolled_back_keeps_all_messages(
+    world, transactional, mock_cluster
+):
+    """Messages that no consumer will see are back in the buffer, in order."""
     producer = transactional()
     mock_cluster.fail_requests("AddPartitionsToTxn", "TOPIC_AUTHORIZATION_FAILED")
     for number in range(3):
@@ -440,14 +444,14 @@ def test_flush_that_is_rolled_back_keeps_all(world, transactional, mock_cluster)
 
 
 def test_close_flushes_in_a_transaction(world, transactional, stored):
-    """What is buffered at the end is committed (section 10, 2)."""
+    """Messages that are still buffered are committed by `close`."""
     producer = transactional()
-    heard = transaction_events(producer)
+    events = transaction_events(producer)
     for _ in range(3):
         producer.buffer(topic="t", payload=b"x")
 
     producer.close()
 
-    assert outcomes(heard) == ["committed"]
+    assert outcomes(events) == ["committed"]
     assert producer.buffered == ()
     assert stored("t") >= 3

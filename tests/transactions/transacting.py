@@ -1,4 +1,4 @@
-"""What the tests of transactions share."""
+"""Helpers of the tests of transactions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from greendrop import DeliveryHandle, Event, Producer
 
-#: Seconds. Nothing here takes nearly as long when it works.
+#: Seconds; a working test takes much less.
 LONG = 20.0
-#: How a transaction may end, as events tell it.
+#: Names of the events that report the end of a transaction.
 ENDS = ("committed", "aborted", "finished")
 
 
 def send(producer: Producer, count: int = 1, **fields: Any) -> list[DeliveryHandle]:
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting, and return their handles."""
     return [
         producer.produce_async(topic="t", payload=b"x", label=number, **fields)
         for number in range(count)
@@ -27,7 +27,7 @@ def send(producer: Producer, count: int = 1, **fields: Any) -> list[DeliveryHand
 
 
 def events_of(producer: Producer, *wanted: str) -> list[Event]:
-    """Note from now on events by name."""
+    """Record events by name from now on."""
     heard: list[Event] = []
     for name in wanted:
         producer.monitor.subscribe(name, heard.append)
@@ -35,22 +35,22 @@ def events_of(producer: Producer, *wanted: str) -> list[Event]:
 
 
 def transaction_events(producer: Producer) -> list[Event]:
-    """Note from now on what is told of transactions."""
+    """Record the events of transactions from now on."""
     return events_of(producer, *(f"transaction.{each}" for each in ("started", *ENDS)))
 
 
 def names(heard: Iterable[Event]) -> list[str]:
-    """Tell what was heard, briefly."""
+    """Return the names of events, without the prefix of transactions."""
     return [each.name.removeprefix("transaction.") for each in heard]
 
 
 def outcomes(heard: Iterable[Event]) -> list[str]:
-    """Tell how the transactions ended of which was heard."""
+    """Return the outcomes of the finished transactions among these events."""
     return [each["outcome"] for each in heard if each.name == "transaction.finished"]
 
 
 class Failing:
-    """A command of a client's that fails so often, with an error of our choice."""
+    """A client command that fails a number of times with a chosen error."""
 
     def __init__(
         self, producer: Producer, name: str, times: int, *, code: int = 7, **flags: bool
@@ -60,12 +60,12 @@ class Failing:
         self._times = times
         self._code = code
         self._flags = flags
-        #: When it was called.
+        #: The times of its calls.
         self.called: list[float] = []
         setattr(native, name, self)
 
     def __call__(self, *arguments: object) -> object:
-        """Fail, or do it."""
+        """Fail, or call the real command."""
         self.called.append(time.monotonic())
         if len(self.called) <= self._times:
             name = "REQUEST_TIMED_OUT" if self._code > 0 else "_TIMED_OUT"
