@@ -30,7 +30,7 @@ BOOLEANS = {
     "reload_on_idempotent_fatal_error",
     "reload_on_transaction_fatal_error",
 }
-#: Those with a rule of their own.
+#: Settings with a rule of their own.
 OTHERS = {
     "id",
     "max_payload_size",
@@ -45,12 +45,12 @@ OTHERS = {
 
 
 def settings(kafka=None, **options):
-    """Build settings on a minimal configuration that further keys are added to."""
+    """Build settings from a minimal configuration and further keys."""
     return build_settings({**KAFKA, **(kafka or {})}, options)
 
 
 def problems(kafka=None, **options):
-    """What is wrong with a configuration, by key."""
+    """Return what is wrong with a configuration, by key."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         settings(kafka, **options)
     return raised.value.errors
@@ -60,7 +60,7 @@ def problems(kafka=None, **options):
 
 
 def test_defaults_are_those_of_the_table():
-    """What is not given has the default that the table of settings shows."""
+    """A setting that is not given has the default in the table of settings."""
     built = settings()
 
     for setting in SETTINGS:
@@ -69,7 +69,7 @@ def test_defaults_are_those_of_the_table():
 
 
 def test_defaults_are_waterdrops_in_seconds():
-    """The numbers carried over from WaterDrop are the same, in seconds."""
+    """Defaults carried over from WaterDrop have the same value, in seconds."""
     built = settings()
 
     assert built.max_payload_size == 1_000_012
@@ -84,17 +84,17 @@ def test_defaults_are_waterdrops_in_seconds():
     assert built.non_reloadable_errors == ("fenced",)
 
 
-def test_every_setting_says_unit_rule_and_reason():
-    """No setting comes without a unit, a rule and a reason."""
+def test_every_setting_has_unit_rule_and_reason():
+    """Each setting in the table has a unit, a rule and a reason."""
     assert [each for each in SETTINGS if each.unit and each.rule and each.why] == [
         *SETTINGS
     ]
 
 
 def test_type_checkers_know_every_setting():
-    """`ProducerSettings` has the names of the table, and its types.
+    """`ProducerSettings` has the names and types of the table.
 
-    A setting that becomes a tuple may be given as anything that can be iterated over.
+    A setting that is stored as a tuple may be given as any iterable.
     """
     typed = {
         name: annotation.__forward_arg__
@@ -109,12 +109,12 @@ def test_type_checkers_know_every_setting():
 
 
 def test_every_setting_is_tested_here():
-    """A new setting gets its limits tested, or this test fails."""
+    """This test fails for a new setting until its limits are tested."""
     assert {each.name for each in SETTINGS} == (SECONDS | BOOLEANS | OTHERS)
 
 
-def test_statistics_deltas_are_keys():
-    """Any list of texts, also an empty one; a text is no list."""
+def test_statistics_deltas_is_a_list_of_keys():
+    """Any list of texts is accepted, also an empty one; a text is not a list."""
     assert settings().statistics_deltas == ("tx", "txretries", "txerrs", "rxerrs")
     assert settings(statistics_deltas=["msg_cnt"]).statistics_deltas == ("msg_cnt",)
     assert settings(statistics_deltas=()).statistics_deltas == ()
@@ -122,8 +122,8 @@ def test_statistics_deltas_are_keys():
         assert problems(statistics_deltas=wrong).keys() == {"statistics_deltas"}
 
 
-def test_id_is_made_up():
-    """Without an id, each producer gets one of its own."""
+def test_id_is_generated():
+    """Without a given id, each producer gets a unique one."""
     one, other = settings().id, settings().id
 
     assert re.fullmatch("greendrop-[0-9a-f]{12}", one)
@@ -131,19 +131,19 @@ def test_id_is_made_up():
 
 
 def test_id_may_be_any_text():
-    """A given id is taken as it is."""
+    """A given id is used unchanged."""
     assert settings(id="x").id == "x"
 
 
 @pytest.mark.parametrize("value", ["", None, 7, b"x"])
 def test_id_needs_text(value):
-    """An empty id, or one that is no text, is refused."""
+    """An id that is empty or not text is refused."""
     assert list(problems(id=value)) == ["id"]
 
 
 @pytest.mark.parametrize("value", [1, 1_000_012, 2**40])
 def test_max_payload_size_takes_whole_numbers_from_1(value):
-    """Any size from one byte on is taken."""
+    """Any size from one byte on is accepted."""
     assert settings(max_payload_size=value).max_payload_size == value
 
 
@@ -156,18 +156,18 @@ def test_max_payload_size_takes_nothing_else(value):
 @pytest.mark.parametrize("name", sorted(SECONDS))
 @pytest.mark.parametrize("value", [0.001, 1, 86_400])
 def test_durations_are_seconds(name, value):
-    """Whole and fractional seconds up to a day are taken."""
+    """Whole and fractional seconds up to a day are accepted."""
     assert getattr(settings(**{name: value}), name) == float(value)
 
 
 @pytest.mark.parametrize("name", sorted(SECONDS - {"max_serve_time"}))
 def test_durations_may_be_zero(name):
-    """Not waiting at all is a choice."""
+    """Zero means not waiting at all, and is accepted."""
     assert getattr(settings(**{name: 0}), name) == 0.0
 
 
 def test_max_serve_time_must_not_be_zero():
-    """Serving needs some time, or no report would ever be told."""
+    """Zero is refused, since then no report would ever be handled."""
     assert list(problems(max_serve_time=0)) == ["max_serve_time"]
 
 
@@ -176,13 +176,13 @@ def test_max_serve_time_must_not_be_zero():
     "value", [-0.001, float("inf"), float("nan"), True, "1", None, 86_400.1]
 )
 def test_durations_are_finite_and_not_negative(name, value):
-    """What is no finite number of seconds is refused."""
+    """A value that is not a finite number of seconds is refused."""
     assert list(problems(**{name: value})) == [name]
 
 
 @pytest.mark.parametrize("value", [0, 30, 30.0, 86_400])
 def test_idle_time_is_none_or_half_a_minute(value):
-    """Off, or long enough to be worth a new connection."""
+    """None disables the setting; otherwise reconnecting must be worthwhile."""
     built = settings(idle_disconnect_timeout=value)
 
     assert built.idle_disconnect_timeout == float(value)
@@ -190,7 +190,7 @@ def test_idle_time_is_none_or_half_a_minute(value):
 
 @pytest.mark.parametrize("value", [0.1, 29.999, -1, 300_000, True, "30", None])
 def test_shorter_idle_times_are_refused(value):
-    """Also milliseconds, WaterDrop's unit."""
+    """Values below half a minute are refused, also milliseconds, WaterDrop's unit."""
     assert list(problems(idle_disconnect_timeout=value)) == ["idle_disconnect_timeout"]
 
 
@@ -205,18 +205,18 @@ def test_attempts_are_counted_from_1(value):
 
 @pytest.mark.parametrize("value", [(), ["fenced"], ("a", "b"), {"x"}])
 def test_errors_are_given_by_name(value):
-    """Any list of names is taken, also an empty one."""
+    """Any list of names is accepted, also an empty one."""
     assert settings(non_reloadable_errors=value).non_reloadable_errors == tuple(value)
 
 
 @pytest.mark.parametrize("value", ["fenced", None, 47, [47], [None]])
 def test_errors_are_given_by_name_only(value):
-    """A name alone, or a number, is refused."""
+    """A single name that is not in a list is refused, and so is a number."""
     assert list(problems(non_reloadable_errors=value)) == ["non_reloadable_errors"]
 
 
-def test_milliseconds_are_noticed():
-    """Who writes WaterDrop's 180_000 is told that seconds are meant."""
+def test_values_in_milliseconds_are_refused_with_a_hint():
+    """The error for WaterDrop's 180_000 says that the unit is seconds."""
     text = problems(max_wait_timeout=180_000)["max_wait_timeout"]
 
     assert "milliseconds" in text
@@ -226,14 +226,14 @@ def test_milliseconds_are_noticed():
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [True, False])
 def test_switches_take_booleans(name, value):
-    """True and False are taken."""
+    """True and False are accepted."""
     assert getattr(settings(**{name: value}), name) is value
 
 
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [0, 1, "true", None])
 def test_switches_take_nothing_else(name, value):
-    """Truthy and falsy values are no booleans."""
+    """Truthy and falsy values that are not booleans are refused."""
     assert list(problems(**{name: value})) == [name]
 
 
@@ -246,12 +246,12 @@ def test_switches_take_nothing_else(name, value):
     ],
 )
 def test_unknown_settings_get_a_hint(name, hint):
-    """An unknown setting is refused, with what was probably meant."""
+    """An unknown setting is refused, with the setting that was probably meant."""
     assert hint in problems(**{name: 1})[name]
 
 
-def test_all_problems_are_told_at_once():
-    """One error names every bad key, librdkafka's with a prefix."""
+def test_all_problems_are_reported_at_once():
+    """One error names every bad key; librdkafka's keys have a prefix."""
     found = problems(
         {"client.id": None, "linger.ms": []}, max_payload_size=0, max_wait_timeout=-1
     )
@@ -279,7 +279,7 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize("kafka", [None, {}, [], "localhost", [("a", "b")]])
 def test_kafka_needs_a_mapping_with_something_in_it(kafka):
-    """No mapping, or an empty one, is refused."""
+    """A missing or empty mapping is refused."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings(kafka, {})
 
@@ -296,7 +296,7 @@ def test_kafka_needs_a_mapping_with_something_in_it(kafka):
     ],
 )
 def test_brokers_may_be_named_in_each_of_librdkafkas_ways(brokers):
-    """Either name of the list will do, or mock brokers instead."""
+    """Either name of the bootstrap list is accepted, and so are mock brokers."""
     assert (
         build_settings(brokers, {}).kafka.items()
         >= {key: str(value) for key, value in brokers.items()}.items()
@@ -314,7 +314,7 @@ def test_brokers_may_be_named_in_each_of_librdkafkas_ways(brokers):
     ],
 )
 def test_a_configuration_needs_brokers(kafka, key):
-    """A configuration that leads to no broker is refused, and told of once."""
+    """A configuration without any broker is refused, with one problem."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings(kafka, {})
 
@@ -323,7 +323,7 @@ def test_a_configuration_needs_brokers(kafka, key):
 
 @pytest.mark.parametrize("value", ["30s", "1 minute", 0.5, "", True, "99999999999"])
 def test_milliseconds_are_whole(value):
-    """What comes before the first letter, nought, or less is what librdkafka takes."""
+    """The number of mock brokers is read as librdkafka reads it."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings({**KAFKA, "message.timeout.ms": value, "linger.ms": 0.5}, {})
 
@@ -342,7 +342,7 @@ def test_milliseconds_are_whole(value):
     ],
 )
 def test_another_spelling_of_the_addresses_key_is_pointed_out(key):
-    """As kafka-python has it, or variables of the environment: the error names it."""
+    """The error names the spelling of kafka-python or of an environment variable."""
     with pytest.raises(ConfigurationInvalidError, match=f"'{key}' is not librdkafka's"):
         build_settings({key: "a:1"}, {})
 
@@ -362,7 +362,7 @@ def test_another_spelling_of_the_addresses_key_is_pointed_out(key):
     ],
 )
 def test_addresses_of_brokers_are_taken(addresses):
-    """Names, IPv4, IPv6 in brackets; with or without a port, or the right protocol."""
+    """Names, IPv4 and bracketed IPv6 are accepted, with and without a port."""
     assert settings({"bootstrap.servers": addresses}).kafka["bootstrap.servers"] == (
         addresses
     )
@@ -402,7 +402,7 @@ def test_addresses_of_brokers_are_taken(addresses):
 )
 @pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
 def test_addresses_that_lead_to_no_broker_are_refused(key, addresses, hint):
-    """What librdkafka would only fail to connect to says what to write instead."""
+    """The error for an unusable address says what to write instead."""
     if hint is None:
         build_settings({key: addresses}, {})
         return
@@ -415,18 +415,18 @@ def test_addresses_that_lead_to_no_broker_are_refused(key, addresses, hint):
 
 @pytest.mark.parametrize("given", [["a:1", "b:2"], ("a:1", "b:2"), " a:1 , b:2\n"])
 def test_addresses_may_be_a_list(given):
-    """A list of addresses becomes librdkafka's text; blanks around them don't count."""
+    """A list of addresses is joined to librdkafka's text, without blanks."""
     assert settings({"bootstrap.servers": given}).kafka["bootstrap.servers"] == (
         "a:1,b:2"
     )
 
 
-# -- keys that need each other ------------------------------------------------------
+# -- keys that require each other ---------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["SASL_SSL", "sasl_plaintext"])
 def test_login_needs_a_mechanism(protocol):
-    """Without one librdkafka takes GSSAPI, and fails at the first message."""
+    """Without a mechanism librdkafka assumes GSSAPI and fails at the first message."""
     kafka = {"security.protocol": protocol, "sasl.username": "u", "sasl.password": "p"}
 
     assert "PLAIN, SCRAM-SHA-256" in problems(kafka)["kafka.sasl.mechanisms"]
@@ -448,8 +448,8 @@ def test_login_and_encryption_need_a_protocol(key, protocol):
     assert f"librdkafka ignores {key} without it; set it to {protocol}" in text
 
 
-def test_empty_values_are_not_given():
-    """A variable of the environment that is empty asks for nothing."""
+def test_empty_values_count_as_not_given():
+    """An empty value, as from an empty environment variable, counts as not given."""
     assert settings({"sasl.username": "", "ssl.ca.location": ""}).no_effect == ()
 
 
@@ -457,7 +457,7 @@ def test_empty_values_are_not_given():
     "key", ["ssl.ca.location", "ssl.key.location", "ssl.certificate.location"]
 )
 def test_files_must_exist(key, tmp_path):
-    """A file that isn't there is named; OpenSSL would only number its error."""
+    """The error names a missing file, where OpenSSL would only give a number."""
     kafka = {"security.protocol": "ssl", key: str(tmp_path / "none.pem")}
 
     assert "there is no file" in problems(kafka)[f"kafka.{key}"]
@@ -466,8 +466,8 @@ def test_files_must_exist(key, tmp_path):
     settings({**kafka, key: str(tmp_path)})
 
 
-def test_place_of_certificates_may_be_probed():
-    """`probe` is librdkafka's word for the usual places, and no file."""
+def test_location_of_certificates_may_be_probed():
+    """`probe` means the usual locations to librdkafka; it is not a file."""
     settings({"security.protocol": "ssl", "ssl.ca.location": "probe"})
 
 
@@ -524,8 +524,8 @@ TOKENS = {**PLAIN, "sasl.mechanisms": "OAUTHBEARER"}
         ),
     ],
 )
-def test_settings_without_effect_are_found(kafka, options, names):
-    """What the rest of the configuration makes ineffective has a reason."""
+def test_ineffective_settings_are_found(kafka, options, names):
+    """A setting that other settings make ineffective is found, with the reason."""
     [(reason, found)] = settings(kafka, **options).no_effect
 
     assert found == (names,)
@@ -566,13 +566,13 @@ def test_settings_without_effect_are_found(kafka, options, names):
         ({}, {"wait_backoff_on_transaction_command": 0.5}),
     ],
 )
-def test_settings_with_an_effect_are_not_warned_of(kafka, options):
-    """Nor is a setting that has the value of its default."""
+def test_effective_settings_cause_no_warning(kafka, options):
+    """Effective settings and settings with their default value cause no warning."""
     assert settings(kafka, **options).no_effect == ()
 
 
-def test_warning_of_settings_without_effect_is_given_once():
-    """Two producers, one line for each reason, by Python's own default handler."""
+def test_warning_of_ineffective_settings_is_logged_once():
+    """Two producers log each reason once, by Python's handler of last resort."""
     ended = run(
         """
         import greendrop
@@ -599,8 +599,8 @@ def test_warning_of_settings_without_effect_is_given_once():
 
 
 @pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
-def test_address_has_no_user(key):
-    """Nobody reads it there, and librdkafka would show the password."""
+def test_address_with_a_user_is_refused(key):
+    """librdkafka ignores a user in an address, and would show its password."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings({key: "a:1,SASL_SSL://me:hunter2@b:1"}, {})
 
@@ -608,8 +608,8 @@ def test_address_has_no_user(key):
     assert "hunter2" not in str(raised.value)
 
 
-def test_users_mapping_stays_as_it_is():
-    """A frozen mapping will do, and no mapping is written to."""
+def test_users_mapping_is_not_changed():
+    """A frozen mapping is accepted, and the given mapping is not changed."""
     mine = {"bootstrap.servers": "a:1", "acks": "all"}
 
     built = build_settings(MappingProxyType(mine), {})
@@ -629,7 +629,7 @@ def test_later_changes_of_the_users_mapping_have_no_effect():
 
 
 class Codec(str, enum.Enum):
-    """Text whose own str() is not the text."""
+    """A text whose own str() is not the text."""
 
     ZSTD = "zstd"
 
@@ -649,7 +649,7 @@ class Codec(str, enum.Enum):
     ],
 )
 def test_values_become_librdkafkas_text(value, text):
-    """Text, numbers and booleans are written as librdkafka reads them."""
+    """Text, numbers and booleans are converted to the text that librdkafka reads."""
     built = settings({"compression.type": value})
 
     assert text == built.kafka["compression.type"]
@@ -661,13 +661,13 @@ def test_values_become_librdkafkas_text(value, text):
     [None, b"x", [], {}, object(), float("nan"), float("inf"), "a\0b", "\ud800"],
 )
 def test_other_values_are_refused(value):
-    """What librdkafka could not read, or not wholly, is refused."""
+    """A value that librdkafka can't read completely is refused."""
     assert list(problems({"client.id": value})) == ["kafka.client.id"]
 
 
 @pytest.mark.parametrize("key", [1, b"acks", None, "a\0b"])
 def test_keys_are_text(key):
-    """Keys of another type are refused."""
+    """Keys that are not text are refused."""
     assert list(problems({key: "x"})) == [f"kafka.{key}"]
 
 
@@ -689,7 +689,7 @@ def test_keys_are_text(key):
     ],
 )
 def test_callbacks_are_refused_with_what_to_use_instead(key, instead):
-    """Callbacks of the C library are greendrop's own; the error says where to go."""
+    """Callbacks of the C library are reserved; the error names the alternative."""
     assert instead in problems({key: print})[f"kafka.{key}"]
 
 
@@ -702,8 +702,8 @@ def test_reports_of_errors_only_are_refused(value):
 
 
 @pytest.mark.parametrize("value", [False, "false", 0])
-def test_reports_of_all_messages_may_be_asked_for(value):
-    """The default may be spelled out."""
+def test_reports_of_all_messages_may_be_requested(value):
+    """The default may be given explicitly."""
     settings({"delivery.report.only.error": value})
 
 
@@ -711,7 +711,7 @@ def test_reports_of_all_messages_may_be_asked_for(value):
 
 
 def test_defaults_serve_a_waiting_program():
-    """What is absent gets greendrop's default."""
+    """A key that is not given gets greendrop's default."""
     assert settings().kafka == {
         **KAFKA,
         "client.id": "greendrop",
@@ -722,8 +722,8 @@ def test_defaults_serve_a_waiting_program():
     }
 
 
-def test_the_users_values_win():
-    """What is given stays."""
+def test_given_values_override_defaults():
+    """A given value is kept."""
     mine = {
         "client.id": "mine",
         "statistics.interval.ms": "0",
@@ -736,15 +736,15 @@ def test_the_users_values_win():
 
 
 def test_aliases_count_as_given():
-    """A default does not override a value under librdkafka's other name for it."""
+    """A default does not override a value under librdkafka's alias for its key."""
     mine = {"delivery.timeout.ms": "9000", "queue.buffering.max.ms": "7"}
     built = settings(mine)
 
     assert not built.kafka.keys() & {"message.timeout.ms", "linger.ms"}
 
 
-def test_verdict_comes_before_the_wait_ends():
-    """By default a message ends in librdkafka before the wait for it does."""
+def test_final_report_comes_before_the_wait_ends():
+    """By default a message ends in librdkafka before the wait for it ends."""
     built = settings()
 
     assert int(built.kafka["message.timeout.ms"]) / 1000 < built.max_wait_timeout
@@ -761,14 +761,14 @@ def test_verdict_comes_before_the_wait_ends():
     ],
 )
 def test_timeouts_of_a_transactional_producer_fit(mine, message, transaction):
-    """One timeout given, the other's default does not contradict it."""
+    """A default timeout does not contradict the timeout that is given."""
     built = settings({"transactional.id": "t", **mine})
 
     assert built.kafka["message.timeout.ms"] == message
     assert built.kafka["transaction.timeout.ms"] == transaction
 
 
-# -- what others ask settings -------------------------------------------------------
+# -- derived values -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -791,7 +791,7 @@ def test_linger_is_the_users_when_above_zero(kafka, users):
     ("value", "limit"), [(None, 100_000), ("1", 1), (10, 10), (0, sys.maxsize)]
 )
 def test_queue_limit_is_librdkafkas(value, limit):
-    """The limit is librdkafka's; its 0 means that there is none."""
+    """The limit is librdkafka's; its value 0 means no limit."""
     kafka = {} if value is None else {"queue.buffering.max.messages": value}
 
     assert limit == settings(kafka).queue_limit
@@ -811,10 +811,10 @@ def test_queue_limit_is_librdkafkas(value, limit):
         ({"transactional.id": ""}, False, False),
     ],
 )
-def test_guarantees_are_read_as_librdkafka_reads_them(kafka, idempotent, transactional):
-    """Transactions bring idempotence; booleans may be spelled in many ways.
+def test_guarantees_are_read_as_by_librdkafka(kafka, idempotent, transactional):
+    """Transactions imply idempotence; booleans have several spellings.
 
-    They are read once, with all else, so it doesn't matter when one asks. Acceptance
+    The guarantees are read once, when the settings are built.
     check 60.
     """
     built = settings(kafka)
@@ -836,7 +836,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("key", sorted(SECRETS))
 def test_secrets_are_not_shown(key):
-    """Values of secret keys are neither in the repr nor in what is shown."""
+    """Values of secret keys are neither in the repr nor in the displayed settings."""
     built = settings({key: "hunter2", "security.protocol": "plaintext"})
 
     assert key in built.secret_keys
@@ -848,15 +848,15 @@ def test_secrets_are_not_shown(key):
 @pytest.mark.parametrize(
     "key", ["ssl.key.location", "sasl.mechanism", "sasl.mechanisms", "ssl.ca.location"]
 )
-def test_what_helps_to_find_a_mistake_is_shown(key):
-    """Names of files and mechanisms are no secrets."""
+def test_names_of_files_and_mechanisms_are_shown(key):
+    """Names of files and mechanisms are not secret."""
     kafka = {key: "visible", "security.protocol": "plaintext"}
 
     assert settings(kafka).redacted()["kafka"][key] == "visible"
 
 
 def test_secrets_are_not_in_errors():
-    """An error about a secret key does not tell its value."""
+    """An error about a secret key does not contain its value."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         settings({"sasl.password": ["hunter2"], "ssl.key.pem": "hunter2\0"})
 

@@ -1,4 +1,4 @@
-"""No secret of a configuration comes out: not in errors, reprs, events or logs."""
+"""Secrets of a configuration never appear in errors, reprs, events or logs."""
 
 import traceback
 
@@ -17,7 +17,7 @@ from tests.tasks import await_true, sleep
 
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "reconnect.backoff.max.ms": 50}
 
-#: All keys of librdkafka whose values are secrets, and some that it does not know.
+#: All keys of librdkafka whose values are secrets, and some misspelt ones.
 KEYS = sorted(
     {k for k, row in properties().items() if row.scope != "C" and is_secret(k, "")}
     | {"sasl.jaas.config", "sasl.pasword", "ssl.key.pasword", "sasl.oauthbearer.tokn"}
@@ -30,13 +30,13 @@ JAAS = (
 
 
 def secret(key):
-    """Give a key a secret of its own."""
+    """Give a key a unique secret."""
     text = "S3cr3t" + "".join(letter for letter in key if letter.isalpha())
     return JAAS.format(text) if "jaas" in key else text
 
 
 class Out:
-    """All that comes out, as text."""
+    """All output of the producers, as text."""
 
     def __init__(self, caplog, capfd):
         self._caplog = caplog
@@ -45,7 +45,7 @@ class Out:
         self._listeners = []
 
     def listen_to(self, monitor, names):
-        """Keep all that events say, whichever way one looks at it."""
+        """Collect everything that events contain, in each representation."""
         for name in names:
             monitor.subscribe(name, self._keep)
         self._listeners.append(monitor)
@@ -53,10 +53,10 @@ class Out:
     def _keep(self, event):
         self.said.append(repr(event))
         for value in event.payload.values():
-            self.say(value)
+            self.collect(value)
 
-    def say(self, value):
-        """Keep all that a value says."""
+    def collect(self, value):
+        """Collect each representation of a value."""
         self.said += [repr(value), str(value)]
         if isinstance(value, BaseException):
             self.said += traceback.format_exception(value)
@@ -65,21 +65,21 @@ class Out:
             self.said.append(repr(value._core.settings if value._core else None))
 
     def text(self):
-        """Give everything, what was logged and printed included."""
+        """Return all collected text, including what was logged and printed."""
         for record in self._caplog.records:
             self.said += [record.getMessage(), repr(vars(record))]
         printed = self._capfd.readouterr()
         return "\n".join([*self.said, self._caplog.text, printed.out, printed.err])
 
     def close(self):
-        """Listen no more."""
+        """Stop listening."""
         for monitor in self._listeners:
             monitor.unsubscribe(self._keep)
 
 
 @pytest.fixture
 def out(caplog, capfd):
-    """Keep all that comes out during a test, down to the last detail."""
+    """Collect all output during a test, at the most detailed level."""
     caplog.set_level(1, "greendrop")
     everything = Out(caplog, capfd)
     everything.listen_to(greendrop.monitor, PROCESS_EVENTS)
@@ -88,39 +88,39 @@ def out(caplog, capfd):
 
 
 def make(out, kafka, **settings):
-    """Make a producer that everybody listens to."""
+    """Make a producer with listeners for every event."""
     producer = Producer()
     out.listen_to(producer.monitor, EVENTS)
     producer.monitor.subscribe(LogListener(log_messages=True))
     try:
         producer.setup({"debug": "all", **kafka}, **settings)
     except GreendropError as error:
-        out.say(error)
-    out.say(producer)
+        out.collect(error)
+    out.collect(producer)
     return producer
 
 
 def use(out, producer, seconds=0.3):
-    """Send until it fails, purge and close."""
+    """Send until an error, purge and close."""
     try:
         handle = producer.produce_async(topic="t", payload=b"x")
         sleep(seconds)
         producer.purge()
-        out.say(handle)
+        out.collect(handle)
         handle.wait(5)
     except GreendropError as error:
-        out.say(error)
-    out.say(producer)
+        out.collect(error)
+    out.collect(producer)
     producer.close(force=True)
 
 
 def fragments(value):
-    """Give a secret, and each part of it by which one could know it."""
+    """Return a secret and each part of it that would identify it."""
     return [value, *(line for line in value.splitlines() if len(line) > 20)]
 
 
 def check(out, *secrets):
-    """Nothing of the secrets is in what came out, and that is not nothing."""
+    """Assert that the output is not empty and contains no part of the secrets."""
     text = out.text()
     assert len(text) > 100
     for value in secrets:
@@ -129,19 +129,19 @@ def check(out, *secrets):
             assert fragment not in text, text[where : where + 600]
 
 
-# -- each by itself -------------------------------------------------------------------
+# -- single keys ----------------------------------------------------------------------
 
 
-def test_there_are_secrets():
-    """All keys of librdkafka that are about secrets are tried, and some misspelt."""
+def test_all_secret_keys_are_tried():
+    """All of librdkafka's secret keys are tried, and some misspelt ones."""
     assert {"sasl.password", "ssl.key.password", "ssl.key.pem"} <= set(KEYS)
     assert {"sasl.username", "sasl.oauthbearer.client.secret"} <= set(KEYS)
     assert len(KEYS) > 20
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_secret_is_kept_whether_the_configuration_is_good_or_not(out, key):
-    """Refused or taken, alone or with a bad neighbour: the value is nowhere."""
+def test_secret_is_hidden_in_valid_and_invalid_configurations(out, key):
+    """A secret in a valid or an invalid configuration appears nowhere."""
     value = secret(key)
     login = {"security.protocol": "plaintext"}
     bad = {"security.protocol": "ssl", "ssl.ca.location": "/none"}
@@ -151,8 +151,8 @@ def test_secret_is_kept_whether_the_configuration_is_good_or_not(out, key):
     check(out, "S3cr3t")
 
 
-def test_secret_of_a_wrong_type_is_kept(out):
-    """Also one that was given as bytes, with a NUL in it, or to the wrong place."""
+def test_secret_of_a_wrong_type_is_hidden(out):
+    """A secret given as bytes, with a NUL or under the wrong key appears nowhere."""
     for value in (b"S3cr3t", "S3cr3t\0", ["S3cr3t"], {"a": "S3cr3t"}):
         make(out, {**DEAD, "sasl.password": value})
     for settings in ({"password": "S3cr3t"}, {"sasl_password": "S3cr3t"}):
@@ -161,8 +161,8 @@ def test_secret_of_a_wrong_type_is_kept(out):
     check(out, "S3cr3t")
 
 
-def test_user_in_an_address_is_kept(out):
-    """A proxy's address may have a password in it."""
+def test_user_in_an_address_is_hidden(out):
+    """The password in a proxy's address appears nowhere."""
     make(out, {**DEAD, "https.proxy": "http://me:S3cr3t@proxy:3128"}).close()
     make(out, {**DEAD, "no.such.key": "http://me:S3cr3t@proxy:3128"})
 
@@ -196,8 +196,8 @@ SASL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [True, False], ids=["dead broker", "wrong broker"])
 @pytest.mark.parametrize("mechanism", SASL)
-def test_failing_logins_tell_no_secret(hub, out, mock_cluster, mechanism, dead):
-    """Librdkafka says all it can (debug=all), and the password is not in it."""
+def test_failing_logins_reveal_no_secret(hub, out, mock_cluster, mechanism, dead):
+    """With debug=all librdkafka logs everything, but not the password."""
     brokers = DEAD if dead else {"bootstrap.servers": mock_cluster.bootstrap_servers}
     producer = make(out, {**brokers, **SASL[mechanism]})
 
@@ -207,8 +207,8 @@ def test_failing_logins_tell_no_secret(hub, out, mock_cluster, mechanism, dead):
 
 
 @pytest.mark.slow
-def test_failing_tls_tells_no_secret(hub, out, mock_cluster, identity):
-    """Neither the key nor its password is told when a broker speaks no TLS."""
+def test_failing_tls_reveals_no_secret(hub, out, mock_cluster, identity):
+    """Neither the key nor its password appears when a broker does not speak TLS."""
     certificate, key = identity
     brokers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
     pems = {"ssl.certificate.pem": certificate, "ssl.key.pem": key}
@@ -222,10 +222,10 @@ def test_failing_tls_tells_no_secret(hub, out, mock_cluster, identity):
 
 
 @pytest.mark.slow
-def test_recovery_tells_no_secret(hub, out, mock_cluster):
-    """The configuration that a listener may change has the secrets hidden.
+def test_recovery_reveals_no_secret(hub, out, mock_cluster):
+    """A listener that changes the configuration sees secrets replaced.
 
-    What stays hidden stays what it was; what was changed counts.
+    A value that stays replaced keeps its secret; a changed value takes effect.
     """
     kafka = {
         "bootstrap.servers": mock_cluster.bootstrap_servers,
@@ -258,46 +258,46 @@ def test_recovery_tells_no_secret(hub, out, mock_cluster):
     check(out, "S3cr3tPassword", "S3cr3tUser", "S3cr3tOther")
 
 
-# -- cutting secrets out --------------------------------------------------------------
+# -- redaction of texts ---------------------------------------------------------------
 
 
-def censored(text, **kafka):
-    """Have secrets cut out of a text, as a broker might write it."""
+def redacted(text, **kafka):
+    """Redact a text as a broker might write it."""
     kafka = {key.replace("_", "."): value for key, value in kafka.items()}
     kafka["security.protocol"] = "plaintext"
     return build_settings({**DEAD, **kafka}, {}).censored(text)
 
 
-def test_credentials_are_cut_out_wherever_they_are():
-    """Inside of words, too."""
-    text = censored("login=me:hunter22&x", sasl_password="hunter22")
+def test_credentials_are_redacted_anywhere():
+    """Credentials are redacted within words too."""
+    text = redacted("login=me:hunter22&x", sasl_password="hunter22")
 
     assert text == "login=me:[hidden]&x"
 
 
-def test_names_of_users_are_cut_out_as_words_only():
-    """A user `shop` is no reason to cut up the topic `shop-orders`."""
-    text = censored("user shop may not write to shop-orders", sasl_username="shop")
+def test_names_of_users_are_redacted_as_words_only():
+    """A user `shop` is not redacted in the topic `shop-orders`."""
+    text = redacted("user shop may not write to shop-orders", sasl_username="shop")
 
     assert text == "user [hidden] may not write to shop-orders"
 
 
 @pytest.mark.parametrize("value", ["true", "60000", "kafka", "abc"])
-def test_what_is_in_any_text_by_chance_stays(value):
-    """Numbers, truth values, defaults and very short values hide nothing."""
+def test_common_values_are_not_redacted(value):
+    """Numbers, booleans, defaults and very short values are not redacted."""
     kafka = {"sasl_kerberos_service_name": value}
 
-    assert censored(f"x {value} y", **kafka) == f"x {value} y"
+    assert redacted(f"x {value} y", **kafka) == f"x {value} y"
 
 
-def test_lines_of_a_key_are_cut_out(identity):
-    """A key in PEM may come out line by line."""
+def test_lines_of_a_key_are_redacted(identity):
+    """Single lines of a key in PEM are redacted."""
     _, key = identity
     line = key.splitlines()[1]
 
-    assert line not in censored(f"bad line: {line}", ssl_key_pem=key)
+    assert line not in redacted(f"bad line: {line}", ssl_key_pem=key)
 
 
-def test_log_has_the_users_in_addresses_hidden():
-    """Whatever the key, no address shows who logs in."""
-    assert censored("to http://a:b@c:1/d") == "to http://[hidden]@c:1/d"
+def test_users_in_addresses_are_redacted_in_the_log():
+    """A user in an address is redacted under every key."""
+    assert redacted("to http://a:b@c:1/d") == "to http://[hidden]@c:1/d"

@@ -19,7 +19,7 @@ from tests.interpreter import run
 
 @pytest.fixture(scope="module")
 def brokers():
-    """One mock broker for all tests that do not hurt it."""
+    """One mock broker for all tests that do not affect it."""
     cluster = MockBrokers(1)
     yield cluster.bootstraps
     cluster.destroy()
@@ -39,7 +39,7 @@ def make_producer(brokers):
 
 @pytest.fixture
 def make_queue():
-    """Reach main queues that are released when the test ends."""
+    """Find main queues that are released when the test ends."""
     with ExitStack() as stack:
 
         def make(producer):
@@ -53,7 +53,7 @@ def make_queue():
 
 @pytest.fixture
 def fd():
-    """Make a descriptor as greendrop gives it to librdkafka."""
+    """Make a descriptor like the one that greendrop gives to librdkafka."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -63,7 +63,7 @@ def fd():
 
 
 def readable(fd, seconds=5.0) -> bool:
-    """Whether a descriptor becomes readable in time."""
+    """Return whether a descriptor becomes readable in time."""
     return bool(select.select([fd.reader], [], [], seconds)[0])
 
 
@@ -74,12 +74,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
 def test_queue_of_a_producer_is_found(make_producer, make_queue):
-    """The main queue of a live producer is reached."""
+    """The main queue of a live producer is found."""
     make_queue(make_producer())
 
 
 class Slotted(Producer):
-    """A subclass with room of its own."""
+    """A subclass with a slot of its own."""
 
     __slots__ = ("mine",)
 
@@ -90,29 +90,29 @@ class Dictionary(Producer):
 
 @pytest.mark.parametrize("cls", [Slotted, Dictionary])
 def test_queue_of_a_subclass_is_found(make_producer, make_queue, cls):
-    """A subclass keeps the client where the base class has it."""
+    """A subclass keeps the client at the same offset as the base class."""
     make_queue(make_producer(cls))
 
 
-class Liar:
-    """Says that it is a producer."""
+class Impostor:
+    """An object that claims to be a producer."""
 
     @property
     def __class__(self):
-        """Lie."""
+        """Claim to be a producer."""
         return Producer
 
 
 @pytest.mark.parametrize(
-    "foreign", [object(), None, 7, "x", Producer, Liar(), SimpleNamespace()]
+    "foreign", [object(), None, 7, "x", Producer, Impostor(), SimpleNamespace()]
 )
 def test_foreign_objects_have_no_queue(foreign):
-    """What is no producer is answered with None, also when it claims to be one."""
+    """Other objects get None, also an object that claims to be a producer."""
     assert MainQueue.of(foreign) is None
 
 
 def test_consumers_have_no_queue(brokers):
-    """A consumer has a client too, but none of our business."""
+    """A consumer has a client too, but it is not greendrop's concern."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": "g"})
     try:
         assert MainQueue.of(consumer) is None
@@ -126,7 +126,7 @@ def test_unfinished_producers_have_no_queue():
 
 
 def test_closed_producers_have_no_queue(brokers):
-    """After close there is no client any more."""
+    """A closed producer has no client."""
     producer = Producer({"bootstrap.servers": brokers})
     producer.close()
 
@@ -135,14 +135,14 @@ def test_closed_producers_have_no_queue(brokers):
 
 
 @pytest.mark.parametrize("cls", [object, type("Grown", (Producer,), {}), Exception])
-def test_unknown_layouts_are_not_trusted(cls):
-    """A class that has no room for the pointer, or another base, is not looked into."""
+def test_unknown_layouts_are_not_inspected(cls):
+    """A class without space for the pointer, or with another base, is not inspected."""
     assert not bindings._as_known(cls)
     assert bindings._as_known(Producer)
 
 
-def test_greendrop_goes_on_without_librdkafka():
-    """On a platform where it can't be reached, all answers are harmless."""
+def test_greendrop_works_without_access_to_librdkafka():
+    """Where librdkafka can't be found, every function has a harmless result."""
     run(
         """
         import sys
@@ -165,7 +165,7 @@ def test_greendrop_goes_on_without_librdkafka():
     [0x8, 0xDEADBEE8, 0x7FFF00000000, 2**47 - 8, 2**63 - 8, 2**63, 2**64 - 0x1000],
 )
 def test_garbage_pointers_do_not_crash(address):
-    """An address where nothing is, is found out without touching it."""
+    """An unmapped address is recognised without being read."""
     assert not bindings._readable(address)
 
 
@@ -176,7 +176,7 @@ def test_live_memory_is_readable():
 
 @pytest.fixture
 def no_descriptors():
-    """Let the process run out of file descriptors."""
+    """Exhaust the file descriptors of the process."""
     taken = []
     try:
         while True:
@@ -189,7 +189,7 @@ def no_descriptors():
 
 
 def test_probe_survives_without_descriptors(make_producer, request):
-    """A process that has run out of file descriptors gets None."""
+    """A process without free file descriptors gets None."""
     producer = make_producer()
     request.getfixturevalue("no_descriptors")
 
@@ -198,7 +198,7 @@ def test_probe_survives_without_descriptors(make_producer, request):
 
 @linux
 def test_probe_leaves_no_descriptor_open():
-    """Probing and trying the signal close what they have opened."""
+    """Probing and the test of the signal close the descriptors that they opened."""
     run(
         """
         import os
@@ -221,7 +221,7 @@ def test_probe_leaves_no_descriptor_open():
 
 
 def test_report_signals_the_descriptor(make_producer, make_queue, fd):
-    """A delivery report makes the descriptor readable, and poll then serves it."""
+    """A delivery report makes the descriptor readable, and a poll then handles it."""
     producer, seen = make_producer(), []
     assert make_queue(producer).signal_on(fd.writer)
     producer.poll(0)
@@ -236,7 +236,7 @@ def test_report_signals_the_descriptor(make_producer, make_queue, fd):
 
 
 def test_signal_is_8_bytes_in_native_order(make_producer, make_queue, fd):
-    """The signal is a 1 as eventfd takes it."""
+    """The signal is the number 1 in the form that eventfd expects."""
     queue = make_queue(make_producer())
     queue.signal_on(fd.writer)
 
@@ -247,7 +247,7 @@ def test_signal_is_8_bytes_in_native_order(make_producer, make_queue, fd):
 
 @linux
 def test_eventfd_is_signalled(make_producer, make_queue):
-    """An eventfd takes the signal."""
+    """The signal makes an eventfd readable."""
     eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     queue = make_queue(make_producer())
     try:
@@ -260,7 +260,7 @@ def test_eventfd_is_signalled(make_producer, make_queue):
 
 
 def test_signals_work_on_a_queue_with_entries(make_producer, make_queue, fd):
-    """Entries that are there already do not pass for a broken signal."""
+    """Existing entries of the queue are not mistaken for a broken signal."""
     producer = make_producer()
     producer.produce("t", b"x")
     deadline = time.monotonic() + 5
@@ -277,7 +277,7 @@ def test_signals_work_on_a_queue_with_entries(make_producer, make_queue, fd):
 
 
 def test_blocking_descriptor_is_refused(make_producer, make_queue, fd):
-    """A descriptor that blocks could stop librdkafka for good, so it is not used."""
+    """A blocking descriptor could block librdkafka for ever, so it is refused."""
     os.set_blocking(fd.writer, True)
     queue = make_queue(make_producer())
 
@@ -288,7 +288,7 @@ def test_blocking_descriptor_is_refused(make_producer, make_queue, fd):
 
 
 def test_wake_ends_a_short_poll():
-    """A poll that waits returns when another thread wakes it."""
+    """A waiting poll returns when another thread wakes it."""
     run(
         """
         import threading, time
@@ -312,7 +312,7 @@ def test_wake_ends_a_short_poll():
 
 
 def test_yield_poll_ends_the_poll(make_producer, make_queue, fd):
-    """A callback can end its poll; the rest is served later, signalled and in order."""
+    """A callback can end its poll; the rest is handled later, in order."""
     producer, seen = make_producer(), []
     queue = make_queue(producer)
 
@@ -353,8 +353,8 @@ def test_release_ends_the_signals(make_producer, make_queue, fd):
     assert not readable(fd, 0)
 
 
-def test_release_after_close_does_no_harm(brokers, fd):
-    """The order release, then close is the right one; the other does not crash."""
+def test_release_after_close_does_not_crash(brokers, fd):
+    """Release before close is the right order; the opposite order does not crash."""
     producer = Producer({"bootstrap.servers": brokers})
     queue = MainQueue.of(producer)
     queue.signal_on(fd.writer)
@@ -368,7 +368,7 @@ def test_release_after_close_does_no_harm(brokers, fd):
 
 
 def test_fatal_error_is_unwrapped(make_producer):
-    """The error that ended a producer is told with its own code and text."""
+    """The error that ended a producer is reported with its own code and text."""
     producer = make_producer()
     assert bindings.fatal_error(producer) is None
 
@@ -381,8 +381,8 @@ def test_fatal_error_is_unwrapped(make_producer):
         producer.poll(0)
 
 
-def test_second_fatal_error_does_not_count(make_producer):
-    """The first error stays."""
+def test_second_fatal_error_is_ignored(make_producer):
+    """The first error is kept."""
     producer = make_producer()
     bindings.trigger_fatal_error(producer, 47, "first")
 
@@ -393,14 +393,14 @@ def test_second_fatal_error_does_not_count(make_producer):
 
 
 def test_fatal_error_needs_a_producer():
-    """Foreign objects have no fatal error and can't be given one."""
+    """Other objects have no fatal error and can't be given one."""
     assert bindings.fatal_error(object()) is None
     with pytest.raises(GreendropError):
         bindings.trigger_fatal_error(object(), 47, "x")
 
 
 def test_error_codes_are_known_by_name():
-    """Names of Kafka's and of librdkafka's own errors give their numbers."""
+    """The names of Kafka's and librdkafka's errors have their numbers."""
     codes = bindings.error_codes()
 
     assert codes["MSG_SIZE_TOO_LARGE"] == 10

@@ -43,11 +43,11 @@ def check(**kafka):
     ],
 )
 def test_good_configurations_pass(kafka):
-    """What librdkafka takes has no problems, alone and with greendrop's defaults."""
+    """A valid configuration has no problems, alone and with greendrop's defaults."""
     assert check(**kafka) == {}
 
 
-def test_unknown_keys_are_told_with_a_hint():
+def test_unknown_keys_are_reported_with_a_hint():
     """An unknown key is named, with the property that was probably meant."""
     found = check(**{"linger_ms": 5, "ackz": "all", "quite.unlike.any": 1})
 
@@ -57,15 +57,15 @@ def test_unknown_keys_are_told_with_a_hint():
     assert "did you mean" not in found["quite.unlike.any"]
 
 
-def test_hints_name_what_a_producer_has():
+def test_hints_name_properties_of_producers_only():
     """Properties of consumers are not suggested."""
     assert "did you mean" not in check(auto__offset__rest="earliest").get(
         "auto.offset.rest", ""
     )
 
 
-def test_bad_values_are_told_all_at_once():
-    """Each bad value is told under the user's key, with the value."""
+def test_bad_values_are_reported_all_at_once():
+    """Each bad value is reported under the user's key, with the value."""
     found = check(acks="some", linger__ms=-1, compression__type="zap", retries="many")
 
     assert set(found) == {"acks", "linger.ms", "compression.type", "retries"}
@@ -93,7 +93,7 @@ def test_bad_values_are_told_all_at_once():
     ],
 )
 def test_numbers_are_not_misread(key, value, got):
-    """What librdkafka would take for another number is refused."""
+    """A value that librdkafka would read as another number is refused."""
     assert f"librdkafka would read it as {got} " in check(**{key: value})[key]
 
 
@@ -115,12 +115,12 @@ def test_numbers_are_not_misread(key, value, got):
     ],
 )
 def test_plain_numbers_and_names_pass(key, value):
-    """So do texts that only begin like a number, where a text is wanted."""
+    """A text that begins like a number is accepted where a text is expected."""
     assert check(**{key: value}) == {}
 
 
 def test_every_number_of_librdkafka_is_checked():
-    """Whatever property is a number, one with a unit behind it is refused."""
+    """A number with a unit is refused for every numeric property."""
     table = properties()
     numbers = [
         name
@@ -146,7 +146,7 @@ def test_every_number_of_librdkafka_is_checked():
 
 
 def test_kerberos_needs_a_librdkafka_that_has_it():
-    """The wheels come without GSSAPI, and would fail with the first message."""
+    """The wheels lack GSSAPI, and would fail with the first message."""
     found = check(security__protocol="sasl_ssl", sasl__mechanism="GSSAPI")
 
     assert bindings.load_library() is not None
@@ -155,7 +155,7 @@ def test_kerberos_needs_a_librdkafka_that_has_it():
 
 
 def test_keys_of_consumers_are_known():
-    """They are found by librdkafka's own table; what both have is none of them."""
+    """librdkafka's own table names the properties that only consumers have."""
     kafka = {
         "group.id": "g",
         "auto.offset.reset": "earliest",
@@ -208,8 +208,8 @@ def test_keys_of_consumers_are_known():
         ),
     ],
 )
-def test_keys_that_do_not_go_together_are_told(kafka, key):
-    """What librdkafka finds out only when it makes a client is told before."""
+def test_conflicting_keys_are_reported(kafka, key):
+    """Conflicts that librdkafka finds when it makes a client are reported before."""
     found = check(**kafka)
 
     assert len(found) == 1
@@ -231,7 +231,7 @@ SECRET = "hunter2-and-more"
     ],
 )
 def test_secrets_are_not_in_the_texts(kafka):
-    """A problem with a secret does not tell the secret."""
+    """A problem with a secret does not contain the secret."""
     protocol = "sasl_ssl" if "sasl__mechanism" in kafka else "ssl"
     found = check(security__protocol=protocol, **kafka)
 
@@ -247,8 +247,8 @@ def test_secrets_are_not_in_the_texts(kafka):
         ("value", 'Invalid [hidden] "[hidden]" for'),
     ],
 )
-def test_secrets_are_cut_out_of_librdkafkas_texts(secret, text):
-    """A value that librdkafka quotes is cut out; a short one only as a whole word."""
+def test_secrets_are_redacted_in_librdkafkas_texts(secret, text):
+    """A value that librdkafka quotes is redacted; a short one only as a whole word."""
     found = check_configuration({"compression.type": secret}, {"compression.type"})
 
     assert text in found["compression.type"]
@@ -256,7 +256,7 @@ def test_secrets_are_cut_out_of_librdkafkas_texts(secret, text):
 
 @linux
 def test_check_leaves_nothing_behind():
-    """No connection, no mock broker and no thread outlives the check."""
+    """No connection, mock broker or thread is left after the check."""
     run(
         """
         import os
@@ -290,7 +290,7 @@ def test_check_writes_nothing(capfd):
 
 
 def test_plugins_are_not_loaded():
-    """A plugin's code is not run by the check; what it would find is told later."""
+    """The check does not run a plugin's code; its problems are reported later."""
     kafka = {"plugin.library.paths": "/no/such.so", "acks": "some"}
 
     assert check_configuration(kafka, ()) == {}

@@ -1,4 +1,4 @@
-"""The errors that greendrop makes of librdkafka's, for messages."""
+"""The errors that greendrop makes from librdkafka's, for messages."""
 
 import pickle
 
@@ -10,8 +10,8 @@ from greendrop._librdkafka.errors import ErrorTranslator
 
 
 @pytest.fixture
-def verdicts():
-    """Make the errors of a client without a fatal error and without secrets."""
+def translator():
+    """Make the error translator of a client without a fatal error or secrets."""
     return ErrorTranslator(lambda: None, lambda code: KafkaError(code).name(), str)
 
 
@@ -24,9 +24,9 @@ def verdicts():
         (87, "INVALID_RECORD"),
     ],
 )
-def test_a_message_of_a_rejected_batch_is_not_blamed_alone(verdicts, code, name):
-    """The broker says which batch it rejects, and not for which of its messages."""
-    error = verdicts.delivery_error("t", KafkaError(code), 0)
+def test_a_message_of_a_rejected_batch_is_not_blamed_alone(translator, code, name):
+    """The broker names the batch that it rejects, and not the message at fault."""
+    error = translator.delivery_error("t", KafkaError(code), 0)
 
     assert error.name == name
     assert error.batch_rejected
@@ -35,9 +35,9 @@ def test_a_message_of_a_rejected_batch_is_not_blamed_alone(verdicts, code, name)
     assert "stored none of the batch" in str(error)
 
 
-def test_a_message_that_another_one_failed_is_told_apart(verdicts):
-    """The valid messages are marked, if the broker has named the invalid ones."""
-    error = verdicts.delivery_error("t", KafkaError(-138), 0)
+def test_a_message_that_failed_because_of_another_one_is_marked(translator):
+    """The valid messages are marked if the broker has named the invalid ones."""
+    error = translator.delivery_error("t", KafkaError(-138), 0)
 
     assert error.name == "_INVALID_DIFFERENT_RECORD"
     assert error.batch_rejected
@@ -46,26 +46,28 @@ def test_a_message_that_another_one_failed_is_told_apart(verdicts):
 
 
 @pytest.mark.parametrize("code", [-192, -190, 29, 19])
-def test_other_errors_are_of_the_message_alone(verdicts, code):
-    """They say nothing about a batch."""
-    error = verdicts.delivery_error("t", KafkaError(code), 0)
+def test_other_errors_are_of_the_message_alone(translator, code):
+    """Other errors say nothing about a batch."""
+    error = translator.delivery_error("t", KafkaError(code), 0)
 
     assert not error.batch_rejected
     assert "batch" not in str(error)
 
 
-def test_a_rejected_batch_is_seen_after_pickling(verdicts):
-    """As in the result of a task."""
-    error = pickle.loads(pickle.dumps(verdicts.delivery_error("t", KafkaError(10), 0)))
+def test_a_rejected_batch_is_marked_after_pickling(translator):
+    """The mark survives pickling, as in the result of a task."""
+    error = pickle.loads(
+        pickle.dumps(translator.delivery_error("t", KafkaError(10), 0))
+    )
 
     assert error.batch_rejected
 
 
-def test_a_refusal_by_librdkafka_does_not_blame_the_broker(verdicts):
-    """Its own text for a message that is too large reads as if a broker had said so."""
-    cause = verdicts.translate(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+def test_a_refusal_by_librdkafka_does_not_blame_the_broker(translator):
+    """librdkafka's text for a message that is too large reads like a broker's."""
+    cause = translator.translate(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
 
-    error = verdicts.enqueue_error("t", cause)
+    error = translator.enqueue_error("t", cause)
 
     assert "Broker" not in str(error)
     assert "message.max.bytes" in str(error)
@@ -74,10 +76,10 @@ def test_a_refusal_by_librdkafka_does_not_blame_the_broker(verdicts):
 
 
 @pytest.mark.parametrize("verb", ["produce_sync", "produce_async"])
-def test_single_messages_tell_that_their_batch_was_rejected(
+def test_errors_of_single_messages_name_the_rejected_batch(
     world, make_producer, mock_cluster, verb
 ):
-    """Whatever raises the error: the verb itself, or the wait for its handle."""
+    """The verb and the wait for a handle raise the same error."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"warm up")
     mock_cluster.fail_requests("Produce", "INVALID_RECORD")
@@ -91,7 +93,7 @@ def test_single_messages_tell_that_their_batch_was_rejected(
 def test_rejected_messages_of_a_batch_can_be_sent_again_one_by_one(
     world, make_producer, mock_cluster
 ):
-    """As the documentation has it: nothing of the rejected batch was stored."""
+    """As documented, nothing of the rejected batch was stored."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"warm up", partition=0)
     messages = [Message("t", b"%d" % n, partition=0) for n in range(3)]

@@ -1,4 +1,4 @@
-"""librdkafka's log lines: their kinds, and not the same over and over."""
+"""librdkafka's log lines: their kinds, and the limit on repeated ones."""
 
 import logging
 
@@ -14,13 +14,13 @@ from tests.tasks import sleep
 
 
 class Lines:
-    """A logger of structlog that keeps what it was given."""
+    """A structlog logger that keeps the lines it was given."""
 
     def __init__(self):
         self.lines = []
 
     def bind(self, **_):
-        """Give itself."""
+        """Return the logger itself."""
         return self
 
     def __getattr__(self, level):
@@ -28,8 +28,8 @@ class Lines:
 
 
 @pytest.fixture
-def said():
-    """Have lines told to a list: level, event and facts."""
+def collected_lines():
+    """Collect log lines in a list: level, event and keywords."""
     logger = Lines()
     now = [0.0]
     repeats = RateLimiter(60.0, lambda: now[0])
@@ -38,20 +38,20 @@ def said():
 
 
 def log_to(logger):
-    """Make a place for lines that keeps them."""
+    """Make a logger that keeps its lines."""
     return Log("greendrop", logger)
 
 
-def test_lines_have_kinds_and_facts(said):
-    """Each line comes out with its kind, broker and level, as the golden file says."""
-    lines, told, _ = said
+def test_lines_have_kinds_and_keywords(collected_lines):
+    """Each line has the kind, broker and level of the golden file."""
+    lines, logged, _ = collected_lines
     # As librdkafka 2.16 writes them, each after its level.
     for line in given("librdkafka_lines.in.txt"):
         lines.log(int(line[:2]), line[3:])
 
     written = [
         f"{level:<8}{event} " + " ".join(f"{k}={v!r}" for k, v in facts.items())
-        for level, event, facts in told
+        for level, event, facts in logged
     ]
     assert written == expected("librdkafka_lines.txt", written)
 
@@ -81,47 +81,47 @@ def test_lines_have_kinds_and_facts(said):
     ],
 )
 def test_kinds(facility, text, kind, level):
-    """A line's kind is read from its facility, or from what it says."""
+    """The kind of a line is derived from its facility or from its text."""
     assert classified(17, facility, text) == (kind, level)
 
 
-def test_lines_that_differ_in_numbers_only_are_told_once_a_minute(said):
-    """Of a hundred failures one is told, and after a minute how many there were."""
-    lines, told, now = said
+def test_lines_that_differ_in_numbers_only_are_logged_once_a_minute(collected_lines):
+    """Of a hundred failures one is logged; a minute later, the number of others."""
+    lines, logged, now = collected_lines
     for number in range(100):
         lines.log(40, f"FAIL [c] [thrd:a:9/1]: a:9/1: refused (after {number}ms)")
     now[0] = 61.0
     lines.log(40, "FAIL [c] [thrd:a:9/1]: a:9/1: refused (after 9ms)")
 
-    assert ["left_out" in facts for _, _, facts in told] == [False, True]
-    assert told[1][2]["left_out"] == 99
+    assert ["left_out" in facts for _, _, facts in logged] == [False, True]
+    assert logged[1][2]["left_out"] == 99
 
 
-def test_each_broker_is_told_of(said):
-    """Two brokers that are down are two lines."""
-    lines, told, _ = said
+def test_each_broker_has_a_line(collected_lines):
+    """Two brokers that are down cause two lines."""
+    lines, logged, _ = collected_lines
     for port in (1, 2):
         lines.log(40, f"FAIL [c] [thrd:x]: a:{port}/bootstrap: refused")
 
-    assert [facts["broker"] for _, _, facts in told] == [
+    assert [facts["broker"] for _, _, facts in logged] == [
         "a:1/bootstrap",
         "a:2/bootstrap",
     ]
 
 
-def test_all_is_told_at_debug_level(said):
-    """Who turns on `debug` gets every line, and none of them at a higher level."""
-    lines, told, _ = said
+def test_every_line_is_logged_at_debug_level(collected_lines):
+    """With `debug` every line is logged, and none above the debug level."""
+    lines, logged, _ = collected_lines
     for number in range(5):
         lines.log(10, f"SASL [c] [thrd:x]: a:9/1: Sent {number} bytes")
 
-    assert [(level, facts["kind"]) for level, _, facts in told] == (
+    assert [(level, facts["kind"]) for level, _, facts in logged] == (
         [("debug", "authentication")] * 5
     )
 
 
-def test_kinds_without_end_are_forgotten():
-    """What is remembered stays bounded."""
+def test_memory_for_kinds_is_bounded():
+    """The memory for kinds of lines is bounded."""
     repeats = RateLimiter(60.0, lambda: 0.0)
     for number in range(10_000):
         assert repeats.left_out(number) == 0
@@ -131,7 +131,7 @@ def test_kinds_without_end_are_forgotten():
 
 @pytest.mark.slow
 def test_a_dead_broker_does_not_fill_the_log(hub, caplog):
-    """In a second of reconnecting to two dead brokers, two lines are written."""
+    """A second of reconnecting to two dead brokers writes two lines."""
     kafka = {
         "bootstrap.servers": "127.0.0.1:9,127.0.0.1:10",
         "reconnect.backoff.ms": 10,
@@ -151,7 +151,7 @@ def test_a_dead_broker_does_not_fill_the_log(hub, caplog):
 
 @pytest.mark.slow
 def test_lines_go_to_structlog_where_that_is_configured(hub):
-    """A program with structlog has librdkafka's lines there, with facts as keywords."""
+    """Where structlog is configured, it gets librdkafka's lines with keywords."""
     producer = Producer({"bootstrap.servers": "127.0.0.1:9"}, id="p")
     structlog.configure()
     try:

@@ -14,8 +14,8 @@ keys = st.binary(min_size=1, max_size=100)
 counts = st.integers(1, 2**31 - 1)
 
 
-def librdkafkas(name):
-    """Give librdkafka's own function, reached by other means than greendrop's."""
+def librdkafka_function(name):
+    """Return librdkafka's own function, found by other means than greendrop's."""
     function = ctypes.CDLL(cimpl.__file__)[f"rd_kafka_msg_partitioner_{name}"]
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     function.restype = number
@@ -34,27 +34,27 @@ def librdkafkas(name):
 @pytest.mark.parametrize("name", HASHING)
 @given(key=keys, count=counts)
 def test_a_partitioner_chooses_as_librdkafka(name, ending, key, count):
-    """For whatever key and number of partitions."""
-    expected = librdkafkas(name + ending)(key, count)
+    """The choice is the same for any key and number of partitions."""
+    expected = librdkafka_function(name + ending)(key, count)
 
     assert partitioner(name + ending)(key, count) == expected
 
 
 @pytest.mark.parametrize("name", _BY_HAND)
 @given(key=keys, count=counts)
-def test_a_partitioner_chooses_the_same_where_ctypes_has_no_say(name, key, count):
-    """What stands in for librdkafka's function gives what that gives."""
-    assert _BY_HAND[name](key, count) == librdkafkas(name)(key, count)
+def test_a_partitioner_chooses_the_same_without_ctypes(name, key, count):
+    """The replacement for librdkafka's function returns the same partitions."""
+    assert _BY_HAND[name](key, count) == librdkafka_function(name)(key, count)
 
 
 @pytest.mark.parametrize("name", _BY_HAND)
-def test_librdkafkas_own_is_used_where_it_can_be_had(name):
-    """It is several times as quick."""
+def test_librdkafkas_own_function_is_used_where_available(name):
+    """The function in librdkafka is several times as fast."""
     assert partitioner(name) is not _BY_HAND[name]
     assert bindings.partitioner("unheard_of") is None
 
 
-# What a test of Kafka's Java client expects.
+# The values are those that a test of Kafka's Java client expects.
 JAVA = {
     b"21": -973932308,
     b"foobar": -790332482,
@@ -68,11 +68,11 @@ JAVA = {
 @pytest.mark.parametrize("choose", [partitioner("murmur2"), _BY_HAND["murmur2"]])
 @pytest.mark.parametrize("key", JAVA)
 def test_murmur2_is_that_of_kafkas_java_client(choose, key):
-    """Which takes the hash without its sign."""
+    """The Java client uses the hash without its sign."""
     for count in (1, 2, 12, 2**31 - 1):
         assert choose(key, count) == (JAVA[key] & 0x7FFFFFFF) % count
 
 
-def test_random_looks_at_no_key():
-    """So there is nothing to choose by."""
+def test_random_ignores_the_key():
+    """A random partitioner gives no partition for a key."""
     assert partitioner("random") is None

@@ -1,4 +1,4 @@
-"""Statistics: what changed since the last time, and no hub that stands still."""
+"""Statistics: the changes since the previous ones, and a hub that is not held up."""
 
 import json
 import time
@@ -18,7 +18,7 @@ OFTEN = {"statistics.interval.ms": 50}
 
 
 def statistics(seconds, **numbers):
-    """Write statistics as librdkafka does: each number stands in all places."""
+    """Write statistics as librdkafka does, with each number in all parts."""
     here = {"name": "text", **numbers}
     return json.dumps(
         {
@@ -31,8 +31,8 @@ def statistics(seconds, **numbers):
     )
 
 
-def places(read):
-    """Give the places where changes are told."""
+def parts(read):
+    """Return the parts of statistics that have changes."""
     topic = read["topics"]["t"]
     yield from (read, read["brokers"]["a:1/1"], topic, read["cgrp"])
     yield from topic["partitions"].values()
@@ -40,33 +40,33 @@ def places(read):
 
 @pytest.fixture
 def reader():
-    """Read the statistics of a client."""
+    """Make a reader of one client's statistics."""
     return Statistics(KEYS, lambda: None)
 
 
-def test_first_change_is_nought(reader):
-    """The first time, and for a new key, nothing has changed."""
+def test_first_change_is_zero(reader):
+    """The change is 0 in the first statistics, and for a new key."""
     reader.read(statistics(1, tx=100))
     read = reader.read(statistics(2, tx=100, txerrs=50))
 
-    for place in places(read):
-        assert place["txerrs_d"] == 0
-        assert place["txerrs_fd"] == 0
+    for part in parts(read):
+        assert part["txerrs_d"] == 0
+        assert part["txerrs_fd"] == 0
 
 
-def test_changes_are_told_at_each_place(reader):
-    """The difference to the last time, at root, brokers, topics, partitions, group."""
+def test_changes_are_given_in_each_part(reader):
+    """Root, brokers, topics, partitions and the group have changes."""
     reader.read(statistics(1, tx=100))
     read = reader.read(statistics(6, tx=130))
 
-    for place in places(read):
-        assert place["tx"] == 130
-        assert place["tx_d"] == 30
-        assert place["tx_fd"] == 0
+    for part in parts(read):
+        assert part["tx"] == 130
+        assert part["tx_d"] == 30
+        assert part["tx_fd"] == 0
 
 
-def test_age_of_a_number_is_told_in_seconds(reader):
-    """For how long it has not changed; anew when it does."""
+def test_age_of_a_number_is_given_in_seconds(reader):
+    """The age is the time without a change, and is reset by a change."""
     ages = [
         reader.read(statistics(when, tx=value))["tx_fd"]
         for when, value in ((1, 5), (3.5, 5), (6, 5), (8.5, 6), (11, 6))
@@ -75,8 +75,8 @@ def test_age_of_a_number_is_told_in_seconds(reader):
     assert ages == [0, 2.5, 5, 0, 2.5]
 
 
-def test_only_keys_asked_for_get_changes(reader):
-    """Nothing else is added, and nothing in other places."""
+def test_only_requested_keys_get_changes(reader):
+    """Keys that were not requested get no change, and neither do other parts."""
     reader.read(statistics(1, tx=1, rx=1))
     read = reader.read(statistics(2, tx=2, rx=2))
 
@@ -85,7 +85,7 @@ def test_only_keys_asked_for_get_changes(reader):
 
 
 @pytest.mark.parametrize("value", ["text", True, None, {"a": 1}, [1]])
-def test_what_is_no_number_gets_no_change(reader, value):
+def test_values_that_are_not_numbers_get_no_change(reader, value):
     """A statistic that is not a number has no `_d` key."""
     reader.read(statistics(1, tx=value))
     read = reader.read(statistics(2, tx=value))
@@ -94,8 +94,8 @@ def test_what_is_no_number_gets_no_change(reader, value):
     assert "tx_fd" not in read
 
 
-def test_numbers_that_went_are_forgotten(reader):
-    """A topic that comes back begins anew, and one that does not takes no memory."""
+def test_removed_numbers_are_forgotten(reader):
+    """A topic that was gone starts again, and uses no memory while it is gone."""
     reader.read(statistics(1, tx=100))
     reader.read(json.dumps({"ts": 2 * SECOND, "tx": 100}))
     read = reader.read(statistics(3, tx=900))
@@ -106,7 +106,7 @@ def test_numbers_that_went_are_forgotten(reader):
 
 
 def test_without_keys_nothing_is_added():
-    """One who asks for none gets librdkafka's statistics as they are."""
+    """Without requested keys librdkafka's statistics are passed on unchanged."""
     text = statistics(1, tx=1)
 
     assert Statistics((), lambda: None).read(text) == json.loads(text)
@@ -145,7 +145,7 @@ def large(partitions):
 
 
 def longest_piece(keys):
-    """Read a large text; the processor time between two turns, in seconds, at most."""
+    """Read a large text; return the longest processor time between two yields."""
     text = large(1_000)
     assert 600_000 < len(text) < 1_500_000
     times = []
@@ -158,10 +158,10 @@ def longest_piece(keys):
 
 @pytest.mark.parametrize("keys", [(), ("tx", "some_number_7", "number5")])
 def test_thousand_partitions_are_read_in_small_pieces(keys):
-    """Reading 775 KB takes 6 to 14 ms in all; others have turns meanwhile.
+    """Reading 775 KB takes 6 to 14 ms in all; other greenlets run meanwhile.
 
-    The longest piece is some 0.3 ms. In processor time: what else the machine does is
-    not counted, but what the garbage collector does is.
+    The longest piece takes some 0.3 ms. Processor time includes the garbage collector,
+    but no other programs of the machine.
     """
     assert min(longest_piece(keys) for _ in range(3)) < 0.01
 
@@ -179,63 +179,63 @@ def test_thousand_partitions_do_not_hold_the_hub(longest_gap):
     assert gap.seconds < 0.05
 
 
-# -- real traffic ---------------------------------------------------------------------
+# -- events of a real producer --------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_changes_come_with_the_events(world, make_producer, until):
-    """The metrics' numbers have their changes by default; other keys on request."""
+    """The keys that metrics need have changes by default; other keys on request."""
     for settings in ({}, {"statistics_deltas": ["msg_cnt"]}):
         producer = make_producer(OFTEN, **settings)
-        heard = []
-        producer.monitor.subscribe("statistics.emitted", heard.append)
+        emitted = []
+        producer.monitor.subscribe("statistics.emitted", emitted.append)
         producer.produce_sync(topic="t", payload=b"x")
-        until(lambda heard=heard: len(heard) > 1)
+        until(lambda emitted=emitted: len(emitted) > 1)
 
-        told = heard[1]["statistics"]
-        assert ("tx_d" in told) == (not settings)
-        assert ("msg_cnt_d" in told) == bool(settings)
+        second = emitted[1]["statistics"]
+        assert ("tx_d" in second) == (not settings)
+        assert ("msg_cnt_d" in second) == bool(settings)
 
 
 @pytest.mark.slow
 def test_statistics_go_on_after_a_reconnect(world, make_producer, until, pause):
-    """None while disconnected, none twice, and changes begin anew."""
+    """Statistics pause while disconnected, never repeat, and changes start again."""
     producer = make_producer(OFTEN)
-    heard = []
-    producer.monitor.subscribe("statistics.emitted", heard.append)
+    emitted = []
+    producer.monitor.subscribe("statistics.emitted", emitted.append)
     producer.produce_sync(topic="t", payload=b"x")
-    until(lambda: len(heard) > 2)
+    until(lambda: len(emitted) > 2)
     assert producer.disconnect()
-    before = len(heard)
+    before = len(emitted)
     pause(0.3)
-    assert len(heard) == before
+    assert len(emitted) == before
 
     producer.produce_sync(topic="t", payload=b"x")
-    until(lambda: len(heard) > before + 2)
+    until(lambda: len(emitted) > before + 2)
     producer.close()
 
-    after = len(heard)
+    after = len(emitted)
     pause(0.2)
-    assert len(heard) == after
-    stamps = [(e["statistics"]["name"], e["statistics"]["ts"]) for e in heard]
+    assert len(emitted) == after
+    stamps = [(e["statistics"]["name"], e["statistics"]["ts"]) for e in emitted]
     assert len(set(stamps)) == len(stamps)
     assert len({name for name, _ in stamps}) == 2
-    assert heard[before]["statistics"]["tx_d"] == 0
-    assert all(event["statistics"]["tx_d"] >= 0 for event in heard)
+    assert emitted[before]["statistics"]["tx_d"] == 0
+    assert all(event["statistics"]["tx_d"] >= 0 for event in emitted)
 
 
 @pytest.mark.slow
-def test_statistics_may_be_asked_for_between_two_connections(make_producer, hub):
-    """Too late for one client is in time for the next."""
+def test_statistics_may_be_requested_between_two_connections(make_producer, hub):
+    """A subscription that is too late for one client is in time for the next one."""
     producer = make_producer(OFTEN)
     producer.produce_sync(topic="t", payload=b"x")
     with pytest.raises(StatisticsNotEnabledError):
         producer.monitor.subscribe("statistics.emitted", print)
-    heard = []
+    emitted = []
     producer.disconnect()
-    producer.monitor.subscribe("statistics.emitted", heard.append)
+    producer.monitor.subscribe("statistics.emitted", emitted.append)
 
     producer.produce_sync(topic="t", payload=b"x")
 
-    await_true(lambda: heard)
+    await_true(lambda: emitted)
     gevent.sleep(0)

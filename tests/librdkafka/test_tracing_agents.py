@@ -1,4 +1,4 @@
-"""greendrop beside agents that patch confluent-kafka for all programs."""
+"""greendrop together with agents that patch confluent-kafka for all programs."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ print(json.dumps({"headers": headers, "names": names, "gap": gap.seconds}))
 @pytest.mark.parametrize("provider", ["ddtrace", "opentelemetry"])
 @pytest.mark.parametrize("order", ["greendrop first", "agents first"])
 def test_beside_other_agents(run_script, mock_cluster, provider, order):
-    """One context in the headers, one span for each message, and no held hub.
+    """The headers have one context, each message has one span, and no hub is held up.
 
-    Both agents have patched confluent-kafka. Spans go to OpenTelemetry's SDK, or by
-    ddtrace's own tracer provider to ddtrace.
+    Both agents have patched confluent-kafka. Spans go to OpenTelemetry's SDK, or
+    through ddtrace's own tracer provider to ddtrace.
     """
     ended = run_script(
         SCRIPT,
@@ -92,18 +92,18 @@ def test_beside_other_agents(run_script, mock_cluster, provider, order):
         order=order,
     )
 
-    told = json.loads(ended.stdout.splitlines()[-1])
-    for names in told["headers"]:
+    result = json.loads(ended.stdout.splitlines()[-1])
+    for names in result["headers"]:
         assert names.count("traceparent") == 1
         assert names.count("tracestate") <= 1
-    # The single ones, those of the batch, and the batch's.
-    assert told["names"].count("send events") == 1 + 1 + 100 + 1
-    assert set(told["names"]) == {"send events", "web"}
-    assert told["gap"] < 0.2
+    # The single messages, those of the batch, and the batch itself.
+    assert result["names"].count("send events") == 1 + 1 + 100 + 1
+    assert set(result["names"]) == {"send events", "web"}
+    assert result["gap"] < 0.2
     assert "Traceback" not in ended.stderr
 
 
-#: How each agent begins, before or after greendrop is imported. None of them reports.
+#: How each agent starts, before or after greendrop is imported. None of them reports.
 AGENTS = {
     "newrelic": """
         os.environ |= {"NEW_RELIC_DEVELOPER_MODE": "true", "NEW_RELIC_LOG": "/dev/null"}
@@ -178,10 +178,10 @@ with (
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("order", ["greendrop first", "agent first"])
 def test_no_agent_changes_what_a_producer_does(run_script, agent, order):
-    """Checks of the configuration, polling, mock clusters and headers are as without.
+    """Configuration check, polling, mock clusters and headers work as without an agent.
 
     New Relic's agent replaces the class that greendrop builds on, in the extension
-    module itself; the others replace the one that `confluent_kafka` exports.
+    module itself; the other agents replace the class that `confluent_kafka` exports.
     """
     start = textwrap.dedent(AGENTS[agent])
     imported = ("import greendrop", start)
