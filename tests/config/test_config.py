@@ -600,7 +600,7 @@ def test_warning_of_ineffective_settings_is_logged_once():
 
 @pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
 def test_address_with_a_user_is_refused(key):
-    """librdkafka ignores a user in an address, and would show its password."""
+    """A user in an address has no effect in librdkafka, which shows its password."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         build_settings({key: "a:1,SASL_SSL://me:hunter2@b:1"}, {})
 

@@ -45,10 +45,10 @@ MESSAGE = {"topic": "events", "payload": b"x"}
 
 
 class Provider:
-    """Gives tokens, when it may, and notes who asks.
+    """A provider of tokens that records its calls.
 
     Args:
-        lifetime: Seconds for which each token holds.
+        lifetime: Seconds for which each token is valid.
     """
 
     def __init__(self, lifetime=3600.0):
@@ -59,7 +59,7 @@ class Provider:
         self.may_answer.set()
 
     def __call__(self):
-        """Give a token."""
+        """Return a token."""
         self.threads.append(threading.get_ident())
         assert self.may_answer.wait(20)
         if self.error is not None:
@@ -68,13 +68,13 @@ class Provider:
 
     @property
     def calls(self):
-        """How often it was asked."""
+        """Return the number of calls."""
         return len(self.threads)
 
 
 @pytest.fixture
 def provider():
-    """Make a provider; if it was told to wait, it does not after the test."""
+    """Make a provider; after the test it no longer blocks."""
     made = Provider()
     yield made
     made.may_answer.set()
@@ -105,8 +105,8 @@ def test_no_repr_shows_a_token():
     assert "hunter2" not in shown
 
 
-def test_a_token_is_what_it_was_made_from():
-    """Later changes of the caller's mapping change nothing; copies are equal in all."""
+def test_a_token_does_not_change():
+    """Later changes of the caller's mapping have no effect; copies are equal."""
     extensions = {"pool": "a"}
     token = OAuthToken(SECRET, 1e9, extensions=extensions)
     extensions["pool"] = "b"
@@ -136,8 +136,8 @@ def test_a_token_is_what_it_was_made_from():
         ({"extensions": {"a": 1}}, "extension a of a token needs to be text, not int"),
     ],
 )
-def test_what_can_be_no_token_is_refused(changes, text):
-    """Each rule is librdkafka's or Kafka's; no text shows the value."""
+def test_invalid_tokens_are_refused(changes, text):
+    """Each rule is librdkafka's or Kafka's; no error text shows the value."""
     fields = {"value": SECRET, "expires_at": 1e9, **changes}
 
     with pytest.raises(ValueError, match=text) as caught:
@@ -146,8 +146,8 @@ def test_what_can_be_no_token_is_refused(changes, text):
     assert SECRET not in str(caught.value)
 
 
-def test_the_first_answer_of_a_bearer_holds():
-    """Of two listeners that answer, the first one counts; only a token is a token."""
+def test_the_first_answer_to_a_request_counts():
+    """Of two listeners the first to set a token counts; other values are refused."""
     token = OAuthToken(SECRET, 1e9)
     given, failed = OAuthBearer(), OAuthBearer()
     assert not given.answered
@@ -179,8 +179,8 @@ def test_the_first_answer_of_a_bearer_holds():
         ),
     ],
 )
-def test_a_provider_that_nobody_would_ask_is_refused(provider, kafka, text):
-    """Somebody who sets one wants it called."""
+def test_a_provider_without_effect_is_refused(provider, kafka, text):
+    """A provider without OAUTHBEARER as mechanism would never be called."""
     with pytest.raises(ConfigurationInvalidError, match=text) as caught:
         Producer({**LOGIN, **kafka}, oauth_token_provider=provider)
 
@@ -188,7 +188,7 @@ def test_a_provider_that_nobody_would_ask_is_refused(provider, kafka, text):
 
 
 def test_a_provider_is_a_function():
-    """A token itself, or anything else that can't be called, is refused unseen."""
+    """A token, or any other uncallable value, is refused without being shown."""
     with pytest.raises(ConfigurationInvalidError, match="not str") as caught:
         Producer(LOGIN, oauth_token_provider=SECRET)
 
@@ -196,8 +196,8 @@ def test_a_provider_is_a_function():
 
 
 @pytest.mark.parametrize("key", ["sasl.mechanism", "sasl.mechanisms"])
-def test_either_name_of_the_mechanism_will_do(provider, key):
-    """And in any case of letters, as librdkafka takes them."""
+def test_both_names_of_the_mechanism_are_accepted(provider, key):
+    """The mechanism may be written in upper or lower case, as librdkafka accepts it."""
     kafka = {
         "bootstrap.servers": "host",
         "security.protocol": "sasl_ssl",
@@ -208,15 +208,15 @@ def test_either_name_of_the_mechanism_will_do(provider, key):
 
 
 def test_no_repr_shows_a_provider(producer):
-    """That of a partial would show what it was given, such as a secret."""
+    """The repr of a partial would show its arguments, such as a secret."""
     shown = f"{producer!r} {producer._core.settings!r}"
 
     assert "oauth_token_provider='[hidden]'" in shown
     assert "Provider object" not in shown
 
 
-def test_a_mock_cluster_asks_for_no_token(provider):
-    """To the mock cluster in the same client librdkafka connects without a login."""
+def test_a_mock_cluster_needs_no_token(provider):
+    """The mock cluster in the same client accepts connections without a login."""
     kafka = {
         **LOGIN,
         "bootstrap.servers": "",
@@ -229,8 +229,8 @@ def test_a_mock_cluster_asks_for_no_token(provider):
     assert provider.calls == 0
 
 
-def test_a_login_by_token_needs_somebody_who_gives_them():
-    """With neither provider nor listener the first message says so; nothing waits."""
+def test_a_login_by_token_needs_a_source_of_tokens():
+    """Without provider and listener the first message fails at once."""
     producer = Producer(LOGIN)
 
     with pytest.raises(ConfigurationInvalidError, match="nobody gives tokens"):
@@ -239,11 +239,11 @@ def test_a_login_by_token_needs_somebody_who_gives_them():
     assert producer.status == "configured"
 
 
-# -- who is asked, and where -----------------------------------------------------------
+# -- sources of tokens -----------------------------------------------------------------
 
 
-def test_many_ask_once(world, spawn, producer, provider, until):
-    """All who send the first message wait for one token, off their threads."""
+def test_concurrent_senders_request_one_token(world, spawn, producer, provider, until):
+    """All senders of first messages wait for one token, requested in another thread."""
     provider.may_answer.clear()
     senders = [spawn(lambda: producer.produce_async(**MESSAGE)) for _ in range(10)]
     until(lambda: provider.calls)
@@ -258,7 +258,7 @@ def test_many_ask_once(world, spawn, producer, provider, until):
 
 
 def test_a_provider_that_blocks_holds_no_hub(producer, longest_gap):
-    """It may sleep, compute or wait in C."""
+    """The provider may sleep, compute or block in C."""
     producer._core._connections.tokens._provider = lambda: (
         time.sleep(0.3),
         OAuthToken(SECRET, time.time() + 60),
@@ -271,9 +271,9 @@ def test_a_provider_that_blocks_holds_no_hub(producer, longest_gap):
 
 
 def test_a_provider_may_use_gevent(hub, producer, provider):
-    """What waits by gevent finds a hub in the provider's thread, which ends with it.
+    """Code that waits by gevent gets a hub in the provider's thread, for its call.
 
-    The check after each test would find the loop's descriptors.
+    The check after each test would find the descriptors of the loop.
     """
     hubs = []
 
@@ -290,7 +290,7 @@ def test_a_provider_may_use_gevent(hub, producer, provider):
 
 
 def test_clients_share_a_token(world, producer, provider):
-    """Variants, and connecting anew, ask nobody while the token holds."""
+    """Variants and new connections request no token while the current one is valid."""
     variant = producer.variant(topic_config={"acks": 1})
     for each in producer, variant, producer:
         with pytest.raises(DeliveryError):
@@ -300,38 +300,38 @@ def test_clients_share_a_token(world, producer, provider):
     assert provider.calls == 1
 
 
-def test_a_listener_is_asked_where_there_is_no_provider(world):
-    """By the event, once, with the producer's id; its token is used."""
-    told = []
+def test_without_a_provider_the_listener_is_called(world):
+    """The event comes once, with the producer's id; the listener's token is used."""
+    observed = []
     producer = Producer(LOGIN, id="p")
 
     @producer.monitor.subscribe("oauthbearer.token_refresh")
     def give(event):
         assert event.payload.keys() == set(EVENTS[event.name].payload)
-        told.append((event["producer_id"], threading.get_ident()))
+        observed.append((event["producer_id"], threading.get_ident()))
         event["bearer"].set_token(OAuthToken(SECRET, time.time() + 60))
 
     producer.produce_async(**MESSAGE)
     producer.produce_async(**MESSAGE)
     producer.close(force=True)
 
-    ((producer_id, thread),) = told
+    ((producer_id, thread),) = observed
     assert producer_id == "p"
     assert thread != threading.get_ident()
 
 
-def test_with_a_provider_no_listener_is_asked(producer, provider):
-    """There is one source of tokens."""
-    told = []
-    producer.monitor.subscribe("oauthbearer.token_refresh", told.append)
+def test_with_a_provider_no_listener_is_called(producer, provider):
+    """A producer has one source of tokens."""
+    observed = []
+    producer.monitor.subscribe("oauthbearer.token_refresh", observed.append)
 
     producer.produce_async(**MESSAGE)
 
-    assert (provider.calls, told) == (1, [])
+    assert (provider.calls, observed) == (1, [])
 
 
 def test_librdkafka_gets_the_token(producer):
-    """Whoever logs in with it is librdkafka; it refuses what it has no use for."""
+    """The token is set in librdkafka, which refuses a token that it cannot use."""
     producer.produce_async(**MESSAGE)
     native = producer._core.main.client.kafka_handle.producer
     token = OAuthToken(SECRET, time.time() + 60, "shop", {"a": "b", "c": "d"})
@@ -353,29 +353,29 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_who_sends_is_told_of_a_failure(world, producer, provider, failure):
-    """Nothing is queued; the event comes first; no text shows what was raised."""
+def test_a_failure_is_raised_in_the_sender(world, producer, provider, failure):
+    """No message is queued; an event comes first; no text shows the cause."""
     provider.error, text = FAILURES[failure]
-    told = []
-    producer.monitor.subscribe("error.occurred", told.append)
+    observed = []
+    producer.monitor.subscribe("error.occurred", observed.append)
 
     with pytest.raises(OAuthTokenError, match=f"oauth_token_provider {text}") as caught:
         producer.produce_sync(**MESSAGE)
 
     assert caught.value.__cause__ is provider.error
-    assert [event["type"] for event in told] == [
+    assert [event["type"] for event in observed] == [
         "oauthbearer.token_refresh",
         "message.produce_sync",
     ]
-    assert {event["producer_id"] for event in told} == {"p"}
-    assert {str(event["error"]) for event in told} == {str(caught.value)}
+    assert {event["producer_id"] for event in observed} == {"p"}
+    assert {str(event["error"]) for event in observed} == {str(caught.value)}
     assert SECRET not in str(caught.value)
-    assert SECRET not in repr(told)
+    assert SECRET not in repr(observed)
     assert (producer.queue_size, producer.status) == (0, "configured")
 
 
 def test_an_error_of_a_token_pickles():
-    """With its text and its cause."""
+    """The error has its text and its cause after pickling."""
     error = OAuthTokenError("no OAuth token")
     error.__cause__ = ValueError("down")
 
@@ -394,8 +394,8 @@ def test_an_error_of_a_token_pickles():
         (OAuthToken(SECRET, 1e9), "that of oauth_token_provider has expired, at 1e9"),
     ],
 )
-def test_what_is_no_good_token_is_a_failure(answer, text):
-    """Told with what it is, and never with what it says."""
+def test_an_invalid_token_is_a_failure(answer, text):
+    """The error names the type of the bad value, and never its content."""
     text = text.replace("1e9", "1000000000.0")
     producer = Producer(LOGIN, oauth_token_provider=lambda: answer)
 
@@ -413,15 +413,15 @@ def test_what_is_no_good_token_is_a_failure(answer, text):
         (lambda event: event["nothing"], "gave nothing"),
     ],
 )
-def test_a_listener_that_gives_none_is_a_failure(caplog, listener, text):
-    """It says nothing, says why, or raises: then that is told as well.
+def test_a_listener_that_sets_no_token_is_a_failure(caplog, listener, text):
+    """A listener that sets no token, reports a failure or raises causes an error.
 
-    Acceptance check 112, for tokens.
+    An exception of the listener is reported as well.
     """
     producer = Producer(LOGIN)
-    told = []
+    observed = []
     producer.monitor.subscribe(
-        "error.occurred", lambda event: told.append(event["type"])
+        "error.occurred", lambda event: observed.append(event["type"])
     )
     producer.monitor.subscribe("oauthbearer.token_refresh", listener)
     caplog.set_level(logging.CRITICAL, "greendrop")
@@ -430,11 +430,11 @@ def test_a_listener_that_gives_none_is_a_failure(caplog, listener, text):
         producer.produce_async(**MESSAGE)
 
     raised = ["listener.error"] if text == "gave nothing" else []
-    assert told == [*raised, "oauthbearer.token_refresh", "message.produce_async"]
+    assert observed == [*raised, "oauthbearer.token_refresh", "message.produce_async"]
 
 
 def test_batches_and_the_buffer_keep_their_messages(producer, provider):
-    """A batch is refused as a whole; a flush puts all back, and sends them later."""
+    """A batch is refused as a whole; a flush puts all messages back for later."""
     provider.error = ValueError("down")
     with pytest.raises(ProduceManyError) as caught:
         producer.produce_many_sync([MESSAGE] * 3)
@@ -449,8 +449,8 @@ def test_batches_and_the_buffer_keep_their_messages(producer, provider):
     assert len(producer.flush_async()) == 3
 
 
-def test_a_message_that_is_bad_asks_nobody(producer, provider):
-    """It is checked before anything is opened."""
+def test_an_invalid_message_requests_no_token(producer, provider):
+    """A message is validated before a client is built."""
     with pytest.raises(MessageInvalidError):
         producer.produce_sync(topic="no topic!", payload=b"x")
 
@@ -461,7 +461,7 @@ def test_a_message_that_is_bad_asks_nobody(producer, provider):
 
 
 def test_the_hub_itself_does_not_wait(hub, producer, provider):
-    """It is told so, and that nothing was sent; the token comes all the same."""
+    """A send in the hub raises and queues nothing, but a token is requested."""
     caught = []
 
     def send():
@@ -481,8 +481,8 @@ def test_the_hub_itself_does_not_wait(hub, producer, provider):
     assert (provider.calls, producer.queue_size) == (1, 1)
 
 
-def test_who_gives_the_token_does_not_wait_for_it(world, producer, provider):
-    """A provider that sends by the producer that asks it is told so, at once."""
+def test_the_provider_does_not_wait_for_its_own_token(world, producer, provider):
+    """A provider that sends by the producer that called it gets an error at once."""
     caught = []
 
     def ask():
@@ -501,8 +501,8 @@ def test_who_gives_the_token_does_not_wait_for_it(world, producer, provider):
     assert (provider.calls, producer.queue_size) == (1, 1)
 
 
-def test_one_who_is_killed_takes_no_token_from_others(hub, producer, provider):
-    """A timeout or a kill ends that wait, at once, and no other."""
+def test_a_killed_sender_does_not_cost_others_the_token(hub, producer, provider):
+    """A timeout or a kill ends the wait of one sender, and of no other."""
     provider.may_answer.clear()
     killed = gevent.spawn(producer.produce_async, **MESSAGE)
     waiting = gevent.spawn(producer.produce_async, **MESSAGE)
@@ -516,7 +516,7 @@ def test_one_who_is_killed_takes_no_token_from_others(hub, producer, provider):
 
 
 def test_close_does_not_wait_for_a_token(world, spawn, producer, provider, until):
-    """Who waits for it is sent away; the provider's answer is not used any more."""
+    """Senders that wait for the token fail; the token is not used any more."""
     provider.may_answer.clear()
     caught = []
 
@@ -528,11 +528,11 @@ def test_close_does_not_wait_for_a_token(world, spawn, producer, provider, until
 
     sender = spawn(send)
     until(lambda: provider.calls)
-    began = time.monotonic()
+    started = time.monotonic()
     producer.close()
     sender.join()
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - started < 1
     assert [type(error) for error in caught] == [ProducerClosedError]
     provider.may_answer.set()
     until(lambda: not producer._core._connections.tokens._refreshes)
@@ -540,14 +540,14 @@ def test_close_does_not_wait_for_a_token(world, spawn, producer, provider, until
 
 
 def test_the_last_flush_waits_for_a_token_as_long_as_close(world, producer, provider):
-    """What is buffered needs one, and close has its own limit."""
+    """Buffered messages need a token, and `close` has its own time limit."""
     provider.may_answer.clear()
     producer.buffer(**MESSAGE)
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(MessagesAbandonedError, match="no OAuth token in time"):
         producer.close(timeout=0.2)
 
-    assert 0.15 < time.monotonic() - began < 2
+    assert 0.15 < time.monotonic() - started < 2
     assert (producer.status, len(producer.buffered)) == ("closed", 1)
 
 
@@ -555,13 +555,13 @@ def test_the_last_flush_waits_for_a_token_as_long_as_close(world, producer, prov
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.seconds = 1e9
 
     def __call__(self):
-        """Tell the time."""
+        """Return the time."""
         return self.seconds
 
 
@@ -579,7 +579,7 @@ def given():
 
 @pytest.fixture
 def tokens(clock, given):
-    """Make the tokens of a producer, each for 100 s, numbered, with a clock."""
+    """Make a token refresher with a clock; tokens are numbered and valid for 100 s."""
 
     def give():
         asked.append(clock())
@@ -596,19 +596,19 @@ def tokens(clock, given):
 
 
 def wait(tokens):
-    """Wait for a token, or for the end of the refresh that is under way."""
+    """Wait for a token, or for the end of the current refresh."""
     tokens.wait(time.monotonic() + 10)
 
 
 def review(tokens, until):
-    """Have it reviewed, as two clients do each second; wait for what that began."""
+    """Review the token as two clients do each second; wait for the refresh."""
     tokens.review()
     tokens.review()
     until(lambda: not tokens._refreshes)
 
 
 def test_a_token_is_refreshed_in_time(tokens, clock, given, until):
-    """When four fifths of its time are over, once; clients get the new one at once."""
+    """A token is refreshed once, after four fifths of its lifetime; clients get it."""
     wait(tokens)
     for clock.seconds in (1e9 + 1, 1e9 + 79.9):
         review(tokens, until)
@@ -624,7 +624,7 @@ def test_a_token_is_refreshed_in_time(tokens, clock, given, until):
 
 
 def test_a_failed_refresh_leaves_the_token_and_is_tried_again(tokens, clock, until):
-    """After 10 s, as librdkafka does; who sends meanwhile notices nothing."""
+    """It is repeated after 10 s, as in librdkafka; senders are not affected."""
     wait(tokens)
     clock.seconds = 1e9 + 80
     tokens.error = ValueError("down")
@@ -644,8 +644,8 @@ def test_a_failed_refresh_leaves_the_token_and_is_tried_again(tokens, clock, unt
     assert tokens.current().value == "3"
 
 
-def test_an_expired_token_is_none(tokens, clock):
-    """Who wants to connect waits for a new one."""
+def test_an_expired_token_is_not_used(tokens, clock):
+    """Senders that need a connection wait for a new token."""
     wait(tokens)
     clock.seconds = 1e9 + 100
     assert tokens.current() is None
@@ -655,8 +655,8 @@ def test_an_expired_token_is_none(tokens, clock):
     assert tokens.current().value == "2"
 
 
-def test_a_failure_answers_others_for_a_second(tokens, clock):
-    """A program that sends a thousand messages a second asks once a second."""
+def test_a_failure_is_cached_for_a_second(tokens, clock):
+    """A thousand sends in a second call the provider once."""
     tokens.error = ValueError("down")
     for clock.seconds in (1e9, 1e9 + 0.5, 1e9 + 0.9, 1e9 + 1.1):
         with pytest.raises(OAuthTokenError):
@@ -665,8 +665,8 @@ def test_a_failure_answers_others_for_a_second(tokens, clock):
     assert tokens.asked == [1e9, 1e9 + 1.1]
 
 
-def test_no_thread_to_ask_in_is_a_failure(tokens, clock, until, monkeypatch):
-    """A system without more threads stops no serving task; it is tried again."""
+def test_a_refresh_without_a_thread_is_a_failure(tokens, clock, until, monkeypatch):
+    """Without a free thread polling goes on, and the refresh is repeated later."""
 
     def refuse(*_):
         raise RuntimeError("can't start new thread")
@@ -685,8 +685,8 @@ def test_no_thread_to_ask_in_is_a_failure(tokens, clock, until, monkeypatch):
     assert tokens.current().value == "2"
 
 
-def test_who_comes_too_late_asks_not_again(tokens, clock):
-    """One who saw no token, while another one's refresh ended, uses that."""
+def test_a_sender_that_comes_after_a_refresh_uses_its_token(tokens, clock):
+    """A sender that saw no token while a refresh ended uses the refreshed token."""
     wait(tokens)
 
     assert tokens._begin(lambda: tokens.current() is None) is None
@@ -696,7 +696,7 @@ def test_who_comes_too_late_asks_not_again(tokens, clock):
 
 @pytest.mark.slow
 def test_an_idle_producer_gets_new_tokens(world, provider, until):
-    """By itself, with nothing sent meanwhile; one that is closed gets none."""
+    """An idle producer refreshes its token without sends; a closed one does not."""
     provider.lifetime = 1.5
     producer = Producer(
         {**LOGIN, "message.timeout.ms": 60_000}, oauth_token_provider=provider
@@ -718,7 +718,7 @@ def test_an_idle_producer_gets_new_tokens(world, provider, until):
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_a_fork_during_a_refresh(mode, run_script):
-    """The child asks for itself, whatever its parent's thread was about to get."""
+    """The child calls the provider itself, whatever the parent's thread was doing."""
     program = """
     import ctypes, os, sys, time
     from greendrop import _concurrency
@@ -759,10 +759,10 @@ def test_a_fork_during_a_refresh(mode, run_script):
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_an_end_with_a_provider_that_hangs(mode, run_script):
-    """It ends in `exit_timeout`, and tells what was not sent.
+def test_exit_with_a_provider_that_hangs(mode, run_script):
+    """The process ends within `exit_timeout`, and reports what was not sent.
 
-    In Python 3.12, which starts no thread then, only when the provider is done.
+    Python 3.12 starts no thread then, so it ends only when the provider returns.
     """
     program = """
     import time

@@ -17,12 +17,12 @@ from greendrop.testing import fatal_error, trigger_fatal_error
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
-#: librdkafka's number for "fenced".
+#: librdkafka's error code for "fenced".
 FENCED = -144
 
 
 def send(producer, count=1, **fields):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     return [
         producer.produce_async(topic="t", payload=b"x", label=number, **fields)
         for number in range(count)
@@ -30,16 +30,16 @@ def send(producer, count=1, **fields):
 
 
 def events_of(producer, *names):
-    """Note from now on events by name."""
-    heard = []
+    """Collect events by name from now on."""
+    events = []
     for name in names:
-        producer.monitor.subscribe(name, heard.append)
-    return heard
+        producer.monitor.subscribe(name, events.append)
+    return events
 
 
 @pytest.fixture
 def reloading(make_producer):
-    """Make connected idempotent producers that replace their client at once."""
+    """Make connected idempotent producers that replace their client without delay."""
 
     def make(kafka=None, **settings):
         options = {
@@ -62,25 +62,25 @@ def test_message_after_a_fatal_error_goes_to_a_new_client(world, reloading):
     """Each of several messages succeeds, and the client is replaced once."""
     producer = reloading()
     old = producer._slot.client
-    heard = events_of(producer, "producer.reload", "producer.reloaded")
+    events = events_of(producer, "producer.reload", "producer.reloaded")
     assert fatal_error(producer) is None
     trigger_fatal_error(producer, 47)
     assert fatal_error(producer)[0] == 47
     for _ in range(5):
         assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
 
-    assert [each.name for each in heard] == ["producer.reload", "producer.reloaded"]
-    assert [each["attempt"] for each in heard] == [1, 1]
-    assert (heard[0]["error"].code, heard[0]["error"].fatal) == (47, True)
-    assert 0 <= heard[1]["time"] < LONG
+    assert [each.name for each in events] == ["producer.reload", "producer.reloaded"]
+    assert [each["attempt"] for each in events] == [1, 1]
+    assert (events[0]["error"].code, events[0]["error"].fatal) == (47, True)
+    assert 0 <= events[1]["time"] < LONG
     assert producer._slot.client is not old
     assert producer.status == "connected"
 
 
 def test_order_of_events(world, reloading):
-    """The error first, then the offer to change things, then the new client."""
+    """The events are the error, `producer.reload`, and the new client's connection."""
     producer = reloading()
-    heard = events_of(
+    events = events_of(
         producer,
         *("error.occurred", "producer.reload", "producer.connected"),
         *("producer.reloaded", "message.produced_sync"),
@@ -89,7 +89,7 @@ def test_order_of_events(world, reloading):
     producer.produce_sync(topic="t", payload=b"x")
     names = [
         each.name
-        for each in heard
+        for each in events
         if each.name != "error.occurred"
         or each["type"] == "librdkafka.idempotent_fatal_error"
     ]
@@ -99,7 +99,7 @@ def test_order_of_events(world, reloading):
 
 
 def test_messages_keep_their_order(world, reloading, mock_cluster):
-    """What is sent after the error arrives in the order in which it was sent."""
+    """Messages sent after the error arrive in the order in which they were sent."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.2)
     trigger_fatal_error(producer, 47)
 
@@ -127,10 +127,10 @@ def test_batch_goes_to_the_new_client(world, reloading):
 def test_concurrent_senders_all_succeed(world, reloading, spawn):
     """Eight senders over five fatal errors: each sync verb succeeds.
 
-    Each client is replaced once, whoever meets its error.
+    Each client is replaced once, whichever sender meets its error.
     """
     producer = reloading()
-    heard = events_of(producer, "producer.reloaded")
+    events = events_of(producer, "producer.reloaded")
     errors = []
     reports = []
 
@@ -147,14 +147,14 @@ def test_concurrent_senders_all_succeed(world, reloading, spawn):
 
     assert errors == []
     assert len(reports) == 40
-    assert len(heard) == 5
+    assert len(events) == 5
 
 
 @pytest.mark.slow
-def test_error_in_the_middle_of_traffic_hurts_only_what_was_in_flight(
+def test_error_during_traffic_affects_only_messages_in_flight(
     world, reloading, spawn, pause
 ):
-    """Senders that never stop see at most a clean error, and go on."""
+    """Senders that never pause see at most a clean error, and go on."""
     producer = reloading()
     ends = time.monotonic() + 1.5
     delivered, failed = [], []
@@ -179,7 +179,7 @@ def test_error_in_the_middle_of_traffic_hurts_only_what_was_in_flight(
 
 
 def test_sender_that_was_held_up_goes_to_the_new_client(world, reloading, until):
-    """One who got hold of the old client before, and sends only now, loses nothing."""
+    """A sender that got the old client before, and sends only now, loses nothing."""
     producer = reloading()
     late = producer._slot.client
     trigger_fatal_error(producer, 47)
@@ -189,14 +189,14 @@ def test_sender_that_was_held_up_goes_to_the_new_client(world, reloading, until)
     if world == "greenlets":
         assert late.send(Message("t", b"x")).wait(LONG).topic == "t"
     else:
-        # `Core.dispatch` sends it again, at once: kept here and handed on, it would be
-        # overtaken by what the same thread sends next.
+        # `Core.dispatch` sends it again at once: if the client kept it, to pass it on
+        # later, the next message of the same thread would overtake it.
         until(lambda: producer._slot.active is not late)
         with pytest.raises(ProducerClosedError):
             late.send(Message("t", b"x"))
 
 
-class Shutdown:
+class ClosedClient:
     """A client that another thread closes just when it is used."""
 
     mark = (1,)
@@ -207,33 +207,33 @@ class Shutdown:
         slot.active = self
 
     def send(self, *_, **__):
-        """Find it closed, and the real one in its place."""
+        """Behave as a closed client, with the real client in its place."""
         self._slot.active = self._real
         raise ProducerClosedError("closed meanwhile")
 
     def send_many(self, _):
-        """Do so before the first message."""
+        """Do the same before the first message."""
         self._slot.active = self._real
         return []
 
     def flush_batcher(self):
-        """Have nothing."""
+        """Flush nothing."""
 
 
 def test_senders_that_meet_a_closed_client_send_again(world, make_producer):
-    """Who finds a client closed under it sends by the one after it."""
+    """A sender that finds its client closed sends by the next client."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
 
-    Shutdown(producer._slot)
+    ClosedClient(producer._slot)
     assert producer.produce_sync(topic="t", payload=b"x")
-    Shutdown(producer._slot)
+    ClosedClient(producer._slot)
     assert len(producer.produce_many_sync([Message("t", b"x")] * 3)) == 3
 
 
 @pytest.mark.slow
-def test_what_was_in_flight_fails(world, mock_cluster, reloading, pause):
-    """The broker was sent it, so only its handle tells; the rest goes on."""
+def test_messages_in_flight_fail(world, mock_cluster, reloading, pause):
+    """Their outcome is unknown, so only their handles fail; sending goes on."""
     producer = reloading()
     mock_cluster.round_trip(0.5)
     (lost,) = send(producer)
@@ -246,7 +246,7 @@ def test_what_was_in_flight_fails(world, mock_cluster, reloading, pause):
 
 
 def test_sending_never_waits_for_a_new_client(hub, reloading):
-    """In a listener, or in the hub itself, messages are taken meanwhile."""
+    """In a listener or in the hub, messages are accepted during the recovery."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.2)
     trigger_fatal_error(producer, 47)
     handles = send(producer)
@@ -260,7 +260,7 @@ def test_sending_never_waits_for_a_new_client(hub, reloading):
 
 
 def test_recovery_lets_other_greenlets_run(reloading, longest_gap):
-    """Replacing a client does not hold the hub."""
+    """Replacing a client lets other greenlets run."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.1)
     trigger_fatal_error(producer, 47)
 
@@ -273,10 +273,10 @@ def test_recovery_lets_other_greenlets_run(reloading, longest_gap):
 # -- not replaced -------------------------------------------------------------------
 
 
-def test_client_stays_when_not_told_otherwise(world, make_producer):
-    """By default a fatal error is for the caller."""
+def test_client_is_not_replaced_by_default(world, make_producer):
+    """By default a fatal error is raised in the caller."""
     producer = make_producer({"enable.idempotence": True})
-    heard = events_of(producer, "producer.reload")
+    events = events_of(producer, "producer.reload")
     for _ in range(5):
         producer.produce_sync(topic="t", payload=b"x")
     trigger_fatal_error(producer, 47)
@@ -285,12 +285,12 @@ def test_client_stays_when_not_told_otherwise(world, make_producer):
         with pytest.raises(DeliveryError) as raised:
             producer.produce_sync(topic="t", payload=b"x")
         assert (raised.value.code, raised.value.fatal) == (47, True)
-    assert heard == []
+    assert events == []
 
 
 @pytest.mark.parametrize("names", [("fenced",), ["_FENCED"], ("other", "Fenced")])
 def test_excluded_errors_replace_nothing(world, reloading, names):
-    """Who was fenced would fence the other in turn. By any spelling of the name."""
+    """A fenced producer would fence the other one in turn. Any spelling is accepted."""
     producer = reloading(non_reloadable_errors=names)
     trigger_fatal_error(producer, FENCED)
 
@@ -301,8 +301,8 @@ def test_excluded_errors_replace_nothing(world, reloading, names):
 
 
 @pytest.mark.parametrize("name", ["INVALID_TOPIC_EXCEPTION", "topic_exception"])
-def test_excluded_errors_go_by_kafka_names_and_librdkafkas(world, reloading, name):
-    """Settings that were written for librdkafka's names go on to hold."""
+def test_excluded_errors_have_names_of_kafka_or_librdkafka(world, reloading, name):
+    """Settings written with librdkafka's names have an effect too."""
     producer = reloading(non_reloadable_errors=[name])
     trigger_fatal_error(producer, 17)
 
@@ -313,7 +313,7 @@ def test_excluded_errors_go_by_kafka_names_and_librdkafkas(world, reloading, nam
 
 
 def test_any_error_may_be_included(world, reloading):
-    """An empty list excludes nothing."""
+    """An empty list excludes no error."""
     producer = reloading(non_reloadable_errors=())
     trigger_fatal_error(producer, FENCED)
 
@@ -321,9 +321,9 @@ def test_any_error_may_be_included(world, reloading):
 
 
 def test_attempts_are_limited(world, reloading, mock_cluster):
-    """A client that is replaced in vain is not replaced for ever."""
+    """A client that fails again and again is not replaced for ever."""
     producer = reloading(max_attempts_on_idempotent_fatal_error=2)
-    heard = events_of(producer, "producer.reload")
+    events = events_of(producer, "producer.reload")
     connected = []
 
     @producer.monitor.subscribe("producer.connected")
@@ -337,20 +337,20 @@ def test_attempts_are_limited(world, reloading, mock_cluster):
         with pytest.raises(DeliveryError) as raised:
             producer.produce_sync(topic="t", payload=b"x")
         assert raised.value.code == 47
-    assert [each["attempt"] for each in heard] == [1, 2]
+    assert [each["attempt"] for each in events] == [1, 2]
     assert len(connected) == 2
 
 
 def test_delivery_allows_new_attempts(world, reloading):
-    """The limit is for failures in a row."""
+    """The limit applies to consecutive failures."""
     producer = reloading(max_attempts_on_idempotent_fatal_error=1)
     for _ in range(3):
         trigger_fatal_error(producer, 47)
         assert producer.produce_sync(topic="t", payload=b"x")
 
 
-def test_disconnecting_is_a_way_out(world, reloading):
-    """A producer that has given up starts anew after a disconnect."""
+def test_disconnecting_resets_the_attempts(world, reloading):
+    """After the last attempt, a disconnect makes the producer start again."""
     producer = reloading(non_reloadable_errors=("INVALID_PRODUCER_EPOCH",))
     trigger_fatal_error(producer, 47)
     with pytest.raises(DeliveryError):
@@ -364,7 +364,7 @@ def test_disconnecting_is_a_way_out(world, reloading):
 
 
 def test_listener_may_change_the_configuration(world, reloading):
-    """The new client is built from what the listener of `producer.reload` left."""
+    """The new client has the configuration that the `producer.reload` listener left."""
     producer = reloading()
 
     @producer.monitor.subscribe("producer.reload")
@@ -381,10 +381,10 @@ def test_listener_may_change_the_configuration(world, reloading):
     assert settings.id == producer.id
 
 
-def test_bad_change_is_refused(world, reloading):
-    """What a listener breaks is told, and the next message tries again (28)."""
+def test_invalid_change_is_refused(world, reloading):
+    """An invalid change is reported, and the next message tries again."""
     producer = reloading()
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     @producer.monitor.subscribe("producer.reload")
     def spoil(event):
@@ -394,34 +394,34 @@ def test_bad_change_is_refused(world, reloading):
     with pytest.raises(DeliveryError) as raised:
         producer.produce_sync(topic="t", payload=b"x")
     assert isinstance(raised.value.__cause__, ConfigurationInvalidError)
-    told = [e["error"] for e in heard if "idempotent" in e["type"]]
-    assert isinstance(told[-1], ConfigurationInvalidError)
+    observed = [e["error"] for e in events if "idempotent" in e["type"]]
+    assert isinstance(observed[-1], ConfigurationInvalidError)
 
     producer.monitor.unsubscribe(spoil)
     assert producer.produce_sync(topic="t", payload=b"x")
 
 
-# -- with the rest of a producer's life ---------------------------------------------
+# -- together with the other operations of a producer -------------------------------
 
 
 def test_closing_during_a_recovery_ends_it(world, reloading, pause):
-    """Closing does not wait for a new client; what waited for it is dropped."""
+    """Closing does not wait for a new client; messages that wait are dropped."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=60.0)
     trigger_fatal_error(producer, 47)
     handles = send(producer, 3)
     pause(0.1)
-    began = time.monotonic()
+    started = time.monotonic()
 
     producer.close(force=True)
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - started < 5.0
     assert producer.status == "closed"
     pause(0.05)
     assert {type(each.error) for each in handles} == {MessagePurgedError}
 
 
 def test_buffered_messages_survive_a_recovery(world, reloading):
-    """Only what librdkafka had is dropped (section 10, 4)."""
+    """Only the messages in librdkafka's queue are dropped."""
     producer = reloading()
     producer.buffer(topic="t", payload=b"x", label="kept")
     trigger_fatal_error(producer, 47)
@@ -432,25 +432,25 @@ def test_buffered_messages_survive_a_recovery(world, reloading):
 
 
 @pytest.mark.parametrize("backoff", [0.0, 60.0])
-def test_closing_with_a_buffer_meets_a_fatal_error(world, reloading, backoff):
-    """The last flush fails, and close ends all the same."""
+def test_closing_with_a_buffer_survives_a_fatal_error(world, reloading, backoff):
+    """The last flush fails, and the producer is closed all the same."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=backoff)
-    heard = events_of(producer, "producer.reload")
+    events = events_of(producer, "producer.reload")
     producer.buffer(topic="t", payload=b"x")
     trigger_fatal_error(producer, 47)
-    began = time.monotonic()
+    started = time.monotonic()
 
     with pytest.raises(MessagesAbandonedError, match="INVALID_PRODUCER_EPOCH"):
         producer.close(timeout=5.0)
 
-    assert time.monotonic() - began < 10.0
-    assert (producer.status, heard) == ("closed", [])
+    assert time.monotonic() - started < 10.0
+    assert (producer.status, events) == ("closed", [])
     assert [each.payload for each in producer.buffered] == [b"x"]
     with pytest.raises(ProducerClosedError):
         send(producer)
 
 
-def test_purge_during_a_recovery_drops_what_waits(world, reloading, pause):
+def test_purge_during_a_recovery_drops_waiting_messages(world, reloading, pause):
     """Messages that wait for the new client are dropped as well."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.2)
     trigger_fatal_error(producer, 47)
@@ -464,7 +464,7 @@ def test_purge_during_a_recovery_drops_what_waits(world, reloading, pause):
 
 
 def test_disconnect_is_refused_during_a_recovery(world, reloading, pause):
-    """Somebody waits to send then."""
+    """Senders wait for the new client then."""
     producer = reloading(wait_backoff_on_idempotent_fatal_error=0.2)
     trigger_fatal_error(producer, 47)
     (handle,) = send(producer)
@@ -475,7 +475,7 @@ def test_disconnect_is_refused_during_a_recovery(world, reloading, pause):
 
 
 def test_only_the_connection_that_failed_is_replaced(world, reloading):
-    """A variant's own client has its own fatal errors."""
+    """A variant's client has its own fatal errors."""
     producer = reloading()
     variant = producer.variant(topic_config={"message.timeout.ms": 9_000})
     variant.produce_sync(topic="t", payload=b"x")
@@ -489,9 +489,9 @@ def test_only_the_connection_that_failed_is_replaced(world, reloading):
 
 @pytest.mark.parametrize("name", ["error.occurred", "producer.reload"])
 def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
-    """What it sends waits for the new client, which waits for it; it goes then."""
+    """Its messages are sent after it, since the new client waits for the listener."""
     producer = reloading()
-    told = []
+    observed = []
 
     @producer.monitor.subscribe(name)
     def send_word(event):
@@ -499,19 +499,19 @@ def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
             try:
                 producer.produce_sync(topic="audit", payload=b"x")
             except IllegalWaitError as error:
-                told.append(str(error))
+                observed.append(str(error))
 
     trigger_fatal_error(producer, 47)
     assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
 
-    assert len(told) == 1
-    assert "on its way all the same" in told[0]
+    assert len(observed) == 1
+    assert "on its way all the same" in observed[0]
 
 
 def test_producer_can_not_become_transactional(world, reloading):
-    """A reload that would make it so is refused, and the messages fail."""
+    """A reload that would make it transactional is refused; the messages fail."""
     producer = reloading()
-    heard = events_of(producer, "error.occurred")
+    events = events_of(producer, "error.occurred")
 
     @producer.monitor.subscribe("producer.reload")
     def spoil(event):
@@ -521,4 +521,4 @@ def test_producer_can_not_become_transactional(world, reloading):
     with pytest.raises(DeliveryError, match=r"transactional\.id"):
         producer.produce_sync(topic="t", payload=b"x")
 
-    assert ConfigurationInvalidError in [type(each["error"]) for each in heard]
+    assert ConfigurationInvalidError in [type(each["error"]) for each in events]

@@ -155,7 +155,7 @@ def test_kerberos_needs_a_librdkafka_that_has_it():
 
 
 def test_keys_of_consumers_are_known():
-    """librdkafka's own table names the properties that only consumers have."""
+    """A table in librdkafka names the properties that only consumers have."""
     kafka = {
         "group.id": "g",
         "auto.offset.reset": "earliest",

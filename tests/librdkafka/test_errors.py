@@ -64,7 +64,7 @@ def test_a_rejected_batch_is_marked_after_pickling(translator):
 
 
 def test_a_refusal_by_librdkafka_does_not_blame_the_broker(translator):
-    """librdkafka's text for a message that is too large reads like a broker's."""
+    """The error says that librdkafka refused the message, not that the broker did."""
     cause = translator.translate(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
 
     error = translator.enqueue_error("t", cause)

@@ -1,4 +1,4 @@
-"""Who has which producer of a pool, who waits for one, and how a pool ends."""
+"""Producer pools: checking out producers, waiting for them, reloading and closing."""
 
 import functools
 import random
@@ -29,13 +29,13 @@ from greendrop import (
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
-#: Seconds that something takes at most when there is nothing to wait for.
+#: Seconds that an operation takes at most when it does not wait.
 QUICK = 2.0
-#: Nobody listens there: a connection is refused at once.
+#: No broker listens there: a connection is refused at once.
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
-# Those of `make`, which have names that the next test wants too.
+# The producers of `make`, which have ids that the next test needs too.
 _made = []
 
 
@@ -46,7 +46,7 @@ def make(slot):
 
 
 def close_made():
-    """Close the producers that were made so far, whoever has them."""
+    """Close all producers made so far, also those in use."""
     while _made:
         _made.pop().close(force=True)
 
@@ -58,7 +58,7 @@ def _free_names():
 
 
 class Holder:
-    """A task that has a producer until it is told to let go."""
+    """A task that holds a producer until it is released."""
 
     def __init__(self, spawn, pause, pool, timeout=LONG):
         self._pause = pause
@@ -74,11 +74,11 @@ class Holder:
                 self.producer = producer
                 while not self._leaving:
                     self._pause(0.001)
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - raised in the test
             self.error = error
 
     def leave(self):
-        """Let go, and end."""
+        """Return the producer, and end."""
         self._leaving = True
         self.task.join(LONG)
 
@@ -110,23 +110,23 @@ def make_connected(make_producer):
 
 
 def send(producer, count=1):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     return [producer.produce_async(topic="t", payload=b"x") for _ in range(count)]
 
 
 @contextmanager
 def at_most(seconds):
     """Fail if the block takes longer."""
-    began = time.monotonic()
+    started = time.monotonic()
     yield
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - started < seconds
 
 
-# -- making one -----------------------------------------------------------------------
+# -- making producers -----------------------------------------------------------------
 
 
-def test_pool_makes_producers_when_asked(world):
-    """A pool makes none; then one for each slot that is used, and uses it again."""
+def test_pool_makes_producers_at_first_use(world):
+    """A new pool is empty; each slot makes its producer at first use, and keeps it."""
     made = []
 
     def factory(slot):
@@ -142,13 +142,13 @@ def test_pool_makes_producers_when_asked(world):
     assert made == [1]
 
 
-def make_for_keyword(*, slot):
-    """Make one in a way that no pool asks for."""
+def make_for_keyword_only(*, slot):
+    """A factory with a signature that no pool calls."""
     return make(slot)
 
 
 def make_for_two(slot, other):
-    """Make one in another way that no pool asks for."""
+    """Another factory with a signature that no pool calls."""
     return make(slot + other)
 
 
@@ -161,14 +161,14 @@ def make_for_two(slot, other):
         (lambda: Producer(NOWHERE, id="none"), "none"),
         (functools.partial(Producer, NOWHERE, id="partial"), "partial"),
         (functools.partial(Producer, kafka=NOWHERE, id="keywords"), "keywords"),
-        (make_for_keyword, None),
+        (make_for_keyword_only, None),
         (make_for_two, None),
     ],
 )
-def test_factory_takes_the_slot_or_nothing(factory, name):
-    """A factory gets the slot's number if it takes it.
+def test_factory_takes_the_slot_number_or_nothing(factory, name):
+    """A factory gets the slot's number if it has a parameter for it.
 
-    One that wants anything else is refused at once.
+    A factory with other parameters is refused at once.
     """
     if name is None:
         with pytest.raises(TypeError, match="number of a slot or nothing, not \\("):
@@ -180,13 +180,13 @@ def test_factory_takes_the_slot_or_nothing(factory, name):
 
 
 def test_factory_must_be_callable():
-    """What can't be called is refused at once."""
+    """A factory that can't be called is refused at once."""
     with pytest.raises(TypeError, match="not a callable"):
         ProducerPool(Producer(NOWHERE))
 
 
 def test_factory_must_give_a_producer_of_its_own_each_time():
-    """Two tasks must not get one, nor any a closed one."""
+    """A producer that another slot has, or that is closed, is refused."""
     shared = Producer(NOWHERE)
     pool = ProducerPool(lambda: shared, size=2)
 
@@ -203,14 +203,14 @@ def test_factory_must_give_a_producer_of_its_own_each_time():
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "5", True, None])
 def test_size_is_a_number_of_producers(size):
-    """A pool needs a place for one producer at least."""
+    """A pool needs at least one slot."""
     with pytest.raises(ValueError, match=f"above 0, not {size!r}"):
         ProducerPool(make, size=size)
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
-def test_every_time_is_finite(timeout):
-    """Every wait ends; a time that is none is refused, and nothing is done."""
+def test_every_timeout_is_finite(timeout):
+    """Every wait ends; a timeout that is not finite is refused, and has no effect."""
     with pytest.raises(ValueError, match="finite seconds"):
         ProducerPool(make, timeout=timeout)
     pool = ProducerPool(make)
@@ -225,7 +225,7 @@ def test_every_time_is_finite(timeout):
 
 
 def test_bad_configuration_surfaces_at_first_use(world):
-    """What the factory raises reaches the first to ask."""
+    """The error of the factory is raised in the first task that needs a producer."""
     pool = ProducerPool(lambda: Producer(kafka={}), size=1)
 
     for _ in range(3):
@@ -235,7 +235,7 @@ def test_bad_configuration_surfaces_at_first_use(world):
 
 
 def test_factory_that_fails_costs_no_slot(world):
-    """The slot is free again, and the next one has its number."""
+    """The slot is free again, and the next producer has its number."""
     slots = []
 
     def factory(slot):
@@ -256,7 +256,7 @@ def test_factory_that_fails_costs_no_slot(world):
 
 @pytest.mark.parametrize("made", [None, "a producer", Producer, {"secret": "s3cr3t"}])
 def test_factory_must_make_a_producer(made):
-    """Anything else is the factory's error, and costs no slot."""
+    """Any other result is an error of the factory, and costs no slot."""
     pool = ProducerPool(lambda: made, size=1)
 
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_factory_must_make_a_producer(made):
 
 
 def test_factory_may_use_the_pool():
-    """A factory that asks the pool itself gets another producer."""
+    """A factory that uses the pool itself gets another producer."""
     pool = ProducerPool(make, size=2)
     inner = []
 
@@ -287,11 +287,11 @@ def test_factory_may_use_the_pool():
     assert pool.available == 2
 
 
-# -- who has which --------------------------------------------------------------------
+# -- slots ----------------------------------------------------------------------------
 
 
 def test_slots_are_numbered_from_one(world, hold):
-    """Those who ask at the same time get 1 to `size`."""
+    """Concurrent tasks get the slots 1 to `size`."""
     pool = ProducerPool(make, size=3)
 
     ids = [hold(pool).producer.id for _ in range(3)]
@@ -300,8 +300,8 @@ def test_slots_are_numbered_from_one(world, hold):
     assert pool.stats == PoolStats(size=3, available=0, waiting=0)
 
 
-def test_what_came_back_last_goes_out_first(world, hold):
-    """So that as few producers are in use as will do."""
+def test_most_recently_used_producer_is_reused_first(world, hold):
+    """The most recently used producer is reused, so that few producers stay active."""
     pool = ProducerPool(make, size=3)
     first, second, third = (hold(pool) for _ in range(3))
     for holder in (first, third, second):
@@ -312,7 +312,7 @@ def test_what_came_back_last_goes_out_first(world, hold):
 
 
 def test_one_task_has_one_producer(world, hold):
-    """A block in a block gives the same, in another task another one."""
+    """A nested block gets the same producer, and another task a different one."""
     pool = ProducerPool(make, size=2)
 
     with pool.producer() as outer:
@@ -326,7 +326,7 @@ def test_one_task_has_one_producer(world, hold):
 
 
 def test_blocks_of_a_task_may_end_in_any_order(world):
-    """The producer goes back when the last of them ends."""
+    """The producer goes back when the last of the blocks ends."""
     pool = ProducerPool(make, size=1)
     outer, inner = pool.producer(), pool.producer()
     outer.__enter__()
@@ -339,7 +339,7 @@ def test_blocks_of_a_task_may_end_in_any_order(world):
 
 
 def test_blocks_as_a_decorator(world):
-    """What `producer` gives decorates functions, as any context manager does."""
+    """`producer` decorates functions, as any context manager does."""
     pool = ProducerPool(make, size=1)
 
     @pool.producer()
@@ -349,8 +349,8 @@ def test_blocks_as_a_decorator(world):
     assert [work(), work(), pool.available] == [0, 0, 1]
 
 
-def test_error_in_the_block_gives_the_producer_back(world):
-    """The error goes on, and the slot is free."""
+def test_error_in_the_block_returns_the_producer(world):
+    """The error is raised on, and the slot is free."""
     pool = ProducerPool(make, size=1)
 
     for error in (ZeroDivisionError, StopIteration, KeyboardInterrupt):
@@ -359,7 +359,7 @@ def test_error_in_the_block_gives_the_producer_back(world):
         assert pool.available == 1
 
 
-def test_greenlets_are_told_apart_from_threads(hub):
+def test_greenlets_are_distinguished_from_threads(hub):
     """Greenlets and native threads use one pool at the same time."""
     pool = ProducerPool(make, size=3)
     seen = []
@@ -389,8 +389,8 @@ def test_greenlets_are_told_apart_from_threads(hub):
     assert pool.available == 3
 
 
-def test_a_thread_that_gets_a_hub_stays_who_it_is(request):
-    """A block that began before the thread had a hub is known in one after it."""
+def test_a_thread_that_gets_a_hub_keeps_its_producer(request):
+    """A thread that gets a hub within a block keeps its producer in nested blocks."""
     pool = ProducerPool(make, size=1)
     with pool.producer() as before:
         request.getfixturevalue("hub")
@@ -401,25 +401,25 @@ def test_a_thread_that_gets_a_hub_stays_who_it_is(request):
     assert pool.available == 1
 
 
-# -- waiting for one ------------------------------------------------------------------
+# -- waiting for a producer -----------------------------------------------------------
 
 
-def test_wait_ends_after_the_pools_time(world, hold):
-    """With its only producer busy a pool of 0.1 s gives up in 0.1 s."""
+def test_wait_ends_after_the_pools_timeout(world, hold):
+    """With its only producer in use, a pool of 0.1 s gives up in 0.1 s."""
     pool = ProducerPool(make, size=1, timeout=0.1)
     hold(pool)
 
-    began = time.monotonic()
-    told = r"none of 1 .* within 0\.1 s"
-    with pytest.raises(PoolTimeoutError, match=told), pool.producer():
+    started = time.monotonic()
+    text = r"none of 1 .* within 0\.1 s"
+    with pytest.raises(PoolTimeoutError, match=text), pool.producer():
         pass
 
-    assert 0.09 < time.monotonic() - began < 1.0
+    assert 0.09 < time.monotonic() - started < 1.0
     assert pool.stats == (1, 0, 0)
 
 
-def test_a_call_may_have_its_own_time(world, hold):
-    """The time of one call counts, also 0: then it only looks."""
+def test_a_call_may_have_its_own_timeout(world, hold):
+    """The timeout of one call overrides the pool's; 0 does not wait."""
     pool = ProducerPool(make, size=1, timeout=LONG)
     holder = hold(pool)
 
@@ -432,8 +432,8 @@ def test_a_call_may_have_its_own_time(world, hold):
         assert producer is holder.producer
 
 
-def test_waiter_gets_what_comes_back(world, hold):
-    """Who waits goes on as soon as a producer is free."""
+def test_waiter_gets_the_returned_producer(world, hold):
+    """A waiting task goes on as soon as a producer is free."""
     pool = ProducerPool(make, size=1)
     first = hold(pool)
     second = hold(pool, waits=True)
@@ -448,7 +448,7 @@ def test_waiter_gets_what_comes_back(world, hold):
 
 
 def test_waiters_are_served_in_order(world, hold, until):
-    """First come, first served; who comes later or again does not overtake."""
+    """Waiters are served in order; a later or repeated request does not overtake."""
     pool = ProducerPool(make, size=1)
     holder = hold(pool)
     waiters = [hold(pool, waits=True) for _ in range(5)]
@@ -457,7 +457,7 @@ def test_waiters_are_served_in_order(world, hold, until):
         assert waiter.producer is None
         holder.leave()
         with pytest.raises(PoolTimeoutError), pool.producer(0):
-            pass  # a newcomer
+            pass  # a new task
         until(lambda: waiter.producer)  # noqa: B023 - used at once
         holder = waiter
 
@@ -466,8 +466,8 @@ def test_waiters_are_served_in_order(world, hold, until):
 
 
 @pytest.mark.slow
-def test_nobody_starves(world, spawn, pause):
-    """With five for each producer, all have about the same number of turns."""
+def test_no_task_starves(world, spawn, pause):
+    """With five tasks for each producer, all get it about equally often."""
     pool = ProducerPool(make, size=2)
     turns = [0] * 10
     ends = time.monotonic() + 0.5
@@ -487,7 +487,7 @@ def test_nobody_starves(world, spawn, pause):
 
 @pytest.mark.slow
 def test_waiting_lets_other_greenlets_run(longest_gap):
-    """While one waits for a producer, others keep running."""
+    """While one greenlet waits for a producer, others keep running."""
     pool = ProducerPool(make, size=1)
 
     def hold_for_some_ticks():
@@ -510,17 +510,17 @@ def _hold_for(pool, seconds):
         gevent.sleep(seconds)
 
 
-def test_hub_itself_takes_what_is_free_and_never_waits(hub):
-    """A callback of gevent's loop may have a free producer; it can't wait for one."""
+def test_hub_gets_free_producers_and_never_waits(hub):
+    """A callback of gevent's loop may get a free producer; it can't wait for one."""
     pool = ProducerPool(make, size=1)
-    told = []
+    observed = []
 
     def call():
         try:
             with pool.producer() as producer:
-                told.append(producer.id)
+                observed.append(producer.id)
         except IllegalWaitError as error:
-            told.append(type(error))
+            observed.append(type(error))
 
     hub.loop.run_callback(call)
     gevent.sleep(0.01)
@@ -528,15 +528,15 @@ def test_hub_itself_takes_what_is_free_and_never_waits(hub):
         hub.loop.run_callback(call)
         gevent.sleep(0.01)
 
-    assert told == ["slot-1", IllegalWaitError]
+    assert observed == ["slot-1", IllegalWaitError]
     assert pool.stats == (1, 1, 0)
 
 
-# -- being cut short ------------------------------------------------------------------
+# -- interrupted tasks ----------------------------------------------------------------
 
 
 def test_killed_waiter_leaves_the_queue(hub):
-    """A kill in the queue costs nothing."""
+    """A kill of a waiter costs no slot."""
     pool = ProducerPool(make, size=1)
     with pool.producer():
         greenlet = gevent.spawn(_hold_for, pool, LONG)
@@ -549,7 +549,7 @@ def test_killed_waiter_leaves_the_queue(hub):
 
 
 def test_timed_out_waiter_leaves_the_queue(hub):
-    """A `gevent.Timeout` around a block ends its wait, and costs nothing."""
+    """A `gevent.Timeout` around a block ends its wait, and costs no slot."""
     pool = ProducerPool(make, size=1)
     holding = gevent.spawn(_hold_for, pool, LONG)
     gevent.sleep(0)
@@ -563,23 +563,23 @@ def test_timed_out_waiter_leaves_the_queue(hub):
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_waiter_that_is_killed_with_its_slot_in_hand_passes_it_on(hub, others):
-    """A kill that comes between the hand-over and the wake-up loses no slot."""
+def test_waiter_that_is_killed_after_getting_a_slot_passes_it_on(hub, others):
+    """A kill between the hand-over and the wake-up costs no slot."""
     pool = ProducerPool(make, size=1)
     with pool.producer():
         killed = gevent.spawn(_hold_for, pool, LONG)
         gevent.sleep(0)
         waiters = [gevent.spawn(_hold_for, pool, 0) for _ in range(others)]
         gevent.sleep(0)
-    # Handed over, and it has not run yet.
+    # The slot is handed over, and the greenlet has not run yet.
     killed.kill(timeout=LONG)
 
     gevent.joinall(waiters, timeout=LONG, raise_error=True)
     assert pool.stats == (1, 1, 0)
 
 
-def test_killed_holder_gives_its_producer_back(hub):
-    """A kill inside the block is an end of the block as any other."""
+def test_killed_holder_returns_its_producer(hub):
+    """A kill inside the block ends the block like any other error."""
     pool = ProducerPool(make, size=1)
     holding = gevent.spawn(_hold_for, pool, LONG)
     gevent.sleep(0)
@@ -589,8 +589,8 @@ def test_killed_holder_gives_its_producer_back(hub):
         assert producer.id == "slot-1"
 
 
-def test_killed_in_the_factory_gives_its_slot_back(hub):
-    """The factory may wait, and be killed there."""
+def test_task_killed_in_the_factory_returns_its_slot(hub):
+    """The factory may wait, and be killed meanwhile."""
     pool = ProducerPool(lambda: gevent.sleep(LONG), size=1)
     asking = gevent.spawn(_hold_for, pool, 0)
     gevent.sleep(0)
@@ -600,10 +600,10 @@ def test_killed_in_the_factory_gives_its_slot_back(hub):
     assert pool.available == 1
 
 
-def test_waiter_that_is_killed_leaves_the_names_to_the_next(
+def test_killed_waiter_leaves_its_producer_id_to_the_next(
     hub, make_connected, mock_cluster
 ):
-    """While a replaced producer closes, somebody who was to have the next is killed."""
+    """The waiter is killed while the producer that is replaced closes."""
     pool = ProducerPool(make_connected, size=1)
     with pool.producer() as old:
         old.produce_sync(topic="t", payload=b"x")
@@ -612,7 +612,7 @@ def test_waiter_that_is_killed_leaves_the_names_to_the_next(
         killed = gevent.spawn(_hold_for, pool, 0)
         gevent.sleep(0)
         pool.reload()
-        killed.kill(block=False)  # comes before it is woken
+        killed.kill(block=False)  # before the waiter is woken
     killed.join(LONG)
     assert old.status == "closing"
 
@@ -620,15 +620,15 @@ def test_waiter_that_is_killed_leaves_the_names_to_the_next(
         assert fresh.id == old.id
 
 
-def test_waiter_of_a_hub_that_is_gone_gets_no_slot(hub):
-    """Nothing is handed to a greenlet that will never run again."""
+def test_waiter_of_a_dead_hub_gets_no_slot(hub):
+    """No slot is handed to a greenlet that will never run again."""
     pool = ProducerPool(make, size=1)
     hubs = []
 
     def in_thread():
         hubs.append(gevent.get_hub())
         gevent.spawn(_hold_for, pool, 0)
-        gevent.sleep(0.001)  # and the thread ends, with its greenlet in the queue
+        gevent.sleep(0.001)  # the thread ends with its greenlet in the queue
 
     with pool.producer():
         thread = threading.Thread(target=in_thread)
@@ -646,8 +646,8 @@ def test_waiter_of_a_hub_that_is_gone_gets_no_slot(hub):
         pass
 
 
-class Asker:
-    """A greenlet for `test_no_slot_is_lost`: asks, then holds until it may leave."""
+class SlotUser:
+    """A greenlet for `test_no_slot_is_lost`: waits, then holds until it is released."""
 
     def __init__(self, pool, timeout):
         self.holds = False
@@ -678,9 +678,9 @@ ACTIONS = st.lists(
 @given(actions=ACTIONS, size=st.integers(1, 3))
 @settings(deadline=None, max_examples=150)
 def test_no_slot_is_lost(actions, size):
-    """Whatever ends waits and blocks, at whichever moment: all slots are there.
+    """Whenever waits and blocks end, all slots are available afterwards.
 
-    Nobody waits while a slot is free, and no two have the same.
+    No task waits while a slot is free, and no two tasks have the same slot.
     """
     close_made()
     pool = ProducerPool(make, size=size)
@@ -688,7 +688,7 @@ def test_no_slot_is_lost(actions, size):
     for action, number in actions:
         asker = askers[number % len(askers)] if askers else None
         if action.startswith("ask"):
-            askers.append(Asker(pool, LONG if action == "ask" else 0.0005 * number))
+            askers.append(SlotUser(pool, LONG if action == "ask" else 0.0005 * number))
         elif action == "leave" and asker:
             asker.leave.set()
         elif action == "kill" and asker:
@@ -704,7 +704,7 @@ def test_no_slot_is_lost(actions, size):
             assert held + pool.available <= size
             assert not (pool.stats.waiting and pool.available)
 
-    gevent.sleep(0.006)  # the time of all who were in a hurry is over
+    gevent.sleep(0.006)  # the timeouts of all impatient waiters are over
     assert sum(asker.holds for asker in askers) + pool.available == size
     for asker in askers:
         asker.leave.set()
@@ -729,7 +729,7 @@ def _ids_of_all_slots(pool, size):
 
 @pytest.mark.slow
 def test_no_slot_is_lost_between_threads_and_greenlets(hub):
-    """Threads and greenlets in a hurry, kills, errors and reloads: all slots stay."""
+    """Impatient threads and greenlets, kills, errors and reloads cost no slot."""
     pool = ProducerPool(make, size=3)
     random_ = random.Random(5)
     in_use = set()
@@ -778,7 +778,7 @@ def test_no_slot_is_lost_between_threads_and_greenlets(hub):
     assert len(set(_ids_of_all_slots(pool, 3))) == 3
 
 
-# -- real traffic ---------------------------------------------------------------------
+# -- real producers -------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -801,7 +801,7 @@ def test_pool_under_load(world, make_connected, spawn):
 
 
 def test_producer_that_was_closed_is_replaced(world, make_connected):
-    """Who closes a producer that does not work leaves a fresh one to the next."""
+    """If a task closes its producer, the next task gets a fresh one."""
     pool = ProducerPool(make_connected, size=1)
     with pool.producer() as broken:
         broken.produce_sync(topic="t", payload=b"x")
@@ -823,9 +823,9 @@ def test_producer_that_was_closed_is_replaced(world, make_connected):
 def test_reload_closes_gracefully_and_keeps_the_slots(
     world, make_connected, hold, mock_cluster
 ):
-    """Idle producers deliver what they have, fresh ones have their numbers.
+    """Idle producers deliver their messages; fresh ones have the same slot numbers.
 
-    WaterDrop numbered fresh ones anew, so that transactional ids changed.
+    In WaterDrop fresh producers got new numbers, which changed transactional ids.
     """
     pool = ProducerPool(make_connected, size=2)
     old = [hold(pool) for _ in range(2)]
@@ -844,8 +844,8 @@ def test_reload_closes_gracefully_and_keeps_the_slots(
     assert sorted(one.producer.id for one in fresh) == ["slot-1", "slot-2"]
 
 
-def test_reload_leaves_those_in_use_alone(world, make_connected, hold, until):
-    """They work on, in inner blocks too, and are closed when they come back."""
+def test_reload_leaves_producers_in_use_open(world, make_connected, hold, until):
+    """Producers in use go on, in nested blocks too, and are closed on return."""
     pool = ProducerPool(make_connected, size=1)
     with pool.producer() as old:
         pool.reload()
@@ -864,8 +864,8 @@ def test_reload_leaves_those_in_use_alone(world, make_connected, hold, until):
 
 
 @pytest.mark.slow
-def test_reload_takes_no_producer_from_under_anybody(world, hold, spawn, until):
-    """Who asks while it still closes old ones gets a fresh one, which stays open."""
+def test_reload_closes_no_producer_in_use(world, hold, spawn, until):
+    """A task that comes while old producers close gets a fresh, open one."""
     pool = ProducerPool(make, size=2)
     old = [hold(pool) for _ in range(2)]
     for holder in old:
@@ -885,8 +885,8 @@ def test_reload_takes_no_producer_from_under_anybody(world, hold, spawn, until):
     assert {each.producer.status for each in old} == {"closed"}
 
 
-def test_reload_is_about_those_that_are_being_made(world, spawn, until, pause):
-    """A producer that was asked for before a reload does not outlive it."""
+def test_reload_includes_producers_that_are_being_made(world, spawn, until, pause):
+    """A producer that was being made before a reload does not outlive it."""
     go = []
     made = []
 
@@ -915,8 +915,8 @@ def test_reload_is_about_those_that_are_being_made(world, spawn, until, pause):
 
 
 @pytest.mark.slow
-def test_giving_back_an_old_producer_does_not_wait(world, until):
-    """The one who has it goes on, though its messages can't be delivered."""
+def test_returning_an_old_producer_does_not_wait(world, until):
+    """The task goes on, although its messages can't be delivered."""
     pool = ProducerPool(lambda: Producer(NOWHERE, max_wait_timeout=0.3), size=1)
     with ExitStack() as stack:
         old = stack.enter_context(pool.producer())
@@ -931,8 +931,8 @@ def test_giving_back_an_old_producer_does_not_wait(world, until):
     assert isinstance(handle.error, MessagePurgedError)
 
 
-def test_reload_tells_what_was_abandoned(world):
-    """Reload waits for deliveries as long as it was told, and is done all the same."""
+def test_reload_raises_for_undelivered_messages(world):
+    """Reload waits for deliveries as long as its timeout allows, and completes."""
     pool = ProducerPool(make, size=1)
     with pool.producer() as old:
         send(old, 3)
@@ -949,7 +949,7 @@ def test_reload_tells_what_was_abandoned(world):
 
 
 def test_closed_pool_is_not_reloaded(world):
-    """There is nothing to replace any more."""
+    """A closed pool has no producers to replace."""
     pool = ProducerPool(make)
     pool.close()
 
@@ -962,7 +962,7 @@ def test_closed_pool_is_not_reloaded(world):
 
 @pytest.mark.slow
 def test_close_delivers_first(world, make_connected, hold, mock_cluster):
-    """Closing is graceful."""
+    """Closing delivers the messages of all producers."""
     pool = ProducerPool(make_connected, size=3)
     holders = [hold(pool) for _ in range(3)]
     mock_cluster.round_trip(0.05)
@@ -977,8 +977,8 @@ def test_close_delivers_first(world, make_connected, hold, mock_cluster):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_closed_pool_gives_no_producers(world, used):
-    """Who asks later is told; closing again does nothing."""
+def test_closed_pool_has_no_producers(world, used):
+    """Later requests raise; closing again does nothing."""
     pool = ProducerPool(make, size=2)
     if used:
         with pool.producer():
@@ -994,8 +994,8 @@ def test_closed_pool_gives_no_producers(world, used):
     assert pool.stats == (2, 0, 0)
 
 
-def test_waiters_are_told_at_once_that_it_closes(world, hold, until):
-    """Nobody waits for what will not come."""
+def test_waiters_fail_at_once_when_the_pool_closes(world, hold, until):
+    """Waiters of a closed pool fail at once instead of timing out."""
     pool = ProducerPool(make, size=1)
     hold(pool)
     waiters = [hold(pool, waits=True) for _ in range(3)]
@@ -1008,7 +1008,7 @@ def test_waiters_are_told_at_once_that_it_closes(world, hold, until):
     assert pool.stats == (1, 0, 0)
 
 
-def test_those_in_use_are_closed_when_they_come_back(
+def test_producers_in_use_are_closed_on_return(
     world, make_connected, mock_cluster, until
 ):
     """They work until then, and their messages are delivered."""
@@ -1025,22 +1025,22 @@ def test_those_in_use_are_closed_when_they_come_back(
 
 
 @pytest.mark.parametrize("forced", ["at first", "later"])
-def test_those_in_use_are_dropped_only_when_asked(world, forced, until):
+def test_messages_of_producers_in_use_are_dropped_only_by_force(world, forced, until):
     """With `force`, messages of a producer that comes back are not waited for."""
     pool = ProducerPool(make, size=1)
     with pool.producer() as producer:
         handles = send(producer, 3)
         pool.close(force=forced == "at first")
         pool.close(force=forced == "later")
-        pool.close()  # takes nothing back
+        pool.close()  # with nothing to take back
 
     with at_most(QUICK):
         until(lambda: producer.status == "closed")
     assert all(isinstance(handle.error, MessagePurgedError) for handle in handles)
 
 
-def test_what_came_back_too_late_is_logged(world, caplog, until):
-    """Nobody is there to catch it."""
+def test_loss_of_a_producer_returned_late_is_logged(world, caplog, until):
+    """No caller could catch the error."""
     pool = ProducerPool(make, size=1)
     with pool.producer() as producer:
         send(producer, 3)
@@ -1051,28 +1051,28 @@ def test_what_came_back_too_late_is_logged(world, caplog, until):
 
 
 @pytest.mark.slow
-def test_one_time_is_for_all_together(world, hold):
-    """Closing four takes as long as closing one; what was dropped is summed up."""
+def test_one_timeout_is_for_all_producers_together(world, hold):
+    """Closing four takes as long as closing one; dropped messages are summed up."""
     pool = ProducerPool(make, size=4)
     holders = [hold(pool) for _ in range(4)]
     for number, holder in enumerate(holders):
         send(holder.producer, number)
         holder.leave()
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(
         MessagesAbandonedError, match=r"^6 messages .* 0\.3 s"
     ) as raised:
         pool.close(timeout=0.3)
 
-    assert 0.29 < time.monotonic() - began < 0.9
+    assert 0.29 < time.monotonic() - started < 0.9
     assert raised.value.count == 6
     assert {holder.producer.status for holder in holders} == {"closed"}
 
 
 @pytest.mark.slow
-def test_without_a_time_the_longest_of_the_producers_counts(world, hold):
-    """As `Producer.close`, and also for all together."""
+def test_default_timeout_is_the_longest_of_the_producers(world, hold):
+    """As in `Producer.close`, but for all producers together."""
     pool = ProducerPool(
         lambda slot: Producer(NOWHERE, max_wait_timeout=slot * 0.1), size=3
     )
@@ -1081,16 +1081,16 @@ def test_without_a_time_the_longest_of_the_producers_counts(world, hold):
         send(holder.producer)
         holder.leave()
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(MessagesAbandonedError):
         pool.close()
 
-    assert 0.29 < time.monotonic() - began < 0.9
+    assert 0.29 < time.monotonic() - started < 0.9
 
 
 @pytest.mark.slow
 def test_close_reports_buffered_messages_of_all_producers(world, hold):
-    """The error has them: the pool's producers can't be asked any more."""
+    """The error has them, since the pool's producers can't be reached any more."""
     pool = ProducerPool(
         lambda: Producer({**NOWHERE, "message.timeout.ms": 300}), size=2
     )
@@ -1108,7 +1108,7 @@ def test_close_reports_buffered_messages_of_all_producers(world, hold):
 
 @pytest.mark.slow
 def test_loss_of_a_replaced_transactional_producer_is_logged(world, spawn, caplog):
-    """The task that waits for the old one to close may be the one that closes it."""
+    """The task that waits for the old producer may be the one that closes it."""
     kafka = {**NOWHERE, "transaction.timeout.ms": 1000}
     pool = ProducerPool(
         lambda slot: Producer(
@@ -1140,7 +1140,7 @@ def test_loss_of_a_replaced_transactional_producer_is_logged(world, spawn, caplo
 
 
 def test_forced_close_drops_at_once(world, hold):
-    """`force` waits for nothing and does not complain."""
+    """`force` waits for nothing and raises nothing."""
     pool = ProducerPool(make, size=2)
     holders = [hold(pool) for _ in range(2)]
     handles = [send(holder.producer)[0] for holder in holders]
@@ -1153,7 +1153,7 @@ def test_forced_close_drops_at_once(world, hold):
     assert all(isinstance(handle.error, MessagePurgedError) for handle in handles)
 
 
-def test_all_end_closed_when_closing_is_cut_short(hub):
+def test_all_producers_are_closed_when_closing_is_interrupted(hub):
     """A `gevent.Timeout` ends the wait, and no producer stays open."""
     pool = ProducerPool(make, size=3)
     producers = []
@@ -1173,8 +1173,8 @@ def test_all_end_closed_when_closing_is_cut_short(hub):
     assert {producer.status for producer in producers} == {"closed"}
 
 
-def test_all_end_closed_when_one_fails_to(world, hold):
-    """An interrupt in a listener comes out of `close`, after all are closed."""
+def test_all_producers_are_closed_when_one_fails(world, hold):
+    """An interrupt in a listener is raised by `close` after all are closed."""
     pool = ProducerPool(make, size=3)
     holders = [hold(pool) for _ in range(3)]
 
@@ -1191,8 +1191,8 @@ def test_all_end_closed_when_one_fails_to(world, hold):
     assert {holder.producer.status for holder in holders} == {"closed"}
 
 
-def test_close_in_the_hub_itself_goes_on_by_itself(hub, make_connected):
-    """Nobody may wait there, so it returns at once."""
+def test_close_in_the_hub_continues_in_the_background(hub, make_connected):
+    """The hub can't wait, so `close` returns at once."""
     pool = ProducerPool(make_connected, size=1)
     with pool.producer() as producer:
         (handle,) = send(producer)
@@ -1208,8 +1208,8 @@ def test_close_in_the_hub_itself_goes_on_by_itself(hub, make_connected):
         pass
 
 
-def test_with_closes(world, make_connected):
-    """Leaving the block closes the pool, and delivers what is on its way."""
+def test_leaving_the_block_closes_the_pool(world, make_connected):
+    """Leaving the block closes the pool, and delivers messages in flight."""
     with ProducerPool(make_connected) as pool, pool.producer() as producer:
         (handle,) = send(producer)
 
@@ -1218,8 +1218,8 @@ def test_with_closes(world, make_connected):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_with_tells_what_was_abandoned_unless_it_fails_anyway(world, fails):
-    """An error that is on its way is not hidden by a second one."""
+def test_leaving_the_block_raises_for_undelivered_messages(world, fails):
+    """An error of the block is not hidden by a second one."""
     pool = ProducerPool(lambda: Producer(NOWHERE, max_wait_timeout=0.05))
     with pool.producer() as producer:
         send(producer)
@@ -1231,11 +1231,11 @@ def test_with_tells_what_was_abandoned_unless_it_fails_anyway(world, fails):
     assert producer.status == "closed"
 
 
-# -- looking --------------------------------------------------------------------------
+# -- inspecting -----------------------------------------------------------------------
 
 
-def test_pool_is_looked_at_without_blocking(world, hold):
-    """Sizes and repr tell how it is used, and make nothing."""
+def test_inspecting_a_pool_does_not_block(world, hold):
+    """Sizes and repr describe how the pool is used, and make no producer."""
     pool = ProducerPool(make, size=2)
     assert (pool.size, pool.available) == (2, 2)
     assert repr(pool) == "<ProducerPool 2 of 2 available, 0 waiting>"
@@ -1252,7 +1252,7 @@ def test_pool_is_looked_at_without_blocking(world, hold):
 
 @contextmanager
 def _locked(pool):
-    """Have another thread in the middle of something."""
+    """Hold a lock in another thread."""
     locked, done = threading.Event(), threading.Event()
 
     def work():
@@ -1273,14 +1273,14 @@ def _locked(pool):
 
 @pytest.fixture
 def no_default_pool():
-    """Forget the default pool before and after a test."""
+    """Remove the default pool before and after a test."""
     set_default_pool(None)
     yield
     set_default_pool(None)
 
 
 def test_default_pool_is_the_one_that_was_set(no_default_pool):
-    """Until it is set there is none, and the error says what to do."""
+    """Until the default pool is set there is none, and the error says what to do."""
     with pytest.raises(PoolNotConfiguredError, match=r"call set_default_pool\("):
         default_pool()
     first, second = ProducerPool(make), ProducerPool(make)

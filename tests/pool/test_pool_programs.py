@@ -1,4 +1,4 @@
-"""A pool in every kind of program, and on both sides of a fork."""
+"""Pools in every kind of program, and on both sides of a fork."""
 
 import pytest
 
@@ -46,7 +46,7 @@ BEGIN = """
 
 @every_mode
 def test_tasks_share_the_producers_of_a_pool(mode, mock_cluster, run_script, stored):
-    """Greenlets or threads: two at a time have a producer, and all have their turn."""
+    """Two tasks at a time have a producer, and every task gets one."""
     program = """
     most = []
 
@@ -77,7 +77,7 @@ def test_tasks_share_the_producers_of_a_pool(mode, mock_cluster, run_script, sto
 def test_made_before_the_fork_works_on_both_sides(
     mode, mock_cluster, run_script, stored
 ):
-    """A pool that nobody used before the fork needs no care."""
+    """A pool that was not used before the fork needs no reset."""
     program = """
     def use():
         used = send(), slots()
@@ -99,8 +99,10 @@ def test_made_before_the_fork_works_on_both_sides(
 
 
 @every_mode
-def test_a_child_may_not_use_what_its_parent_used(mode, mock_cluster, run_script):
-    """Each use in the child raises until reset(), also of slots nobody has used."""
+def test_a_child_may_not_use_a_pool_that_its_parent_used(
+    mode, mock_cluster, run_script
+):
+    """Each use in the child raises until reset(), also of slots never used before."""
     program = """
     def use():
         errors = {caught(send), caught(slots), caught(pool.reload)}
@@ -129,9 +131,9 @@ def test_a_child_may_not_use_what_its_parent_used(mode, mock_cluster, run_script
 
 @every_mode
 def test_tasks_of_the_parent_hold_no_slot_in_the_child(mode, mock_cluster, run_script):
-    """After reset() all slots are free, though the parent's tasks have or want them.
+    """After reset() all slots are free, although the parent's tasks use or want them.
 
-    A block around the fork ends in the child as well, and changes nothing there.
+    A block around the fork ends in the child too, and has no effect there.
     """
     program = """
     def hold():
@@ -173,8 +175,8 @@ def test_tasks_of_the_parent_hold_no_slot_in_the_child(mode, mock_cluster, run_s
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
 
 
-def test_reload_before_the_fork_counts_after_it(mock_cluster, run_script):
-    """What was to be replaced when it comes back is replaced in the child as well."""
+def test_reload_before_the_fork_applies_after_it(mock_cluster, run_script):
+    """A producer that is to be replaced on return is replaced in the child too."""
     program = """
     def use():
         pool.reset()
@@ -194,7 +196,7 @@ def test_reload_before_the_fork_counts_after_it(mock_cluster, run_script):
 
 @every_mode
 def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_script):
-    """Close in the child returns at once, for good; the parent goes on."""
+    """Closing in the child returns at once, for good; the parent goes on."""
     program = """
     def close():
         began = time.monotonic()
@@ -217,7 +219,7 @@ def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_scri
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_forking_while_others_use_the_pool(mode, mock_cluster, run_script):
-    """Whatever another thread is just doing with the pool, a child does not hang."""
+    """A child does not hang, whatever another thread was doing with the pool."""
     program = """
     def churn():
         while busy:

@@ -13,7 +13,7 @@ PASSWORD = {"sasl.password": "hunter2", "security.protocol": "plaintext"}
 
 
 @pytest.fixture
-def heard():
+def process_events():
     """Collect all events of the process during a test."""
     events = []
     for name in PROCESS_EVENTS:
@@ -36,20 +36,20 @@ def subscribe():
         greendrop.monitor.unsubscribe(listener)
 
 
-def names_and_payloads(heard):
+def names_and_payloads(process_events):
     """Return names and payloads."""
-    return [(event.name, event.payload) for event in heard]
+    return [(event.name, event.payload) for event in process_events]
 
 
 # -- producers ------------------------------------------------------------------------
 
 
-def test_making_and_configuring_a_producer_emit_one_event_each(heard):
+def test_making_and_configuring_a_producer_emit_one_event_each(process_events):
     """A producer configured with settings by name emits both events once."""
     producer = Producer({**NOWHERE, **PASSWORD}, id="p", max_wait_timeout=5)
 
-    (_, created), (_, configured) = names_and_payloads(heard)
-    assert [event.name for event in heard] == [
+    (_, created), (_, configured) = names_and_payloads(process_events)
+    assert [event.name for event in process_events] == [
         "producer.created",
         "producer.configured",
     ]
@@ -61,23 +61,23 @@ def test_making_and_configuring_a_producer_emit_one_event_each(heard):
     assert configured["config"]["kafka"]["sasl.password"] == "[hidden]"
 
 
-def test_producer_may_be_configured_later(heard):
+def test_producer_may_be_configured_later(process_events):
     """Each event is emitted when its step happens; a variant emits none."""
     producer = Producer()
-    assert [event.name for event in heard] == ["producer.created"]
+    assert [event.name for event in process_events] == ["producer.created"]
 
     producer.setup(NOWHERE)
     producer.variant(max_wait_timeout=1)
 
-    assert [event.name for event in heard][1:] == ["producer.configured"]
+    assert [event.name for event in process_events][1:] == ["producer.configured"]
 
 
-def test_refused_configuration_emits_no_event(heard):
+def test_refused_configuration_emits_no_event(process_events):
     """A producer whose settings were refused was not configured."""
     with pytest.raises(greendrop.ConfigurationInvalidError):
         Producer({"no.such": 1})
 
-    assert [event.name for event in heard] == ["producer.created"]
+    assert [event.name for event in process_events] == ["producer.created"]
 
 
 def test_hook_adds_middleware_and_listeners(subscribe, make_producer):
@@ -129,7 +129,7 @@ def test_hook_that_raises_does_not_affect_the_producer(subscribe, caplog):
     assert "listener.error producer_id=p listener_of=producer.configured" in caplog.text
 
 
-def test_closing_a_producer_emits_an_event(heard, make_producer, world):
+def test_closing_a_producer_emits_an_event(process_events, make_producer, world):
     """Both monitors emit the event once, with the same payload."""
     producer = make_producer(id="p")
     own = []
@@ -139,9 +139,9 @@ def test_closing_a_producer_emits_an_event(heard, make_producer, world):
     producer.close()
     producer.close()
 
-    assert [event.name for event in heard][2:] == ["producer.closed"]
-    assert heard[-1].payload == own[0].payload
-    assert heard[-1]["producer_id"] == "p"
+    assert [event.name for event in process_events][2:] == ["producer.closed"]
+    assert process_events[-1].payload == own[0].payload
+    assert process_events[-1]["producer_id"] == "p"
 
 
 def test_an_object_can_listen_to_the_process():
@@ -170,7 +170,7 @@ def test_an_object_can_listen_to_the_process():
 # -- pools ----------------------------------------------------------------------------
 
 
-def test_events_of_a_pool_are_in_order(heard):
+def test_events_of_a_pool_are_in_order(process_events):
     """Creation, set-up as the default, reload and shutdown emit one event each."""
     pool = ProducerPool(lambda: Producer(NOWHERE), size=2, timeout=1.5)
     before = greendrop.set_default_pool(pool)
@@ -180,7 +180,7 @@ def test_events_of_a_pool_are_in_order(heard):
     pool.close(force=True)
 
     size = {"pool": pool, "size": 2, "timeout": 1.5}
-    assert names_and_payloads(heard) == [
+    assert names_and_payloads(process_events) == [
         ("connection_pool.created", size),
         ("connection_pool.setup", size),
         ("connection_pool.reload", {"pool": pool}),
@@ -189,7 +189,7 @@ def test_events_of_a_pool_are_in_order(heard):
     ]
 
 
-def test_reload_event_precedes_the_reload(heard, subscribe):
+def test_reload_event_precedes_the_reload(process_events, subscribe):
     """The event comes while the pool has its old producers; not if it is closed."""
     pool = ProducerPool(lambda: Producer(NOWHERE), size=1)
     with pool.producer() as old:
@@ -199,24 +199,24 @@ def test_reload_event_precedes_the_reload(heard, subscribe):
 
     pool.reload()
     pool.close()
-    heard.clear()
+    process_events.clear()
     with pytest.raises(greendrop.PoolClosedError):
         pool.reload()
 
-    assert (status, old.status, heard) == (["configured"], "closed", [])
+    assert (status, old.status, process_events) == (["configured"], "closed", [])
 
 
-def test_removing_the_default_pool_emits_no_setup_event(heard):
+def test_removing_the_default_pool_emits_no_setup_event(process_events):
     """Setting the default pool to None emits no event."""
     greendrop.set_default_pool(greendrop.set_default_pool(None))
 
-    assert heard == []
+    assert process_events == []
 
 
 # -- names ----------------------------------------------------------------------------
 
 
-def test_payloads_are_as_the_table_says(heard, make_producer):
+def test_payloads_are_as_the_table_says(process_events, make_producer):
     """Each payload has the keys of its row in the table."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
@@ -227,8 +227,8 @@ def test_payloads_are_as_the_table_says(heard, make_producer):
     pool.close()
     greendrop.set_default_pool(None)
 
-    assert {event.name for event in heard} == set(PROCESS_EVENTS)
-    for event in heard:
+    assert {event.name for event in process_events} == set(PROCESS_EVENTS)
+    for event in process_events:
         assert event.payload.keys() == set(PROCESS_EVENTS[event.name].payload)
 
 
