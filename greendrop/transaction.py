@@ -135,7 +135,22 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
             if error is not None:
                 self._current.abort_reason = self._current.abort_reason or error
             return False
-        return self._transactions.end(self._current, error)
+        try:
+            return self._transactions.end(self._current, error)
+        except BaseException:
+            # A signal handler may have raised before the end had begun.
+            self.__del__()
+            raise
+
+    def __del__(self) -> None:
+        """Give up a transaction whose block was left without its end.
+
+        So it is when a signal handler raises at the very start of `__exit__`: Python
+        doesn't call that twice.
+        """
+        current = getattr(self, "_current", None)
+        if current is not None and not self._joined and not current.is_over:
+            self._transactions.abandon(current)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -158,9 +173,10 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
                 or thread.
         """
         current = self._open("aborted")
-        stop = AbortTransaction("the program has aborted the transaction")
-        current.abort_reason = current.abort_reason or stop
-        raise stop
+        text = "the program has aborted the transaction"
+        # Not the one that is raised: with its traceback it would keep this alive.
+        current.abort_reason = current.abort_reason or AbortTransaction(text)
+        raise AbortTransaction(text)
 
     def mark_as_consumed(
         self,

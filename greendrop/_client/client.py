@@ -491,14 +491,11 @@ class Client:
         if batcher is not None and (batcher.items or not batcher.in_own_hub()):
             return
         with self._send_lock:
-            if (
-                self.kafka_handle.closed
-                or not self.kafka_handle.empty
-                or self._carried_over
-                or self._rerouter
-            ):
+            native = self.kafka_handle
+            empty = native.closed or native.empty
+            if not empty or self._carried_over or self._rerouter:
                 return
-            self.kafka_handle.interrupted = False
+            native.interrupted = False
             pending = self.in_flight.pending
             for handle in list(pending):
                 if handle.done:
@@ -507,9 +504,7 @@ class Client:
                 elif handle._is_filled:
                     self._reports.append(handle)
                 else:
-                    handle._fail(
-                        self.kafka_handle.error_translator.report_lost(handle.topic)
-                    )
+                    handle._fail(native.error_translator.report_lost(handle.topic))
         self.poll_loop.dispatcher.dispatch()
         # Senders may not have been woken, either.
         self.in_flight.on_reports(0)
@@ -796,6 +791,8 @@ class Client:
                     self.poll_loop.close_descriptor_at_end()
         finally:
             self._dispatch_rest(ended=ended)
+            if self.kafka_handle.interrupted:
+                self._fail_lost_reports()
             _clients.discard(self)
 
     def _dispatch_rest(self, *, ended: bool) -> None:

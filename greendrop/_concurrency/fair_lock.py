@@ -17,11 +17,14 @@ from greendrop._concurrency.deadlocks import waits_for
 class LockRequest:
     """A task's use of the lock, from the moment it asks to the moment it gives back."""
 
-    __slots__ = ("pid", "task", "waiter")
+    __slots__ = ("pid", "released", "task", "waiter")
 
     def __init__(self, task: object) -> None:
         self.task = task
         self.pid = os.getpid()
+        #: Set before `release` is called. From then on nobody has the lock, even if a
+        #: signal handler raises at the start of that call.
+        self.released = False
         self.waiter: waiters.ThreadWaiter | waiters.GreenletWaiter | None = None
 
     @property
@@ -46,11 +49,16 @@ class FairLock:
     """
 
     def __init__(self) -> None:
-        #: Who has it.
-        self.request: LockRequest | None = None
+        self._owner: LockRequest | None = None
         self._queue: deque[LockRequest] = deque()
         # Held over code that can't switch greenlets only.
         self._lock = native.new_lock()
+
+    @property
+    def request(self) -> LockRequest | None:
+        """Who has it."""
+        owner = self._owner
+        return None if owner is None or owner.released else owner
 
     @property
     def held_by_me(self) -> bool:
@@ -74,7 +82,8 @@ class FairLock:
             seconds: How long to wait.
 
         Raises:
-            DeadlockError: The one who has it waits for the end of the caller.
+            DeadlockError: The one who has it waits for the end of the caller, or it is
+                the caller itself, interrupted by a signal handler.
             OwnerInParentError: The one who has it would never give it back here.
             IllegalWaitError: Another one has it, and the caller is the hub itself.
 
@@ -85,6 +94,8 @@ class FairLock:
         if self.inherited:
             raise OwnerInParentError
         with self._lock:
+            if self._has_request_of(request.task):
+                raise DeadlockError
             # In the queue first: it decides, also when others come at this moment.
             self._queue.append(request)
             self._hand_over()
@@ -98,13 +109,23 @@ class FairLock:
                 return False
             self._refuse_circle(request)
             waiter.wait_slice(left)
+            with self._lock:
+                self._hand_over()  # an exception may have prevented that
         return True
+
+    def _has_request_of(self, task: object) -> bool:
+        requests = list(self._queue)  # a handler that asks may come in between
+        owner = self.request
+        if owner is not None:
+            requests.append(owner)
+        return any(each.task == task for each in requests)
 
     def release(self, request: LockRequest) -> None:
         """End a request, however far it got."""
+        request.released = True
         with self._lock:
-            if self.request is request:
-                self.request = None
+            if self._owner is request:
+                self._owner = None
             with suppress(ValueError):
                 self._queue.remove(request)
             self._hand_over()
@@ -114,8 +135,8 @@ class FairLock:
         # killed, `release` finds it there and passes it on.
         while self.request is None and self._queue:
             request = self._queue.popleft()
-            if not request.is_dead:
-                self.request = request
+            if not (request.is_dead or request.released):
+                self._owner = request
                 if request.waiter is not None:
                     request.waiter.wake()
 

@@ -136,7 +136,7 @@ class Connections:
         self._building = _concurrency.new_lock()
         # Clients that are being closed while others take their place, or could.
         self._closing_clients: list[Client] = []
-        self._being_closed: list[Client] = []
+        self._being_closed: set[Client] = set()
         self._end_waiters: deque[_concurrency.Waiter] = deque()
 
     # --- looking -----------------------------------------------------------------
@@ -424,22 +424,31 @@ class Connections:
 
     def _close(self, client: Client) -> None:
         try:
-            self._being_closed.append(client)
+            self._being_closed.add(client)
             client.close()
         except Exception:
             self._forget(client)
             raise
         finally:
-            self._being_closed.remove(client)
+            self._being_closed.discard(client)
         # Not when interrupted: then it is closed once more.
         self._forget(client)
+
+    def close_in_background(self, clients: Sequence[Client]) -> None:
+        """Close clients that no message goes to any more, without waiting for it."""
+        try:
+            self._being_closed.update(clients)
+            _concurrency.spawn(lambda: self.close_clients(clients))
+        except BaseException:
+            self._being_closed.difference_update(clients)
+            raise
 
     def _close_left_over(self) -> None:
         """Have clients closed whose closing was interrupted."""
         busy = self._being_closed
         left = [each for each in self._closing_clients if each not in busy]
         if left:
-            _concurrency.spawn(lambda: self.close_clients(left))
+            self.close_in_background(left)
 
     def replace(self, slot: ClientSlot, old: Client, settings: Settings) -> bool:
         """Build the successor of a client, and let it take over; False when closing.
@@ -503,7 +512,7 @@ class Connections:
             slot.attempts = 0
         self.disconnecting = None
         self._closing_clients = []
-        self._being_closed = []
+        self._being_closed = set()
         # A thread of the parent may have held them at the moment of the fork.
         self.lock = _concurrency.new_lock()
         self._end_waiters = deque()

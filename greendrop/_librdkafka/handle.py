@@ -89,6 +89,8 @@ class KafkaHandle:
         self.closed = False
         # There is a transaction that has not ended.
         self._open = False
+        #: Whether it may begin transactions.
+        self.is_initialized = False
         #: How many messages librdkafka did not take, beside those it had no room for.
         self.refused = 0
         # Lock order: poll_lock, gate.
@@ -324,6 +326,7 @@ class KafkaHandle:
             Blocks the thread and its hub.
         """
         self._command(lambda: self.producer.init_transactions(seconds))
+        self.is_initialized = True
 
     def begin_transaction(self) -> None:
         """Begin one; no broker is asked.
@@ -334,8 +337,12 @@ class KafkaHandle:
         Blocking:
             Holds the hub for 0.1 ms.
         """
-        self._command(self._begin)
-        self._open = True
+        self._open = True  # also if a signal handler raises meanwhile
+        try:
+            self._command(self._begin)
+        except Exception:
+            self._open = False
+            raise
 
     def _begin(self) -> None:
         self.producer.begin_transaction()
@@ -418,6 +425,11 @@ class KafkaHandle:
         if self._reports:
             # It has served them here. A thread that polls would not know for a while.
             self.interrupt_poll()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction that has not ended."""
+        return self._open
 
     @property
     def fatal_error(self) -> BrokerError | None:

@@ -65,6 +65,7 @@ class Disconnect:
         try:
             return self._transactions.block(turn, 0.0) and self._disconnect()
         finally:
+            turn.released = True
             self._transactions.unblock(turn)
 
     def _disconnect(self) -> bool:

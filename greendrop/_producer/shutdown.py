@@ -208,6 +208,7 @@ class Shutdown:
             self._transactions.block(turn, timeout)
             self._close_noted(timeout, began, force=force)
         finally:
+            turn.released = True
             self._transactions.unblock(turn)
 
     def _close_noted(self, timeout: float, began: float, *, force: bool) -> None:

@@ -83,6 +83,9 @@ class TransactionalClients:
         if pause > 0:
             _concurrency.new_waiter().wait(pause)
         client = self._connections.connect(self._connections.main)
+        if self._is_left_over(client):
+            self.drop(client)
+            client = self._connections.connect(self._connections.main)
         if client is self._ready:
             return client
         self.commands = self._new_calls()
@@ -100,6 +103,15 @@ class TransactionalClients:
             raise
         self._ready = client
         return client
+
+    def _is_left_over(self, client: Client) -> bool:
+        """Return whether a signal handler raised between two steps with a client."""
+        native = client.kafka_handle
+        if native.fatal_error is not None:
+            return False  # the next step says so
+        return native.in_transaction or (
+            client is not self._ready and native.is_initialized
+        )
 
     def succeed(self) -> None:
         """Take note that something was committed."""
@@ -164,9 +176,11 @@ class TransactionalClients:
 
         The next transaction has a new one.
         """
-        self._retire(client)
-        if self._connections.detach_client(client):
-            _concurrency.spawn(lambda: self._connections.close_clients([client]))
+        try:
+            self._retire(client)
+        finally:
+            if self._connections.detach_client(client):
+                self._connections.close_in_background([client])
 
 
 def not_begun(error: Exception) -> TransactionAbortedError:

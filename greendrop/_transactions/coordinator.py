@@ -252,6 +252,7 @@ class Transactions:
             current = self._begin(seconds, turn, deadline)
         finally:
             if current is None and turn is not None:
+                turn.released = True
                 self._lock.release(turn)
         return current
 
@@ -353,10 +354,11 @@ class Transactions:
         current.on_abort.append(undo)
         try:
             result = send()
+            self.end(current, None)
         except BaseException as error:
-            self.end(current, error)
+            if not current.is_over:
+                self.end(current, error)
             raise
-        self.end(current, None)
         return result
 
     def explain(self, error: _E) -> _E | MessagePurgedError:
@@ -419,7 +421,31 @@ class Transactions:
                 self._raise_outcome(why, failure)
             return isinstance(error, AbortTransaction)
         finally:
-            self._finish(current)
+            try:
+                self._finish(current)
+            finally:
+                # Whatever a signal handler has prevented, the next one may begin.
+                current.is_over = True
+                if self._current is current:
+                    self._current = None
+                if current.turn is not None:
+                    current.turn.released = True
+                    self._lock.release(current.turn)
+
+    def abandon(self, current: OpenTransaction) -> None:
+        """Let the brokers roll back a transaction that was not ended; never waits."""
+        if not current.client.mark[0] or current.is_over:
+            return
+        current.ending = current.is_over = True
+        current.outcome = current.outcome or "aborted"
+        if self._current is current:
+            self._current = None
+        if current.turn is not None:
+            current.turn.released = True
+            self._lock.release(current.turn)
+        self._clients.drop(current.client)
+        while current.on_abort:
+            current.on_abort.pop()()
 
     @staticmethod
     def _raise_outcome(why: BaseException, failure: Exception | None) -> None:
@@ -438,17 +464,11 @@ class Transactions:
         if current.outcome is None:  # an exception in between two steps
             current.outcome = "aborted"
             self._clients.drop(current.client)
-        try:
-            if current.outcome == "aborted":
-                while current.on_abort:
-                    current.on_abort.pop()()
-            facts = {"outcome": current.outcome}
-            self._tell("transaction.finished", current.began, facts)
-        finally:
-            current.is_over = True
-            self._current = None
-            if current.turn is not None:
-                self._lock.release(current.turn)
+        if current.outcome == "aborted":
+            while current.on_abort:
+                current.on_abort.pop()()
+        facts = {"outcome": current.outcome}
+        self._tell("transaction.finished", current.began, facts)
 
     def _commit(self, current: OpenTransaction) -> None:
         began = _concurrency.monotonic()

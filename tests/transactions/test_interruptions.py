@@ -1,0 +1,92 @@
+"""Signal handlers that send, or raise, while a transaction begins or ends."""
+
+import gc
+import signal
+import time
+
+import pytest
+
+from greendrop import GreendropError
+from greendrop._concurrency.fair_lock import FairLock
+from greendrop._librdkafka.handle import KafkaHandle
+from greendrop._transactions.clients import TransactionalClients
+from greendrop._transactions.coordinator import OpenTransaction, Transactions
+from greendrop.transaction import Transaction
+from tests.interrupting import at_entry, handling
+
+
+def interrupt():
+    """Do what Python's own handler of Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def run(producer, *, abort):
+    """Run a transaction of one message."""
+    with producer.transaction() as transaction:
+        producer.produce_async(topic="t", payload=b"x")
+        if abort:
+            transaction.abort()
+
+
+@pytest.mark.parametrize("abort", [False, True])
+@pytest.mark.parametrize(
+    "place",
+    [
+        FairLock.acquire,
+        FairLock._hand_over,
+        FairLock.release,
+        OpenTransaction.__init__,
+        Transaction.__exit__,
+        Transactions.begin,
+        Transactions._begin,
+        Transactions.end,
+        Transactions._finish,
+        KafkaHandle._command,
+        TransactionalClients.acquire,
+    ],
+)
+def test_an_interrupted_transaction_lets_the_next_one_begin(
+    world, connected, place, abort
+):
+    """The interrupt reaches the program, and the producer is as good as before."""
+    producer = connected()
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(producer, abort=abort)
+
+    gc.collect()  # of what the block was left with, pytest has kept the traceback
+    assert calls
+    assert not producer.in_transaction
+    run(producer, abort=False)
+    producer.produce_sync(topic="t", payload=b"x")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [FairLock._hand_over, FairLock._has_request_of, FairLock.release, Transactions.end],
+)
+def test_a_handler_that_sends_gets_an_answer_at_once(world, connected, place):
+    """It can't have the turn of the task that it interrupts, and does not wait."""
+    producer = connected()
+    answers = []
+
+    def send():
+        began = time.monotonic()
+        try:
+            answers.append(producer.produce_sync(topic="t", payload=b"handler"))
+        except GreendropError as error:
+            answers.append(error)
+        assert time.monotonic() - began < 10
+
+    with (
+        handling(signal.SIGUSR1, send) as raise_signal,
+        at_entry(place, raise_signal),
+    ):
+        run(producer, abort=False)
+
+    assert answers
+    run(producer, abort=False)
