@@ -16,8 +16,8 @@ run := $(bin)/python -m
 # Two installs into one environment at the same time break it.
 .NOTPARALLEL:
 
-.PHONY: help demo test kafka-test install-test kafka chaos-transactions bench lint types \
-    docs clean
+.PHONY: help demo test kafka-test install-test kafka chaos-transactions sweep bench lint \
+    types docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' \
@@ -29,13 +29,17 @@ demo: $(VENV)/.installed ## produce from hundreds of greenlets, no broker needed
 # They mostly wait, so three processes suit two cores. Where one is wanted, as for a
 # debugger: PYTEST_ARGS=-n0
 test: $(VENV)/.installed-test ## run the tests that need no broker
-	$(run) pytest -n 3 --dist worksteal -m "not kafka and not bench and not install" \
-	    $(PYTEST_ARGS)
+	$(run) pytest -n 3 --dist worksteal \
+	    -m "not kafka and not bench and not install and not sweep" $(PYTEST_ARGS)
 
 # A test's time limit includes its fixtures, and the first one may have to fetch Kafka
 # and to start three nodes.
 kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
 	$(run) pytest -m "kafka and not bench" --timeout=180 $(PYTEST_ARGS)
+
+# `make test` takes a sample of it. They mostly wait, so four processes suit two cores.
+sweep: $(VENV)/.installed-test ## interrupt every verb at every function that it runs
+	$(run) pytest -n 4 --dist worksteal -m sweep tests/sweep $(PYTEST_ARGS)
 
 # They mostly wait, so two processes suit two cores.
 install-test: $(VENV)/.installed-test ## try each documented way to install

@@ -792,7 +792,7 @@ class Client:
         finally:
             self._dispatch_rest(ended=ended)
             if self.kafka_handle.interrupted:
-                self._fail_lost_reports()
+                self.fail_lost_reports()
             _clients.discard(self)
 
     def _dispatch_rest(self, *, ended: bool) -> None:

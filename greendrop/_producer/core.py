@@ -533,7 +533,7 @@ class Core:
             f" report within {_wording.seconds(seconds)}, and may still be delivered"
         )
         reasons = [
-            client.attendant.last_broker_error() for client in self._connections.clients
+            client.poll_loop.last_broker_error() for client in self._connections.clients
         ]
         if reason := next(filter(None, reasons), None):
             text += f"; last broker error: {reason}"
