@@ -1,4 +1,4 @@
-"""What a producer promises, whatever is beneath: see `suite`."""
+"""The contract of a producer, whatever brokers are beneath: see `suite`."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""What holds on brokers that can be told to fail, in memory or not.
+"""The contract on brokers that can be made to fail, in memory or not.
 
-Their fixtures are those of `suite`. Clusters have `round_trip`, `broker_down` and
-`broker_up` besides.
+Fixtures are those of `suite`. Clusters also have `round_trip`, `broker_down` and
+`broker_up`.
 """
 
 import time
@@ -17,14 +17,14 @@ from greendrop import (
 )
 from greendrop.testing import Recorder
 
-#: librdkafka comes back as soon as brokers do.
+#: librdkafka reconnects as soon as brokers are back.
 QUICK = {"reconnect.backoff.ms": 10, "reconnect.backoff.max.ms": 20}
 
 
 def test_an_acknowledgement_takes_a_round_trip(
     world, cluster, topic, producer_on_cluster
 ):
-    """Until then the message is outstanding."""
+    """Until the broker has answered the message is outstanding."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"x")
     cluster.round_trip(0.15)
@@ -40,8 +40,8 @@ def test_an_acknowledgement_takes_a_round_trip(
 
 
 @pytest.mark.slow
-def test_nobody_waits_longer_than_told(world, cluster, topic, producer_on_cluster):
-    """The message may still be delivered, and is."""
+def test_no_wait_exceeds_its_limit(world, cluster, topic, producer_on_cluster):
+    """A message whose wait ended may still be delivered, and is."""
     producer = producer_on_cluster(max_wait_timeout=0.1)
     producer.variant(max_wait_timeout=10).produce_sync(topic=topic, payload=b"x")
     cluster.round_trip(0.5)
@@ -58,7 +58,7 @@ def test_nobody_waits_longer_than_told(world, cluster, topic, producer_on_cluste
 def test_brokers_that_are_down_let_messages_time_out(
     world, cluster, topic, producer_on_cluster
 ):
-    """The error says so, and what the brokers were last heard of."""
+    """The error names the timeout, and the last error of the brokers."""
     producer = producer_on_cluster({"message.timeout.ms": 1000, **QUICK})
     producer.produce_sync(topic=topic, payload=b"x")
     with Recorder(producer) as recorder:
@@ -75,7 +75,7 @@ def test_brokers_that_are_down_let_messages_time_out(
 
 @pytest.mark.slow
 def test_messages_wait_for_brokers(world, cluster, topic, producer_on_cluster):
-    """And arrive in order when they are back."""
+    """Messages sent without brokers arrive in order when the brokers are back."""
     producer = producer_on_cluster(QUICK)
     producer.produce_sync(topic=topic, payload=b"0", partition=0)
     cluster.broker_down()
@@ -92,8 +92,8 @@ def test_messages_wait_for_brokers(world, cluster, topic, producer_on_cluster):
     assert payloads == [str(each).encode() for each in range(10)]
 
 
-def test_purge_drops_what_is_on_its_way(world, cluster, topic, producer_on_cluster):
-    """The producer goes on."""
+def test_purge_drops_messages_in_flight(world, cluster, topic, producer_on_cluster):
+    """Messages in flight end as purged, and the producer goes on."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"0")
     cluster.round_trip(5)
@@ -109,7 +109,7 @@ def test_purge_drops_what_is_on_its_way(world, cluster, topic, producer_on_clust
 def test_a_queue_that_stays_full_is_an_error(
     world, cluster, topic, producer_on_cluster
 ):
-    """The message is not sent; those before it are on their way."""
+    """The message is not sent; those queued before it are still delivered."""
     producer = producer_on_cluster(
         {"queue.buffering.max.messages": 3}, wait_timeout_on_queue_full=0.05
     )
@@ -125,8 +125,10 @@ def test_a_queue_that_stays_full_is_an_error(
     producer.close(force=True)
 
 
-def test_close_tells_what_was_not_delivered(world, cluster, topic, producer_on_cluster):
-    """And is closed."""
+def test_close_reports_what_was_not_delivered(
+    world, cluster, topic, producer_on_cluster
+):
+    """The error of `close` counts the messages, and the producer is closed."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"x")
     cluster.round_trip(5)
@@ -140,10 +142,10 @@ def test_close_tells_what_was_not_delivered(world, cluster, topic, producer_on_c
     assert producer.status == "closed"
 
 
-def test_close_reports_what_brokers_that_are_down_did_not_get(
+def test_close_reports_messages_that_brokers_did_not_get(
     world, cluster, topic, producer_on_cluster
 ):
-    """Also when the messages fail before the time is over."""
+    """Messages that fail before the time of `close` is over are reported, too."""
     producer = producer_on_cluster({"message.timeout.ms": 500, **QUICK})
     producer.produce_sync(topic=topic, payload=b"x", partition=0)
     cluster.broker_down()

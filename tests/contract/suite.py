@@ -1,6 +1,6 @@
-"""What holds on brokers in memory, on the mock cluster and on Apache Kafka alike.
+"""The contract on brokers in memory, on the mock cluster and on Apache Kafka alike.
 
-Whoever imports the tests has a fixture `cluster`, with `bootstrap_servers`,
+A module that imports these tests has a fixture `cluster`, with `bootstrap_servers`,
 `create_topic(topic, partitions)` and `records(topic)`, and a fixture `topic`.
 """
 
@@ -22,7 +22,7 @@ from greendrop import (
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.testing import Recorder, fatal_error, trigger_fatal_error
 
-#: Partitioners of librdkafka's that look at the key.
+#: Partitioners of librdkafka that look at the key.
 PARTITIONERS = (
     "consistent",
     "consistent_random",
@@ -35,7 +35,7 @@ PARTITIONERS = (
 
 @pytest.fixture
 def producer_on_cluster(cluster):
-    """Make producers on the cluster; they are closed after the test."""
+    """Construct producers on the cluster, which are closed after the test."""
     made = []
 
     def make(kafka=None, **settings):
@@ -50,12 +50,12 @@ def producer_on_cluster(cluster):
 
 
 def values(records):
-    """Give the payloads."""
+    """Return the payloads."""
     return [record.payload for record in records]
 
 
 def test_a_record_is_where_its_report_says(world, cluster, topic, producer_on_cluster):
-    """With all of its fields."""
+    """The record at the reported offset has all fields of the message."""
     cluster.create_topic(topic, partitions=3)
 
     report = producer_on_cluster().produce_sync(
@@ -72,14 +72,14 @@ def test_a_record_is_where_its_report_says(world, cluster, topic, producer_on_cl
     assert record[:4] == (topic, 2, 0, 1_767_312_000_000)
     assert record[4:6] == (b"key", "päyload".encode())
     assert record.headers == [("one", b"1"), ("none", None)]
-    # The mock cluster reports all as of the year 1970.
+    # The mock cluster reports every timestamp as of the year 1970.
     assert report[:3] == record[:3]
     assert report.label == "a label"
     assert 0 <= report.latency < 30
 
 
 def test_a_header_may_be_repeated(cluster, topic, producer_on_cluster):
-    """Each of its values is in the record, in order. Acceptance check 110."""
+    """Each value of a repeated header is in the record, in order."""
     producer_on_cluster().produce_sync(
         topic=topic, payload=b"x", headers={"h": ["1", b"2"], "other": "3"}
     )
@@ -91,7 +91,7 @@ def test_a_header_may_be_repeated(cluster, topic, producer_on_cluster):
 def test_a_message_without_a_timestamp_gets_the_present_one(
     cluster, topic, producer_on_cluster
 ):
-    """In milliseconds."""
+    """The default timestamp is the present time in milliseconds."""
     before = time.time_ns() // 1_000_000
     producer_on_cluster().produce_sync(topic=topic, payload=b"x")
 
@@ -100,7 +100,7 @@ def test_a_message_without_a_timestamp_gets_the_present_one(
 
 
 def test_offsets_count_by_partition(world, cluster, topic, producer_on_cluster):
-    """From 0, without a gap, in the order of sending. Acceptance check 117."""
+    """Offsets start at 0 and grow by one in the order of sending."""
     cluster.create_topic(topic, partitions=2)
     batch = [Message(topic, str(each), partition=each % 2) for each in range(100)]
 
@@ -115,7 +115,7 @@ def test_offsets_count_by_partition(world, cluster, topic, producer_on_cluster):
 
 @pytest.mark.parametrize("name", PARTITIONERS)
 def test_a_key_leads_to_its_partition(cluster, topic, producer_on_cluster, name):
-    """To the one that librdkafka's partitioner says; a `partition_key` as well."""
+    """The partitioner of librdkafka chooses, also for a `partition_key`."""
     cluster.create_topic(topic, partitions=5)
     producer = producer_on_cluster({"partitioner": name})
     keys = [str(each).encode() for each in range(20)]
@@ -131,17 +131,15 @@ def test_a_key_leads_to_its_partition(cluster, topic, producer_on_cluster, name)
     assert len(set(expected)) > 2
 
 
-def test_the_number_of_partitions_is_told(cluster, topic, producer_on_cluster):
-    """As many as were created."""
+def test_the_number_of_partitions_is_returned(cluster, topic, producer_on_cluster):
+    """A topic has as many partitions as were created."""
     cluster.create_topic(topic, partitions=7)
 
     assert producer_on_cluster().partition_count(topic) == 7
 
 
-def test_a_partition_that_is_not_there_is_an_error(
-    world, cluster, topic, producer_on_cluster
-):
-    """And no other message suffers."""
+def test_a_missing_partition_is_an_error(world, cluster, topic, producer_on_cluster):
+    """Only the message for the missing partition fails."""
     cluster.create_topic(topic, partitions=2)
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"before")
@@ -166,7 +164,7 @@ def test_a_partition_that_is_not_there_is_an_error(
 def test_a_message_may_be_as_large_as_the_limit(
     world, cluster, topic, producer_on_cluster, sized
 ):
-    """One byte more is refused, and no other message suffers."""
+    """A message that is one byte larger is refused; the others are delivered."""
     size, rest = sized
     producer = producer_on_cluster({"message.max.bytes": 2000})
 
@@ -178,10 +176,8 @@ def test_a_message_may_be_as_large_as_the_limit(
     assert values(cluster.records(topic)) == [bytes(2000 - size)]
 
 
-def test_a_message_that_breaks_the_rules_is_not_sent(
-    cluster, topic, producer_on_cluster
-):
-    """Nor is the rest of its batch."""
+def test_an_invalid_message_is_not_sent(cluster, topic, producer_on_cluster):
+    """An invalid message fails its batch before anything is sent."""
     producer = producer_on_cluster()
 
     with pytest.raises(MessageInvalidError):
@@ -191,10 +187,10 @@ def test_a_message_that_breaks_the_rules_is_not_sent(
     assert values(cluster.records(topic)) == [b"good"]
 
 
-def test_what_middleware_makes_of_a_message_is_sent(
+def test_messages_are_sent_as_middleware_returns_them(
     cluster, topic, producer_on_cluster
 ):
-    """In the order of the steps."""
+    """Middleware steps change a message in their order."""
     producer = producer_on_cluster()
     producer.middleware.append(lambda each: each._replace(payload=each.payload + "1"))
     producer.middleware.append(lambda each: each._replace(payload=each.payload + "2"))
@@ -204,8 +200,8 @@ def test_what_middleware_makes_of_a_message_is_sent(
     assert values(cluster.records(topic)) == [b"012"]
 
 
-def test_events_are_told(world, cluster, topic, producer_on_cluster):
-    """The acknowledgement first, then what the caller is told."""
+def test_events_are_emitted_in_order(world, cluster, topic, producer_on_cluster):
+    """The acknowledgement is emitted before the event of the verb."""
     producer = producer_on_cluster()
     with Recorder(producer) as recorder:
         report = producer.produce_sync(topic=topic, payload=b"x", label="mine")
@@ -215,14 +211,16 @@ def test_events_are_told(world, cluster, topic, producer_on_cluster):
         "message.acknowledged",
         "message.produced_sync",
     ]
-    told = recorder.named("message.acknowledged")[0]
-    assert told["delivery_report"] == report
-    assert (told["topic"], told["offset"], told["label"]) == (topic, 0, "mine")
+    event = recorder.named("message.acknowledged")[0]
+    assert event["delivery_report"] == report
+    assert (event["topic"], event["offset"], event["label"]) == (topic, 0, "mine")
     assert recorder.errors == []
 
 
-def test_a_failed_message_is_told_of(world, topic, cluster, producer_on_cluster):
-    """As an error, with its label."""
+def test_a_failed_message_is_reported_as_an_event(
+    world, topic, cluster, producer_on_cluster
+):
+    """The event has the error and the label of the message."""
     cluster.create_topic(topic, partitions=1)
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"x")
@@ -235,7 +233,7 @@ def test_a_failed_message_is_told_of(world, topic, cluster, producer_on_cluster)
 
 
 def test_a_full_queue_makes_senders_wait(world, cluster, topic, producer_on_cluster):
-    """And all messages arrive."""
+    """Senders wait for space in the queue, and all messages arrive."""
     producer = producer_on_cluster({"queue.buffering.max.messages": 5})
 
     handles = [
@@ -247,10 +245,10 @@ def test_a_full_queue_makes_senders_wait(world, cluster, topic, producer_on_clus
     assert values(cluster.records(topic)) == [str(each).encode() for each in range(200)]
 
 
-def test_what_is_buffered_is_sent_by_a_flush(
+def test_buffered_messages_are_sent_by_a_flush(
     world, cluster, topic, producer_on_cluster
 ):
-    """And not before."""
+    """No buffered message is sent before the flush."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"first", partition=0)
     producer.buffer(topic=topic, payload=b"second", partition=0)
@@ -266,7 +264,7 @@ def test_what_is_buffered_is_sent_by_a_flush(
 def test_flush_waits_for_all_messages_and_leaves_the_producer_open(
     world, cluster, topic, producer_on_cluster
 ):
-    """Buffered ones are sent; those of variants are waited for, too."""
+    """Buffered messages are sent, and those of variants are waited for, too."""
     cluster.create_topic(topic, partitions=1)
     producer = producer_on_cluster()
     handles = [
@@ -284,7 +282,7 @@ def test_flush_waits_for_all_messages_and_leaves_the_producer_open(
     assert producer.produce_sync(topic=topic, payload=b"after").offset == 52
 
 
-def test_a_flush_drops_what_is_refused_and_sends_the_rest(
+def test_a_flush_drops_refused_messages_and_sends_the_rest(
     world, cluster, topic, producer_on_cluster
 ):
     """The refused message is reported, and no flush meets it again."""
@@ -312,7 +310,7 @@ def test_a_flush_drops_what_is_refused_and_sends_the_rest(
 def test_close_reports_buffered_messages_that_were_not_delivered(
     world, cluster, topic, producer_on_cluster
 ):
-    """They can be read afterwards; the others were sent."""
+    """The undelivered messages can be read after `close`; the others were sent."""
     cluster.create_topic(topic, partitions=1)
     producer = producer_on_cluster()
     for payload, partition in ((b"first", 0), (b"bad", 9), (b"second", 0)):
@@ -327,7 +325,7 @@ def test_close_reports_buffered_messages_that_were_not_delivered(
 
 
 def test_a_tombstone_has_no_payload(cluster, topic, producer_on_cluster):
-    """But a key."""
+    """A tombstone is stored with its key and no payload."""
     producer_on_cluster().tombstone_sync(topic=topic, key="gone", partition=0)
 
     (record,) = cluster.records(topic)
@@ -337,7 +335,7 @@ def test_a_tombstone_has_no_payload(cluster, topic, producer_on_cluster):
 def test_without_acknowledgements_there_is_no_offset(
     world, cluster, topic, producer_on_cluster
 ):
-    """`acks=0`, by a variant; the message is stored all the same."""
+    """With `acks=0`, set by a variant, the message is stored and no offset is known."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"one", partition=0)
     careless = producer.variant(topic_config={"acks": 0})
@@ -352,7 +350,7 @@ def test_without_acknowledgements_there_is_no_offset(
 
 
 def test_a_scope_waits_for_its_messages(world, cluster, topic, producer_on_cluster):
-    """All that were sent in it are delivered at its end."""
+    """All messages sent in a scope are delivered at its end."""
     producer = producer_on_cluster()
 
     with producer.scope(timeout=20):
@@ -363,7 +361,7 @@ def test_a_scope_waits_for_its_messages(world, cluster, topic, producer_on_clust
 
 
 def test_a_producer_of_a_pool_sends(cluster, topic, producer_on_cluster):
-    """They send as others do."""
+    """A producer borrowed from a pool delivers messages."""
     pool = ProducerPool(lambda: producer_on_cluster(), size=2)  # noqa: PLW0108
     with pool, pool.producer() as producer:
         producer.produce_sync(topic=topic, payload=b"1")
@@ -371,8 +369,10 @@ def test_a_producer_of_a_pool_sends(cluster, topic, producer_on_cluster):
     assert values(cluster.records(topic)) == [b"1"]
 
 
-def test_a_producer_connects_anew(world, cluster, topic, producer_on_cluster):
-    """After it was disconnected; offsets go on."""
+def test_a_producer_reconnects_after_a_disconnect(
+    world, cluster, topic, producer_on_cluster
+):
+    """Offsets continue after the new connection."""
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"1", partition=0)
 
@@ -383,8 +383,8 @@ def test_a_producer_connects_anew(world, cluster, topic, producer_on_cluster):
     assert report.offset == 1
 
 
-def test_close_delivers_what_is_on_its_way(world, cluster, topic, producer_on_cluster):
-    """And takes nothing more."""
+def test_close_delivers_messages_in_flight(world, cluster, topic, producer_on_cluster):
+    """A closed producer refuses further messages."""
     producer = producer_on_cluster()
     handles = [producer.produce_async(topic=topic, payload=b"x") for _ in range(100)]
 
@@ -397,7 +397,7 @@ def test_close_delivers_what_is_on_its_way(world, cluster, topic, producer_on_cl
 
 
 def test_a_fatal_error_ends_a_client(world, cluster, topic, producer_on_cluster):
-    """Each message after it says which it was."""
+    """Each message after a fatal error fails with that error."""
     producer = producer_on_cluster({"enable.idempotence": True})
     producer.produce_sync(topic=topic, payload=b"x")
     assert fatal_error(producer) is None
@@ -419,7 +419,7 @@ def test_a_fatal_error_ends_a_client(world, cluster, topic, producer_on_cluster)
 def test_a_client_that_has_ended_is_replaced(
     world, cluster, topic, producer_on_cluster
 ):
-    """If that is wanted; order is kept."""
+    """With reloading switched on a new client continues, and order is kept."""
     producer = producer_on_cluster(
         {"enable.idempotence": True},
         reload_on_idempotent_fatal_error=True,

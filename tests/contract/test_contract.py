@@ -12,12 +12,12 @@ from tests.contract.suite import *  # noqa: F403 - the tests
 @pytest.fixture(
     params=[
         pytest.param(MemoryCluster, id="memory"),
-        # A consumer takes half a second to read what was stored.
+        # A consumer takes half a second to read stored records.
         pytest.param(MockCluster, id="mock", marks=pytest.mark.slow),
     ]
 )
 def cluster(request):
-    """Run a cluster of one kind or the other."""
+    """Run a cluster in memory, or a mock cluster."""
     with request.param() as cluster:
         yield cluster
 

@@ -1,6 +1,6 @@
-"""What holds for transactions, on brokers that hide what is not committed.
+"""The contract for transactions, on brokers that hide uncommitted messages.
 
-That is brokers in memory, and Apache Kafka; not the mock cluster. Their fixtures are
+Those are brokers in memory and Apache Kafka, but not the mock cluster. Fixtures are
 those of `suite`.
 """
 
@@ -11,20 +11,20 @@ from greendrop import DeliveryError, Message
 
 @pytest.fixture
 def transactional(cluster, topic, producer_on_cluster):
-    """Make a transactional producer, and its topic, of one partition."""
+    """Construct a transactional producer, and its topic with one partition."""
     cluster.create_topic(topic, partitions=1)
     return producer_on_cluster({"transactional.id": topic})
 
 
 def payloads(records):
-    """Give the payloads."""
+    """Return the payloads."""
     return [record.payload for record in records]
 
 
-def test_a_transaction_is_seen_when_it_is_committed(
+def test_a_transaction_is_visible_once_it_is_committed(
     world, cluster, topic, transactional
 ):
-    """As a whole, and not before; the marker at its end takes an offset."""
+    """All of its messages become visible at once; its end marker takes an offset."""
     with transactional.transaction():
         transactional.produce_sync(topic=topic, payload=b"1")
         transactional.produce_many_async([Message(topic, b"2"), Message(topic, b"3")])
@@ -38,8 +38,8 @@ def test_a_transaction_is_seen_when_it_is_committed(
     assert single.offset == 4
 
 
-def test_what_is_rolled_back_is_never_seen(world, cluster, topic, transactional):
-    """Whether it is aborted or an error ends it; what follows is seen."""
+def test_rolled_back_messages_are_never_visible(world, cluster, topic, transactional):
+    """After an abort or an error only later messages are visible."""
     with transactional.transaction() as transaction:
         transactional.produce_sync(topic=topic, payload=b"aborted")
         transaction.abort()

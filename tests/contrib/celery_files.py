@@ -1,4 +1,4 @@
-"""Celery's queue of files, for who reads it while another writes."""
+"""A Celery transport by files that can be read while they are written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kombu.transport import filesystem
 
 
 class Channel(filesystem.Channel):
-    """One that puts a message among the others when it is whole.
+    """A channel that publishes a message file only when it is complete.
 
-    kombu's opens a file there and then writes it. A worker that looks in between reads
-    nothing, which is no JSON, and ends.
+    kombu's channel opens a file in the queue's folder and then writes it. A worker that
+    reads in between gets an empty file, which is no JSON, and exits.
     """
 
     def _put(self, queue, payload, **_):
@@ -25,6 +25,6 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
-    """What `broker_transport` of an app names."""
+    """The transport for `broker_transport` of an app."""
 
     Channel = Channel

@@ -1,4 +1,4 @@
-"""Errors of ours that leave a Celery worker, and producers that its parent has used."""
+"""greendrop's errors in results of Celery, and producers that the parent has used."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def in_the_end(task):
     except DeliveryError as error:
         raise task.retry(exc=error)
 """
-# One task at a time where they are preempted: Celery starts a retry before it has noted
-# that there will be one, and may note that after the retry's result.
+# One task at a time where they are preempted: Celery starts a retry before it has
+# recorded that there will be one, and may record that after the retry's result.
 POOLS = {
     "gevent": ["--pool=gevent", "--concurrency=10"],
     "prefork": ["--pool=prefork", "--concurrency=1"],
     "solo": ["--pool=solo"],
     "threads": ["--pool=threads", "--concurrency=1"],
 }
-# Puts tasks into the queue, and waits for what becomes of them.
+# Queues the tasks, and waits for their results.
 CLIENT = """
 import sys, pickle
 import tasks_of_errors as app
@@ -114,7 +114,7 @@ with open(sys.argv[1], "wb") as file:
 
 @pytest.fixture
 def outcomes(tmp_path, mock_cluster):
-    """Run a worker; give what became of tasks, as who started them gets it."""
+    """Run a worker, and return the tasks' results as their caller gets them."""
     for name in ("queue", "control", "results"):
         (tmp_path / name).mkdir()
     (tmp_path / "tasks_of_errors.py").write_text(APP)
@@ -131,8 +131,8 @@ def outcomes(tmp_path, mock_cluster):
         }
         quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
         worker = ["-m", "celery", "--app=tasks_of_errors", "worker", *POOLS[pool]]
-        told, queue = tmp_path / "told", tmp_path / "queue"
-        client = [str(tmp_path / "client.py"), str(told), *tasks]
+        results, queue = tmp_path / "results", tmp_path / "queue"
+        client = [str(tmp_path / "client.py"), str(results), *tasks]
         with Program(*client, log_file=tmp_path / "client", **environment) as c:
             c.wait_for("asks", lambda: len([*queue.iterdir()]) == len(tasks))
             log = tmp_path / "log"
@@ -140,7 +140,7 @@ def outcomes(tmp_path, mock_cluster):
                 assert c.wait(40) == 0
                 w.terminate()
                 assert w.wait(10) == 0
-        return pickle.loads(told.read_bytes())
+        return pickle.loads(results.read_bytes())
 
     return outcomes
 
@@ -148,10 +148,10 @@ def outcomes(tmp_path, mock_cluster):
 @pytest.mark.parametrize(
     ("pool", "serializer"), [*((pool, "json") for pool in POOLS), ("prefork", "pickle")]
 )
-def test_errors_reach_who_asked_for_the_task(outcomes, pool, serializer):
-    """They are of the same class and say the same; retries end with the last one.
+def test_errors_reach_the_caller_of_the_task(outcomes, pool, serializer):
+    """Class and text are kept; retries end with the last error.
 
-    The worker's main process has used the producer: in children it was reset.
+    The worker's main process has used the producer, which was reset in the children.
     """
     tasks = ("invalid", "refused", "batch", "again", "automatically", "in_the_end")
 
@@ -170,8 +170,8 @@ def test_errors_reach_who_asked_for_the_task(outcomes, pool, serializer):
         assert got["batch"].dispatched[0].report.topic == "events"
 
 
-def test_a_producer_that_the_parent_has_used_says_so(outcomes):
-    """Without `connect` a child of the prefork pool is told to reset it."""
+def test_a_producer_used_by_the_parent_raises_in_a_child(outcomes):
+    """Without `connect` the error in a prefork child says that a reset is needed."""
     got = outcomes("prefork", ["refused"], connect="")
 
     assert isinstance(got["refused"], ProducerUsedInParentProcessError)
@@ -180,7 +180,7 @@ def test_a_producer_that_the_parent_has_used_says_so(outcomes):
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Note with which limit producers would be closed; disconnect afterwards."""
+    """Record the time limit of each close, and disconnect afterwards."""
     limits = []
     monkeypatch.setattr(contrib, "close_in_use", lambda _, limit: limits.append(limit))
     yield limits
@@ -189,7 +189,10 @@ def ends(monkeypatch):
 
 
 def test_connecting_again_changes_the_timeout(ends):
-    """Several modules of tasks may connect; each end is one end."""
+    """Several modules of tasks may connect.
+
+    Producers are closed once, with the last limit.
+    """
     contrib.connect()
     contrib.connect(2.5)
 

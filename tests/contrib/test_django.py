@@ -1,4 +1,4 @@
-"""`greendrop.contrib.django`, in a project of few settings and a database in memory."""
+"""`greendrop.contrib.django`, in a minimal project with an in-memory database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from greendrop.contrib.django import (
 
 @pytest.fixture
 def aliases(mock_cluster):
-    """Give GREENDROP two aliases on the mock cluster; close them at the end."""
+    """Configure two aliases on the mock cluster, and close them after the test."""
     kafka = {"bootstrap.servers": mock_cluster.bootstrap_servers}
     both = {
         "default": {"KAFKA": kafka, "OPTIONS": {"id": "shop"}},
@@ -45,7 +45,7 @@ def aliases(mock_cluster):
 
 @pytest.fixture
 def database():
-    """Keep the database's connection for this test."""
+    """Keep the database connection open during the test."""
     yield connection
     connection.close()
 
@@ -54,17 +54,17 @@ prepared = []
 
 
 def prepare(producer):
-    """Do what a project does with a new producer."""
+    """Prepare a new producer as a project does."""
     prepared.append(producer)
 
 
 def raising(_):
-    """Do what a project may do by mistake."""
+    """Prepare a producer, with a mistake."""
     raise ZeroDivisionError("no such")
 
 
 def problems():
-    """Run the system checks; give the texts of ours by their ids."""
+    """Run the system checks, and return greendrop's texts by their ids."""
     return [
         (each.id, each.msg)
         for each in checks.run_checks()
@@ -98,8 +98,8 @@ def test_a_project_prepares_its_producers(aliases):
     assert prepared == [get_producer("audit")] == [get_producer("audit")]
 
 
-def test_producers_are_closed_together(aliases, stored):
-    """What is on its way is delivered; who asks then gets a new producer."""
+def test_all_producers_are_closed_together(aliases, stored):
+    """Messages in flight are delivered; later callers get a new producer."""
     old = get_producer()
     old.produce_async(topic="events", payload=b"x")
 
@@ -109,8 +109,8 @@ def test_producers_are_closed_together(aliases, stored):
     assert get_producer() is not old
 
 
-def test_all_are_closed_though_one_loses_messages(aliases):
-    """The loss is raised, after the last one was closed."""
+def test_all_are_closed_even_if_one_loses_messages(aliases):
+    """The loss is raised after the last producer was closed."""
     lost = {"KAFKA": {"bootstrap.servers": "127.0.0.1:1"}}
     with override_settings(GREENDROP={"default": lost, "audit": aliases["audit"]}):
         unreachable, audit = get_producer(), get_producer("audit")
@@ -124,7 +124,7 @@ def test_all_are_closed_though_one_loses_messages(aliases):
 
 
 def test_changed_settings_give_new_producers(aliases):
-    """A test that overrides settings gets what it asked for."""
+    """A test that overrides settings gets producers with those settings."""
     before = get_producer()
     kafka = aliases["default"]["KAFKA"]
 
@@ -138,8 +138,8 @@ def test_changed_settings_give_new_producers(aliases):
 # checks ------------------------------------------------------------------------------
 
 
-def test_the_system_check_is_content(aliases):
-    """With settings in order nothing is said."""
+def test_the_system_check_accepts_valid_settings(aliases):
+    """Valid settings cause no message."""
     assert problems() == []
 
 
@@ -163,16 +163,16 @@ def test_the_system_check_is_content(aliases):
         ),
     ],
 )
-def test_the_system_check_names_what_is_wrong(one, text):
-    """And who asks for the producer all the same is told the same."""
+def test_the_system_check_names_each_mistake(one, text):
+    """A caller that wants the producer in spite of the check gets the same text."""
     with override_settings(GREENDROP={"default": one}):
-        ((number, told),) = problems()
+        ((number, problem),) = problems()
         with pytest.raises(ImproperlyConfigured) as raised:
             get_producer()
 
     assert number == "greendrop.E002"
-    assert told.startswith(text)
-    assert f"{raised.value}." == told
+    assert problem.startswith(text)
+    assert f"{raised.value}." == problem
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_system_check_names_what_is_wrong(one, text):
     ],
 )
 def test_the_system_check_survives_what_it_checks(wrong, text):
-    """Values of any type are told of, and what the project's own function raises."""
+    """Values of any type, and errors of the project's own function, are reported."""
     one = {"KAFKA": {"bootstrap.servers": "x:1"}, **wrong}
     with override_settings(GREENDROP={"default": one}):
         assert problems() == [
@@ -212,7 +212,7 @@ def test_the_system_check_survives_what_it_checks(wrong, text):
 
 
 def test_the_system_check_misses_settings_and_default(aliases):
-    """No mapping at all is an error, no default something to be warned of."""
+    """A missing mapping is an error; a missing default alias is a warning."""
     with override_settings(GREENDROP=None):
         assert [number for number, _ in problems()] == ["greendrop.E001"]
         with pytest.raises(ImproperlyConfigured, match="needs a mapping of aliases"):
@@ -227,7 +227,7 @@ def test_the_system_check_misses_settings_and_default(aliases):
 
 
 def test_a_commit_sends(aliases, database, stored):
-    """What a transaction wants to send is sent after it, in order, and not before."""
+    """Messages of a transaction are sent after it, in order, and not before."""
     with get_producer().scope(), transaction.atomic():
         produce_on_commit(topic="events", payload="first")
         produce_on_commit(topic="events", payload="second")
@@ -237,7 +237,7 @@ def test_a_commit_sends(aliases, database, stored):
 
 
 def test_a_rollback_sends_nothing(aliases, database, stored):
-    """Neither does a savepoint that is rolled back."""
+    """A savepoint that is rolled back sends nothing either."""
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         give_up_after_sending("lost")
     with get_producer().scope(), transaction.atomic():
@@ -249,13 +249,13 @@ def test_a_rollback_sends_nothing(aliases, database, stored):
 
 
 def give_up_after_sending(payload):
-    """Do what rolls a transaction back."""
+    """Send a message, then roll the transaction back."""
     produce_on_commit(topic="events", payload=payload)
     raise ZeroDivisionError
 
 
-def test_a_scope_waits_for_what_the_commit_sends(aliases, database, mock_cluster):
-    """A failure comes out of the scope; the transaction is committed by then."""
+def test_a_scope_waits_for_messages_sent_by_the_commit(aliases, database, mock_cluster):
+    """The scope raises the failure; the transaction is committed by then."""
     mock_cluster.create_topic("closed")
     mock_cluster.fail_topic("closed", "TOPIC_AUTHORIZATION_FAILED")
 
@@ -265,7 +265,7 @@ def test_a_scope_waits_for_what_the_commit_sends(aliases, database, mock_cluster
 
 
 def test_a_bad_message_rolls_back(aliases, database):
-    """It is refused while the transaction can still be."""
+    """The message is refused while the transaction can still be rolled back."""
     with pytest.raises(MessageInvalidError), transaction.atomic():
         produce_on_commit(topic="not a topic", payload="x")
     with pytest.raises(MessageInvalidError), transaction.atomic():
@@ -273,7 +273,7 @@ def test_a_bad_message_rolls_back(aliases, database):
 
 
 def test_a_message_that_is_too_large_is_refused_before_the_commit(aliases, database):
-    """By the limit of the producer that would send it."""
+    """The limit is that of the producer that would send the message."""
     small = {**aliases["audit"], "OPTIONS": {"max_payload_size": 46}}
     with override_settings(GREENDROP={**aliases, "small": small}), transaction.atomic():
         with pytest.raises(MessageInvalidError, match="max_payload_size=46"):
@@ -281,8 +281,8 @@ def test_a_message_that_is_too_large_is_refused_before_the_commit(aliases, datab
         produce_on_commit(topic="events", payload="x" * 11)
 
 
-def test_outside_of_a_transaction_it_is_sent_at_once(aliases, database, stored):
-    """As Django's on_commit does. With another alias, by that producer."""
+def test_outside_of_a_transaction_messages_are_sent_at_once(aliases, database, stored):
+    """Django's on_commit behaves alike. `using` chooses the alias and its producer."""
     with get_producer("audit").scope():
         produce_on_commit(topic="events", payload="x", alias="audit")
 

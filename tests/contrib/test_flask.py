@@ -1,4 +1,4 @@
-"""`greendrop.contrib.flask`: an extension as Flask's documentation wants them."""
+"""`greendrop.contrib.flask`, an extension in the form that Flask documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from greendrop.contrib.flask import Greendrop
 
 @pytest.fixture
 def make_app(mock_cluster):
-    """Make applications of one factory, as a program and its tests do."""
+    """Construct apps of one factory, as a program and its tests do."""
     apps = []
 
     def make(extension, **config):
@@ -36,7 +36,7 @@ def make_app(mock_cluster):
 
 
 def test_a_view_sends_with_the_apps_producer(make_app, stored):
-    """The extension is made at module level, and gets its app later."""
+    """The extension is created at module level, and gets its app later."""
     app = make_app(Greendrop())
 
     assert app.test_client().post("/orders").status_code == 200
@@ -44,7 +44,7 @@ def test_a_view_sends_with_the_apps_producer(make_app, stored):
 
 
 def test_each_app_of_a_factory_has_a_producer(make_app):
-    """One extension serves several apps; the current one decides."""
+    """One extension serves several apps; the current app selects the producer."""
     greendrop = Greendrop()
     one, other = make_app(greendrop), make_app(greendrop)
 
@@ -59,14 +59,14 @@ def test_each_app_of_a_factory_has_a_producer(make_app):
 
 
 def test_nothing_is_opened_before_the_first_message(make_app):
-    """So an app may be made before a fork, as under gunicorn's --preload."""
+    """An app may be created before a fork, as under gunicorn's --preload."""
     app = make_app(Greendrop())
 
     assert app.extensions["greendrop"].status == "configured"
 
 
 def test_settings_come_from_the_config(make_app):
-    """Both librdkafka's keys and greendrop's own; mistakes are named."""
+    """The config contains keys of librdkafka and of greendrop; mistakes are named."""
     greendrop = Greendrop()
     app = make_app(greendrop, GREENDROP_SETTINGS={"id": "shop"})
 
@@ -77,8 +77,8 @@ def test_settings_come_from_the_config(make_app):
         make_app(greendrop, GREENDROP_KAFKA={"acks": "all"})
 
 
-def test_a_missing_configuration_is_told():
-    """Without GREENDROP_KAFKA there is nothing to connect to."""
+def test_a_missing_configuration_is_an_error():
+    """Without GREENDROP_KAFKA the error names the missing key."""
     with pytest.raises(ConfigurationInvalidError, match=r"^GREENDROP_KAFKA: is not in"):
         Greendrop(Flask("shop"))
 
@@ -86,7 +86,7 @@ def test_a_missing_configuration_is_told():
 @pytest.mark.parametrize("kafka", [None, "localhost:9092", ["localhost:9092"]])
 @pytest.mark.parametrize("settings", [None, "id", {"kafka": {}}, {1: 1}])
 def test_every_setting_that_can_be_none_is_named(make_app, kafka, settings):
-    """As one gets them from an environment that lacks a variable, for instance."""
+    """An environment without a variable leads to such values."""
     with pytest.raises(ConfigurationInvalidError) as raised:
         make_app(Greendrop(), GREENDROP_KAFKA=kafka, GREENDROP_SETTINGS=settings)
 
@@ -107,7 +107,7 @@ def test_several_instances_have_names_and_keys_of_their_own(make_app, mock_clust
 
 
 def test_a_test_may_bring_its_own_producer(make_app, make_producer):
-    """With GREENDROP_PRODUCER none is made."""
+    """With GREENDROP_PRODUCER no other producer is constructed."""
     mine = make_producer()
 
     app = make_app(Greendrop(), GREENDROP_PRODUCER=mine)
@@ -115,8 +115,8 @@ def test_a_test_may_bring_its_own_producer(make_app, make_producer):
     assert app.extensions["greendrop"] is mine
 
 
-def test_init_app_gives_the_producer(mock_cluster):
-    """Listeners and middleware are added where the app is made."""
+def test_init_app_returns_the_producer(mock_cluster):
+    """Listeners and middleware are added where the app is created."""
     app = Flask("shop")
     app.config["GREENDROP_KAFKA"] = {
         "bootstrap.servers": mock_cluster.bootstrap_servers
@@ -125,8 +125,8 @@ def test_init_app_gives_the_producer(mock_cluster):
     assert isinstance(Greendrop().init_app(app), Producer)
 
 
-def test_an_app_that_was_not_initialised_says_so():
-    """It is init_app that is missing, not a key."""
+def test_an_app_that_was_not_initialised_is_an_error():
+    """The error asks for init_app, and not for a key."""
     with (
         Flask("shop").app_context(),
         pytest.raises(RuntimeError, match="call init_app"),

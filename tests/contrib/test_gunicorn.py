@@ -1,4 +1,4 @@
-"""The hook of `greendrop.contrib.gunicorn`, in workers that really end."""
+"""The hook of `greendrop.contrib.gunicorn`, in workers that end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ graceful_timeout = 4
 
 @pytest.fixture
 def serve(tmp_path):
-    """Run gunicorn with an application that buffers 100 messages, for the end."""
+    """Run gunicorn with an application that buffers 100 messages until the end."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "gunicorn.conf.py").write_text(CONFIG)
 
@@ -56,7 +56,7 @@ def serve(tmp_path):
 
 
 def ask(server, path):
-    """Make a request; then have the server end, and wait for it."""
+    """Make a request, then end the server and wait for it."""
     listening = re.compile("Listening at: http://([0-9.:]+)")
     address = server.wait_for("listens", lambda: listening.search(server.log))[1]
     with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
@@ -69,10 +69,10 @@ def ask(server, path):
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
-def test_a_thread_that_lingers_keeps_no_message_back(serve, kind, mock_cluster, stored):
-    """Where a thread keeps Python's exit handlers from running, the hook delivers.
+def test_a_lingering_thread_loses_no_message(serve, kind, mock_cluster, stored):
+    """The hook delivers where a thread keeps Python's exit handlers from running.
 
-    gunicorn kills that worker in the end.
+    gunicorn kills such a worker in the end.
     """
     mock_cluster.create_topic("events")
 
@@ -85,7 +85,7 @@ def test_a_thread_that_lingers_keeps_no_message_back(serve, kind, mock_cluster, 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_a_loss_is_in_gunicorns_log(serve, kind):
-    """With no broker to be reached the worker ends in time, and says what is lost."""
+    """Without brokers the worker ends in time, and logs the number of lost messages."""
     with serve("127.0.0.1:1", f"--worker-class={kind}") as server:
         status, seconds = ask(server, "/")
 

@@ -1,4 +1,4 @@
-"""`greendrop.contrib.locust`, in runs of Locust as its users start them."""
+"""`greendrop.contrib.locust`, in headless runs of Locust."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.kafka.running import ROOT, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
-#: Seconds that other greenlets may have to wait. It is below 0.02 here; the promise is
-#: 0.05, and the rest is for a busy machine.
+#: Seconds that other greenlets may have to wait. A quiet machine needs less than 0.02;
+#: the promise is 0.05; the rest is for a busy machine.
 LONGEST_GAP = 0.1
 
 # Locust's own `--run-time` counts from the time that gevent's loop has cached. On a
@@ -29,7 +29,7 @@ MANY_USERS = """
 import locust
 from locust import events, task
 from greendrop.contrib.locust import GreendropUser
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 from tests.tasks import LongestGap
 
 gap = LongestGap()
@@ -49,13 +49,14 @@ events.spawning_complete.add_listener(lambda **_: gap.__enter__())
 @events.test_stopping.add_listener
 def stopping(environment, **_):
     gap.__exit__()
-    tell(seconds=gap.seconds, ticks=gap.ticks, users=environment.runner.user_count)
-    tell(producers=len(used), polling=[each.polling for each in used])
+    users = environment.runner.user_count
+    write_facts(seconds=gap.seconds, ticks=gap.ticks, users=users)
+    write_facts(producers=len(used), polling=[each.polling for each in used])
 """
 KINDS = """
 from locust import constant, events, task
 from greendrop.contrib.locust import GreendropUser
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 class One(GreendropUser):
     fixed_count = 2
@@ -90,7 +91,7 @@ def quitting(environment, **_):
     from greendrop.contrib import locust
     shared = locust._all_shared.items()
     producers = {kind.__name__: one.producer for kind, one in shared}
-    tell(
+    write_facts(
         producers=len(set(map(id, producers.values()))),
         left=[each.queue_size for each in producers.values()],
         contexts=sorted({facts["context"].get("who", "") for facts in requests}),
@@ -105,7 +106,7 @@ def quitting(environment, **_):
 
 @pytest.fixture
 def run(tmp_path):
-    """Run Locust without its web page, for some seconds."""
+    """Run Locust without its web page."""
 
     def run(source, *options, servers=None):
         file = tmp_path / "locustfile.py"
@@ -123,9 +124,9 @@ def run(tmp_path):
 
 
 def test_five_hundred_users_leave_the_hub_free(run, mock_cluster):
-    """500 users who wait for 50 ms round trips keep nobody from running.
+    """Other greenlets run on time while 500 users wait for 50 ms round trips.
 
-    Each waits on one producer for all of them.
+    All of them share one producer.
     """
     mock_cluster.round_trip(0.05)
 
@@ -147,7 +148,7 @@ def test_five_hundred_users_leave_the_hub_free(run, mock_cluster):
 def test_each_message_is_a_request(run, mock_cluster):
     """Sync, batch and async messages are in the statistics with their real latencies.
 
-    So are those that fail. What nobody has waited for is there at the test's end.
+    Failures are there as well, and so are messages still in flight at the end.
     """
     mock_cluster.round_trip(0.05)
 
@@ -159,17 +160,17 @@ def test_each_message_is_a_request(run, mock_cluster):
     )
 
     facts = locust.facts
-    assert locust.status == 1, locust.log  # Locust's way to say that requests failed
+    assert locust.status == 1, locust.log  # Locust's exit status for failed requests
     assert "AssertionError" not in locust.log
     assert facts["contexts"] == ["one"]
     assert facts["left"] == [0] * facts["producers"]
     assert facts["producers"] == 2
     assert {kind for kind, *_ in facts["requests"]} == {"KAFKA", "KAFKA 2"}
-    told = {name: rest for _, name, *rest in facts["requests"]}
-    assert told["orders"][0] == 3
-    assert told["batch"][0] == 10
-    assert told["later"][0] == 2
-    assert "refused" in told
+    lengths = {name: rest for _, name, *rest in facts["requests"]}
+    assert lengths["orders"][0] == 3
+    assert lengths["batch"][0] == 10
+    assert lengths["later"][0] == 2
+    assert "refused" in lengths
     for _, name, _, milliseconds, error in facts["requests"]:
         if name.startswith("refused"):
             assert error.endswith("Error"), name
@@ -178,8 +179,8 @@ def test_each_message_is_a_request(run, mock_cluster):
             assert milliseconds >= 50, name
 
 
-def test_a_user_without_address_stops_the_test(run):
-    """Without host and bootstrap servers Locust says what is missing."""
+def test_a_user_without_an_address_stops_the_run(run):
+    """Without a host and bootstrap servers Locust's log names what is missing."""
     locust = run(MANY_USERS + ENDING.format(seconds=2), "-u1")
 
     assert "set kafka['bootstrap.servers'], or the host (--host)" in locust.log

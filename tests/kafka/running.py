@@ -83,7 +83,7 @@ class Program:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it told with `tell`."""
+        """The facts that it has written with `write_facts`."""
         facts: dict[str, Any] = {}
         for line in self.log.splitlines():
             if line.startswith(_FACTS):
@@ -123,13 +123,13 @@ class Program:
 _FACTS = "FACTS "
 
 
-def tell(**facts: object) -> None:
-    """Tell the test something; for programs."""
+def write_facts(**facts: object) -> None:
+    """Write facts for the test; called by programs."""
     print(_FACTS + json.dumps(facts), flush=True)
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    # What pytest-timeout and the like read is not for the program.
+    # Variables of pytest and its plugins are not for the program.
     ours = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     return {
         **ours,

@@ -1,7 +1,7 @@
 """A web application with metrics, for gunicorn with several workers.
 
 As in docs/observe/metrics.md: each worker keeps its metrics in files of a folder, and
-whichever is asked adds up all of them.
+any of them can answer with the sums of all.
 """
 
 import os
@@ -25,7 +25,7 @@ producer.monitor.subscribe(PrometheusListener())
 
 @app.post("/send")
 def send():
-    """Send the request's body; tell who did."""
+    """Send the request's body, and return the worker's pid."""
     report = producer.produce_sync(topic="events", payload=request.get_data())
     return {"pid": os.getpid(), "partition": report.partition}
 
@@ -39,7 +39,7 @@ def hold():
 
 @app.get("/metrics")
 def metrics():
-    """Give the metrics of all workers."""
+    """Return the metrics of all workers."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     page = generate_latest(registry)
@@ -47,5 +47,5 @@ def metrics():
 
 
 def child_exit(server, worker):
-    """Take a worker's gauges out; for gunicorn, whose configuration this is, too."""
+    """Remove a worker's gauges: this module is also the configuration of gunicorn."""
     mark_process_dead(worker.pid)

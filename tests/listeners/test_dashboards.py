@@ -1,4 +1,4 @@
-"""The dashboards in examples show what the listeners make, and nothing else."""
+"""The dashboards in examples show the metrics of the listeners, and no others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from greendrop.listeners import prometheus, statsd
 
 DASHBOARDS = Path(__file__).parents[2] / "examples" / "dashboards"
 
-#: What the agent makes of a histogram.
+#: The metrics that the agent derives from a histogram.
 OF_HISTOGRAMS = ("avg", "count", "max", "median", "95percentile")
 
 
 def strings(part):
-    """Give every text in what JSON holds, with the key that it is at."""
+    """Yield every text of a JSON value, with its key."""
     if isinstance(part, dict):
         for key, value in part.items():
             if isinstance(value, str):
@@ -28,7 +28,7 @@ def strings(part):
 
 
 def test_grafana_shows_the_metrics_of_prometheus():
-    """Each metric of an expression is one that there is, and each there is is shown."""
+    """The dashboard shows every metric, and only metrics that exist."""
     dashboard = json.loads((DASHBOARDS / "grafana.json").read_text())
     specs = {spec.name: spec for spec in prometheus.METRICS}
     written = {}
@@ -43,8 +43,8 @@ def test_grafana_shows_the_metrics_of_prometheus():
     assert {written[name].name for name in used} == specs.keys()
 
 
-def test_grafana_groups_by_labels_that_there_are():
-    """What an expression groups or selects by, and a legend names, the metric has."""
+def test_grafana_groups_by_existing_labels():
+    """Labels in expressions and legends exist on their metric."""
     dashboard = json.loads((DASHBOARDS / "grafana.json").read_text())
     labels = {spec.name: {*spec.labels} for spec in prometheus.METRICS}
     duration = "greendrop_delivery_duration_seconds"
@@ -65,7 +65,7 @@ def test_grafana_groups_by_labels_that_there_are():
 
 
 def test_datadog_shows_the_metrics_of_statsd():
-    """Each metric of a query is one that there is, and each there is is shown."""
+    """The dashboard shows every metric, and only metrics that exist."""
     dashboard = json.loads((DASHBOARDS / "datadog.json").read_text())
     histograms = {each.name for each in statsd.METRICS if each.kind == "histogram"}
     histograms.add("buffer.size")
@@ -82,8 +82,8 @@ def test_datadog_shows_the_metrics_of_statsd():
     assert {written[name] for name in used} == names
 
 
-def test_datadog_selects_by_tags_that_there_are():
-    """Who groups by topic or broker does so for metrics that have that tag."""
+def test_datadog_selects_by_existing_tags():
+    """A query by topic or broker uses a metric that has that tag."""
     dashboard = json.loads((DASHBOARDS / "datadog.json").read_text())
     brokers = {each.name for each in statsd.METRICS if each.scope == "brokers"}
     topics = {f"{a}_{b}" for a in ("produced", "flushed") for b in ("sync", "async")}

@@ -1,4 +1,4 @@
-"""The log listener: which lines it writes, and where they go."""
+"""The log listener: the lines it writes, and their destinations."""
 
 import logging
 from types import SimpleNamespace
@@ -46,8 +46,8 @@ HUNG_UP = BrokerError(
 MANY = ProduceManyError("message 1 was not queued", dispatched=[1], failed_index=1)
 
 T = {"time": 0.0012345678}
-#: What is told of each event.
-TOLD = [
+#: Events with their contents, in the order in which a producer emits them.
+EMITTED = [
     ("producer.connected", {}),
     ("message.produced_sync", {"message": MESSAGE, **T}),
     ("message.produced_async", {"message": MESSAGE, **T}),
@@ -119,17 +119,17 @@ TOLD = [
 ]
 
 
-def tell_all(listener, told=TOLD):
-    """Tell a listener all events, as of producer `p`."""
-    monitor = Monitor({**EVENTS, **dict.fromkeys(name for name, _ in TOLD)})
+def emit_all(listener, events=EMITTED):
+    """Emit all events to a listener, as producer `p`."""
+    monitor = Monitor({**EVENTS, **dict.fromkeys(name for name, _ in EMITTED)})
     monitor.subscribe(listener)
-    for name, facts in told:
+    for name, facts in events:
         monitor.emit(name, {"producer_id": "p", **facts})
 
 
 @pytest.fixture
 def configured():
-    """Have structlog configured to keep its lines in a list, as text."""
+    """Configure structlog to keep its lines in a list, as text."""
     lines = []
     renderer = structlog.processors.KeyValueRenderer()
 
@@ -146,21 +146,21 @@ def configured():
 
 
 def test_every_event_is_either_logged_or_left_out():
-    """A new event in the table needs a decision: see `TOLD`, and the golden files."""
-    assert set(EVENTS) <= {name for name, _ in TOLD} | {"oauthbearer.token_refresh"}
+    """A new event needs a decision, here in `EMITTED` and in the golden files."""
+    assert set(EVENTS) <= {name for name, _ in EMITTED} | {"oauthbearer.token_refresh"}
 
 
 def test_lines_are_as_in_the_golden_file(configured):
-    """Names, levels and facts; messages only with `log_messages`. Check 114."""
-    tell_all(LogListener())
+    """Names, levels and facts match; messages only appear with `log_messages`."""
+    emit_all(LogListener())
 
     assert configured == expected("log_listener.txt", configured)
     assert not [line for line in configured if line.startswith("debug")]
 
 
-def test_messages_are_written_on_request(configured):
-    """At debug level, in lines of their own. Acceptance check 114."""
-    tell_all(LogListener(log_messages=True))
+def test_messages_are_logged_on_request(configured):
+    """Messages are logged at debug level, in lines of their own."""
+    emit_all(LogListener(log_messages=True))
 
     debug = [line for line in configured if line.startswith("debug")]
     assert debug == expected("log_listener_messages.txt", debug)
@@ -168,12 +168,12 @@ def test_messages_are_written_on_request(configured):
     assert without == expected("log_listener.txt", without)
 
 
-def test_messages_are_cut(configured):
-    """Of a long payload, and of a long batch, the beginning is written."""
+def test_messages_are_truncated(configured):
+    """Only the beginning of a long payload, or of a long batch, is logged."""
     long = Message("t", b"\xff" + b"x" * 1000, key="k" * 30)
     listener = LogListener(log_messages=True, limit=10)
 
-    tell_all(listener, [("messages.produced_sync", {"messages": [long] * 25, **T})])
+    emit_all(listener, [("messages.produced_sync", {"messages": [long] * 25, **T})])
 
     (line,) = (line for line in configured if line.startswith("debug"))
     assert line.count("\ufffdxxxxxxxxx... (991 more)") == 10
@@ -181,12 +181,12 @@ def test_messages_are_cut(configured):
     assert "more=15" in line
 
 
-def test_values_of_headers_are_never_written(configured):
-    """They are credentials as often as not; names are written."""
+def test_values_of_headers_are_never_logged(configured):
+    """Header values are often credentials; only names are logged."""
     headers = [("authorization", b"SECRET"), ("trace", None)]
     message = Message("t", b"x", headers=headers)
 
-    tell_all(
+    emit_all(
         LogListener(log_messages=True),
         [("message.produced_sync", {"message": message, **T})],
     )
@@ -195,26 +195,26 @@ def test_values_of_headers_are_never_written(configured):
     assert "['authorization', 'trace']" in configured[-1]
 
 
-def test_method_may_be_overridden(configured):
-    """A subclass writes what it likes."""
+def test_methods_may_be_overridden(configured):
+    """A subclass chooses what it logs for an event."""
 
     class Quiet(LogListener):
         def on_message_produced_sync(self, event):
-            """Write nothing."""
+            """Log nothing."""
 
         def on_message_acknowledged(self, event):
             self.write(INFO, event, offset=event["offset"])
 
-    tell_all(Quiet())
+    emit_all(Quiet())
 
     assert not [line for line in configured if "message.produced_sync p" in line]
     assert "info    message.acknowledged producer_id='p' offset=5" in configured
 
 
 def test_closed_producers_are_forgotten():
-    """One listener may see any number of producers come and go."""
+    """The listener keeps no state of a producer after its end."""
     listener = LogListener()
-    tell_all(listener)
+    emit_all(listener)
 
     assert listener._logs == {}
 
@@ -223,9 +223,9 @@ def test_closed_producers_are_forgotten():
 
 
 def test_lines_go_to_logging_when_structlog_is_not_configured(caplog):
-    """As text, with the facts beside it for whoever formats JSON."""
+    """Lines are text, with the facts as an attribute for JSON formatters."""
     with caplog.at_level(logging.DEBUG, "greendrop"):
-        tell_all(LogListener(log_messages=True))
+        emit_all(LogListener(log_messages=True))
 
     lines = [
         f"{record.levelname:<8}{record.name} {record.getMessage()}"
@@ -241,7 +241,7 @@ def test_lines_go_to_logging_when_structlog_is_not_configured(caplog):
 
 
 def test_only_problems_are_written_by_default(run_script):
-    """Neither logging nor structlog is configured: only stderr is written to.
+    """Without any configuration of logging only stderr is written to.
 
     Python's own handler writes warnings and errors there. structlog by itself would
     print to stdout, as soon as any module imports it.
@@ -279,21 +279,24 @@ def test_only_problems_are_written_by_default(run_script):
 
 
 def test_configuration_may_come_late(configured, caplog):
-    """Programs configure when they like; each line looks anew."""
+    """The destination is chosen for each line."""
     structlog.reset_defaults()
     listener = LogListener()
     with caplog.at_level(logging.INFO, "greendrop"):
-        tell_all(listener, [("buffer.purged", T)])
+        emit_all(listener, [("buffer.purged", T)])
         structlog.configure(processors=[lambda *_: "line"])
         with structlog.testing.capture_logs() as lines:
-            tell_all(listener, [("buffer.purged", T)])
+            emit_all(listener, [("buffer.purged", T)])
 
     assert len(caplog.records) == 1
     assert [line["event"] for line in lines] == ["buffer.purged"]
 
 
 def test_logger_of_the_program_is_used(caplog):
-    """With what is bound to it; structlog need not be configured for that."""
+    """Values bound to the program's logger are in the lines.
+
+    Structlog stays unconfigured.
+    """
     lines = []
     logger = structlog.wrap_logger(
         structlog.ReturnLogger(),
@@ -301,7 +304,7 @@ def test_logger_of_the_program_is_used(caplog):
         service="shop",
     )
 
-    tell_all(LogListener(logger), [("buffer.purged", T)])
+    emit_all(LogListener(logger), [("buffer.purged", T)])
 
     assert lines == [
         {
@@ -315,7 +318,7 @@ def test_logger_of_the_program_is_used(caplog):
 
 
 def test_lines_go_through_structlog_to_logging(caplog):
-    """As in programs that have structlog prepare what `logging` writes."""
+    """Programs may have structlog prepare the records of `logging`."""
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -326,7 +329,7 @@ def test_lines_go_through_structlog_to_logging(caplog):
     )
     try:
         with caplog.at_level(logging.ERROR, "greendrop"):
-            tell_all(LogListener())
+            emit_all(LogListener())
     finally:
         structlog.reset_defaults()
         logging.setLoggerClass(logging.Logger)  # structlog's factory sets its own
@@ -338,13 +341,13 @@ def test_lines_go_through_structlog_to_logging(caplog):
 
 
 def test_other_loggers_are_refused():
-    """A logger of `logging` takes no facts, so it is told at once."""
+    """A logger of `logging` takes no facts, so it is refused at once."""
     with pytest.raises(TypeError, match="needs to be a structlog logger, not "):
         LogListener(logging.getLogger("mine"))
 
 
-def test_logger_that_raises_hurts_nobody(configured, caplog):
-    """What a processor raises is logged by `logging`, and that is all."""
+def test_logger_that_raises_disturbs_no_caller(configured, caplog):
+    """The error of a processor is logged by `logging`, and goes no further."""
 
     def broken(*_):
         raise ValueError("processor's mistake")
@@ -358,10 +361,10 @@ def test_logger_that_raises_hurts_nobody(configured, caplog):
     assert "processor's mistake" in caplog.text
 
 
-def test_facts_never_meet_the_names_of_loggers():
-    """What structlog adds itself, and what `logging` has in each of its records.
+def test_facts_do_not_collide_with_the_names_of_loggers():
+    """Names that structlog adds, or that records of `logging` have, are never used.
 
-    With structlog's `render_to_log_kwargs` one of these would be an error.
+    With structlog's `render_to_log_kwargs` such a name would be an error.
     """
     seen = set()
 
@@ -369,7 +372,7 @@ def test_facts_never_meet_the_names_of_loggers():
         def write(self, _level, _event, **facts):
             seen.update(facts)
 
-    tell_all(Facts(log_messages=True))
+    emit_all(Facts(log_messages=True))
 
     assert "topic" in seen
     record = logging.LogRecord("", 0, "", 0, "", (), None)

@@ -1,4 +1,4 @@
-"""Spans, as the SDK's exporter in memory has them."""
+"""Spans, as the SDK's in-memory exporter has them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from greendrop import (
 from greendrop.listeners.opentelemetry import trace
 
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
-#: As W3C's Trace Context has it in its examples.
+#: The example of W3C's Trace Context.
 THEIRS = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 class Spans:
-    """The spans that have ended; with a tracer provider that they come from."""
+    """The ended spans of a tracer provider."""
 
     def __init__(self, **options):
         self.exporter = InMemorySpanExporter()
@@ -44,7 +44,7 @@ class Spans:
 
     @property
     def all(self):
-        """Those of greendrop, in the order of their ends."""
+        """Spans of greendrop, in the order of their ends."""
         return [
             span
             for span in self.exporter.get_finished_spans()
@@ -53,30 +53,30 @@ class Spans:
 
     @property
     def only(self):
-        """The only one of greendrop."""
+        """The only span of greendrop."""
         (span,) = self.all
         return span
 
 
 @pytest.fixture
 def spans():
-    """Give a tracer provider, and what comes of it."""
+    """Return a tracer provider, and the spans that it exports."""
     spans = Spans()
     yield spans
     spans.provider.shutdown()
 
 
 class Wire:
-    """An interceptor that notes headers as librdkafka is given them.
+    """An interceptor that records headers as librdkafka gets them.
 
-    One that was there before tracing sees what that has made of a message.
+    It was added before tracing, so it sees the headers that tracing adds.
     """
 
     def __init__(self):
         self.headers = []
 
     def on_send(self, message):
-        """Note them."""
+        """Record the headers."""
         self.headers.append(message.headers)
         return message
 
@@ -89,13 +89,13 @@ class Wire:
 
 @pytest.fixture
 def wire():
-    """Note the headers of what the traced producers send."""
+    """Record the headers that the traced producers send."""
     return Wire()
 
 
 @pytest.fixture
 def make_traced(make_producer, spans, wire):
-    """Make producers that are traced."""
+    """Construct traced producers."""
 
     def make(kafka=None, **settings):
         producer = make_producer(kafka, **settings)
@@ -107,7 +107,7 @@ def make_traced(make_producer, spans, wire):
 
 
 def traceparent(span):
-    """Write a span's context as W3C does."""
+    """Format a span's context as W3C defines it."""
     its = span.get_span_context()
     return f"00-{its.trace_id:032x}-{its.span_id:016x}-{its.trace_flags:02x}".encode()
 
@@ -116,7 +116,7 @@ def traceparent(span):
 
 
 def test_span_ends_with_the_report(world, make_traced, spans):
-    """One span for each message; when produce_sync returns it has ended."""
+    """Each message has one span, which has ended when produce_sync returns."""
     producer = make_traced({"client.id": "orders-service"})
 
     report = producer.produce_sync(topic="orders", payload=b"x", key="order-1")
@@ -144,7 +144,7 @@ def test_span_ends_with_the_report(world, make_traced, spans):
 
 @pytest.mark.slow
 def test_span_lasts_until_the_broker_has_answered(mock_cluster, make_traced, spans):
-    """It covers the round trip, though the call came back long before."""
+    """The span covers the round trip, though the call returned long before."""
     mock_cluster.round_trip(0.1)
     producer = make_traced()
 
@@ -156,7 +156,7 @@ def test_span_lasts_until_the_broker_has_answered(mock_cluster, make_traced, spa
 
 
 def test_context_is_taken_where_the_message_is_sent(make_traced, spans, wire):
-    """The parent is the caller's span, also if that has ended before the report."""
+    """The parent is the caller's span, even if that ended before the report."""
     producer = make_traced()
 
     with spans.tracer.start_as_current_span("request") as request:
@@ -168,7 +168,7 @@ def test_context_is_taken_where_the_message_is_sent(make_traced, spans, wire):
 
 
 def test_greenlets_have_contexts_of_their_own(hub, make_traced, spans):
-    """Each greenlet's message is the child of its own span."""
+    """Each greenlet's message is the child of that greenlet's span."""
     producer = make_traced()
     parents = {}
 
@@ -186,8 +186,8 @@ def test_greenlets_have_contexts_of_their_own(hub, make_traced, spans):
     }
 
 
-def test_tombstone_and_partition_are_told(make_traced, spans):
-    """What is known when the span begins is there for samplers to see."""
+def test_tombstone_and_partition_are_attributes(make_traced, spans):
+    """Attributes known at the beginning of the span are there for samplers."""
     producer = make_traced()
 
     producer.tombstone_sync(topic="orders", key=b"\xff", partition=2)
@@ -196,13 +196,13 @@ def test_tombstone_and_partition_are_told(make_traced, spans):
     tombstone, other = spans.all
     assert tombstone.attributes["messaging.kafka.message.tombstone"] is True
     assert tombstone.attributes["messaging.destination.partition.id"] == "2"
-    # A key that is no text has no canonical form.
+    # A key that is not text has no canonical form.
     assert "messaging.kafka.message.key" not in tombstone.attributes
     assert "messaging.kafka.message.tombstone" not in other.attributes
 
 
 def test_keys_may_be_left_out(make_producer, spans):
-    """Keys may be personal data."""
+    """Keys may be personal data, so tracing can omit them."""
     producer = make_producer()
     trace(producer, tracer_provider=spans.provider, message_keys=False)
 
@@ -215,7 +215,7 @@ def test_keys_may_be_left_out(make_producer, spans):
 
 
 def test_error_has_kafka_name(mock_cluster, make_traced, spans):
-    """A broker's refusal is the span's error, by Kafka's name of it."""
+    """The error of the span is Kafka's name of the broker's refusal."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=10)
     producer = make_traced()
 
@@ -228,7 +228,7 @@ def test_error_has_kafka_name(mock_cluster, make_traced, spans):
 
 
 def test_purged_message_ends_its_span(make_traced, spans):
-    """What is dropped is told: by purge, and by a forced close."""
+    """Messages dropped by purge or a forced close end their spans with an error."""
     producer = make_traced(NOWHERE)
     producer.produce_async(topic="orders", payload=b"1")
     producer.purge()
@@ -241,7 +241,7 @@ def test_purged_message_ends_its_span(make_traced, spans):
 
 @pytest.mark.slow
 def test_timed_out_message_ends_its_span(make_traced, spans):
-    """One that librdkafka gives up ends its span then, not when the wait ends."""
+    """The span ends when librdkafka gives up, not when the wait ends."""
     producer = make_traced(NOWHERE | {"message.timeout.ms": 50})
 
     with pytest.raises(DeliveryError):
@@ -251,7 +251,7 @@ def test_timed_out_message_ends_its_span(make_traced, spans):
 
 
 def test_refused_message_ends_its_span(make_traced, spans):
-    """What was not queued at all has a span with an error, too."""
+    """A message that was not queued has a span with an error, too."""
     full = make_traced(
         NOWHERE | {"queue.buffering.max.messages": 1}, wait_on_queue_full=False
     )
@@ -268,7 +268,7 @@ def test_refused_message_ends_its_span(make_traced, spans):
 
 
 def test_invalid_message_has_no_span(make_traced, spans):
-    """Nothing was sent, and the caller is told: there is nothing to trace."""
+    """Nothing was sent and the caller gets the error, so there is nothing to trace."""
     producer = make_traced()
 
     with pytest.raises(MessageInvalidError):
@@ -279,7 +279,7 @@ def test_invalid_message_has_no_span(make_traced, spans):
 
 @pytest.mark.slow
 def test_every_span_that_begins_ends(hub, make_producer, mock_cluster):
-    """Delivered, failed, purged, refused and killed: as many ends as beginnings."""
+    """Delivered, failed, purged, refused and killed sends end all their spans."""
     counting = Spans()
     begun = []
     counting.provider.add_span_processor(Counting(begun))
@@ -310,14 +310,14 @@ def test_every_span_that_begins_ends(hub, make_producer, mock_cluster):
 
 
 class Counting(SimpleSpanProcessor):
-    """Notes which spans begin."""
+    """A span processor that records the spans that begin."""
 
     def __init__(self, begun):
         super().__init__(InMemorySpanExporter())
         self.begun = begun
 
     def on_start(self, span, parent_context=None):  # noqa: ARG002
-        """Note its id."""
+        """Record the id of the span."""
         self.begun.append(span.get_span_context().span_id)
 
 
@@ -334,7 +334,7 @@ def _swallowing(function, *arguments):
 
 @pytest.mark.parametrize("name", ["traceparent", "Traceparent"])
 def test_callers_context_is_kept_and_linked_to(make_traced, spans, wire, name):
-    """A context that is in the headers stays; the span has a link to it."""
+    """A context in the headers stays; the span has a link to it."""
     producer = make_traced()
     headers = {name: THEIRS, "tracestate": "vendor=1"}
 
@@ -351,8 +351,8 @@ def test_callers_context_is_kept_and_linked_to(make_traced, spans, wire, name):
 
 
 @pytest.mark.parametrize("value", ["nonsense", b"\xff", None])
-def test_context_that_is_none_is_not_replaced(make_traced, spans, wire, value):
-    """What the caller has put there stays, be it wrong."""
+def test_invalid_context_is_not_replaced(make_traced, spans, wire, value):
+    """The caller's headers stay, even with an invalid context."""
     producer = make_traced()
 
     producer.produce_sync(topic="a", payload=b"x", headers={"traceparent": value})
@@ -364,7 +364,7 @@ def test_context_that_is_none_is_not_replaced(make_traced, spans, wire, value):
 
 
 def test_other_headers_stay_and_come_first(make_traced, spans, wire):
-    """The context is added after the caller's headers, which are not touched."""
+    """The context is added after the caller's headers, which stay as they are."""
     producer = make_traced()
     headers = [("a", "1"), ("a", None)]
 
@@ -376,8 +376,8 @@ def test_other_headers_stay_and_come_first(make_traced, spans, wire):
     assert headers == [("a", "1"), ("a", None)]
 
 
-def test_baggage_goes_along(make_traced, spans, wire):
-    """What the propagators write beside the context, they write; not twice."""
+def test_baggage_is_propagated(make_traced, spans, wire):
+    """Propagators may add other headers beside the context, and add them once."""
     producer = make_traced()
     token = context.attach(baggage.set_baggage("user", "42"))
     try:
@@ -396,7 +396,7 @@ def test_baggage_goes_along(make_traced, spans, wire):
 
 
 def test_batch_has_a_span_with_links_to_its_messages(world, make_traced, spans, wire):
-    """Each message has its own span and context; the batch's has a link to each."""
+    """Each message has its own span and context; the batch's span links to each."""
     producer = make_traced()
 
     with spans.tracer.start_as_current_span("request") as request:
@@ -422,7 +422,7 @@ def test_batch_has_a_span_with_links_to_its_messages(world, make_traced, spans, 
 
 
 def test_batch_of_several_topics_names_none(make_traced, spans):
-    """A name that holds for all is not to be had."""
+    """The batch's span has no topic if messages have several."""
     producer = make_traced()
 
     producer.produce_many_sync([Message("orders", b"x"), Message("events", b"x")])
@@ -433,7 +433,7 @@ def test_batch_of_several_topics_names_none(make_traced, spans):
 
 
 def test_batch_links_to_the_context_that_a_message_brings(make_traced, spans):
-    """Of a message that has a context of the caller's, the link is to that."""
+    """A message with a context of the caller's is linked by that context."""
     producer = make_traced()
 
     producer.produce_many_sync([Message("a", b"x", headers={"traceparent": THEIRS})])
@@ -447,7 +447,7 @@ def test_batch_links_to_the_context_that_a_message_brings(make_traced, spans):
 
 @pytest.mark.slow
 def test_batch_that_fails_in_part_ends(make_traced, spans):
-    """Its span says what was wrong with the first that failed to be queued."""
+    """The span of the batch has the error of the first message that was not queued."""
     producer = make_traced(
         NOWHERE | {"queue.buffering.max.messages": 2, "message.timeout.ms": 100},
         wait_on_queue_full=False,
@@ -467,7 +467,7 @@ def test_batch_that_fails_in_part_ends(make_traced, spans):
 
 
 def test_buffered_messages_are_traced_when_flushed(make_traced, spans):
-    """A flush is a batch; a context may be put into the headers before."""
+    """A flush is a batch; the context may be put into the headers before."""
     producer = make_traced()
     headers = {}
     with spans.tracer.start_as_current_span("request"):
@@ -485,8 +485,8 @@ def test_buffered_messages_are_traced_when_flushed(make_traced, spans):
 # --- not recorded ---------------------------------------------------------------------
 
 
-def test_message_that_is_not_sampled_says_so(make_producer, wire):
-    """No span is kept; the context goes along all the same, for those after us."""
+def test_unsampled_message_propagates_its_context(make_producer, wire):
+    """No span is exported; consumers still get the context, marked as not sampled."""
     off = Spans(sampler=ALWAYS_OFF)
     producer = make_producer()
     producer.intercept(lambda _: wire)
@@ -504,7 +504,7 @@ def test_message_that_is_not_sampled_says_so(make_producer, wire):
 
 
 def test_exporters_messages_make_no_spans(make_traced, spans, wire):
-    """One who exports spans by Kafka would never come to an end."""
+    """An exporter that sends spans by Kafka would trace itself for ever."""
     producer = make_traced()
     key = context._SUPPRESS_INSTRUMENTATION_KEY
     token = context.attach(context.set_value(key, value=True))
@@ -558,7 +558,7 @@ def test_tracing_twice_traces_once(make_traced, spans, wire):
 
 
 def test_producer_has_to_be_configured(spans):
-    """One without settings can't be traced yet, and can be later."""
+    """A producer without settings can't be traced yet, and can be later."""
     producer = Producer()
     with pytest.raises(ProducerNotConfiguredError):
         trace(producer, tracer_provider=spans.provider)
@@ -568,7 +568,7 @@ def test_producer_has_to_be_configured(spans):
     producer.close()
 
 
-def test_handles_and_reports_are_as_ever(make_traced, spans):
+def test_handles_and_reports_are_unchanged(make_traced, spans):
     """Topics compare, copy and pickle as text; labels are the caller's."""
     producer = make_traced()
     label = object()
@@ -586,8 +586,8 @@ def test_handles_and_reports_are_as_ever(make_traced, spans):
     assert handle.topic.sending is None
 
 
-def test_tracer_that_raises_hurts_nobody(make_producer, caplog):
-    """A message goes without a span then."""
+def test_tracer_that_raises_disturbs_no_caller(make_producer, caplog):
+    """The message is sent without a span."""
     producer = make_producer()
     broken = Spans()
     trace(producer, tracer_provider=broken.provider)
@@ -605,7 +605,7 @@ def test_tracer_that_raises_hurts_nobody(make_producer, caplog):
 
 
 def test_server_is_named_if_there_is_one_only(make_producer, spans):
-    """Of several nobody knows which one it will be."""
+    """Of several servers the one that will be used is unknown."""
     for servers, expected in (
         ("kafka:9092", {"server.address": "kafka", "server.port": 9092}),
         ("PLAINTEXT://kafka:9092", {"server.address": "kafka", "server.port": 9092}),
@@ -617,8 +617,8 @@ def test_server_is_named_if_there_is_one_only(make_producer, spans):
         assert server_of_a_span(kafka, make_producer, spans) == expected
 
 
-def test_server_is_named_by_whatever_names_it(spans):
-    """The key has an older name, and a mock cluster of the client needs none."""
+def test_server_is_named_by_each_setting(spans):
+    """The setting has an older name, and a mock cluster of the client needs none."""
     for kafka, expected in (
         (
             {"metadata.broker.list": "kafka:9092"},
@@ -631,18 +631,18 @@ def test_server_is_named_by_whatever_names_it(spans):
 
 
 def server_of_a_span(kafka, make_producer, spans):
-    """Send something to nowhere; give what its span tells of the server."""
+    """Send a message to nowhere, and return the server's attributes of its span."""
     with make_producer(kafka) as producer:
         trace(producer, tracer_provider=spans.provider)
         producer.produce_async(topic="orders", payload=b"x")
         producer.purge()
-    told = spans.all[-1].attributes
-    return {name: told[name] for name in told if name.startswith("server.")}
+    attributes = spans.all[-1].attributes
+    return {name: attributes[name] for name in attributes if name.startswith("server.")}
 
 
 @pytest.mark.slow
-def test_tracing_holds_no_hub(longest_gap, make_traced, spans):
-    """A batch of thousands, and an exporter that waits: others run on."""
+def test_tracing_leaves_the_hub_free(longest_gap, make_traced, spans):
+    """Other greenlets run during a batch of thousands, and while an exporter waits."""
     producer = make_traced()
     producer.produce_sync(topic="orders", payload=b"x")
 

@@ -32,11 +32,11 @@ class Scraped:
 
     @classmethod
     def of(cls, registry: CollectorRegistry) -> Scraped:
-        """Read a registry's page."""
+        """Parse a registry's page."""
         return cls(generate_latest(registry).decode())
 
     def __call__(self, name: str, **labels: str) -> float | None:
-        """Give the value of one sample; None if there is none."""
+        """Return the value of one sample; None if it is missing."""
         found = [
             sample.value
             for family in self.families.values()
@@ -47,7 +47,7 @@ class Scraped:
         return found[0] if found else None
 
     def sum(self, name: str, **labels: str) -> float:
-        """Add up the samples that have these labels, and others."""
+        """Add up all samples with these labels."""
         return sum(
             sample.value
             for family in self.families.values()
@@ -58,25 +58,25 @@ class Scraped:
 
 @pytest.fixture
 def registry():
-    """Make a registry of its own."""
+    """Create a separate registry."""
     return CollectorRegistry()
 
 
 @pytest.fixture
 def scrape(registry):
-    """Read the registry's page."""
+    """Scrape the registry."""
     return lambda: Scraped.of(registry)
 
 
 @pytest.fixture
 def listener(registry):
-    """Make a listener, which any number of producers may have."""
+    """Create a listener, which any number of producers may share."""
     return PrometheusListener(registry)
 
 
 @pytest.fixture
 def make_watched(make_producer, listener):
-    """Make producers with the listener."""
+    """Construct producers with the listener."""
 
     def make(kafka=None, **settings):
         producer = make_producer(kafka, **settings)
@@ -89,8 +89,8 @@ def make_watched(make_producer, listener):
 # --- names ----------------------------------------------------------------------------
 
 
-def test_names_keep_the_rules():
-    """One prefix, snake case, base units; counters end in _total, and only they."""
+def test_names_follow_the_conventions():
+    """Names have one prefix, snake case and base units; only counters end in _total."""
     for spec in METRICS:
         assert re.fullmatch("greendrop(_[a-z]+)+", spec.name), spec.name
         assert (spec.kind == "counter") == spec.name.endswith("_total")
@@ -116,7 +116,7 @@ def test_every_metric_is_on_the_page_of_docs():
 
 
 def test_messages_are_counted_by_topic(world, make_watched, scrape):
-    """Single ones and batches, by verb; each acknowledgement, with how long it took."""
+    """Single messages and batches are counted by verb; latencies are measured."""
     producer = make_watched()
 
     producer.produce_sync(topic="a", payload=b"x")
@@ -139,7 +139,7 @@ def test_messages_are_counted_by_topic(world, make_watched, scrape):
 
 @pytest.mark.slow
 def test_delivery_duration_is_in_seconds(mock_cluster, make_watched, scrape):
-    """A broker that takes 0.1 s is in the bucket for it."""
+    """A broker that takes 0.1 s counts into the bucket for it."""
     mock_cluster.round_trip(0.1)
     producer = make_watched()
 
@@ -151,7 +151,7 @@ def test_delivery_duration_is_in_seconds(mock_cluster, make_watched, scrape):
 
 
 def test_failures_have_kafka_name(mock_cluster, make_watched, scrape):
-    """A message that failed is counted once as such, and each error that was told."""
+    """A failed message is counted once, and so is each reported error."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=9)
     producer = make_watched()
 
@@ -166,8 +166,8 @@ def test_failures_have_kafka_name(mock_cluster, make_watched, scrape):
     assert page(errors, type="message.produce_sync", error=error) == 1
 
 
-def test_buffer_and_flush(make_watched, scrape):
-    """The gauge says how many wait, of all producers; a flush or purge ends that."""
+def test_buffer_and_flush_are_measured(make_watched, scrape):
+    """The gauge counts buffered messages of all producers, until a flush or purge."""
     one, other = make_watched(), make_watched()
     buffered = "greendrop_buffer_messages"
 
@@ -189,8 +189,8 @@ def test_buffer_and_flush(make_watched, scrape):
     assert scrape()(flushed, topic="a", verb="async") == 2
 
 
-def test_events_that_others_bring_are_counted(listener, scrape):
-    """Of transactions, purged messages and stalls, once producers tell of them."""
+def test_rare_events_are_counted(listener, scrape):
+    """Transactions, purged messages and stalls are counted."""
     error = DeliveryError("purged")
     listener.on_transaction_finished(
         Event("transaction.finished", {"outcome": "abort"})
@@ -213,7 +213,7 @@ def test_events_that_others_bring_are_counted(listener, scrape):
 
 
 def test_queue_and_brokers_come_from_statistics(world, until, make_watched, scrape):
-    """What librdkafka says of its queue and of each broker, in base units."""
+    """Statistics of librdkafka's queue and of each broker appear in base units."""
     producer = make_watched({"statistics.interval.ms": 50})
     producer.produce_sync(topic="a", payload=b"x" * 100)
     broker = producer._core.settings.kafka["bootstrap.servers"]
@@ -222,7 +222,7 @@ def test_queue_and_brokers_come_from_statistics(world, until, make_watched, scra
 
     until(lambda: scrape()(requests, broker=broker))
     until(lambda: scrape()(trip, broker=broker, statistic="p99") is not None)
-    # The statistics may have been taken while the message was on its way.
+    # The statistics may have been taken while the message was in flight.
     until(lambda: scrape()("greendrop_queue_messages") == 0)
 
     page = scrape()
@@ -236,7 +236,7 @@ def test_queue_and_brokers_come_from_statistics(world, until, make_watched, scra
 
 
 def test_queue_is_that_of_all_producers(until, make_watched, scrape):
-    """Two that can't deliver: their queues are one; when they close it is empty."""
+    """Queues of two blocked producers are added up, and are empty once both close."""
     unreachable = NOWHERE | {"statistics.interval.ms": 50}
     one, other = make_watched(unreachable), make_watched(unreachable)
     one.produce_many_async([Message("a", b"12345")] * 3)
@@ -252,8 +252,8 @@ def test_queue_is_that_of_all_producers(until, make_watched, scrape):
 
 
 @pytest.mark.slow
-def test_producers_with_registries_of_their_own_keep_apart(until, make_producer):
-    """Acceptance check 85: statistics and errors of one never reach the other."""
+def test_registries_keep_producers_apart(until, make_producer):
+    """Statistics and errors of one producer never reach the registry of another."""
     registries = [CollectorRegistry(), CollectorRegistry()]
     fine, broken = (
         make_producer(kafka | {"statistics.interval.ms": 50})
@@ -276,7 +276,7 @@ def test_producers_with_registries_of_their_own_keep_apart(until, make_producer)
 
 @pytest.mark.slow
 def test_statistics_go_on_after_a_reconnect(pause, until, make_watched, scrape):
-    """Acceptance check 98: none while disconnected, then as before, and not twice."""
+    """There are none while disconnected; then they continue without duplicates."""
     producer = make_watched({"statistics.interval.ms": 100})
     emitted = []
     producer.monitor.subscribe(
@@ -301,7 +301,7 @@ def test_statistics_go_on_after_a_reconnect(pause, until, make_watched, scrape):
 
 
 def statistics(name="greendrop#producer-1", *, tx=0, msg_cnt=0):
-    """Give what matters of librdkafka's statistics."""
+    """Return the relevant part of librdkafka's statistics."""
     broker = {"nodename": "kafka:9092", "nodeid": 1, "tx": tx, "rtt": {"cnt": 0}}
     bootstrap = {**broker, "nodeid": -1, "nodename": "seed:9092", "tx": 1_000}
     brokers = {"kafka:9092/1": broker, "seed:9092/bootstrap": bootstrap}
@@ -309,13 +309,13 @@ def statistics(name="greendrop#producer-1", *, tx=0, msg_cnt=0):
 
 
 def emitted(producer_id="p", **values):
-    """Make the event."""
+    """Create the event."""
     payload = {"producer_id": producer_id, "statistics": statistics(**values)}
     return Event("statistics.emitted", payload)
 
 
-def test_counters_follow_clients_that_follow_each_other(listener, scrape):
-    """A new client counts from 0; what the old one has counted stays."""
+def test_counters_continue_with_a_new_client(listener, scrape):
+    """A new client counts from 0; the count of the old one is kept."""
     requests = "greendrop_broker_requests_total"
     for tx in (5, 5, 8):
         listener.on_statistics_emitted(emitted(tx=tx))
@@ -332,7 +332,7 @@ def test_counters_follow_clients_that_follow_each_other(listener, scrape):
 
 
 def test_variants_have_clients_of_their_own(listener, scrape):
-    """Clients of one producer that exist at once are added up; ended ones are not."""
+    """Clients of one producer that exist together are added up, without ended ones."""
     listener.on_statistics_emitted(emitted(name="a", msg_cnt=2))
     listener.on_statistics_emitted(emitted(name="b", msg_cnt=3))
     assert scrape()("greendrop_queue_messages") == 5
@@ -344,7 +344,7 @@ def test_variants_have_clients_of_their_own(listener, scrape):
 
 
 def test_statistics_may_be_left_off(make_producer, registry, scrape):
-    """Without them it may be subscribed at any time."""
+    """Without statistics the listener may be subscribed at any time."""
     producer = make_producer()
     producer.produce_sync(topic="a", payload=b"x")
     with pytest.raises(StatisticsNotEnabledError):
@@ -372,15 +372,15 @@ def test_listeners_of_a_registry_share_its_metrics(make_producer, registry, scra
 
 
 def test_default_registry_is_prometheus_clients_own():
-    """Without an argument the metrics are on the page that everybody serves."""
+    """Without an argument the metrics are on the page that Prometheus serves."""
     PrometheusListener()
     assert b"greendrop_queue_messages" in generate_latest(REGISTRY)
 
 
 @pytest.mark.patched
 @pytest.mark.slow
-def test_child_does_not_tell_what_its_parent_does(run_script):
-    """After a fork gauges are those of the child's own producers, from nought."""
+def test_child_does_not_report_for_its_parent(run_script):
+    """After a fork the gauges are those of the child's own producers, from 0."""
     run_script(
         """
         import os
@@ -414,7 +414,7 @@ def test_child_does_not_tell_what_its_parent_does(run_script):
 
 
 def ask(address, method, path, body=None):
-    """Ask a server by a connection of its own; any of the workers may answer."""
+    """Make a request by a separate connection; any worker may answer."""
     connection = http.client.HTTPConnection(address, timeout=30)
     try:
         connection.request(method, path, body)
@@ -428,9 +428,9 @@ def ask(address, method, path, body=None):
 @pytest.mark.slow
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["late", "preloaded"])
 def test_workers_of_gunicorn_are_added_up(mock_cluster, tmp_path, preload):
-    """Two gevent workers, scraped by HTTP: each page has what both have done.
+    """Two gevent workers are scraped by HTTP: each page has the sums of both.
 
-    One of them dies: its counters stay, its gauges go.
+    When one of them dies its counters stay, and its gauges disappear.
     """
     folder = tmp_path / "metrics"
     folder.mkdir()
@@ -460,7 +460,7 @@ def test_workers_of_gunicorn_are_added_up(mock_cluster, tmp_path, preload):
 
         victim, survivor = holders
         os.kill(victim, signal.SIGKILL)
-        # Of a worker that is just starting, gunicorn would wait for the end in vain.
+        # gunicorn would wait for a worker that is just starting.
         server.wait_for("begins anew", lambda: len(workers_of(address) - {victim}) == 2)
         page = Scraped(ask(address, "GET", "/metrics")[0])
         assert page("greendrop_buffer_messages") == holders[survivor]
@@ -472,7 +472,7 @@ def test_workers_of_gunicorn_are_added_up(mock_cluster, tmp_path, preload):
 
 
 def reach_all(address, path, workers, at_least=1):
-    """Ask until each worker was asked so often; tell how often each was, by its pid."""
+    """Make requests until each worker had so many; return the counts by pid."""
     asked = collections.Counter()
     while len(asked) < workers or min(asked.values()) < at_least:
         asked[json.loads(ask(address, "POST", path, b"x")[0])["pid"]] += 1
@@ -481,5 +481,5 @@ def reach_all(address, path, workers, at_least=1):
 
 
 def workers_of(address):
-    """Tell who answers, of those that have a turn in a while."""
+    """Return the pids of the workers that answer within a while."""
     return {int(ask(address, "GET", "/metrics")[1]["Pid"]) for _ in range(20)}

@@ -14,7 +14,7 @@ from greendrop.listeners.statsd import METRICS, NAMES, Metric, StatsdListener
 
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 
-#: WaterDrop's, by the document that describes them, and what kind of metric they are.
+#: WaterDrop's metrics and their types, as its documentation describes them.
 DATADOG = {
     "produced_sync": "c",
     "produced_async": "c",
@@ -48,7 +48,7 @@ class Agent:
         self.lines: list[str] = []
 
     def receive(self) -> list[str]:
-        """Give all lines that have come so far."""
+        """Return all lines received so far."""
         try:
             while packet := self._socket.recv(65_536):
                 self.lines += packet.decode().splitlines()
@@ -56,7 +56,7 @@ class Agent:
             return self.lines
 
     def sums(self) -> Counter[str]:
-        """Add up counters: by name, and tags as they were sent."""
+        """Add up counters by name and tags."""
         sums: Counter[str] = Counter()
         for line in self.receive():
             name, rest = line.split(":", 1)
@@ -66,7 +66,7 @@ class Agent:
         return sums
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self._socket.close()
 
 
@@ -80,7 +80,7 @@ def agent():
 
 @pytest.fixture
 def datadog(agent):
-    """Make Datadog's own client."""
+    """Create Datadog's own client."""
     client = DogStatsd(
         host=agent.address,
         port=agent.port,
@@ -94,14 +94,14 @@ def datadog(agent):
 
 @pytest.fixture
 def statsd(agent):
-    """Make the client of `statsd`."""
+    """Create the client of `statsd`."""
     client = StatsClient(agent.address, agent.port)
     yield client
     client.close()
 
 
 def test_names_are_waterdrops():
-    """All that WaterDrop's listener tells, and nothing else, by the same names."""
+    """The metrics are exactly those of WaterDrop's listener, by the same names."""
     assert set(DATADOG) == {*NAMES, *(metric.name for metric in METRICS)}
 
 
@@ -110,7 +110,7 @@ def test_names_are_waterdrops():
 
 @pytest.mark.slow
 def test_messages_are_counted_with_tags(world, agent, datadog, make_producer):
-    """Acceptance check 113: one message and a batch of two are three."""
+    """One message and a batch of two count as three."""
     producer = make_producer()
     listener = StatsdListener(datadog, default_tags=["env:test", "team:a"])
     producer.monitor.subscribe(listener)
@@ -131,8 +131,8 @@ def test_messages_are_counted_with_tags(world, agent, datadog, make_producer):
 
 
 @pytest.mark.slow
-def test_flushed_ones_count_as_produced_too(agent, datadog, make_producer):
-    """Beside `produced_*` there is `flushed_*`; the buffer's size is told, too."""
+def test_flushed_messages_count_as_produced_too(agent, datadog, make_producer):
+    """`flushed_*` comes beside `produced_*`; the buffer's size is sent, too."""
     producer = make_producer()
     producer.monitor.subscribe(StatsdListener(datadog, namespace="waterdrop"))
 
@@ -153,7 +153,7 @@ def test_flushed_ones_count_as_produced_too(agent, datadog, make_producer):
 
 
 def test_errors_are_counted(mock_cluster, agent, datadog, make_producer):
-    """Each that is told, of whichever type."""
+    """Errors of every type are counted."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=9)
     producer = make_producer()
     producer.monitor.subscribe(StatsdListener(datadog))
@@ -162,13 +162,13 @@ def test_errors_are_counted(mock_cluster, agent, datadog, make_producer):
         producer.produce_sync(topic="a", payload=b"x")
     producer.close()
 
-    # By the serving task, and by the caller.
+    # One by the poller, and one by the caller.
     assert agent.sums()["greendrop.error_occurred"] == 2
 
 
 @pytest.mark.slow
-def test_statistics_are_told_of_each_broker(until, agent, datadog, make_producer):
-    """Acceptance check 113: a tag for the broker; the bootstrap broker is left out."""
+def test_statistics_are_sent_for_each_broker(until, agent, datadog, make_producer):
+    """Each broker has its tag; the bootstrap broker is left out."""
     producer = make_producer({"statistics.interval.ms": 50})
     producer.monitor.subscribe(StatsdListener(datadog))
     emitted = []
@@ -188,14 +188,14 @@ def test_statistics_are_told_of_each_broker(until, agent, datadog, make_producer
     of_statistics = {metric.name for metric in METRICS}
     assert kinds == {name: DATADOG[name] for name in of_messages | of_statistics}
     for metric in METRICS:
-        told = [each for each in lines if each.startswith(f"greendrop.{metric.name}:")]
+        sent = [each for each in lines if each.startswith(f"greendrop.{metric.name}:")]
         tags = f"#broker:{broker}" if metric.scope == "brokers" else metric.kind[0]
-        assert {tags} == {line.split("|")[-1] for line in told}
+        assert {tags} == {line.split("|")[-1] for line in sent}
     assert "-1" not in {line.partition("broker:")[2] for line in lines}
 
 
 def event(tx, *, name="greendrop#producer-1", **broker):
-    """Make an event of statistics."""
+    """Create an event of statistics."""
     its = {"nodename": "kafka:9092", "nodeid": 1, "txerrs": 0, **broker}
     bootstrap = {"nodename": "seed:9092", "nodeid": -1, "txerrs": 9}
     topic = {"topic": "a", "batchsize": {"avg": 16}, "age": True}
@@ -210,54 +210,54 @@ def event(tx, *, name="greendrop#producer-1", **broker):
 
 
 class Tagged:
-    """A client with the methods of Datadog's, and nothing else."""
+    """A client that has only the methods of Datadog's."""
 
     def __init__(self):
         #: Method, name, value and tags.
-        self.told = []
+        self.calls = []
 
     def increment(self, name, value, *, tags):
-        """Note it."""
-        self.told.append(("increment", name, value, tuple(tags)))
+        """Record the call."""
+        self.calls.append(("increment", name, value, tuple(tags)))
 
     def gauge(self, name, value, *, tags):
-        """Note it."""
-        self.told.append(("gauge", name, value, tuple(tags)))
+        """Record the call."""
+        self.calls.append(("gauge", name, value, tuple(tags)))
 
     def histogram(self, name, value, *, tags):
-        """Note it."""
-        self.told.append(("histogram", name, value, tuple(tags)))
+        """Record the call."""
+        self.calls.append(("histogram", name, value, tuple(tags)))
 
 
 class Untagged:
-    """A client with the methods of StatsD's, and nothing else."""
+    """A client that has only the methods of StatsD's."""
 
     def __init__(self):
         #: Name and value.
-        self.told = []
+        self.calls = []
 
     def incr(self, name, count):
-        """Note it."""
-        self.told.append((name, count))
+        """Record the call."""
+        self.calls.append((name, count))
 
     def gauge(self, name, value):
-        """Note it."""
-        self.told.append((name, value))
+        """Record the call."""
+        self.calls.append((name, value))
 
 
-def test_first_difference_is_nought():
-    """Acceptance check 86: what was counted before is not told as if it were new."""
+def test_first_difference_is_zero():
+    """Counts from before the subscription are not sent as if they were new."""
     client = Tagged()
     listener = StatsdListener(client, metrics=[METRICS[0]])
 
     for tx in (100, 103, 103):
         listener.on_statistics_emitted(event(tx))
 
-    assert [value for _, _, value, _ in client.told] == [0, 3, 0]
+    assert [value for _, _, value, _ in client.calls] == [0, 3, 0]
 
 
-def test_what_is_no_number_is_not_told():
-    """Acceptance check 87: text, truth values and what is missing make no metric."""
+def test_only_numbers_are_sent():
+    """Text, truth values and missing values make no metric."""
     client = Tagged()
     metrics = [
         Metric("count", "root", "type", ("type",)),
@@ -268,25 +268,25 @@ def test_what_is_no_number_is_not_told():
     ]
     StatsdListener(client, metrics=metrics).on_statistics_emitted(event(1))
 
-    assert client.told == []
+    assert client.calls == []
 
 
-def test_topics_are_a_scope_and_others_are_refused():
-    """Acceptance check 113: a tag for the topic; a scope that is none is refused."""
+def test_topics_are_a_scope_and_unknown_scopes_are_refused():
+    """A metric of a topic has its tag."""
     client = Tagged()
     metric = Metric("gauge", "topics", "batch", ("batchsize", "avg"))
     listener = StatsdListener(client, metrics=[metric], namespace="")
 
     listener.on_statistics_emitted(event(1))
 
-    assert client.told == [("gauge", "batch", 16, ("topic:a",))]
+    assert client.calls == [("gauge", "batch", 16, ("topic:a",))]
     with pytest.raises(ValueError, match="scope of metric 'batch' is 'partitions'"):
         StatsdListener(client, metrics=[metric._replace(scope="partitions")])
     with pytest.raises(ValueError, match="kind of metric 'batch' is 'timer'"):
         StatsdListener(client, metrics=[metric._replace(kind="timer")])
 
 
-def test_new_client_counts_from_nought():
+def test_new_client_counts_from_zero():
     """After a reconnect, or for a variant, each client is compared with itself."""
     client = Tagged()
     listener = StatsdListener(client, metrics=[METRICS[0]])
@@ -299,11 +299,11 @@ def test_new_client_counts_from_nought():
     listener.on_producer_disconnected(gone)
     listener.on_statistics_emitted(event(200))
 
-    assert [value for _, _, value, _ in client.told] == [0, 0, 1, 2, 0]
+    assert [value for _, _, value, _ in client.calls] == [0, 0, 1, 2, 0]
 
 
-def test_without_statistics_it_may_come_late(make_producer):
-    """With no metrics of statistics it asks for none."""
+def test_without_statistics_it_may_be_subscribed_late(make_producer):
+    """Without metrics from statistics the listener requests none."""
     producer = make_producer()
     producer.produce_sync(topic="a", payload=b"x")
     client = Tagged()
@@ -313,11 +313,11 @@ def test_without_statistics_it_may_come_late(make_producer):
     producer.monitor.subscribe(StatsdListener(client, metrics=()))
     producer.produce_sync(topic="a", payload=b"x")
 
-    names = [name for _, name, _, _ in client.told]
+    names = [name for _, name, _, _ in client.calls]
     assert names == ["greendrop.acknowledged", "greendrop.produced_sync"]
 
 
-def test_subclass_may_tell_more(make_producer):
+def test_subclass_may_send_more(make_producer):
     """A method for another event is subscribed like all others."""
 
     class More(StatsdListener):
@@ -330,7 +330,7 @@ def test_subclass_may_tell_more(make_producer):
 
     producer.produce_sync(topic="a", payload=b"x")
 
-    assert ("increment", "greendrop.connected", 1, ("id:orders",)) in client.told
+    assert ("increment", "greendrop.connected", 1, ("id:orders",)) in client.calls
 
 
 # --- StatsD ---------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_subclass_may_tell_more(make_producer):
 
 @pytest.mark.slow
 def test_statsd_has_tags_in_the_name(until, agent, statsd, make_producer):
-    """The client of `statsd`, which has no tags: their values end the name."""
+    """The client of `statsd` has no tags: their values end the metric's name."""
     producer = make_producer({"statistics.interval.ms": 50})
     producer.monitor.subscribe(StatsdListener(statsd, default_tags=["env:test"]))
     emitted = []
@@ -360,41 +360,41 @@ def test_statsd_has_tags_in_the_name(until, agent, statsd, make_producer):
     assert "greendrop.queue.size.test" in names
 
 
-def test_any_object_with_the_methods_will_do(make_producer):
-    """What has them is a client; what has not is refused, by what it lacks."""
+def test_any_object_with_the_methods_is_a_client(make_producer):
+    """Other objects are refused; the error names the missing methods."""
     client = Untagged()
     producer = make_producer()
     producer.monitor.subscribe(StatsdListener(client))
 
     producer.produce_sync(topic="a", payload=b"x")
 
-    assert ("greendrop.produced_sync.a", 1) in client.told
+    assert ("greendrop.produced_sync.a", 1) in client.calls
     for other in (None, "127.0.0.1:8125", Agent):
         with pytest.raises(TypeError, match="neither increment"):
             StatsdListener(other)
 
 
 def test_one_text_is_no_list_of_tags():
-    """It would be as many tags as it has letters."""
+    """A text would be taken for a list of letters."""
     with pytest.raises(TypeError, match="list of tags, not 'service:shop'"):
         StatsdListener(Tagged(), default_tags="service:shop")
 
 
-def test_client_that_raises_hurts_nobody(make_producer):
-    """Acceptance check 112: it is told as `listener.error`, and sending goes on."""
+def test_client_that_raises_disturbs_no_caller(make_producer):
+    """The error is reported as `listener.error`, and sending goes on."""
 
     class Unreachable(Tagged):
         def increment(self, name, value, *, tags):  # noqa: ARG002
             raise OSError("no route")
 
     producer = make_producer({"statistics.interval.ms": 50})
-    told = []
-    producer.monitor.subscribe("error.occurred", told.append)
+    events = []
+    producer.monitor.subscribe("error.occurred", events.append)
     producer.monitor.subscribe(StatsdListener(Unreachable()))
 
     for _ in range(3):
         assert producer.produce_sync(topic="a", payload=b"x").offset is not None
 
-    assert {"listener.error"} == {event["type"] for event in told}
-    names = {event["event"] for event in told}
+    assert {"listener.error"} == {event["type"] for event in events}
+    names = {event["event"] for event in events}
     assert {"message.acknowledged", "message.produced_sync"} <= names

@@ -4,7 +4,7 @@ import os
 import sys
 
 from greendrop import Producer
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 topic = os.environ["TOPIC"]
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
@@ -20,7 +20,7 @@ os.setsid()
 if os.fork():
     os._exit(0)
 
-tell(daemon=os.getpid())
+write_facts(daemon=os.getpid())
 if used:
     producer.reset()
 for number in range(100):

@@ -6,14 +6,14 @@ import signal
 import sys
 
 from greendrop import Producer
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 topic = os.environ["TOPIC"]
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
 producer.produce_sync(topic=topic, payload="first")
 handles = []
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
-tell(ready=True)
+write_facts(ready=True)
 
 try:
     for number in itertools.count():
@@ -21,4 +21,4 @@ try:
         handles.append(handle)
 finally:
     # One more may have been taken: the signal may have come after it was.
-    tell(sent=len(handles))
+    write_facts(sent=len(handles))

@@ -4,7 +4,7 @@ import os
 import sys
 
 from greendrop import Producer, ProducerUsedInParentProcessError
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 topic = os.environ["TOPIC"]
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
@@ -16,7 +16,7 @@ for number in range(3):
         try:
             producer.produce_sync(topic=topic, payload="refused")
         except ProducerUsedInParentProcessError as error:
-            tell(**{f"refusal{number}": str(error)})
+            write_facts(**{f"refusal{number}": str(error)})
         producer.reset()
         producer.produce_sync(topic=topic, payload=f"child-{number}")
         # Nothing is closed here: the child's producer ends with the child.
@@ -24,6 +24,6 @@ for number in range(3):
         sys.exit()
     producer.produce_sync(topic=topic, payload=f"parent-{number}")
     _, status = os.wait()
-    tell(**{f"status{number}": os.waitstatus_to_exitcode(status)})
+    write_facts(**{f"status{number}": os.waitstatus_to_exitcode(status)})
 
 producer.produce_sync(topic=topic, payload="after")

@@ -4,7 +4,7 @@ import os
 import sys
 
 from greendrop import Producer
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 topic = os.environ["TOPIC"]
 
@@ -18,4 +18,4 @@ with Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]}) as producer:
         producer.produce_async(topic=topic, payload=f"async-{number}")
     polling = producer.polling
 
-tell(polling=polling, gevent="gevent" in sys.modules)
+write_facts(polling=polling, gevent="gevent" in sys.modules)

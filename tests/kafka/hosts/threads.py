@@ -5,7 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from greendrop import Producer
-from tests.kafka.running import tell
+from tests.kafka.running import write_facts
 
 topic = os.environ["TOPIC"]
 producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
@@ -24,7 +24,7 @@ with ThreadPoolExecutor(32) as pool:
 polling = producer.polling
 producer.close()
 
-tell(
+write_facts(
     polling=polling,
     gevent="gevent" in sys.modules,
     delivered=sum(map(len, offsets)),
