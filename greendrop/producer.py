@@ -18,6 +18,7 @@ from greendrop._connections.client_slots import (
     checked_wait,
     merged_topic_config,
 )
+from greendrop._hints import REQUIRED, attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import send_and_wait, validate_all
 from greendrop._producer.buffer import Entry, Flush
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Never, Self, Unpack
 
     from greendrop._connections.connections import Status
     from greendrop.config.settings import Settings
@@ -186,9 +187,10 @@ class Producer(_pickling.PerProcess):
 
     # --- one message -------------------------------------------------------------
 
+    @hinted
     def produce_sync(
         self,
-        *,
+        *positional: Never,
         topic: str,
         payload: bytes | str | None,
         key: bytes | str | None = None,
@@ -197,6 +199,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
+        **unknown: Never,
     ) -> DeliveryReport:
         """Send one message and wait until the broker has it.
 
@@ -221,6 +224,9 @@ class Producer(_pickling.PerProcess):
             thread; for `max_wait_timeout` seconds at most, after what `produce_async`
             waits for.
         """
+        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
+            required = {"topic": topic, "payload": payload}
+            raise call_error("produce_sync", positional, unknown, required)
         core = self._core or self._unconfigured()
         fields = (
             topic,
@@ -253,9 +259,10 @@ class Producer(_pickling.PerProcess):
             self._tell("message.produced_sync", began, message=message)
         return report
 
+    @hinted
     def produce_async(
         self,
-        *,
+        *positional: Never,
         topic: str,
         payload: bytes | str | None,
         key: bytes | str | None = None,
@@ -264,6 +271,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
+        **unknown: Never,
     ) -> DeliveryHandle:
         """Send one message without waiting for the broker.
 
@@ -292,6 +300,9 @@ class Producer(_pickling.PerProcess):
             OAuth token yet, for half a minute at most. Lets other greenlets run where
             the thread has a hub, else blocks the thread.
         """
+        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
+            required = {"topic": topic, "payload": payload}
+            raise call_error("produce_async", positional, unknown, required)
         core = self._core or self._unconfigured()
         fields = (
             topic,
@@ -444,15 +455,17 @@ class Producer(_pickling.PerProcess):
 
     # --- tombstones --------------------------------------------------------------
 
+    @hinted
     def tombstone_sync(
         self,
-        *,
+        *positional: Never,
         topic: str,
         key: bytes | str,
         partition: int,
         headers: Headers | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
+        **unknown: Never,
     ) -> DeliveryReport:
         """Send a message without payload, which deletes its key in a compacted topic.
 
@@ -474,19 +487,28 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_sync`.
         """
+        if (
+            positional
+            or unknown
+            or any(each is REQUIRED for each in (topic, key, partition))
+        ):
+            required = {"topic": topic, "key": key, "partition": partition}
+            raise call_error("tombstone_sync", positional, unknown, required)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         message = self._tombstone(_new_message(Message, fields))
         return self.produce_sync(**message._asdict())
 
+    @hinted
     def tombstone_async(
         self,
-        *,
+        *positional: Never,
         topic: str,
         key: bytes | str,
         partition: int,
         headers: Headers | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
+        **unknown: Never,
     ) -> DeliveryHandle:
         """Send a tombstone without waiting for the broker.
 
@@ -499,6 +521,13 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_async`.
         """
+        if (
+            positional
+            or unknown
+            or any(each is REQUIRED for each in (topic, key, partition))
+        ):
+            required = {"topic": topic, "key": key, "partition": partition}
+            raise call_error("tombstone_async", positional, unknown, required)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         message = self._tombstone(_new_message(Message, fields))
         return self.produce_async(**message._asdict())
@@ -544,9 +573,10 @@ class Producer(_pickling.PerProcess):
 
     # --- the buffer --------------------------------------------------------------
 
+    @hinted
     def buffer(
         self,
-        *,
+        *positional: Never,
         topic: str,
         payload: bytes | str | None,
         key: bytes | str | None = None,
@@ -555,6 +585,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
+        **unknown: Never,
     ) -> None:
         """Keep one message until the next flush. Nothing is sent or connected.
 
@@ -566,6 +597,9 @@ class Producer(_pickling.PerProcess):
             MiddlewareError: A step of `middleware` failed. It was not kept.
             ProducerClosedError, ProducerUsedInParentProcessError: It was not kept.
         """
+        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
+            required = {"topic": topic, "payload": payload}
+            raise call_error("buffer", positional, unknown, required)
         core = self._core or self._unconfigured()
         fields = (
             topic,
@@ -1078,6 +1112,12 @@ class Producer(_pickling.PerProcess):
             raise loss
         if loss is not None:
             _log.write(ERROR, "producer.messages_abandoned", error=str(loss))
+
+    if not TYPE_CHECKING:  # else every attribute would exist
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - raises
+            """Raise for a missing attribute, with ours if another client has it."""
+            raise attribute_error(self, name)
 
     # --- telling -----------------------------------------------------------------
 

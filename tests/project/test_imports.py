@@ -24,7 +24,7 @@ LAYERS = (
     {"_client"},
     {"_librdkafka"},
     {
-        *("events", "interceptors", "middleware", "config"),
+        *("events", "interceptors", "middleware", "config", "_hints"),
         *("delivery", "scope", "_logging"),
     },
     {"message", "oauth", "errors", "_concurrency", "_pickling", "_wording"},

@@ -239,7 +239,7 @@ def send(producer: Producer) -> None:
     producer.produce_async(topic="t", payload=None, headers=lists)
 
     producer.produce_sync(topic="t")  # type: ignore[call-arg]
-    producer.produce_sync("t", b"x")  # type: ignore[call-arg]
+    producer.produce_sync("t", b"x")  # type: ignore[arg-type, call-arg]
     producer.produce_sync(topic="t", payload=5)  # type: ignore[arg-type]
     producer.produce_sync(topic=b"t", payload=b"x")  # type: ignore[arg-type]
     producer.produce_async(topic="t", payload=b"", key=5)  # type: ignore[arg-type]
