@@ -108,7 +108,7 @@ class Batcher:
             self.flush()
             return
         waiting = len(self.items)
-        idle = waiting >= len(self._pending) and not self._is_scheduled
+        idle = waiting >= len(self._pending) and not (self._tick and self._tick.pending)
         if (idle and waiting == 1) or waiting >= _MAX_BATCH:
             self.flush()
         elif self._are_few():

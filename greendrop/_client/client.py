@@ -323,7 +323,13 @@ class Client:
                     self.in_flight.mark_full()
                     error = self._queue_full()
                 raise error from error.__cause__
-        self.poll_loop.start_safety_timer()
+        self._keep_polling()
+
+    def _keep_polling(self) -> None:
+        """Make sure that messages just given to librdkafka are polled for."""
+        poller = self.poll_loop.poller
+        if poller is not None and not poller.keeps_loop_alive:
+            poller.start_safety_timer()
 
     def send_batch(self, wires: deque[Wire]) -> None:
         """Give messages to librdkafka, in order, and take them out of the queue.
@@ -345,7 +351,9 @@ class Client:
             self.kafka_handle.interrupted = True
             raise
         finally:
-            self.poll_loop.start_safety_timer()
+            poller = self.poll_loop.poller  # as in `_keep_polling`
+            if poller is not None and not poller.keeps_loop_alive:
+                poller.start_safety_timer()
 
     def _give(self, wires: deque[Wire]) -> None:
         # Each message leaves the queue and reaches librdkafka in one step in C, which

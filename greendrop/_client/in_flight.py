@@ -141,8 +141,8 @@ class InFlight:
     def on_reports(self, count: int) -> None:
         """Wake as many senders as reports have freed space, in the order of waiting."""
         self.reported += count
-        in_flight = self.count
-        if self._space.has_waiters:
+        in_flight = len(self.pending)
+        if self._space.entries:
             space = self._limit - in_flight - self._space.granted
             self._space.grant(
                 min(space, count) if self._full_by_bytes and in_flight else space
@@ -151,7 +151,7 @@ class InFlight:
         if self._full_by_bytes:
             self._full_by_bytes = False
             self._update_free_slots()
-        if not in_flight:
+        if not in_flight and self._empty.waiters:
             self._empty.notify_all()
 
     def wait_for_space(

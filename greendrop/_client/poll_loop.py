@@ -223,10 +223,6 @@ class PollLoop:
         if self.poller is previous:
             self.batcher, self.poller = batcher, poller
 
-    def is_current_poller(self, poller: object) -> bool:
-        """Return whether a poller was published and not replaced; others end."""
-        return self.poller is poller
-
     def current_batcher(self) -> Batcher | None:
         """Return the batcher of the caller's hub, if sends are batched there.
 
@@ -244,11 +240,6 @@ class PollLoop:
         batcher = self.batcher
         return batcher if batcher is not None and batcher.in_own_hub() else None
 
-    def start_safety_timer(self) -> None:
-        """Make sure that messages just given to librdkafka are polled for."""
-        if self.poller is not None:
-            self.poller.start_safety_timer()
-
     def ensure_progress(self) -> None:
         """Keep a poller running while the caller waits for long.
 
@@ -259,7 +250,7 @@ class PollLoop:
         if isinstance(self.poller, GreenletPoller) and (
             _concurrency.current_hub() is None
         ):
-            self.poll_and_dispatch(0)
+            self.poll_and_dispatch(0, _concurrency.get_ident())
 
     def stop(self, seconds: float) -> bool:
         """Stop the poller for good; return False if it has not ended in time.
@@ -437,12 +428,20 @@ class PollLoop:
         Listeners can't wait for this client meanwhile, as in the poller.
         """
         with self.forbid_waits():
-            interrupt = self.poll_and_dispatch(0)
+            in_hub = _concurrency.current_hub() is not None
+            interrupt = self.poll_and_dispatch(
+                0, 0 if in_hub else _concurrency.get_ident()
+            )
         if interrupt is not None:
             raise interrupt
 
-    def poll_and_dispatch(self, seconds: float) -> BaseException | None:
+    def poll_and_dispatch(self, seconds: float, thread: int) -> BaseException | None:
         """Poll for up to some seconds, call listeners and resolve handles.
+
+        Args:
+            seconds: The timeout of the poll.
+            thread: The number of the calling thread; 0 in a hub, where the poller's
+                greenlet is known.
 
         Returns:
             An exception of a signal handler of the program, such as KeyboardInterrupt.
@@ -452,21 +451,21 @@ class PollLoop:
             if self.poller is not None:
                 self.poller.stop()
             return None
-        # A signal handler may run inside the poll, and a listener after it: neither may
-        # wait for this thread. (In a hub the poller's greenlet is known.)
-        thread = _concurrency.get_ident() if _concurrency.current_hub() is None else 0
         call = object()
         try:
+            # A signal handler may run inside the poll, and a listener after it: neither
+            # may wait for this thread.
             self._polling_threads.add(thread)
             interrupt = self.kafka_handle.poll(seconds)
             try:
                 self._dispatching.add(call)
                 self.dispatcher.dispatch()
-                if self._silence is not None and self._in_flight.count > 0:
+                if self._silence is not None and self._in_flight.pending:
                     self._watch_silence(self._silence)
                 if self.kafka_handle.interrupted:
                     self._client.fail_lost_reports()
-                if (batcher := self.batcher) is not None and batcher.in_own_hub():
+                batcher = self.batcher
+                if batcher is not None and batcher.items and batcher.in_own_hub():
                     batcher.resume()
             except BaseException as error:  # noqa: BLE001
                 self.kafka_handle.interrupted = True
@@ -503,17 +502,26 @@ class PollLoop:
             count: Number of reports that were dispatched.
             latency: Seconds of the last delivered message; below 0 if there was none.
         """
-        if latency >= 0:
-            self.kafka_handle.error_translator.clear_last_error()
+        errors = self.kafka_handle.error_translator
+        if latency >= 0 and (errors.last_error is not None or not errors.has_delivered):
+            errors.clear_last_error()
         batcher = self.batcher
-        if batcher is not None and not batcher.in_own_hub():
-            self._reported_elsewhere += count  # passed on in the batcher's thread
-        elif batcher is not None:
+        if batcher is None:
+            pass
+        elif batcher.current_hub() is batcher.hub:
             batcher.on_reports(count + self._reported_elsewhere, latency)
             self._reported_elsewhere = 0
+        else:
+            self._reported_elsewhere += count  # passed on in the batcher's thread
+        pending = self._in_flight.pending
         self._in_flight.on_reports(count)
-        if self.poller is not None and not self._in_flight.pending:
-            self.poller.release()
+        poller = self.poller
+        if poller is not None and not pending:
+            # Release first, then check again: a thread that sends in between found the
+            # loop kept alive, and did not start the timer.
+            poller.release()
+            if pending:
+                poller.start_safety_timer()
 
     def yield_to_hub(self) -> None:
         """Let other greenlets run, if the caller is the poller of a hub."""

@@ -38,6 +38,9 @@ _POLL_SECONDS = 0.1
 class PollTarget(Protocol):
     """What pollers call: the poll loop of a client."""
 
+    #: The current poller. A poller that is another one ends.
+    poller: GreenletPoller | ThreadPoller | None
+
     @property
     def interval(self) -> float:
         """Seconds between two calls of `on_interval`; 0 for never."""
@@ -47,8 +50,12 @@ class PollTarget(Protocol):
         """Do periodic checks; must not wait."""
         ...
 
-    def poll_and_dispatch(self, seconds: float) -> BaseException | None:
+    def poll_and_dispatch(self, seconds: float, thread: int) -> BaseException | None:
         """Poll for up to some seconds, call listeners and resolve handles.
+
+        Args:
+            seconds: The timeout of the poll.
+            thread: The number of the calling thread; 0 in a hub.
 
         Returns:
             An exception of a signal handler of the program, such as KeyboardInterrupt.
@@ -57,10 +64,6 @@ class PollTarget(Protocol):
 
     def interrupt_poll(self) -> None:
         """Let a running poll return early; from any thread."""
-        ...
-
-    def is_current_poller(self, poller: object) -> bool:
-        """Return whether a poller was published and not replaced; others end."""
         ...
 
     def count_in_flight(self) -> int:
@@ -95,9 +98,10 @@ class GreenletPoller:
         self._ended = False
         #: Called when the poller has ended.
         self.on_end: Callable[[], object] = lambda: None
-        # Whether the safety timer runs, and whether it keeps the loop alive.
+        # Whether the safety timer runs.
         self._safety_timer_runs = False
-        self._keeps_loop_alive = False
+        #: Whether the safety timer keeps the loop alive.
+        self.keeps_loop_alive = False
         self._end = WaitQueue()
         # An idle producer must not keep gevent's loop alive: `gevent.wait()` would
         # never return. While messages are in flight the safety timer keeps the loop
@@ -144,9 +148,9 @@ class GreenletPoller:
 
         From any thread.
         """
-        if self._keeps_loop_alive:
+        if self.keeps_loop_alive:
             return
-        self._keeps_loop_alive = True
+        self.keeps_loop_alive = True
         if not self._safety_timer_runs:
             self._safety_timer_runs = True
             if self._watchdog is not None:
@@ -160,13 +164,12 @@ class GreenletPoller:
         """Stop keeping the loop alive, because no message is in flight.
 
         Does nothing in another thread than the hub's, where the safety timer does it.
+        Check for new messages afterwards.
         """
-        if self._keeps_loop_alive and _concurrency.get_ident() == self.hub.thread_ident:
-            self._keeps_loop_alive = False
+        if self.keeps_loop_alive and _concurrency.get_ident() == self.hub.thread_ident:
+            self.keeps_loop_alive = False
             if not self._ended:
                 self._safety_timer.ref = False
-            if self.count_in_flight() > 0:
-                self.start_safety_timer()
 
     def stop(self) -> None:
         """End soon; from any thread."""
@@ -220,7 +223,13 @@ class GreenletPoller:
 
     def _run(self) -> None:
         try:
-            while not self._stopped and self._is_wanted():
+            # A signal handler may have prevented the publication of this poller, or may
+            # have published another one.
+            while (
+                not self._stopped
+                and (target := self._target) is not None
+                and target.poller is self
+            ):
                 try:
                     interrupt = self._poll_and_sleep()
                 except BaseException as error:  # noqa: BLE001
@@ -237,17 +246,12 @@ class GreenletPoller:
             self.on_end()
             self._end.notify_all()
 
-    def _is_wanted(self) -> bool:
-        # A signal handler may have prevented the publication of this poller, or may
-        # have published another one.
-        return self._target is not None and self._target.is_current_poller(self)
-
     def _poll_and_sleep(self) -> BaseException | None:
         # Drain the descriptor first: an event that arrives between the drain and the
         # poll signals again. In the opposite order its signal could be drained unseen.
         self._signal.clear()
         target = self._target
-        interrupt = None if target is None else target.poll_and_dispatch(0)
+        interrupt = None if target is None else target.poll_and_dispatch(0, 0)
         if interrupt is None and not self._stopped:
             self._sleep()
         return interrupt
@@ -277,7 +281,7 @@ class GreenletPoller:
     def _on_safety_timer(self) -> None:
         # The flags first, then the count: a thread that sends in between sets the
         # flags.
-        self._safety_timer_runs = self._keeps_loop_alive = False
+        self._safety_timer_runs = self.keeps_loop_alive = False
         if self._stopped or self.count_in_flight() <= 0:
             self._safety_timer.ref = False
             self._safety_timer.stop()
@@ -293,6 +297,8 @@ class ThreadPoller:
     """
 
     kind: Literal["thread"] = "thread"
+    #: True, as if it had a safety timer that runs: the thread polls all the time.
+    keeps_loop_alive = True
 
     def __init__(self, target: PollTarget) -> None:
         self._target = target
@@ -348,7 +354,7 @@ class ThreadPoller:
                     self.followers.wake_next()
                     self._rest.wait(_POLL_SECONDS)
                 else:
-                    self._target.poll_and_dispatch(_POLL_SECONDS)
+                    self._target.poll_and_dispatch(_POLL_SECONDS, self._ident)
         finally:
             self._ended = True
             self._end.notify_all()
@@ -470,10 +476,11 @@ class LeaderFollowers:
             # The thread of the `ThreadPoller` is polling. Let it rest instead.
             self._has_polled = True
             self._target.interrupt_poll()
+        thread = _concurrency.get_ident()
         while not (is_done() or self.stopped or deadline.has_expired):
             self._has_polled = True
             interrupt = self._target.poll_and_dispatch(
-                min(deadline.remaining(), _POLL_SECONDS)
+                min(deadline.remaining(), _POLL_SECONDS), thread
             )
             if interrupt is not None:
                 raise interrupt

@@ -103,7 +103,7 @@ class ReportDispatcher:
         reports = self._reports
         popleft = reports.popleft
         discard = self._pending.discard
-        acknowledged = self._monitor.listens("message.acknowledged")
+        has_listeners = "message.acknowledged" in self._monitor.listeners
         guard = self.offset_guard
         slice_ends = _concurrency.monotonic() + self._settings.max_serve_time
         count = 0
@@ -117,7 +117,7 @@ class ReportDispatcher:
                 count += 1
                 if guard is not None and handle._error is None:
                     guard.check(handle.topic, handle._partition, handle._offset)
-                if handle._error is None and not acknowledged:
+                if handle._error is None and not has_listeners:
                     latency = handle._latency
                     handle._reports = None
                     if handle._waiters is not None:

@@ -29,15 +29,16 @@ class WaitQueue:
     Another task that makes it hold calls `notify_all`.
     """
 
-    __slots__ = ("_waiters",)
+    __slots__ = ("waiters",)
 
     def __init__(self) -> None:
-        self._waiters: deque[Waiter] = deque()
+        #: The waiting tasks. Its truth value is the cheapest check for waiters.
+        self.waiters: deque[Waiter] = deque()
 
     @property
     def has_waiters(self) -> bool:
         """Whether a task waits."""
-        return bool(self._waiters)
+        return bool(self.waiters)
 
     def wait_until(
         self, condition: Callable[[], bool], waiter: Waiter, deadline: Deadline
@@ -52,7 +53,7 @@ class WaitQueue:
         Blocking:
             As the waiter does.
         """
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         try:
             # Checked after entering the queue: if the condition came to hold in
             # between, `notify_all` has not seen this waiter.
@@ -64,14 +65,14 @@ class WaitQueue:
                     return condition()
             return True
         finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
 
     def notify_all(self) -> None:
         """Wake all tasks that wait; from any thread."""
-        while self._waiters:
+        while self.waiters:
             try:
-                waiter = self._waiters.popleft()
+                waiter = self.waiters.popleft()
             except IndexError:  # another thread notifies, too
                 return
             waiter.wake()
@@ -95,12 +96,13 @@ class FairQueue:
     and takes it. If that task gives up instead, the share goes to the next one.
     """
 
-    __slots__ = ("_entries", "_granted", "_lock")
+    __slots__ = ("_granted", "_lock", "entries")
 
     def __init__(self) -> None:
         # Weak references: an entry lives as long as the call of its task. A signal
         # handler may raise while a task leaves; what it leaves behind is then gone.
-        self._entries: deque[weakref.ref[_Entry]] = deque()
+        #: The waiting tasks. Its truth value is the cheapest check for waiters.
+        self.entries: deque[weakref.ref[_Entry]] = deque()
         self._granted: list[weakref.ref[_Entry]] = []
         # Held over code that doesn't wait. Without it a task could give up between
         # leaving the queue by `grant` and getting its share, which would be lost.
@@ -109,7 +111,7 @@ class FairQueue:
     @property
     def has_waiters(self) -> bool:
         """Whether a task waits that was granted nothing yet."""
-        return bool(self._entries) and self._first() is not None
+        return bool(self.entries) and self._first() is not None
 
     @property
     def granted(self) -> int:
@@ -119,7 +121,7 @@ class FairQueue:
         return sum(reference() is not None for reference in list(self._granted))
 
     def __len__(self) -> int:
-        return sum(reference() is not None for reference in list(self._entries))
+        return sum(reference() is not None for reference in list(self.entries))
 
     def grant(self, count: int) -> None:
         """Grant shares to the first tasks, and wake them; from any thread."""
@@ -127,14 +129,14 @@ class FairQueue:
             with self._lock:
                 if (entry := self._first()) is None:
                     return
-                self._granted.append(self._entries.popleft())
+                self._granted.append(self.entries.popleft())
                 entry.granted = True
             entry.waiter.wake()
             count -= 1
 
     def grant_all(self) -> None:
         """Grant shares to all tasks that wait now."""
-        self.grant(len(self._entries))
+        self.grant(len(self.entries))
 
     def wait(
         self,
@@ -163,7 +165,7 @@ class FairQueue:
         reference = weakref.ref(entry)
         taken = False
         try:
-            (self._entries.appendleft if first else self._entries.append)(reference)
+            (self.entries.appendleft if first else self.entries.append)(reference)
             # Checked after entering: what became free in between was granted to others.
             while not entry.granted:
                 pause = _RECHECK_EVERY
@@ -180,8 +182,8 @@ class FairQueue:
         finally:
             # In line: a signal handler may raise at the entry of any function.
             with self._lock:
-                if reference in self._entries:
-                    self._entries.remove(reference)
+                if reference in self.entries:
+                    self.entries.remove(reference)
                 if entry.granted and reference in self._granted:
                     self._granted.remove(reference)
             if entry.granted and not taken:
@@ -189,8 +191,8 @@ class FairQueue:
 
     def _first(self) -> _Entry | None:
         with self._lock:
-            while self._entries:
-                if (entry := self._entries[0]()) is not None:
+            while self.entries:
+                if (entry := self.entries[0]()) is not None:
                     return entry
-                self._entries.popleft()
+                self.entries.popleft()
         return None

@@ -99,7 +99,7 @@ def test_notify_all_wakes_all(world, spawn, until):
         woken.append(queue.wait_until(lambda: bool(holds), waiter, Deadline(LONG)))
 
     tasks = [spawn(wait) for _ in range(5)]
-    until(lambda: len(queue._waiters) == 5)
+    until(lambda: len(queue.waiters) == 5)
     holds.append(True)
     queue.notify_all()
     for task in tasks:

@@ -108,6 +108,7 @@ def wakeups_of_python_threads():
 def test_idle_watch_sleeps(watched):
     """Without messages the thread never wakes, and it ends with its client."""
     producer, _ = watched
+    gevent.sleep(0.2)  # until threads of the set-up have ended
     before = wakeups_of_python_threads()
     producer.produce_sync(topic="t", payload=b"x")
     gevent.sleep(1.2)  # until the last look at what was on its way
