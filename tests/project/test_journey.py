@@ -1,4 +1,4 @@
-"""The journey of one message, traced: its length, and its drawing in the design page."""
+"""The journey of one message, traced: its length, and its drawing in the docs."""
 
 import itertools
 import re
