@@ -524,7 +524,7 @@ def _release_ids(producer: Producer, timeout: float | None, *, force: bool) -> N
         return
     if core.settings.transactional:
         _close_and_log(producer, timeout, force=force)
-    core.give_up_id()
+    core.release_id()
 
 
 def _longest_wait(producer: Producer) -> float:

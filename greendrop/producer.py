@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from greendrop import _concurrency, _pickling, _wording, events
 from greendrop._connections.client_slots import (
     ClientSlot,
-    checked_wait,
+    check_wait_timeout,
     merged_topic_config,
 )
 from greendrop._hints import REQUIRED, attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import send_and_wait, validate_all
-from greendrop._producer.buffer import Entry, Flush
+from greendrop._producer.buffer import BufferedMessage, Flush
 from greendrop._producer.core import Core
 from greendrop.config.settings import build_settings
 from greendrop.errors import (
@@ -160,7 +160,7 @@ class Producer(_pickling.PerProcess):
         vars(variant).update(vars(self))
         variant._origin = self  # noqa: SLF001 - of our own kind
         if max_wait_timeout is not None:
-            variant._max_wait_timeout = checked_wait(  # noqa: SLF001
+            variant._max_wait_timeout = check_wait_timeout(  # noqa: SLF001
                 max_wait_timeout
             )
         if topic_config is not None:
@@ -614,7 +614,9 @@ class Producer(_pickling.PerProcess):
         message = _new_message(Message, fields)
         began = _concurrency.monotonic()
         prepared = self._prepare(message)
-        core.buffer_messages([Entry(message, prepared, self._dispatch_buffered)])
+        core.buffer_messages(
+            [BufferedMessage(message, prepared, self._dispatch_buffered)]
+        )
         if self.monitor.listens("message.buffered"):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
@@ -639,12 +641,12 @@ class Producer(_pickling.PerProcess):
         core = self._core or self._unconfigured()
         began = _concurrency.monotonic()
         dispatch = self._dispatch_buffered
-        entries: list[Entry] = []
+        entries: list[BufferedMessage] = []
 
         def read(item: object) -> Message:
             message = as_message(item)
             prepared = self._prepare(message)
-            entries.append(Entry(message, prepared, dispatch))
+            entries.append(BufferedMessage(message, prepared, dispatch))
             return message
 
         batch = validate_all(messages, read)

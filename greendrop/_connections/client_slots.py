@@ -1,8 +1,8 @@
-"""One topic configuration of a producer: its settings, and the client that has them.
+"""One topic configuration of a producer, its settings and its client.
 
 librdkafka keeps the first topic configuration that it sees for each client and topic.
-So whoever wants another one, a variant of the producer, needs another client. Knows
-what a variant may change; who builds and closes the clients is `core`.
+So a variant of the producer with another topic configuration needs another client. This
+module checks what a variant may change; `connections` builds and closes the clients.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop.config.settings import Settings
 
-# Keys of librdkafka that hold for a topic, and may differ between variants, by all
-# their names: a variant's must replace the producer's, whichever name that has.
+# librdkafka's topic settings that may differ between variants, by all their names. The
+# values are librdkafka's first names: a variant's setting must replace the producer's,
+# whichever name the producer uses.
 _ALLOWED: Mapping[str, str] = MappingProxyType(
     {
         "acks": "acks",
@@ -40,33 +41,41 @@ _ALLOWED: Mapping[str, str] = MappingProxyType(
 
 
 class ClientSlot:
-    """The way of the messages that share one topic configuration.
+    """The place of the client that has one topic configuration.
 
     Attributes:
-        topic_config: What differs from the producer's own configuration.
-        settings: What its client is built from.
+        topic_config: The differences from the producer's own configuration.
+        settings: The settings of its client.
         client: The client, if one was built and not closed.
-        open: The client while messages are taken: one look tells that all is well.
-        failed: The last client that a fatal error has ended.
-        attempts: How often in a row it was replaced, with nothing delivered since.
+        active: The client while it accepts messages, else None: a cheap check on the
+            hot path.
+        last_failed: The last client that a fatal error has ended.
+        replacements: How often in a row the client was replaced without a delivery.
     """
 
-    __slots__ = ("active", "attempts", "client", "failed", "settings", "topic_config")
+    __slots__ = (
+        "active",
+        "client",
+        "last_failed",
+        "replacements",
+        "settings",
+        "topic_config",
+    )
 
     def __init__(self, settings: Settings, topic_config: Mapping[str, str]) -> None:
         self.topic_config = topic_config
         self.settings = settings
         self.client: Client | None = None
         self.active: Client | None = None
-        self.failed: Client | None = None
-        self.attempts = 0
+        self.last_failed: Client | None = None
+        self.replacements = 0
 
 
-def checked_wait(seconds: object) -> float:
-    """Give a variant's `max_wait_timeout`.
+def check_wait_timeout(seconds: object) -> float:
+    """Return a variant's `max_wait_timeout`, checked like the setting of that name.
 
     Raises:
-        VariantInvalidError: The setting of that name would be refused, too.
+        VariantInvalidError: The value is not allowed.
     """
     errors: dict[str, str] = {}
     checked = own_settings({"max_wait_timeout": seconds}, errors)
@@ -78,18 +87,18 @@ def checked_wait(seconds: object) -> float:
 def merged_topic_config(
     settings: Settings, before: Mapping[str, str], changes: object
 ) -> dict[str, str]:
-    """Check what a variant wants to change, and add it to what one before it changed.
+    """Check the changes of a variant, and merge them with those of its origin.
 
     Args:
-        settings: The producer's own.
-        before: What the producer, or variant, that it is made from changes.
-        changes: As the user wrote it.
+        settings: The producer's own settings.
+        before: The changes of the producer, or variant, from which it is made.
+        changes: The new changes, as the user wrote them.
 
     Returns:
-        The changes in all, by librdkafka's first name for each key.
+        All changes, by librdkafka's first name for each key.
 
     Raises:
-        VariantInvalidError: Names every bad key.
+        VariantInvalidError: Some keys are not allowed; it names all of them.
     """
     errors: dict[str, str] = {}
     values = normalize_kafka(changes, errors, name="topic_config")
@@ -116,7 +125,7 @@ def _refusal(key: str, settings: Settings) -> str | None:
 
 
 def topic_settings(settings: Settings, topic_config: Mapping[str, str]) -> Settings:
-    """Give a producer's settings with another topic configuration.
+    """Return a producer's settings with another topic configuration.
 
     Raises:
         VariantInvalidError: librdkafka would refuse it.

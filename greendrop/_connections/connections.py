@@ -1,9 +1,9 @@
-"""The clients of one producer: built at first use, let go of, replaced.
+"""The clients of one producer: built at first use, detached, replaced.
 
-One for each topic configuration, and the state that they are in together. Whoever has
-got hold of a client just before it went out of use loses nothing: what it sends is
-handed on. Knows no rules of sending (`core`), disconnecting (`disconnect`) or
-closing (`shutdown`).
+There is one client for each topic configuration, and one status for all of them. A
+thread that has read a client just before the client is replaced loses nothing: what it
+sends is handed on to the successor. The rules of sending are in `core`, those of
+disconnecting in `disconnect`, and those of closing in `shutdown`.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ Status = Literal[
     "closed",
 ]
 
-#: Seconds that one who sends the first message waits for an OAuth token: as long as
+#: Seconds that the sender of the first message waits for an OAuth token: as long as
 #: most HTTP clients wait for an answer.
-_TOKEN_PATIENCE = 30.0
-#: Seconds that building a client may take: it takes one or two milliseconds, and ten
-#: with TLS.
-_LONGEST_BUILD = 10.0
-#: Topic configurations of one producer, each with a client: connections, threads and
-#: memory. More are most likely made by mistake, one for each message.
+_TOKEN_TIMEOUT = 30.0
+#: Seconds that building a client may take. It usually takes one or two milliseconds,
+#: and ten with TLS.
+_BUILD_TIMEOUT = 10.0
+#: Topic configurations of one producer. Each has a client, which costs connections,
+#: threads and memory. More than this is most likely a mistake: one for each message.
 _MAX_SLOTS = 16
 _NO_THREADS = (
-    "uWSGI keeps this process's threads from running between requests, so that nobody"
-    " would serve delivery reports; start it with enable-threads, threads or gevent"
+    "uWSGI keeps this process's threads from running between requests, so delivery"
+    " reports would not be handled; start it with enable-threads, threads or gevent"
 )
 
 
@@ -79,7 +79,7 @@ class ConnectionsOwner(Protocol):
         ...
 
     def register(self) -> None:
-        """Let the process close the producer at its exit."""
+        """Close the producer when the process exits; until then keep it alive."""
         ...
 
     def unregister(self) -> None:
@@ -88,7 +88,9 @@ class ConnectionsOwner(Protocol):
 
 
 class Connections:
-    """The clients of a producer, one for each topic configuration, and their state.
+    """The clients of a producer, one for each topic configuration, and their status.
+
+    Construction opens nothing.
 
     Args:
         settings: The settings of the producer.
@@ -118,32 +120,35 @@ class Connections:
         self.monitor = monitor
         self._owner = owner
         self.status: Status = "configured"
-        #: The way of messages that are sent by the producer itself.
+        #: The slot of the producer's own topic configuration.
         self.main = ClientSlot(settings, {})
         #: One for each topic configuration.
         self.slots = [self.main]
-        #: There while a disconnect waits for deliveries, until it is called off.
+        #: Identifies the disconnect that waits for deliveries; None without one, and
+        #: once it was cancelled.
         self.disconnecting: object | None = None
-        #: Who sends what is buffered while all others are refused: close does.
+        #: The task in which `close` sends the buffered messages. All other senders are
+        #: refused meanwhile.
         self.final_flush_task: object = None
-        #: Nobody who sends waits any longer than until then, by the monotonic clock.
+        #: When all senders stop waiting, by the monotonic clock; set by `close`.
         self.send_deadline = math.inf
         #: The OAuth token that all clients log in with.
         self.tokens = TokenRefresher(settings, monitor, self._give_token)
-        #: Held over each change of the above.
+        #: Held while the attributes above change.
         self.lock = _concurrency.new_lock()
         # Held by the native threads that build clients, and by nothing else.
-        self._building = _concurrency.new_lock()
-        # Clients that are being closed while others take their place, or could.
+        self._build_lock = _concurrency.new_lock()
+        # Detached clients that are not closed yet.
         self._closing_clients: list[Client] = []
+        # Those of them whose `close` is running or about to run.
         self._being_closed: set[Client] = set()
         self._end_waiters: deque[_concurrency.Waiter] = deque()
 
-    # --- looking -----------------------------------------------------------------
+    # --- inspecting --------------------------------------------------------------
 
     @property
     def clients(self) -> list[Client]:
-        """All clients that were built and not closed."""
+        """All clients that were built and are neither detached nor closed."""
         return [slot.client for slot in self.slots if slot.client is not None]
 
     @property
@@ -153,7 +158,7 @@ class Connections:
 
     @property
     def outstanding(self) -> int:
-        """Messages that were taken and have no verdict yet."""
+        """The number of messages that have no delivery report yet."""
         return sum(client.outstanding for client in self.clients)
 
     @property
@@ -164,54 +169,58 @@ class Connections:
 
     @property
     def anything_open(self) -> bool:
-        """Whether any client is not closed yet."""
+        """Whether any client is not closed yet, detached ones included."""
         return bool(self.clients or self._closing_clients)
 
     @property
     def closing_or_closed(self) -> bool:
-        """Whether it closes, or is closed."""
+        """Whether the producer is closing or closed."""
         return self.status in ("closing", "closed")
 
     @property
     def is_final_flush_task(self) -> bool:
-        """Whether the caller sends what is buffered while all others are refused."""
+        """Whether the caller is the task in which `close` sends buffered messages."""
         return self.final_flush_task == _concurrency.current_task()
 
     def can_wait(self) -> bool:
-        """Tell whether waiting for the clients can end, in the caller's place."""
-        return not (_concurrency.in_hub() or self.in_serving_task())
+        """Return whether the caller may wait for the clients.
 
-    def in_serving_task(self) -> bool:
-        """Tell whether the caller is a listener that a client's serving task runs."""
+        It may not in the hub itself and in a listener: the wait could never end.
+        """
+        return not (_concurrency.in_hub() or self.in_listener())
+
+    def in_listener(self) -> bool:
+        """Return whether the caller is a listener that a client's poller runs."""
         return any(
             client.poll_loop.in_listener()
             for client in (*self.clients, *self._closing_clients)
         )
 
     def check_not_forked(self) -> None:
-        """Raise `ProducerUsedInParentProcessError` in a child of who connected."""
+        """Raise `ProducerUsedInParentProcessError` if the parent process connected."""
         if self.inherited:
             raise self.inherited_error()
 
     def inherited_error(self) -> ProducerUsedInParentProcessError:
-        """Make the error of who uses in a child what its parent uses."""
+        """Return the error for a use of the parent's clients in a forked child."""
         return ProducerUsedInParentProcessError(
             f"producer {self.settings.id!r} was used before this process was forked;"
             " call reset() here, or use it only after the fork"
         )
 
     def closed_error(self) -> ProducerClosedError:
-        """Make the error of whoever comes too late."""
+        """Return the error for a use after `close`."""
         return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")
 
     # --- opening -----------------------------------------------------------------
 
     def slot(self, topic_config: Mapping[str, str]) -> ClientSlot:
-        """Give the way of messages with a topic configuration; see `Producer.variant`.
+        """Return the slot of a topic configuration; see `Producer.variant`.
 
         Raises:
-            VariantInvalidError: librdkafka would refuse it, or there are too many.
-            ProducerClosedError: The producer is.
+            VariantInvalidError: librdkafka would refuse the configuration, or there are
+                too many of them.
+            ProducerClosedError: The producer is closing or closed.
         """
         with self.lock:
             if self.closing_or_closed:
@@ -221,8 +230,8 @@ class Connections:
                     return slot
             if len(self.slots) > _MAX_SLOTS:
                 text = (
-                    f"this producer has {_MAX_SLOTS} of them already, each with a"
-                    " connection; use those again, or another producer"
+                    f"this producer has {_MAX_SLOTS} topic configurations already, each"
+                    " with a connection of its own; reuse one, or use another producer"
                 )
                 raise VariantInvalidError({"topic_config": text})
             slot = ClientSlot(topic_settings(self.settings, topic_config), topic_config)
@@ -230,32 +239,33 @@ class Connections:
         return slot
 
     def connect(self, slot: ClientSlot) -> Client:
-        """Give the client, built if there is none. Calls off a disconnect.
+        """Return the client of a slot; build it if there is none. Cancels a disconnect.
 
         Raises:
-            ProducerClosedError, ProducerUsedInParentProcessError: See there.
+            ProducerClosedError, ProducerUsedInParentProcessError: The producer can't
+                be used, or not in this process.
             ConfigurationInvalidError: librdkafka refused the configuration, or uWSGI
                 runs without threads.
-            OAuthTokenError: It logs in with a token, and there is none.
-            IllegalWaitError: There is none yet, and the caller is the hub.
+            OAuthTokenError: The client needs a token to log in, and there is none.
+            IllegalWaitError: There is no token yet, and the caller is the hub.
 
         Blocking:
-            While there is no client, and no OAuth token to log in with, for half a
-            minute at most. Lets other greenlets run.
+            While there is neither a client nor an OAuth token to log in with, for half
+            a minute at most. Lets other greenlets run.
         """
-        client = self._connected(slot)
+        client = self._find_or_build(slot)
         if client is not None:
             return client
-        deadline = _concurrency.monotonic() + _TOKEN_PATIENCE
+        deadline = _concurrency.monotonic() + _TOKEN_TIMEOUT
         while client is None:
             self.tokens.wait(min(deadline, self.send_deadline))
-            client = self._connected(slot)
+            client = self._find_or_build(slot)
         return client
 
-    def _connected(self, slot: ClientSlot) -> Client | None:
-        """Give the client, built if there is none; None if it must have a token first.
+    def _find_or_build(self, slot: ClientSlot) -> Client | None:
+        """Return the client of a slot; None if it needs a token first.
 
-        That is waited for outside of the lock.
+        The caller waits for the token outside of the lock.
         """
         self.check_not_forked()
         with self.lock:
@@ -265,7 +275,7 @@ class Connections:
                 self.cancel_disconnect()
             if self._closing_clients:
                 self._close_left_over()
-            # A transactional one is never open to all: see `coordinator`.
+            # A transactional slot is never active: see `coordinator`.
             transactional = slot.settings.transactional
             client = (
                 slot.client if self.closing_or_closed or transactional else slot.active
@@ -275,7 +285,7 @@ class Connections:
             if slot.settings.uses_oauth and self.tokens.current() is None:
                 return None
             built = self._build(slot, None, slot.settings)
-            # Looked up again: a signal handler may have sent, or closed, meanwhile.
+            # Read again: a signal handler may have sent, or closed, meanwhile.
             client = slot.client
             if client is None or (
                 self.closing_or_closed and not self.is_final_flush_task
@@ -289,39 +299,40 @@ class Connections:
         return client
 
     def cancel_disconnect(self) -> None:
-        """Call off a disconnect; under `changing`."""
+        """Cancel a disconnect. The caller holds `lock`."""
         self.disconnecting = None
         self.status = "connected"
         for slot in self.slots:
             slot.active = None if slot.settings.transactional else slot.client
 
     def _build(self, slot: ClientSlot, old: Client | None, settings: Settings) -> bool:
-        """Give a slot a client in place of its old one; under `changing`.
+        """Build a client in place of a slot's old one. The caller holds `lock`.
 
-        The client is built on a native thread, so that no signal handler can leave half
-        of one behind. A handler that sends while the caller waits for that thread comes
-        here as well, and its own thread finds the client that the first one has built.
+        The client is built on a native thread, so that a signal handler can't leave a
+        half-built one behind. A handler that sends while the caller waits for that
+        thread gets here as well; its own thread then finds the client that the first
+        one has built.
 
         Returns:
-            Whether a client was built: False if the old one is not there any more.
+            Whether a client was built: False if the slot no longer has the old one.
         """
         if _concurrency.uwsgi_without_threads():
             raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
         try:
             built: bool = _concurrency.run_apart(
-                lambda: self._build_apart(slot, old, settings), _LONGEST_BUILD
+                lambda: self._build_in_thread(slot, old, settings), _BUILD_TIMEOUT
             )
         except TimeoutError as error:
             text = (
-                f"librdkafka built no client within {_wording.seconds(_LONGEST_BUILD)}"
+                f"librdkafka built no client within {_wording.seconds(_BUILD_TIMEOUT)}"
             )
             raise NotSentError(text) from error
         return built
 
-    def _build_apart(
+    def _build_in_thread(
         self, slot: ClientSlot, old: Client | None, settings: Settings
     ) -> bool:
-        with self._building:
+        with self._build_lock:
             if slot.client is not old:
                 return False
             client = Client(settings, self.monitor, self)
@@ -359,7 +370,7 @@ class Connections:
         self._owner.on_interval()
 
     def register(self) -> None:
-        """Let the process close the producer at its exit."""
+        """Close the producer when the process exits; until then keep it alive."""
         self._owner.register()
 
     def unregister(self) -> None:
@@ -372,29 +383,31 @@ class Connections:
             if client is not None and slot.settings.uses_oauth:
                 client.set_token(token)
 
-    # --- letting go --------------------------------------------------------------
+    # --- detaching and replacing -------------------------------------------------
 
-    def detach(self) -> list[Client]:
-        """Let go of all clients, so that the next message has a new one built.
+    def detach_all(self) -> list[Client]:
+        """Detach all clients, so that the next message has a new one built.
 
-        Under `changing`. Close them then, by `close_clients`.
+        The caller holds `lock`, and closes the clients by `close_clients` afterwards.
         """
         pairs = [(slot, slot.client) for slot in self.slots if slot.client is not None]
         clients = [client for _, client in pairs]
         for slot, _ in pairs:
-            # A new one is built next, also if a signal handler has just called off the
-            # disconnect.
+            # The next message has a new client built, also if a signal handler has just
+            # cancelled the disconnect.
             slot.client = slot.active = None
         self._closing_clients += clients
         for slot, client in pairs:
-            # A thread may have got hold of it just before.
+            # Another thread may have read the client just before.
             self._hand_on_late_messages(slot, client)
         return clients
 
     def detach_client(self, client: Client) -> bool:
-        """Let go of a client that must send nothing more; False if others close it.
+        """Detach a client that must send nothing more.
 
-        Close it then, by `close_clients`.
+        Returns:
+            Whether the caller has to close it, by `close_clients`. False if another
+            task has detached it, or closes the producer.
         """
         with self.lock:
             slot = next((each for each in self.slots if each.client is client), None)
@@ -408,9 +421,9 @@ class Connections:
         return True
 
     def close_clients(self, clients: Sequence[Client]) -> None:
-        """Close clients that no message goes to any more.
+        """Close detached clients.
 
-        When interrupted, what is left is closed in the background.
+        If this is interrupted, the rest of them are closed in the background.
 
         Blocking:
             As `Client.close`.
@@ -431,11 +444,11 @@ class Connections:
             raise
         finally:
             self._being_closed.discard(client)
-        # Not when interrupted: then it is closed once more.
+        # Not reached when interrupted: `_close_left_over` closes the client then.
         self._forget(client)
 
     def close_in_background(self, clients: Sequence[Client]) -> None:
-        """Close clients that no message goes to any more, without waiting for it."""
+        """Close detached clients in a task of its own."""
         try:
             self._being_closed.update(clients)
             _concurrency.spawn(lambda: self.close_clients(clients))
@@ -444,18 +457,21 @@ class Connections:
             raise
 
     def _close_left_over(self) -> None:
-        """Have clients closed whose closing was interrupted."""
+        """Close the clients whose closing was interrupted, in the background."""
         busy = self._being_closed
-        left = [each for each in self._closing_clients if each not in busy]
-        if left:
-            self.close_in_background(left)
+        left_over = [each for each in self._closing_clients if each not in busy]
+        if left_over:
+            self.close_in_background(left_over)
 
     def replace(self, slot: ClientSlot, old: Client, settings: Settings) -> bool:
-        """Build the successor of a client, and let it take over; False when closing.
+        """Build the successor of a client, and have it take over.
+
+        Returns:
+            Whether it took over. It does not if the producer closes or disconnects.
 
         Raises:
             ConfigurationInvalidError: librdkafka refused the configuration.
-            OAuthTokenError: It does not take the token.
+            OAuthTokenError: librdkafka refused the token.
         """
         with self.lock:
             if self.disconnecting is not None:
@@ -469,13 +485,16 @@ class Connections:
         while carried_over := self._take_over(slot, old, new):
             new.resend(carried_over)
         self._hand_on_late_messages(slot, old)
-        old.stop_taking()  # who waits for room there finds it here
+        old.stop_taking()  # wakes the senders that wait for space in its queue
         self._closing_clients.append(old)
         self.close_clients([old])
         return True
 
     def _take_over(self, slot: ClientSlot, old: Client, new: Client) -> deque[Any]:
-        """Give what the old client has kept; once that is nothing, open the new one."""
+        """Return what was sent to the old client since it stopped sending.
+
+        Once that is nothing, the new client becomes the active one.
+        """
 
         def take_over() -> None:
             if slot.client is new and self.status == "connected":
@@ -504,12 +523,12 @@ class Connections:
         self.wake_end_waiters()
 
     def reset(self) -> None:
-        """Forget the parent's clients, in a forked child."""
+        """Forget the parent's clients in a forked child, and become usable there."""
         for slot in self.slots:
             if slot.client is not None:
                 slot.client.forget_in_child()
-            slot.client = slot.active = slot.failed = None
-            slot.attempts = 0
+            slot.client = slot.active = slot.last_failed = None
+            slot.replacements = 0
         self.disconnecting = None
         self._closing_clients = []
         self._being_closed = set()
@@ -522,7 +541,7 @@ class Connections:
     # --- waiting for the end -----------------------------------------------------
 
     def wait_clients_closed(self, seconds: float) -> None:
-        """Wait until no client is being closed, or the time is over.
+        """Wait until no client is being closed, for at most this many seconds.
 
         Blocking:
             Lets other greenlets run.
@@ -531,7 +550,7 @@ class Connections:
         self._wait_while(lambda: bool(self._closing_clients), seconds)
 
     def wait_closed(self, seconds: float) -> None:
-        """Wait until whoever closes has done so, or the time is over.
+        """Wait until another task has closed the producer, for at most these seconds.
 
         Blocking:
             Lets other greenlets run.
@@ -539,38 +558,38 @@ class Connections:
         self._wait_while(lambda: self.status == "closing", seconds)
 
     def wake_end_waiters(self) -> None:
-        """Have those two look again."""
+        """Wake the callers of `wait_clients_closed` and `wait_closed`."""
         for waiter in list(self._end_waiters):
             waiter.wake()
 
     def _wait_while(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = _concurrency.monotonic() + seconds
         while condition():
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
+            remaining = deadline - _concurrency.monotonic()
+            if remaining <= 0:
                 return
             waiter = _concurrency.new_waiter()
             self._end_waiters.append(waiter)
             try:
                 if condition():
-                    waiter.wait(left)
+                    waiter.wait(remaining)
             finally:
                 self._end_waiters.remove(waiter)
 
-    # --- telling -----------------------------------------------------------------
+    # --- emitting ----------------------------------------------------------------
 
-    def emit(self, name: str, began: float | None = None) -> None:
-        """Tell an event of the producer's life."""
-        facts: dict[str, object] = {"producer_id": self.settings.id}
-        if began is not None:
-            facts["time"] = _concurrency.monotonic() - began
-        self.monitor.emit(name, facts)
+    def emit(self, name: str, started: float | None = None) -> None:
+        """Emit an event of the producer's life, with its duration since `started`."""
+        payload: dict[str, object] = {"producer_id": self.settings.id}
+        if started is not None:
+            payload["time"] = _concurrency.monotonic() - started
+        self.monitor.emit(name, payload)
         if name in events.PROCESS_EVENTS:
-            events.monitor.emit(name, facts)
+            events.monitor.emit(name, payload)
 
     def emit_error(
-        self, kind: str, error: BaseException, facts: Mapping[str, object] | None = None
+        self, kind: str, error: BaseException, extra: Mapping[str, object] | None = None
     ) -> None:
-        """Tell that something failed, of a type of `ERROR_TYPES`."""
-        own = {"producer_id": self.settings.id, "error": error, "type": kind}
-        self.monitor.emit("error.occurred", {**own, **(facts or {})})
+        """Emit `error.occurred` of a type of `ERROR_TYPES`, with an extra payload."""
+        payload = {"producer_id": self.settings.id, "error": error, "type": kind}
+        self.monitor.emit("error.occurred", {**payload, **(extra or {})})

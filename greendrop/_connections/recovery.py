@@ -60,12 +60,12 @@ class Recovery:
             or not is_reloadable(settings, error)
         ):
             return False
-        if client is not slot.failed and client.has_delivered:
-            slot.attempts = 0
-        slot.failed = client
-        if slot.attempts >= settings.max_attempts_on_idempotent_fatal_error:
+        if client is not slot.last_failed and client.has_delivered:
+            slot.replacements = 0
+        slot.last_failed = client
+        if slot.replacements >= settings.max_attempts_on_idempotent_fatal_error:
             return False
-        slot.attempts += 1
+        slot.replacements += 1
         return True
 
     def run(self, slot: ClientSlot, client: Client, error: BrokerError) -> None:
@@ -75,7 +75,7 @@ class Recovery:
         since, and the next message tries again.
         """
         began = _concurrency.monotonic()
-        attempt = slot.attempts
+        attempt = slot.replacements
         try:
             self._emit_error(client, error, attempt)
             facts: dict[str, object] = {"error": error, "attempt": attempt}

@@ -1,6 +1,7 @@
-"""Batches: read as a whole before anything is sent, awaited with one deadline.
+"""Batches: checked as a whole before anything is sent, awaited with one deadline.
 
-Knows neither producers nor clients; who sends is a function that it is given.
+This module knows neither producers nor clients: the caller passes the function that
+queues the batch.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ def validate_all(
     read: Callable[[_T], Message],
     are_ready: Callable[[list[Any]], bool] = lambda _: False,
 ) -> list[Message]:
-    """Make messages of all items of a batch; a long one lets other greenlets run.
+    """Convert all items of a batch to messages; a long one lets other greenlets run.
 
     Args:
         items: The batch.
-        read: Makes a message of an item.
-        are_ready: Tells of some items at once that they need no reading.
+        read: Converts an item to a message.
+        are_ready: Returns whether some items are checked messages already, all at once.
 
     Raises:
         MessageInvalidError: Names every bad field of the first bad messages, as
-            `messages[3].topic`; or this is no batch at all.
+            `messages[3].topic`; or the items are not a batch at all.
     """
     _check_batch(items)
     batch: list[Message] = []
     errors: dict[str, str] = {}
     bad = 0
-    left = iter(items)
-    turns = _concurrency.CooperativeLoop()
-    while part := list(islice(left, turns.CHUNK)):
-        turns.checkpoint()
+    rest = iter(items)
+    loop = _concurrency.CooperativeLoop()
+    while part := list(islice(rest, loop.CHUNK)):
+        loop.checkpoint()
         if are_ready(part):
-            batch += part  # type: ignore[arg-type]  # so they are messages
+            batch += part  # type: ignore[arg-type]  # they are messages
             continue
         for item in part:
             try:
@@ -68,10 +69,10 @@ def validate_all(
 
 
 def _check_batch(items: object) -> None:
-    """Refuse one message where several belong; its fields are no messages.
+    """Refuse a single message: its fields would be taken for messages.
 
     Raises:
-        MessageInvalidError: So it is, or there is nothing to iterate over.
+        MessageInvalidError: The items are a single message, or not iterable.
     """
     kind = type(items).__name__
     if isinstance(items, (Mapping, Message)):
@@ -92,16 +93,16 @@ def send_and_wait(
     timeout: float,
     explain: Callable[[ProduceError], ProduceError] = lambda error: error,
 ) -> list[DeliveryReport]:
-    """Send a batch, and wait for all that was queued, whatever becomes of the rest.
+    """Queue a batch, and wait for the messages that were queued, also if some were not.
 
     Args:
         send: Queues the batch, as `Core.dispatch_many`.
-        count: Messages in the batch.
-        timeout: Seconds to wait after that.
-        explain: Returns the error to be raised for one that a handle has raised.
+        count: The number of messages in the batch.
+        timeout: Seconds to wait once the batch is queued.
+        explain: Returns the error to raise in place of one that a handle has raised.
 
     Raises:
-        ProduceManyError: Some were not queued or not delivered.
+        ProduceManyError: Some messages were not queued or not delivered.
     """
     failure: ProduceManyError | None = None
     try:
@@ -111,10 +112,10 @@ def send_and_wait(
         handles = list(error.dispatched)
     deadline = _concurrency.monotonic() + timeout
     reports: list[DeliveryReport] = []
-    turns = _concurrency.CooperativeLoop()
+    loop = _concurrency.CooperativeLoop()
     for index, handle in enumerate(handles):
-        if not index % turns.CHUNK:
-            turns.checkpoint()
+        if not index % loop.CHUNK:
+            loop.checkpoint()
         report = handle.report
         try:
             if report is None:

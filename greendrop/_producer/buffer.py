@@ -1,10 +1,12 @@
 """The buffer of a producer, and one flush of it.
 
-A buffered message has passed middleware and checks and waits for a flush. Nothing but
-its producer knows about it: it has no handle yet. So a flush accounts for every message
-that it takes: the message is queued, refused for good and reported, or put back.
+A buffered message has passed middleware and checks and waits for a flush. It has no
+handle yet, so only the buffer can report its loss. A flush therefore accounts for every
+message that it takes: the message is queued, refused for good and reported, or put
+back.
 
-Knows neither producers nor clients; each message comes with the functions that send it.
+This module knows neither producers nor clients: each message has the function that
+sends it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _WRONG_STATE = "_STATE"
 
 
 class Dispatch(Protocol):
-    """Queues messages, as `Core.dispatch_many` that skips refused ones.
+    """Queues messages, as `Core.dispatch_many` with `skip_refused`.
 
     Equal for messages of the same producer, or variant: a run of them is one batch.
     """
@@ -42,17 +44,17 @@ class Dispatch(Protocol):
         handles: list[DeliveryHandle],
         end: int,
     ) -> list[DeliveryHandle]:
-        """Queue `messages` up to index `end`, from the one after `handles` on."""
+        """Queue `messages[len(handles):end]`, and append their handles."""
         ...
 
 
-class Entry:
+class BufferedMessage:
     """A buffered message.
 
     Args:
-        message: As the caller wrote it.
-        prepared: The same in wire form: it has passed middleware and checks.
-        dispatch: Sends it as the producer, or the variant, that buffered it does.
+        message: The message as the caller wrote it.
+        prepared: The message after middleware and checks, normalized.
+        dispatch: Queues it as the producer, or the variant, that buffered it.
     """
 
     __slots__ = ("dispatch", "message", "prepared")
@@ -64,22 +66,22 @@ class Entry:
 
 
 class Buffer:
-    """Messages that wait to be flushed, in order. For all greenlets and threads.
+    """Messages that wait to be flushed, in order. Safe for all greenlets and threads.
 
-    In a forked child it is empty: the parent sends what it has buffered.
+    In a forked child it is empty: the parent sends its buffered messages itself.
     """
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
-        # Flushes under way, which may still put messages back.
+        self._entries: list[BufferedMessage] = []
+        # Running flushes, which may still put messages back.
         self._flushes: list[Flush] = []
         # Held only over code that can't switch greenlets.
         self._lock = _concurrency.new_lock()
         self._mark: _concurrency.ForkMarker | None = None
         self._stopped = False
 
-    def append(self, entries: Iterable[Entry]) -> bool:
-        """Add messages at the end; False if the buffer was shut before."""
+    def append(self, entries: Iterable[BufferedMessage]) -> bool:
+        """Append messages; return False if the buffer accepts no more."""
         self._forget_parents()
         with self._lock:
             if self._mark is None:
@@ -88,8 +90,8 @@ class Buffer:
                 self._entries += entries
             return not self._stopped
 
-    def shut(self) -> None:
-        """Take no more messages; flushes may still put some back."""
+    def stop(self) -> None:
+        """Accept no more messages; flushes may still put some back."""
         self._forget_parents()
         with self._lock:
             self._stopped = True
@@ -102,14 +104,14 @@ class Buffer:
         return tuple(entry.message for entry in dropped)
 
     def messages(self) -> tuple[Message, ...]:
-        """Return the messages that are here now, as they were buffered."""
+        """Return the messages in the buffer, as the caller wrote them."""
         self._forget_parents()
         with self._lock:
             return tuple(entry.message for entry in self._entries)
 
     @property
     def unsent(self) -> int:
-        """Messages that were not handed over, those of flushes under way included."""
+        """The number of messages that were not queued, in running flushes as well."""
         self._forget_parents()
         with self._lock:
             taken = sum(flush.unsent for flush in self._flushes)
@@ -123,15 +125,15 @@ class Buffer:
         """Move all messages to a flush that holds none."""
         self._forget_parents()
         with self._lock:
-            # An interrupt may have kept one from taking itself off the list.
+            # An interrupt may have kept a flush from removing itself from the list.
             self._flushes = [each for each in self._flushes if each.unsent]
             self._flushes.append(flush)
-            # One statement without a call: a signal handler that raises comes before
-            # it or after it, and either way the messages are in one of the two.
+            # One statement without a call: a signal handler that raises runs before or
+            # after it, and either way the messages are in the buffer or in the flush.
             self._entries, flush.entries = flush.entries, self._entries
 
     def end(self, flush: Flush) -> None:
-        """Count a flush as under way no more."""
+        """Remove a flush from the running ones."""
         with self._lock:
             if flush in self._flushes:
                 self._flushes.remove(flush)
@@ -139,21 +141,21 @@ class Buffer:
     def put_back(
         self,
         flush: Flush,
-        back: list[Entry],
-        kept: list[Entry],
+        back: list[BufferedMessage],
+        kept: list[BufferedMessage],
         handles: list[DeliveryHandle],
     ) -> None:
-        """Move messages of a flush to the front.
+        """Move messages of a flush to the front of the buffer.
 
         Args:
-            flush: Which flush.
-            back: The messages.
-            kept: The others that it has.
-            handles: Theirs.
+            flush: The flush.
+            back: The messages to move.
+            kept: The messages that the flush keeps.
+            handles: The handles of these.
         """
         with self._lock:
             entries = back + self._entries
-            # Without a call, as in `take_into`: a message is in one of the two.
+            # Without a call, as in `take_into`: no message is lost or doubled.
             self._entries, flush.entries, flush.handles[:] = entries, kept, handles
 
     def _forget_parents(self) -> None:
@@ -161,31 +163,31 @@ class Buffer:
             self._mark = None
             self._entries = []
             self._flushes = []
-            # A thread of the parent may have held it at the moment of the fork.
+            # A thread of the parent may have held the lock at the moment of the fork.
             self._lock = _concurrency.new_lock()
 
 
 class Flush:
     """The messages that one flush has taken out of a buffer.
 
-    A context manager. Whatever ends it, the messages that were not handed over are at
-    the front of the buffer afterwards, in order. Those that librdkafka refused for good
-    are not: each is reported, and no flush would ever succeed with them. Errors of
+    A context manager. However it is left, the messages that were not queued are at the
+    front of the buffer afterwards, in order. Messages that librdkafka refused for good
+    are reported instead, since no flush would ever succeed with them. Errors of
     greendrop say how many messages were put back.
     """
 
     def __init__(self, buffer: Buffer) -> None:
-        #: What was taken and not put back.
-        self.entries: list[Entry] = []
-        #: One for each of the first entries: queued, or refused for good.
+        #: The messages that were taken and not put back.
+        self.entries: list[BufferedMessage] = []
+        #: The handles of the first entries, which were queued or refused for good.
         self.handles: list[DeliveryHandle] = []
         #: Handles of messages that were put back all the same.
         self.returned: list[DeliveryHandle] = []
-        #: The transaction of the flush was rolled back.
+        #: Whether the transaction of the flush was rolled back.
         self.is_undone = False
         self._buffer = buffer
         self._batch: list[Message] = []
-        # Messages that were put back.
+        # The number of messages that were put back.
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -197,38 +199,38 @@ class Flush:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put back what was not handed over."""
+        """Put back the messages that were not queued."""
         if self.unsent:
             self._put_back(error)
         self._buffer.end(self)
         if self.is_undone:
-            # The error of a transaction: it replaced the one that says so already.
+            # The transaction's error replaced the one that has the count already.
             _add_count(error, self._count)
 
     @property
     def unsent(self) -> int:
-        """Messages that were not handed over yet."""
+        """The number of messages that were not queued yet."""
         return max(len(self.entries) - len(self.handles), 0)
 
     def take(self) -> list[Message]:
-        """Take all messages out of the buffer; return them in wire form."""
+        """Take all messages out of the buffer; return them normalized."""
         self._buffer.take_into(self)
         self._batch = [entry.prepared for entry in self.entries]
         return self._batch
 
     def dispatch(self, verb: str) -> list[DeliveryHandle]:
-        """Queue the messages, in order, each by its sender.
+        """Queue the messages, in order, each by its own `dispatch`.
 
-        A message that librdkafka refuses for good doesn't keep back the others.
+        A message that librdkafka refuses for good does not stop the others.
 
         Raises:
-            ProduceManyError: Some were refused, or not handed over; `dispatched` has
+            ProduceManyError: Some messages were refused or not queued; `dispatched` has
                 the handles of the others, and of those that were refused for good.
         """
         try:
             self._dispatch_all(verb)
         except BaseException as error:
-            # At once, and not after the wait for what was queued.
+            # Now, and not after the wait for the messages that were queued.
             self._put_back(error)
             raise
         failure = self._failure()
@@ -244,7 +246,7 @@ class Flush:
             dispatch(self._batch, verb, self.handles, end)
 
     def _failure(self) -> ProduceManyError | None:
-        """Make the error that tells of refused messages, if there are any."""
+        """Return the error that counts the refused messages; None without any."""
         count, first = 0, -1
         cause: DeliveryError | None = None
         for index, handle in enumerate(self.handles):
@@ -264,19 +266,19 @@ class Flush:
         return failure
 
     def undo(self) -> None:
-        """Put back what was queued, since its transaction was rolled back."""
+        """Put back the queued messages, since their transaction was rolled back."""
         self.is_undone = True
         self._return([not _is_dropped(handle) for handle in self.handles])
 
     def return_undelivered(self, *, unknown: bool = False) -> DeliveryError | None:
-        """Put back what was not delivered, for the program to read: no flush follows.
+        """Put back the undelivered messages, for the program to read; no flush follows.
 
         Args:
-            unknown: So were the others, maybe: nobody knows whether their transaction
-                was committed.
+            unknown: Whether the transaction may not have been committed: then the
+                messages with a report are put back as well.
 
         Returns:
-            Why the first of them was not delivered, if that is known.
+            The error of the first undelivered message, if it has one.
         """
         first = None
         for handle in self.handles:
@@ -287,7 +289,7 @@ class Flush:
         return first
 
     def _put_back(self, error: BaseException | None) -> None:
-        """Put back what was not handed over, or refused only for the time being."""
+        """Put back the messages that were not queued, or refused only for now."""
         before = self._count
         self._return([_is_refused_for_now(handle) for handle in self.handles])
         if count := self._count - before:
@@ -296,13 +298,14 @@ class Flush:
                 error.dispatched = tuple(self.handles)
 
     def _return(self, is_unsent: list[bool]) -> None:
-        """Put entries back, and forget them and their handles.
+        """Put entries back, and remove them and their handles from the flush.
 
         Args:
-            is_unsent: For each handle. Entries without one are put back, too.
+            is_unsent: Whether to put an entry back, for each entry with a handle.
+                Entries without one are put back, too.
         """
-        back: list[Entry] = []
-        kept: list[Entry] = []
+        back: list[BufferedMessage] = []
+        kept: list[BufferedMessage] = []
         returned: list[DeliveryHandle] = []
         handles: list[DeliveryHandle] = []
         for entry, handle, unsent in zip(
@@ -318,12 +321,12 @@ class Flush:
 
 
 def is_final(refusal: DeliveryError) -> bool:
-    """Whether librdkafka would refuse the message again, whatever happens.
+    """Return whether librdkafka would refuse the message in any case.
 
-    Not if the client or the transaction has failed: another one may accept it.
+    If the client or the transaction has failed, another one may accept the message.
     """
-    passing = refusal.fatal or refusal.abortable or refusal.retriable
-    return not passing and refusal.name != _WRONG_STATE
+    temporary = refusal.fatal or refusal.abortable or refusal.retriable
+    return not temporary and refusal.name != _WRONG_STATE
 
 
 def _is_dropped(handle: DeliveryHandle) -> bool:

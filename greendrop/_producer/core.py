@@ -1,9 +1,9 @@
-"""The rules of dispatch: who may send and when.
+"""The core that a `Producer` shares with all of its variants.
 
-What a `Producer` and everything made from it share: the way of a message to a client,
-the wait for room in a full queue, and whoever has to do with the producer's life. Knows
-nothing of librdkafka's calls (`client` does) and nothing of the verbs (`producer`
-does).
+It hands messages to a client and applies the rules of sending: the producer's status,
+transactions of single messages and batches, waiting for space in a full queue. It also
+owns the objects that connect, disconnect, recover and close the producer. The verbs are
+in `producer`, and the calls of librdkafka in `client`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
     from greendrop._connections.connections import Status
-    from greendrop._producer.buffer import Entry
+    from greendrop._producer.buffer import BufferedMessage
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Seconds after which `flush` again sends what the user's `linger.ms` holds back.
+#: Seconds after which `flush` sends lingering messages again, if the user has set a
+#: `linger.ms`.
 _LINGER_INTERVAL = 0.1
 
 
@@ -68,14 +69,11 @@ class Core:
         self.size_limit = settings.size_limit
         self.monitor = monitor
         self.buffer = Buffer()
-        self._connections = Connections(
-            settings,
-            monitor,
-            self,
-        )
+        self._connections = Connections(settings, monitor, self)
         self._connect = self._connections.connect
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
-        #: Who wants to know of what is sent. Mostly nobody: one look tells.
+        #: The open delivery scopes. Usually there are none, so the hot path only tests
+        #: the truth value.
         self.scopes = ScopeRegistry()
         #: None without a `transactional.id`.
         self.transactions = (
@@ -83,9 +81,7 @@ class Core:
             if settings.transactional
             else None
         )
-        self._disconnecting = Disconnect(
-            self._connections, self.buffer, self.transactions
-        )
+        self._disconnect = Disconnect(self._connections, self.buffer, self.transactions)
         self._shutdown = Shutdown(
             self._connections,
             self.buffer,
@@ -94,7 +90,7 @@ class Core:
             send_batch=self.send_batch,
             reset=self.reset,
         )
-        registry.claim(self)
+        registry.reserve(self)
 
     # --- sending -----------------------------------------------------------------
 
@@ -106,26 +102,30 @@ class Core:
         seconds: float,
         counts: dict[str, int] | None = None,
     ) -> DeliveryHandle:
-        """Queue one message in wire form, waiting for room if need be.
+        """Queue one message; wait for space if the queue is full.
 
-        Outside of a transaction a transactional producer makes one of it.
+        A transactional producer that has no open transaction makes one for it.
 
         Args:
-            slot: Its way.
-            message: Checked.
+            slot: The slot of its topic configuration.
+            message: Checked and normalized.
             verb: The public method's name, for `error.occurred`.
             seconds: How long each step of its own transaction may take.
-            counts: Numbers of partitions that hold for its batch; see `Router.routed`.
+            counts: The numbers of partitions that its batch uses; see `Router.routed`.
 
         Raises:
-            QueueFullError: No room within `wait_timeout_on_queue_full`.
-            ProduceError: librdkafka refused it.
-            IllegalWaitError: Where its `partition_key` leads to is not known.
+            QueueFullError: No space within `wait_timeout_on_queue_full`.
+            ProduceError: librdkafka refused the message.
+            IllegalWaitError: It has a `partition_key`, the number of partitions is not
+                known, and the caller can't wait for it.
             TransactionError: Its own transaction failed; see there.
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was queued.
+
+        Blocking:
+            As `Producer.produce_async`.
         """
         client = slot.active
-        if client is None or not client.mark[0]:
+        if client is None or not client.mark[0]:  # mark[0] is 0 in a forked child
             if self.transactions is None:
                 client = self._connect(slot)
             elif (current := self.transactions.current_for_task()) is not None:
@@ -133,17 +133,17 @@ class Core:
             else:
                 return self._dispatch_in_transaction(slot, message, verb, seconds)
         routed = message
-        if message[5] is not None:
-            client, routed = self._routed(slot, client, message, counts)
+        if message[5] is not None:  # partition_key; the name takes 1.5 times as long
+            client, routed = self._route(slot, client, message, counts)
         try:
             handle = client.send(routed)
         except QueueFullError as error:
             client.send_lingering()
             if not self.settings.wait_on_queue_full:
                 raise
-            handle = self._send_when_room(slot, message, routed, verb, error)
+            handle = self._send_when_space(slot, message, routed, verb, error)
         except ProducerClosedError:
-            # Another thread has disconnected since we looked, or replaced the client.
+            # Another thread has disconnected the client since, or replaced it.
             if self._connect(slot) is client:
                 raise
             return Core.dispatch(self, slot, message, verb, seconds, counts)
@@ -151,7 +151,7 @@ class Core:
             self.scopes.collect((handle,))
         return handle
 
-    def _routed(
+    def _route(
         self,
         slot: ClientSlot,
         client: Client,
@@ -161,13 +161,14 @@ class Core:
         counts = {} if counts is None else counts
         while True:
             routed = client.router.routed(message, counts)
-            now = slot.active or self._connect(slot)  # closed meanwhile?
-            if now is client:
+            current = slot.active or self._connect(slot)  # raises if closed meanwhile
+            if current is client:
                 return client, routed
-            # Replaced meanwhile. What the old one didn't know, the new one may.
-            client = now
-            if counts.get(message[0], 0) <= 0:
-                counts.pop(message[0], None)
+            # Replaced meanwhile. The new client may know a number that the old one
+            # didn't.
+            client = current
+            if counts.get(message.topic, 0) <= 0:
+                counts.pop(message.topic, None)
 
     def dispatch_many(
         self,
@@ -182,44 +183,46 @@ class Core:
         """Queue a batch, in order; a long one lets other greenlets run.
 
         Args:
-            slot: Their way.
-            messages: In wire form.
+            slot: The slot of their topic configuration.
+            messages: Checked and normalized.
             verb: As for `dispatch`.
-            handles: Those of the first messages, which are queued already. The others
-                are added, so that one who is interrupted knows how far it came.
-            end: Index of the first message that is not to be queued now.
-            skip_refused: A message that librdkafka refuses for good is reported, gets
-                a handle that has failed, and doesn't keep those after it back.
+            handles: The handles of the first messages, which are queued already. The
+                handles of the others are appended, so that an interrupted caller knows
+                which messages were queued.
+            end: The index of the first message that must not be queued now.
+            skip_refused: Report a message that librdkafka refuses for good, give it a
+                failed handle, and go on with the messages after it.
 
         Raises:
             ProduceManyError: A message was not queued, nor were those after it.
         """
         handles = [] if handles is None else handles
         end = len(messages) if end is None else end
-        # One number for each topic, so that equal keys of a batch stay together.
+        # One number of partitions for each topic, so that equal keys of a batch go to
+        # the same partition.
         counts: dict[str, int] = {}
-        turns = _concurrency.CooperativeLoop()
+        loop = _concurrency.CooperativeLoop()
         try:
             while len(handles) < end:
-                turns.checkpoint()
-                part = messages[len(handles) : min(len(handles) + turns.CHUNK, end)]
-                wanted = len(part)
-                if [each for each in part if each[5] is not None]:
+                loop.checkpoint()
+                part = messages[len(handles) : min(len(handles) + loop.CHUNK, end)]
+                count = len(part)
+                if [each for each in part if each[5] is not None]:  # partition_key
                     part = self._connect(slot).router.routed_many(part, counts)
                 sent = self._connect(slot).send_many(part)
                 handles += sent
                 if self.scopes:
                     self.scopes.collect(sent)
-                if len(sent) < wanted:
-                    # Something is in the way of the next one: it waits, or says so.
-                    # Not `self.dispatch`: interceptors have seen it.
-                    one = messages[len(handles)]
+                if len(sent) < count:
+                    # The next message can't be queued at once: wait, or raise why.
+                    # Not `self.dispatch`: interceptors have seen the message.
+                    message = messages[len(handles)]
                     try:
-                        handle = Core.dispatch(self, slot, one, verb, 0.0, counts)
+                        handle = Core.dispatch(self, slot, message, verb, 0.0, counts)
                     except DeliveryError as error:
                         if not (skip_refused and is_final(error)):
                             raise
-                        handle = self._refuse(one, error)
+                        handle = self._refuse(message, error)
                     handles.append(handle)
         except ProduceError as error:
             if not (handles or isinstance(error, SENDING_ERRORS)):
@@ -241,35 +244,36 @@ class Core:
         sent: list[DeliveryHandle] = []
 
         def send() -> None:
-            # Not `self.dispatch`: interceptors have seen it.
+            # Not `self.dispatch`: interceptors have seen the message.
             sent.append(Core.dispatch(self, slot, message, verb, seconds))
 
         try:
             self.in_transaction(send, seconds)
         except TransactionAbortedError:
             first = sent[0].error if sent else None
-            # Dropped is what became of it; why is what the transaction says.
+            # A dropped message was dropped because the transaction failed, so the error
+            # of the transaction says more.
             if first is not None and not isinstance(first, MessagePurgedError):
                 sent[0].wait(0.0)  # raises it
             raise
         return sent[0]
 
     def explain(self, error: ProduceError) -> ProduceError:
-        """Return the error that a sync verb raises for one that it has met.
+        """Return the error that a sync verb raises in place of one that it has met.
 
         In the block of a transaction that has failed as a whole, it names the reason.
         """
         return error if self.transactions is None else self.transactions.explain(error)
 
     def in_transaction(self, send: Callable[[], _T], seconds: float) -> _T:
-        """Send in a transaction, if the producer makes them: the caller's, or an own.
+        """Send in the caller's transaction, or in a new one; or without transactions.
 
         Args:
-            send: Does it.
-            seconds: How long each step of an own one may take.
+            send: Sends, and returns the result of this method.
+            seconds: How long each step of a new transaction may take.
 
         Raises:
-            TransactionError: The own one failed; see there.
+            TransactionError: The new transaction failed; see there.
         """
         if self.transactions is None or self.transactions.current_for_task():
             return send()
@@ -281,13 +285,13 @@ class Core:
         seconds: float,
         undo: Callable[[], object] = lambda: None,
     ) -> list[DeliveryHandle]:
-        """Queue a batch, in a transaction of its own if need be.
+        """Queue a batch; a transactional producer makes a transaction of it if needed.
 
         Args:
-            send: Queues it, as `dispatch_many`.
-            seconds: How long each step of an own transaction may take.
-            undo: Called if nothing of it will ever be visible, though some was queued:
-                its transaction was rolled back, or never begun.
+            send: Queues the batch, as `dispatch_many`.
+            seconds: How long each step of its own transaction may take.
+            undo: Called if messages were queued that will never be visible: their
+                transaction was rolled back, or never begun.
 
         Raises:
             ProduceManyError: A message was not queued, or the transaction failed.
@@ -324,12 +328,12 @@ class Core:
         client = self._connect(slot)
         while True:
             count = client.router.count(topic)
-            now = slot.active or self._connect(slot)  # closed meanwhile: says so
-            if now is client or count > 0:
+            current = slot.active or self._connect(slot)  # raises if closed meanwhile
+            if current is client or count > 0:
                 return count
-            client = now
+            client = current
 
-    def _send_when_room(
+    def _send_when_space(
         self,
         slot: ClientSlot,
         message: Message,
@@ -344,68 +348,69 @@ class Core:
         deadline = _concurrency.monotonic() + self.settings.wait_timeout_on_queue_full
         deadline = min(deadline, self._connections.send_deadline)
         while True:
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
+            remaining = deadline - _concurrency.monotonic()
+            if remaining <= 0:
                 raise full
             try:
-                self._connect(slot).wait_for_space(left, again=again)
+                self._connect(slot).wait_for_space(remaining, again=again)
             except IllegalWaitError:
-                raise full from full.__cause__  # where nobody may wait
+                raise full from full.__cause__  # the caller can't wait
             again = True
             try:
                 return self._connect(slot).send(routed, waited=True)
             except QueueFullError as error:
                 full = error
             except ProducerClosedError:
-                continue  # replaced meanwhile; or `_connect` says that all is over
+                continue  # replaced meanwhile; if it was closed, `_connect` raises
 
-    def buffer_messages(self, entries: Iterable[Entry]) -> None:
+    def buffer_messages(self, messages: Iterable[BufferedMessage]) -> None:
         """Keep messages until they are flushed.
 
         Raises:
             ProducerClosedError, ProducerUsedInParentProcessError: Nothing was kept.
         """
         self._connections.check_not_forked()
-        if not self.buffer.append(entries):
+        if not self.buffer.append(messages):
             raise self._connections.closed_error()
         self._shutdown.register()
-        if self.status == "closed":
-            self._shutdown.unregister()  # by another thread, since it was added
+        if self.status == "closed":  # by another thread, after the append
+            self._shutdown.unregister()
 
     def _refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
-        """Report that librdkafka refused a message for good, as the poller would.
+        """Report a message that librdkafka refused for good, as the poller would.
 
         Returns:
             A handle that has failed with the error.
         """
         handle = refused_handle(message.topic, message.label, error)
-        facts = {
+        payload = {
             "topic": message.topic,
             "partition": message.partition,
             "offset": None,
             "label": message.label,
             "delivery_report": None,
         }
-        self._connections.emit_error("librdkafka.dispatch_error", error, facts)
+        self._connections.emit_error("librdkafka.dispatch_error", error, payload)
         if self.scopes:
             self.scopes.collect((handle,))
         return handle
 
     def intercept(self, interceptor: Interceptor) -> None:
-        """Have all that is sent from now on pass an interceptor, after those before.
+        """Pass all messages that are sent from now on through an interceptor.
 
-        It takes the place of the two methods, so that who has none pays nothing.
+        It wraps the two methods that queue messages, so producers without interceptors
+        pay nothing.
         """
         one = interceptors.wrap_send(interceptor, self.dispatch)
         many = interceptors.wrap_send_many(interceptor, self.dispatch_many)
         self.dispatch = one  # type: ignore[method-assign,assignment]
         self.dispatch_many = many  # type: ignore[method-assign]
 
-    # --- looking -----------------------------------------------------------------
+    # --- inspecting --------------------------------------------------------------
 
     @property
     def main(self) -> ClientSlot:
-        """The way of messages that are sent by the producer itself."""
+        """The slot of the producer's own topic configuration."""
         return self._connections.main
 
     @property
@@ -414,40 +419,40 @@ class Core:
         return self._connections.status
 
     @property
-    def live(self) -> bool:
-        """Whether it may send, or end, in this process."""
-        now = self._connections
-        return now.status != "closed" and not now.inherited
+    def is_live(self) -> bool:
+        """Whether the producer is not closed and may be used in this process."""
+        return self.status != "closed" and not self._connections.inherited
 
     @property
     def variants(self) -> int:
-        """How many topic configurations there are beside the producer's own."""
+        """The number of topic configurations beside the producer's own."""
         return len(self._connections.slots) - 1
 
     @property
     def outstanding(self) -> int:
-        """Messages that were taken and have no verdict yet."""
+        """The number of messages that have no delivery report yet."""
         return self._connections.outstanding
 
     def check_usable(self) -> None:
-        """Refuse a use after `close`, or in a child of the process that used it.
+        """Check that the producer is open and may be used in this process.
 
         Raises:
-            ProducerClosedError, ProducerUsedInParentProcessError: That is so.
+            ProducerClosedError: It is closing or closed.
+            ProducerUsedInParentProcessError: The parent process has used it.
         """
         self._connections.check_not_forked()
         self.check_open()
 
     def check_open(self) -> None:
-        """Raise `ProducerClosedError` if it closes, or is closed."""
+        """Raise `ProducerClosedError` if the producer is closing or closed."""
         if self._connections.closing_or_closed:
             raise self._connections.closed_error()
 
     def require_transactions(self) -> Transactions:
-        """Give what begins and ends transactions.
+        """Return the object that begins and ends transactions.
 
         Raises:
-            ProducerNotTransactionalError: It makes none.
+            ProducerNotTransactionalError: The producer is not transactional.
         """
         if self.transactions is None:
             text = f"producer {self.settings.id!r} has no transactional.id"
@@ -455,20 +460,21 @@ class Core:
         return self.transactions
 
     def slot(self, topic_config: Mapping[str, str]) -> ClientSlot:
-        """Give the way of messages with a topic configuration; see `Producer.variant`.
+        """Return the slot of a topic configuration; see `Producer.variant`.
 
         Raises:
-            VariantInvalidError: librdkafka would refuse it, or there are too many.
-            ProducerClosedError: The producer is.
+            VariantInvalidError: librdkafka would refuse the configuration, or there are
+                too many of them.
+            ProducerClosedError: The producer is closing or closed.
         """
         return self._connections.slot(topic_config)
 
     def check_can_wait(self) -> None:
-        """Refuse a caller who could not wait for what it sends.
+        """Check that the caller may wait for the delivery of its messages.
 
         Raises:
-            IllegalWaitError: It is the hub itself, or a listener of this producer.
-            ProducerUsedInParentProcessError: See there.
+            IllegalWaitError: The caller is the hub, or a listener of this producer.
+            ProducerUsedInParentProcessError: The parent process has used the producer.
         """
         self._connections.check_not_forked()
         _concurrency.new_waiter()
@@ -480,33 +486,33 @@ class Core:
     def purge(self) -> None:
         """See `Producer.purge`."""
         self._connections.check_not_forked()
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         unsent = self.buffer.clear()
         clients = self._connections.clients
         dropped = [handle for client in clients for handle in client.purge()]
         if self._connections.can_wait():
             for client in clients:
                 client.finish_purge(PURGE_TIMEOUT)
-            self._await_verdicts(dropped, began + PURGE_TIMEOUT)
-        facts = {"producer_id": self.settings.id, "messages": unsent}
-        time = _concurrency.monotonic() - began
-        self.monitor.emit("buffer.purged", {**facts, "time": time})
+            self._wait_reported(dropped, started + PURGE_TIMEOUT)
+        payload = {"producer_id": self.settings.id, "messages": unsent}
+        time = _concurrency.monotonic() - started
+        self.monitor.emit("buffer.purged", {**payload, "time": time})
 
     @staticmethod
-    def _await_verdicts(handles: Iterable[DeliveryHandle], deadline: float) -> None:
+    def _wait_reported(handles: Iterable[DeliveryHandle], deadline: float) -> None:
         for handle in handles:
-            left = deadline - _concurrency.monotonic()
-            if left <= 0:
+            remaining = deadline - _concurrency.monotonic()
+            if remaining <= 0:
                 return
             if not handle.done:
                 with contextlib.suppress(ProduceError):
-                    handle.wait(left)
+                    handle.wait(remaining)
 
     def wait_for_sent(self, seconds: float) -> None:
-        """Wait for the outcome of all messages that were sent until now.
+        """Wait for the delivery reports of all messages that were sent before the call.
 
         Raises:
-            FlushTimeoutError: Some have none in time.
+            FlushTimeoutError: Some messages have no report in time.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the thread.
@@ -539,50 +545,50 @@ class Core:
             text += f"; last broker error: {reason}"
         raise FlushTimeoutError(text, count) from late
 
-    def give_up_id(self) -> None:
-        """Let the producer that takes the place of this one have the same `id`."""
-        registry.give_up_id(self)
+    def release_id(self) -> None:
+        """Release the `id` for the producer that replaces this one."""
+        registry.release_id(self)
 
     # --- the producer's life -----------------------------------------------------
 
     @property
     def disconnectable(self) -> bool:
         """See `Producer.disconnectable`."""
-        return self._disconnecting.is_possible()
+        return self._disconnect.is_possible()
 
     def disconnect(self) -> bool:
         """See `Producer.disconnect`."""
-        return self._disconnecting.disconnect()
+        return self._disconnect.disconnect()
 
     def close(self, timeout: float | None, *, force: bool) -> None:
         """See `Producer.close`."""
         self._shutdown.close(timeout, force=force)
 
     def release(self) -> None:
-        """Close in the background: the last `Producer` of this core is gone."""
+        """Close in the background: the program has dropped the last `Producer`."""
         self._shutdown.release()
 
     def reset(self) -> None:
         """See `Producer.reset`."""
         transactions = self.transactions
-        turn_is_parents = transactions is not None and transactions.inherited
-        if not (self._connections.inherited or turn_is_parents):
+        lock_is_inherited = transactions is not None and transactions.inherited
+        if not (self._connections.inherited or lock_is_inherited):
             return
         if self.status != "closing":
-            registry.claim(self)
+            registry.reserve(self)
         self._connections.reset()
         if transactions is not None:
             transactions.reset()
 
     def _change_settings(self, settings: Settings) -> None:
-        """Take what a listener of `producer.reload` made of the settings.
+        """Apply the settings that a listener of `producer.reload` has changed.
 
         Raises:
-            ConfigurationInvalidError: Another producer has the name, or it has none.
+            ConfigurationInvalidError: Another producer has the `transactional.id`.
         """
         before, self.settings = self.settings, settings
         try:
-            registry.claim(self)
+            registry.reserve(self)
         except ConfigurationInvalidError:
             self.settings = before
             raise
@@ -608,10 +614,10 @@ class Core:
         if self.settings.uses_oauth:
             self._connections.tokens.review()
         if self.settings.idle_disconnect_timeout:
-            self._disconnecting.look_whether_idle()
+            self._disconnect.check_idle()
 
     def register(self) -> None:
-        """Let the process close the producer at its exit."""
+        """Close the producer when the process exits; until then keep it alive."""
         self._shutdown.register()
 
     def unregister(self) -> None:
@@ -622,16 +628,16 @@ class Core:
 def _rolled_back(
     handles: list[DeliveryHandle], error: ProduceManyError | TransactionError
 ) -> ProduceManyError:
-    """Make the error of a batch whose transaction was rolled back."""
+    """Return the error of a batch whose transaction was rolled back."""
     index, cause = 0, error.__cause__
     if isinstance(error, ProduceManyError):
         index = error.failed_index
     else:
         cause = error
-        for at, handle in enumerate(handles):
-            why = handle.error
-            if why is not None and not isinstance(why, MessagePurgedError):
-                index, cause = at, why
+        for position, handle in enumerate(handles):
+            reason = handle.error
+            if reason is not None and not isinstance(reason, MessagePurgedError):
+                index, cause = position, reason
                 break
     text = f"nothing of the batch is visible, since message {index} failed: {cause}"
     failure = ProduceManyError(

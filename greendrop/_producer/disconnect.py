@@ -1,7 +1,8 @@
-"""Closes the connections of a producer that is not needed for a while.
+"""Disconnecting: closing the connections of a producer that is not needed for a while.
 
-A message that comes meanwhile calls it off, so that nobody who sends ever waits for it,
-or fails. Also looks whether a producer has been idle for so long that this may be done.
+A message that is sent during a disconnect cancels it, so no sender ever waits for a
+disconnect or fails because of one. A producer with an `idle_disconnect_timeout`
+disconnects by itself once it has been idle for that long.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     from greendrop._producer.buffer import Buffer
     from greendrop._transactions.coordinator import Transactions
 
-#: Seconds between two looks whether a message has called off a disconnect.
-_LOOK_EVERY = 0.05
+#: Seconds after which a waiting disconnect checks whether a message has cancelled it.
+_CANCEL_CHECK_INTERVAL = 0.05
 
 
 class Disconnect:
-    """How one producer disconnects.
+    """Disconnects one producer.
 
     Args:
-        connections: What it has open.
-        buffer: Messages in it keep it connected.
-        transactions: One that is open, or about to be, does too.
+        connections: The producer's clients.
+        buffer: Buffered messages prevent a disconnect.
+        transactions: A transaction that is open or about to begin prevents one, too.
     """
 
     def __init__(
@@ -43,70 +44,71 @@ class Disconnect:
         self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
 
     def is_possible(self) -> bool:
-        """Whether `disconnect` would begin now."""
+        """Return whether `disconnect` would begin now."""
         in_use = self._transactions is not None and self._transactions.in_use
         return not (in_use or self._connections.inherited) and self._is_possible()
 
     def disconnect(self) -> bool:
         """See `Producer.disconnect`."""
-        now = self._connections
-        now.check_not_forked()
+        connections = self._connections
+        connections.check_not_forked()
         if self._transactions is not None and self._transactions.in_use:
             return False
-        if not now.can_wait():
+        if not connections.can_wait():
             if self._is_possible():
-                _concurrency.spawn(self._disconnect_quietly)
+                _concurrency.spawn(self._disconnect_and_report)
                 return True
             return False
         if self._transactions is None:
             return self._disconnect()
-        # It begins with none open, so none is held up for longer than a moment.
-        turn = LockRequest(_concurrency.current_task())
+        # No transaction is open, so blocking new ones succeeds at once.
+        request = LockRequest(_concurrency.current_task())
         try:
-            return self._transactions.block(turn, 0.0) and self._disconnect()
+            return self._transactions.block(request, 0.0) and self._disconnect()
         finally:
-            turn.released = True
-            self._transactions.unblock(turn)
+            request.released = True
+            self._transactions.unblock(request)
 
     def _disconnect(self) -> bool:
-        now = self._connections
-        began = _concurrency.monotonic()
-        with now.lock:
+        connections = self._connections
+        started = _concurrency.monotonic()
+        timeout = connections.settings.max_wait_timeout
+        with connections.lock:
             if not self._is_possible():
                 return False
-            me = now.disconnecting = object()
-            now.status = "disconnecting"
-            for slot in now.slots:
+            token = connections.disconnecting = object()
+            connections.status = "disconnecting"
+            for slot in connections.slots:
                 slot.active = None
         try:
-            now.emit("producer.disconnecting")
-            self._await_deliveries(me, began + now.settings.max_wait_timeout)
+            connections.emit("producer.disconnecting")
+            self._wait_delivered(token, started + timeout)
         except BaseException:
-            with now.lock:
-                if now.disconnecting is me:
-                    now.cancel_disconnect()
+            with connections.lock:
+                if connections.disconnecting is token:
+                    connections.cancel_disconnect()
             raise
-        clients = self._detach(me)
+        clients = self._detach(token)
         if clients is None:
             return False
         try:
             for client in clients:
-                # A signal handler may have sent after that was looked at.
-                client.wait_delivered(now.settings.max_wait_timeout)
-            now.close_clients(clients)
+                # A signal handler may have sent after `_detach` checked the clients.
+                client.wait_delivered(timeout)
+            connections.close_clients(clients)
         finally:
-            now.emit("producer.disconnected", began)
+            connections.emit("producer.disconnected", started)
         return True
 
-    def look_whether_idle(self) -> None:
-        """Disconnect if nothing was sent for long; where nobody may wait."""
+    def check_idle(self) -> None:
+        """Start a disconnect if the producer has been idle for long; never waits."""
         clients = self._connections.clients
-        settled = sum(client.reported for client in clients)
+        reported = sum(client.reported for client in clients)
         busy = any(client.outstanding for client in clients)
         if self._transactions is not None and self._transactions.in_use:
             busy = True
-        if self._idle.is_over(settled, busy=busy) and self._is_possible():
-            _concurrency.spawn(self._disconnect_quietly)
+        if self._idle.is_idle(reported, busy=busy) and self._is_possible():
+            _concurrency.spawn(self._disconnect_and_report)
 
     def _is_possible(self) -> bool:
         return (
@@ -115,43 +117,48 @@ class Disconnect:
             and not any(client.has_waiters for client in self._connections.clients)
         )
 
-    def _await_deliveries(self, me: object, deadline: float) -> None:
-        now = self._connections
-        for client in now.clients:
-            while now.disconnecting is me and client.outstanding > 0:
-                left = deadline - _concurrency.monotonic()
-                if left <= 0:
+    def _wait_delivered(self, token: object, deadline: float) -> None:
+        """Wait for deliveries, until the deadline or until a message cancels this."""
+        connections = self._connections
+        for client in connections.clients:
+            while connections.disconnecting is token and client.outstanding > 0:
+                remaining = deadline - _concurrency.monotonic()
+                if remaining <= 0:
                     return
-                client.wait_delivered(min(left, _LOOK_EVERY))
+                client.wait_delivered(min(remaining, _CANCEL_CHECK_INTERVAL))
 
-    def _detach(self, me: object) -> list[Client] | None:
-        """Let go of the clients, so that the next message has a new one built.
+    def _detach(self, token: object) -> list[Client] | None:
+        """Detach the clients, so that the next message has a new one built.
 
-        None if a message has called that off, or not all were delivered.
+        Returns:
+            The clients to close; None if a message has cancelled the disconnect, or not
+            all messages were delivered.
         """
-        now = self._connections
-        with now.lock:
-            if now.disconnecting is not me:
+        connections = self._connections
+        with connections.lock:
+            if connections.disconnecting is not token:
                 return None
-            now.unregister()
+            connections.unregister()
             busy = any(
-                client.outstanding or client.has_waiters for client in now.clients
+                client.outstanding or client.has_waiters
+                for client in connections.clients
             )
             if busy or self._buffer:
-                now.register()
-                now.cancel_disconnect()
+                connections.register()
+                connections.cancel_disconnect()
                 return None
-            self._idle = IdleWatch(now.settings.idle_disconnect_timeout)
-            now.monitor.freeze_statistics(frozen=False)
-            clients = now.detach()
-            now.disconnecting = None
-            if not now.clients:  # else a signal handler has sent again
-                now.status = "disconnected"
+            self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
+            connections.monitor.freeze_statistics(frozen=False)
+            clients = connections.detach_all()
+            connections.disconnecting = None
+            # A signal handler may have sent, and had a new client built.
+            if not connections.clients:
+                connections.status = "disconnected"
         return clients
 
-    def _disconnect_quietly(self) -> None:
-        # Nobody is there to catch it.
+    def _disconnect_and_report(self) -> None:
+        # No caller is there to catch an error.
         try:
             self.disconnect()
-        except Exception as error:  # noqa: BLE001 - told
+        except Exception as error:  # noqa: BLE001 - emitted
             self._connections.emit_error("producer.disconnect.error", error)

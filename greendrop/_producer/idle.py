@@ -1,6 +1,7 @@
-"""Whether a producer has been idle for long.
+"""The clock that decides when a producer has been idle for long enough.
 
-Costs a message nothing: looks now and then at how many verdicts there were.
+It costs a message nothing: a timer compares the number of delivery reports now and
+then.
 """
 
 from __future__ import annotations
@@ -14,34 +15,36 @@ if TYPE_CHECKING:
 
 
 class IdleWatch:
-    """Measures the time since something was on its way.
+    """Measures the time since a message was last in flight.
 
     Args:
-        timeout: Seconds after which that is long.
-        now: The clock.
+        timeout: Seconds without messages after which the producer counts as idle.
+        clock: Returns the monotonic time in seconds.
     """
 
     def __init__(
-        self, timeout: float, now: Callable[[], float] = _concurrency.monotonic
+        self, timeout: float, clock: Callable[[], float] = _concurrency.monotonic
     ) -> None:
         self._timeout = timeout
-        self._now = now
-        self._settled = -1
+        self._clock = clock
+        self._reported = -1
         self._since = 0.0
 
-    def is_over(self, settled: int, *, busy: bool) -> bool:
-        """Tell whether nothing has happened for as long; then not again so soon.
+    def is_idle(self, reported: int, *, busy: bool) -> bool:
+        """Return True if no message was sent or reported for the timeout.
+
+        The measurement starts again then, so the next True is a timeout away.
 
         Args:
-            settled: How many messages have had their verdict.
-            busy: Whether any are on their way.
+            reported: The number of delivery reports handled so far.
+            busy: Whether messages are in flight.
         """
-        now = self._now()
-        if busy or settled != self._settled:
-            self._settled = settled
+        now = self._clock()
+        if busy or reported != self._reported:
+            self._reported = reported
             self._since = now
             return False
-        over = now - self._since >= self._timeout
-        if over:
+        idle = now - self._since >= self._timeout
+        if idle:
             self._since = now
-        return over
+        return idle

@@ -1,7 +1,7 @@
-"""Which names the live producers of this process have.
+"""The names of the live producers of this process.
 
-Two that share a `transactional.id` fence each other off; two that share an `id` can't
-be told apart in events, logs and errors.
+Two producers that share a `transactional.id` fence each other off. Two that share an
+`id` can't be distinguished in events, logs and errors.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 
 class Identified(Protocol):
-    """Who has names."""
+    """An object whose settings contain names."""
 
     settings: Settings
 
     @property
-    def live(self) -> bool:
-        """Whether it still needs them, in this process."""
+    def is_live(self) -> bool:
+        """Whether it still needs the names, in this process."""
         ...
 
 
-# By setting and name. A WeakValueDictionary has callbacks: what a signal
-# handler raises in one of these is lost.
+# By setting and name. A WeakValueDictionary would need callbacks, and an exception that
+# a signal handler raises inside such a callback is lost.
 _owners: dict[tuple[str, str], weakref.ref[Identified]] = {}
 _lock = _concurrency.new_lock()
-# Of the process whose names these are.
+# Marks the process in which the names were computed: `{pid}` differs in a child.
 _mark = _concurrency.fork_marker()
 
 
-def claim(owner: Identified) -> None:
-    """Take the names that an owner's settings give it: all, or none.
+def reserve(owner: Identified) -> None:
+    """Reserve the names in an owner's settings: all, or none.
 
     Raises:
         ConfigurationInvalidError: Another live producer has one of them.
     """
     if _try(owner):
-        # Garbage has no name, whether it was collected yet or not.
+        # An unreachable owner has no name, whether or not it was collected already.
         gc.collect()
         if taken := _try(owner):
             raise ConfigurationInvalidError(taken)
 
 
-def give_up_id(owner: Identified) -> None:
-    """Let another producer have the `id` of one that goes on for a while."""
+def release_id(owner: Identified) -> None:
+    """Release the `id` of an owner that stays live for a while."""
     with _lock:
         pair = ("id", owner.settings.id)
         if _owner_of(pair) is owner:
@@ -58,7 +58,7 @@ def give_up_id(owner: Identified) -> None:
 
 
 def _try(owner: Identified) -> dict[str, str]:
-    """Take the names if all are free; else say of each that is not whose it is."""
+    """Reserve the names if all are free, else describe each conflict."""
     settings = owner.settings
     names = _names_of(settings)
     taken: dict[str, str] = {}
@@ -69,6 +69,7 @@ def _try(owner: Identified) -> dict[str, str]:
                 del _owners[pair]
         for pair in names.items():
             other = _owner_of(pair)
+            # A reload may have changed the other producer's names.
             still = other is not None and pair in _names_of(other.settings).items()
             if other is not None and other is not owner and still:
                 key, name = pair
@@ -86,9 +87,9 @@ def _try(owner: Identified) -> dict[str, str]:
 
 
 def _rename_after_fork() -> None:
-    """Take note of what owners are called in this process: `{pid}` differs."""
+    """Update the names for this process, since `{pid}` differs after a fork."""
     global _mark  # noqa: PLW0603 - once in each process
-    if _mark.same_process:
+    if _mark[0]:
         return
     for key, name in list(_owners):
         reference = _owners.pop((key, name))
@@ -108,4 +109,4 @@ def _names_of(settings: Settings) -> dict[str, str]:
 def _owner_of(pair: tuple[str, str]) -> Identified | None:
     reference = _owners.get(pair)
     owner = reference() if reference is not None else None
-    return owner if owner is not None and owner.live else None
+    return owner if owner is not None and owner.is_live else None

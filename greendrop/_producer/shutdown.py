@@ -1,7 +1,7 @@
-"""The end of a producer: what is buffered is sent, what is sent is awaited.
+"""Shutdown: a producer sends its buffer, waits for deliveries, and closes its clients.
 
-It always ends closed. Also when the interpreter exits, and when nobody refers to the
-producer any more.
+`close` always ends with a closed producer. It also runs when the interpreter exits, and
+when the program drops its last reference to the producer.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 
 _log = Log("greendrop")
 
-# Producers that are connected, or have messages buffered. Held so that nobody collects
-# one whose messages are on their way, and closed when the interpreter exits.
+# Producers that are connected or have buffered messages. The references keep a producer
+# with messages in flight from being garbage-collected. All are closed when the
+# interpreter exits.
 _in_use: set[Shutdown] = set()
-# Whether it was seen to it that this process closes them when it ends.
-_expected: _concurrency.ForkMarker | None = None
+# Marks the process that has registered its exit hook.
+_exit_hook_marker: _concurrency.ForkMarker | None = None
 
 
 class SendBatch(Protocol):
@@ -63,16 +64,16 @@ class SendBatch(Protocol):
 
 
 class _Account:
-    """What one `close` has to deliver, and what became of it.
+    """The messages that one `close` has to deliver, and those that it could not.
 
     Args:
-        timeout: Seconds that it may take.
+        timeout: Seconds that `close` may take.
 
     Attributes:
         flushes: The last flush of the buffer, and its repetitions.
-        failure: Why not all that was buffered was handed over.
-        is_late: Messages were dropped, since the time was over.
-        loss: What `close` raises; None if everything was delivered.
+        failure: The error that kept buffered messages from being queued.
+        is_late: Whether messages were dropped at the timeout.
+        loss: The error that `close` raises; None if everything was delivered.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -88,11 +89,11 @@ class _Account:
         self._handles.update(client.pending)
 
     def sum_up(self, name: str, buffer: Buffer) -> None:
-        """Sum up the loss; put buffered messages that were not delivered back.
+        """Set `loss`, and put undelivered buffered messages back into the buffer.
 
         Args:
             name: The producer's id.
-            buffer: Where the program can read them.
+            buffer: The buffer, in which the program can read the messages.
         """
         cause = None if self.failure is None else self.failure.__cause__
         unknown = isinstance(cause, TransactionUnknownError)
@@ -115,7 +116,7 @@ class _Account:
         if buffer.unsent:
             text = f"{count_were(buffer.unsent, 'buffered message')} not delivered"
             parts.append(f"{text}, and can be read in `buffered`")
-        reason = next(filter(_is_telling, reasons), None)
+        reason = next(filter(_is_informative, reasons), None)
         if reason is not None:
             parts.append(f"the reason: {reason}")
         count = len(lost) + buffer.unsent
@@ -125,24 +126,24 @@ class _Account:
         self.loss.__cause__ = reason
 
 
-def _is_telling(reason: BaseException | None) -> bool:
-    """Whether an error says more than that a message was dropped.
+def _is_informative(reason: BaseException | None) -> bool:
+    """Return whether an error says more than that a message was dropped.
 
-    The text of others than ours may quote a message.
+    Errors of other classes than ours don't count: their text may quote a message.
     """
     dropped = isinstance(reason, MessagePurgedError)
     return isinstance(reason, GreendropError) and not dropped
 
 
 class Shutdown:
-    """How one producer closes.
+    """Closes one producer.
 
     Args:
-        connections: What it has open.
-        buffer: What it has not sent yet.
-        recovery: Ends with it.
-        transactions: Close waits for one that is open.
-        send_batch: Sends what is buffered; see `Core.send_batch`.
+        connections: The producer's clients.
+        buffer: Messages that are sent before the clients close.
+        recovery: Stops when the producer closes.
+        transactions: `close` waits for the end of an open transaction.
+        send_batch: Sends the buffered messages; see `Core.send_batch`.
         reset: See `Producer.reset`.
     """
 
@@ -166,34 +167,36 @@ class Shutdown:
         self._closer: object = None
 
     def register(self) -> None:
-        """See to it that this is not collected, and is closed at exit."""
+        """Keep this from being garbage-collected, and have it closed at exit."""
         _in_use.add(self)
-        if _expected is None or not _expected.same_process:
-            _expect_end()
+        if _exit_hook_marker is None or not _exit_hook_marker.same_process:
+            _register_exit_hook()
 
     def unregister(self) -> None:
-        """There is nothing to lose any more."""
+        """Undo `register`: nothing can be lost any more."""
         _in_use.discard(self)
 
     def close(
         self, timeout: float | None, *, force: bool, at_exit: bool = False
     ) -> None:
         """See `Producer.close`."""
-        now = self._connections
-        if now.inherited:
-            # Nothing of the parent's is touched, not even told about.
-            now.status = "closing"
-            now.reset()
-            self._buffer.shut()
+        connections = self._connections
+        if connections.inherited:
+            # The clients are the parent's: don't touch them, and emit nothing.
+            connections.status = "closing"
+            connections.reset()
+            self._buffer.stop()
             return
-        in_hub = _concurrency.in_hub() and bool(now.anything_open or self._buffer)
-        if in_hub or now.in_serving_task():
+        in_hub = _concurrency.in_hub() and bool(
+            connections.anything_open or self._buffer
+        )
+        if in_hub or connections.in_listener():
             _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
             return
         if timeout is None:
-            timeout = 0.0 if force else now.settings.max_wait_timeout
+            timeout = 0.0 if force else connections.settings.max_wait_timeout
         if self._transactions is None:
-            self._close_noted(timeout, _concurrency.monotonic(), force=force)
+            self._close_with_note(timeout, _concurrency.monotonic(), force=force)
             return
         if self._transactions.held_by_me and self._transactions.notifying:
             _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
@@ -201,60 +204,60 @@ class Shutdown:
         if self._transactions.held_by_me and not at_exit:
             text = f"producer {self.name!r} can't be closed inside its own transaction"
             raise ProducerTransactionalCloseAttemptError(text)
-        began = _concurrency.monotonic()
-        turn = LockRequest(_concurrency.current_task())
+        started = _concurrency.monotonic()
+        request = LockRequest(_concurrency.current_task())
         try:
-            # One that is open ends first. If it takes too long it ends with this.
-            self._transactions.block(turn, timeout)
-            self._close_noted(timeout, began, force=force)
+            # Wait for an open transaction; after the timeout, close all the same.
+            self._transactions.block(request, timeout)
+            self._close_with_note(timeout, started, force=force)
         finally:
-            turn.released = True
-            self._transactions.unblock(turn)
+            request.released = True
+            self._transactions.unblock(request)
 
-    def _close_noted(self, timeout: float, began: float, *, force: bool) -> None:
+    def _close_with_note(self, timeout: float, started: float, *, force: bool) -> None:
         in_flight = self._connections.outstanding
         try:
-            self._close(timeout, began, force=force)
+            self._close(timeout, started, force=force)
         except KeyboardInterrupt as interrupt:
             messages = _wording.count(in_flight, "message")
             text = f"interrupted while closing producer {self.name!r}"
             _wording.add_note(interrupt, f"{text}, with {messages} in flight")
             raise
 
-    def _close(self, timeout: float, began: float, *, force: bool) -> None:
-        now = self._connections
-        me = _concurrency.current_task()
+    def _close(self, timeout: float, started: float, *, force: bool) -> None:
+        connections = self._connections
+        task = _concurrency.current_task()
         account = _Account(timeout)
         first = False
         try:
-            with now.lock:
-                first = self._closer is None and now.status != "closed"
+            with connections.lock:
+                first = self._closer is None and connections.status != "closed"
                 if first:
-                    self._closer = me
-                    now.status = "closing"
-                    self._buffer.shut()
-                now.disconnecting = None
-                for slot in now.slots:
+                    self._closer = task
+                    connections.status = "closing"
+                    self._buffer.stop()
+                connections.disconnecting = None
+                for slot in connections.slots:
                     slot.active = None
-                clients = now.clients
+                clients = connections.clients
             if first:
-                self._close_now(account, clients, began, force=force)
-            elif self._closer != me:  # else a listener of closing
-                now.wait_closed(timeout + PURGE_TIMEOUT)
+                self._close_now(account, clients, started, force=force)
+            elif self._closer != task:  # else a listener of producer.closing
+                connections.wait_closed(timeout + PURGE_TIMEOUT)
         except BaseException as error:
             if first:
-                self._finish(account, began, error)
+                self._finish(account, started, error)
             raise
         finally:
-            # If `_finish` was interrupted as well, the next `close` begins anew.
+            # If `_finish` was interrupted as well, the next `close` starts again.
             if first:
                 self._closer = None
 
-    def _finish(self, account: _Account, began: float, error: BaseException) -> None:
-        """End closed in spite of an exception, and log what that doesn't report."""
+    def _finish(self, account: _Account, started: float, error: BaseException) -> None:
+        """Close in spite of an exception, and log a loss that it doesn't report."""
         if self._connections.status != "closed":
             # A signal handler has raised before `_close_clients`, or at its end.
-            self._end_all(account, began, began)
+            self._end_clients(account, started, started)
         if account.loss is not None and account.loss is not error:
             _log.write(ERROR, "producer.messages_abandoned", error=str(account.loss))
 
@@ -262,30 +265,33 @@ class Shutdown:
         self,
         account: _Account,
         clients: Sequence[Client],
-        began: float,
+        started: float,
         *,
         force: bool,
     ) -> None:
-        now = self._connections
+        connections = self._connections
         for client in clients:
             account.add(client)
-        now.tokens.wake()
+        connections.tokens.wake()
         try:
-            now.emit("producer.closing")
+            connections.emit("producer.closing")
         finally:
-            # Also when a listener was interrupted: it always ends closed.
-            self._close_clients(account, clients, began, force=force)
+            # Also when a listener was interrupted: the producer always ends closed.
+            self._close_clients(account, clients, started, force=force)
         if account.loss is not None and not force:
             raise account.loss
 
     def release(self) -> None:
-        """Close in the background: the last `Producer` is gone."""
-        now = self._connections
-        if now.status not in ("connected", "disconnecting") or now.inherited:
+        """Close in the background: the program has dropped the last `Producer`."""
+        connections = self._connections
+        if (
+            connections.status not in ("connected", "disconnecting")
+            or connections.inherited
+        ):
             self.unregister()
             return
-        # Closed first: a warning may have been made an error. Where no thread is to be
-        # had, the program is ending, which closes it as well.
+        # Close before the warning: a filter may make it an error. If no thread can be
+        # started, the program is ending, and the exit hook closes the producer.
         _concurrency.start_thread(lambda: self._close_and_log(None, force=False))
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
@@ -297,56 +303,57 @@ class Shutdown:
         self,
         account: _Account,
         clients: Sequence[Client],
-        began: float,
+        started: float,
         *,
         force: bool,
     ) -> None:
-        deadline = began + account.timeout
+        deadline = started + account.timeout
         try:
-            # Nobody takes over any more: what waits for that would wait for ever.
+            # No client takes over any more: fail the messages that wait for that.
             self._recovery.stop()
             for client in clients:
                 client.fail_carried_over(None)
-            # A forced close without time has none to deliver anything either.
+            # A forced close without a timeout has no time to deliver anything.
             if self._buffer and (account.timeout or not force):
                 self._flush_last(account, deadline)
         except BaseException:
-            deadline = began  # interrupted: wait no longer
+            deadline = started  # interrupted: wait no longer
             raise
         finally:
-            self._end_all(account, deadline, began)
+            self._end_clients(account, deadline, started)
 
     def _flush_last(self, account: _Account, deadline: float) -> None:
-        """Send what is buffered; `close` itself waits for the deliveries."""
-        now = self._connections
-        now.send_deadline = deadline
-        now.final_flush_task = _concurrency.current_task()
-        began = _concurrency.monotonic()
+        """Send the buffered messages; `close` waits for their deliveries later."""
+        connections = self._connections
+        connections.send_deadline = deadline
+        connections.final_flush_task = _concurrency.current_task()
+        started = _concurrency.monotonic()
         try:
             batch = self._flush_all(account, deadline)
-        except Exception as error:  # noqa: BLE001 - nothing stops the teardown
+        except Exception as error:  # noqa: BLE001 - nothing may stop the teardown
             account.failure = error
-            told = isinstance(error, GreendropError)  # others may quote a message
+            # Other errors may quote a message.
+            text = str(error) if isinstance(error, GreendropError) else None
             _log.write(
                 ERROR,
                 "producer.closes_without_flush",
                 producer_id=self.name,
                 kind=type(error).__name__,
-                error=str(error) if told else None,
+                error=text,
             )
         else:
-            time = _concurrency.monotonic() - began
-            facts = {"producer_id": self.name, "messages": batch, "time": time}
-            now.monitor.emit("messages.produced_async", facts)
-            now.monitor.emit("buffer.flushed_async", facts)
+            time = _concurrency.monotonic() - started
+            payload = {"producer_id": self.name, "messages": batch, "time": time}
+            connections.monitor.emit("messages.produced_async", payload)
+            connections.monitor.emit("buffer.flushed_async", payload)
         finally:
-            now.final_flush_task = None
+            connections.final_flush_task = None
 
     def _flush_all(self, account: _Account, deadline: float) -> list[Message]:
-        """Flush; once more without the refused messages if these made all fail.
+        """Flush the buffer, again without refused messages if these made all fail.
 
-        That is so in a transaction. Each round has at least one message less than the
-        one before, so the rounds come to an end.
+        In a transaction one refused message makes all fail. Each round has at least one
+        message less than the one before, so the rounds come to an end.
         """
         if (
             self._transactions is not None
@@ -374,45 +381,45 @@ class Shutdown:
             raise failure from failure.__cause__
         return batch
 
-    def _end_all(self, account: _Account, deadline: float, began: float) -> None:
-        now = self._connections
+    def _end_clients(self, account: _Account, deadline: float, started: float) -> None:
+        connections = self._connections
         try:
-            for client in now.clients:
-                self._end(account, client, deadline)
+            for client in connections.clients:
+                self._end_client(account, client, deadline)
         finally:
-            # Also when a wait was cut short: it always ends closed.
+            # Also when a wait was interrupted: the producer always ends closed.
             try:
-                for client in now.clients:
-                    self._end(account, client, began)
-                now.wait_clients_closed(PURGE_TIMEOUT)
+                for client in connections.clients:
+                    self._end_client(account, client, started)
+                connections.wait_clients_closed(PURGE_TIMEOUT)
             finally:
                 try:
                     account.sum_up(self.name, self._buffer)
                 except BaseException:
-                    # Interrupted: put back what was not delivered all the same.
+                    # Interrupted: put undelivered messages back all the same.
                     account.sum_up(self.name, self._buffer)
                     raise
                 finally:
-                    now.status = "closed"
+                    connections.status = "closed"
                     self.unregister()
-                    now.wake_end_waiters()
+                    connections.wake_end_waiters()
                     self._report_unsent(account)
-                    now.emit("producer.closed", began)
+                    connections.emit("producer.closed", started)
 
     def _report_unsent(self, account: _Account) -> None:
-        """Emit that buffered messages were not delivered, if there are any."""
+        """Emit an error if buffered messages were not delivered."""
         if account.loss is not None and self._buffer.unsent:
             error = account.failure or account.loss
-            facts = {"messages": self._buffer.messages()}
-            self._connections.emit_error("buffer.flush", error, facts)
+            payload = {"messages": self._buffer.messages()}
+            self._connections.emit_error("buffer.flush", error, payload)
 
-    def _end(self, account: _Account, client: Client, deadline: float) -> None:
-        """Await deliveries, drop the rest, tear down."""
+    def _end_client(self, account: _Account, client: Client, deadline: float) -> None:
+        """Wait for a client's deliveries, drop the rest, and close the client."""
         client.stop_taking()
         account.add(client)
         try:
-            left = max(deadline - _concurrency.monotonic(), 0.0)
-            client.wait_delivered(left, may_poll=False)
+            remaining = max(deadline - _concurrency.monotonic(), 0.0)
+            client.wait_delivered(remaining, may_poll=False)
         finally:
             try:
                 if client.outstanding > 0:
@@ -424,20 +431,20 @@ class Shutdown:
                 self._connections.close_clients([client])
 
     def _close_and_log(self, timeout: float | None, *, force: bool) -> None:
-        # Nobody is there to catch it: the handles and the log have to tell.
+        # No caller is there to catch an error: log the loss, as the handles report it.
         try:
             self.close(timeout, force=force)
         except MessagesAbandonedError as error:
             _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
-    def abandon(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
-        """See the function of that name."""
-        now = self._connections
-        with now.lock:
-            clients = now.clients
+    def discard(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+        """Disconnect without delivering anything; see the function `discard`."""
+        connections = self._connections
+        with connections.lock:
+            clients = connections.clients
             if (
-                now.closing_or_closed
-                or now.inherited
+                connections.closing_or_closed
+                or connections.inherited
                 or not all(map(is_meant, clients))
             ):
                 return
@@ -447,19 +454,19 @@ class Shutdown:
             self.unregister()
             if not clients:
                 return
-            now.disconnecting = None
-            now.status = "disconnected"
-            for slot in now.slots:
+            connections.disconnecting = None
+            connections.status = "disconnected"
+            for slot in connections.slots:
                 slot.active = None
-            now.detach()
-            now.monitor.freeze_statistics(frozen=False)
-        began = _concurrency.monotonic()
+            connections.detach_all()
+            connections.monitor.freeze_statistics(frozen=False)
+        started = _concurrency.monotonic()
         for client in clients:
             client.stop_taking()
             client.purge_for_good()
             client.wait_dropped(PURGE_TIMEOUT)
-        now.close_clients(clients)
-        now.emit("producer.disconnected", began)
+        connections.close_clients(clients)
+        connections.emit("producer.disconnected", started)
 
     # --- at exit -----------------------------------------------------------------
 
@@ -470,61 +477,62 @@ class Shutdown:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process may close it."""
+        """Whether this process may close the producer."""
         return not self._connections.inherited
 
     @property
     def exit_timeout(self) -> float:
-        """Seconds that closing may take when the interpreter exits."""
+        """Seconds that `close` may take when the interpreter exits."""
         return self._connections.settings.exit_timeout
 
-    def close_before(self, deadline: float, tell: Callable[[str], object]) -> None:
-        """Close within a time limit, and tell in one line what was not delivered."""
-        under_way = self._connections.outstanding
+    def close_before(self, deadline: float, report: Callable[[str], object]) -> None:
+        """Close before a deadline, and report a loss in one line."""
+        outstanding = self._connections.outstanding
         try:
-            left = max(deadline - _concurrency.monotonic(), 0.0)
-            self.close(left, force=False, at_exit=True)
+            remaining = max(deadline - _concurrency.monotonic(), 0.0)
+            self.close(remaining, force=False, at_exit=True)
         except MessagesAbandonedError as error:
-            tell(str(error))
+            report(str(error))
             return
         except BaseException:
             text = f"closing producer {self.name!r} was interrupted"
-            in_flight = _wording.count(under_way, "message")
+            in_flight = _wording.count(outstanding, "message")
             text += f", with {in_flight} in flight when it began"
             if unsent := self._buffer.unsent:
                 text += f"; {count_were(unsent, 'buffered message')} not delivered"
-            tell(text)
+            report(text)
             raise
         if unsent := self._buffer.unsent:  # another task has closed it
             text = f"producer {self.name!r} is closed"
-            tell(f"{text}; {count_were(unsent, 'buffered message')} not delivered")
+            report(f"{text}; {count_were(unsent, 'buffered message')} not delivered")
 
 
-def close_in_use(tell: Callable[[str], object], longest: float = math.inf) -> None:
-    """Close what this process has in use, for a host that ends it.
+def close_in_use(report: Callable[[str], object], timeout: float = math.inf) -> None:
+    """Close the producers that this process has in use, because the process ends.
 
     Args:
-        tell: Called with a sentence for each loss.
-        longest: Seconds for all producers together; never more than the longest
+        report: Called with a sentence for each loss.
+        timeout: Seconds for all producers together; never more than the longest
             `exit_timeout` among them.
 
     Blocking:
-        Until all is delivered, or the time is over. Lets other greenlets run.
+        Until everything is delivered, or the time is over. Lets other greenlets run.
     """
     ours = [each for each in _in_use if each.is_ours]
     if not ours:
         return
-    seconds = min(longest, max(each.exit_timeout for each in ours))
+    seconds = min(timeout, max(each.exit_timeout for each in ours))
     deadline = _concurrency.monotonic() + seconds
     interrupt = None
     for number, each in enumerate(ours):
-        # None may use up the time of those that come after it.
+        # No producer may use up the time of those that come after it.
         now = _concurrency.monotonic()
         share = max(deadline - now, 0.0) / (len(ours) - number)
         try:
-            each.close_before(now + share, tell)
+            each.close_before(now + share, report)
         except (KeyboardInterrupt, SystemExit) as error:
-            interrupt, deadline = error, now  # nobody waits any longer
+            # The producers that are left don't wait.
+            interrupt, deadline = error, now
     if interrupt is not None:
         raise interrupt
 
@@ -535,33 +543,33 @@ def reset_inherited() -> None:
         each.reset()
 
 
-def _expect_end() -> None:
-    global _expected  # noqa: PLW0603 - once in each process
-    _expected = _concurrency.fork_marker()
+def _register_exit_hook() -> None:
+    global _exit_hook_marker  # noqa: PLW0603 - once in each process
+    _exit_hook_marker = _concurrency.fork_marker()
     _concurrency.register_multiprocessing_exit(_close_at_exit)
 
 
-def abandon(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
-    """Disconnect producers at once, and drop what they have not delivered or sent.
+def discard(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
+    """Disconnect producers at once, and drop their messages in flight and buffers.
 
-    For the end of a test: they may be used again, and connect anew then.
+    For the end of a test: the producers connect again if they are used again.
 
     Args:
-        is_meant: Whether a client goes to what ends. Producers of which all clients do
-            are disconnected.
-        idle: Whether what is buffered in producers without a client is dropped, too.
+        is_meant: Returns whether a client is connected to what ends. A producer is
+            disconnected if all of its clients are.
+        idle: Whether the buffers of producers without a client are dropped, too.
 
     Blocking:
-        Until what was dropped is told of. Lets other greenlets run.
+        Until the dropped messages are reported. Lets other greenlets run.
     """
     for each in list(_in_use):
-        each.abandon(is_meant, idle=idle)
+        each.discard(is_meant, idle=idle)
 
 
 def _close_at_exit() -> None:
-    """Close what this process left open, within a bounded time in all."""
-    # Logging may be shut down, and is silent by default. This must be seen.
-    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # it ends anyway
+    """Close the producers that the program left open, within a bounded time."""
+    # On standard error, since logging may be shut down already.
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the process ends anyway
         close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
 
 

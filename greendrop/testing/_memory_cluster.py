@@ -264,7 +264,7 @@ class MemoryCluster:
             return
         self._closed = True
         backend.test_backends.remove(self._backend_for)
-        shutdown.abandon(self._is_ours, idle=self._accepts_all)
+        shutdown.discard(self._is_ours, idle=self._accepts_all)
 
     def _begin_in_child(self) -> None:
         # The producers belong to the parent, and one of its threads may have held the

@@ -26,7 +26,7 @@ from greendrop import (
     ProducerUsedInParentProcessError,
     QueueFullError,
 )
-from greendrop._producer.buffer import Buffer, Entry, Flush
+from greendrop._producer.buffer import Buffer, BufferedMessage, Flush
 from greendrop.delivery import refused_handle
 from greendrop.testing import MemoryCluster, trigger_fatal_error
 from tests.interrupting import at_nth_entry
@@ -607,7 +607,9 @@ def test_neighbours_of_one_sender_are_sent_together():
     buffer, recorder = Buffer(), Recorder()
     one, other = recorder.sender("one"), recorder.sender("other")
     for sender, message in zip([one, one, other, one], numbered(4), strict=True):
-        buffer.append([Entry(message, message._replace(label="wire"), sender)])
+        buffer.append(
+            [BufferedMessage(message, message._replace(label="wire"), sender)]
+        )
 
     with Flush(buffer) as flush:
         flush.take()
@@ -629,7 +631,9 @@ def test_runs_after_the_one_that_failed_are_put_back():
     for sender, message in zip(
         [one, other, other, other, one], numbered(5), strict=True
     ):
-        buffer.append([Entry(message, message._replace(label="wire"), sender)])
+        buffer.append(
+            [BufferedMessage(message, message._replace(label="wire"), sender)]
+        )
 
     def flush_all():
         with Flush(buffer) as flush:
@@ -1232,7 +1236,7 @@ class BufferMachine(RuleBasedStateMachine):
         """Buffer some messages through two senders."""
         for name in names:
             message = Message("t", self.number)
-            entry = Entry(message, message, self.senders[name])
+            entry = BufferedMessage(message, message, self.senders[name])
             assert self.buffer.append([entry])
             self.waiting.append((name, self.number))
             self.number += 1

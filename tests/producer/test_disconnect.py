@@ -441,7 +441,7 @@ def test_idle_watch_measures_from_the_last_activity():
         (39.3, 2, False),
         (39.4, 2, False),
     ]:
-        told.append(watch.is_over(settled, busy=busy))
+        told.append(watch.is_idle(settled, busy=busy))
 
     assert told == [False] * 6 + [True, False, False, True]
 
