@@ -42,10 +42,12 @@ if TYPE_CHECKING:
 AT_ONCE = 3.0
 #: Seconds after which a point is given up, and with it this process.
 _LONGEST = 40.0
+#: Seconds that threads, and the cluster's ends of connections, may take to close.
+_CLOSING = 5.0
 _PACKAGE = str(Path(client_module.__file__).parent.parent)
 _SIGNAL = signal.SIGUSR1
-#: So many entries of each function are points.
-_TIMES = 2
+#: So many entries of each function are points, by what the handler does.
+_TIMES = {"raise": 2, "async": 1, "sync": 1}
 
 
 class Point(NamedTuple):
@@ -164,7 +166,7 @@ class Sweep:
         return [
             Point(name, time)
             for name, count in entries.items()
-            for time in range(1, min(count, _TIMES) + 1)
+            for time in range(1, min(count, _TIMES[self._action]) + 1)
         ]
 
     def _program(self) -> Program:
@@ -405,7 +407,7 @@ def _pause(seconds: float) -> None:
 
 
 def _left(before: Open) -> list[str]:
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + _CLOSING
     while True:
         now = Open.now()
         threads, files = now.threads - before.threads, now.files - before.files
