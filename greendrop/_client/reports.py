@@ -74,7 +74,7 @@ class ReportDispatcher:
         self._monitor = monitor
         #: Checks the offsets in the reports of a transactional producer.
         self.offset_guard: OffsetGuard | None = None
-        self._log_lines = LogLines(settings.id, settings.censored)
+        self._log_lines = LogLines(settings.id, settings.redact)
         # A loop of its own: a checkpoint may come in the middle of an object.
         loop = _concurrency.CooperativeLoop()
         self._statistics = Statistics(settings.statistics_deltas, loop.checkpoint)

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from greendrop._librdkafka.check import check_configuration
-from greendrop.config.settings import normalize_kafka, own_settings
+from greendrop.config.kafka import normalize_kafka
+from greendrop.config.settings import check_settings
 from greendrop.errors import VariantInvalidError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check_wait_timeout(seconds: object) -> float:
         VariantInvalidError: The value is not allowed.
     """
     errors: dict[str, str] = {}
-    checked = own_settings({"max_wait_timeout": seconds}, errors)
+    checked = check_settings({"max_wait_timeout": seconds}, errors)
     if errors:
         raise VariantInvalidError(errors)
     return float(checked["max_wait_timeout"])

@@ -145,7 +145,7 @@ def settings_for_new(
     # Listeners may log what they are told.
     kafka = settings.redacted_kafka()
     tell(kafka)
-    settings.put_secrets_back(kafka)
+    settings.restore_secrets(kafka)
     if kafka == settings.kafka:
         return settings
     own = {each.name: getattr(settings, each.name) for each in SETTINGS}

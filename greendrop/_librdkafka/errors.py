@@ -79,18 +79,18 @@ class ErrorTranslator:
     Args:
         fatal_error: Gives code and text of the error that ended the client, if any.
         name_of: Gives librdkafka's name of an error's number.
-        censored: Takes secrets out of a text.
+        redact: Returns a text without its secrets.
     """
 
     def __init__(
         self,
         fatal_error: Callable[[], tuple[int, str] | None],
         name_of: Callable[[int], str],
-        censored: Callable[[str], str],
+        redact: Callable[[str], str],
     ) -> None:
         self._fatal_error = fatal_error
         self._name_of = name_of
-        self._redact = censored
+        self._redact = redact
         #: The last complaint since the last good report, in librdkafka's words.
         self.last_error: str | None = None
         # It came as an error, and not only in the log or as "all brokers down".

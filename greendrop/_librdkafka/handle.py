@@ -84,7 +84,7 @@ class KafkaHandle:
         self.error_translator = ErrorTranslator(
             fatal_error=lambda: self.backend.fatal_error(self.producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
-            censored=settings.censored,
+            redact=settings.redact,
         )
         self.closed = False
         # There is a transaction that has not ended.
@@ -134,7 +134,7 @@ class KafkaHandle:
             reason = self.error_translator.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
         except (TypeError, ValueError) as error:
-            text = self._settings.censored(_wording.reason(error))
+            text = self._settings.redact(_wording.reason(error))
             raise ConfigurationInvalidError({"kafka": text}) from None
 
     @property

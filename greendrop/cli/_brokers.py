@@ -137,7 +137,7 @@ def _check_metadata(
         metadata, reason, elapsed = _metadata(settings, timeout)
     except confluent_kafka.KafkaException as error:
         # Some settings are only checked when a client is created.
-        text = settings.censored(error.args[0].str())
+        text = settings.redact(error.args[0].str())
         yield Finding("settings", "librdkafka", "failed", text, _hint(text))
         return None
     if metadata is None:
@@ -275,7 +275,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     translator = ErrorTranslator(
         fatal_error=lambda: None,
         name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
-        censored=settings.censored,
+        redact=settings.redact,
     )
     all_down = False
 

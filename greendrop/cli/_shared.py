@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from greendrop import _wording
-from greendrop.config.settings import BOOTSTRAP
+from greendrop.config.kafka import BOOTSTRAP
 
 if TYPE_CHECKING:
     import argparse

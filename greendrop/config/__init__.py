@@ -1,1 +1,1 @@
-"""Configuration: settings, librdkafka's keys, redaction and placeholders."""
+"""Configuration: settings, librdkafka's keys and their checks, redaction."""

@@ -1,8 +1,8 @@
-"""Addresses of brokers: what `bootstrap.servers` may hold.
+"""The check of broker addresses: the value of `bootstrap.servers`.
 
 librdkafka accepts almost any text, and then fails to resolve or to connect until each
-message times out: a port above 65535 wraps around, an unknown scheme leaves no broker
-at all. So addresses are checked before a client exists.
+message times out: a port above 65535 wraps around, and an unknown scheme leaves no
+broker at all. So greendrop checks addresses before it creates a client.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import re
 _HIGHEST_PORT = 65_535
 
 _SCHEME = re.compile(r"(?P<scheme>[^/\s]*)://(?P<rest>.*)", re.DOTALL)
-# A name, an IPv4 address, or an IPv6 address in brackets. Names of containers have
-# underscores; other letters than ASCII are for the resolver to judge.
+# A name, an IPv4 address, or an IPv6 address in brackets. Names of containers may have
+# underscores. Letters beyond ASCII are left to the resolver.
 _HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?\]")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+")
 _PORT = re.compile(r"[0-9]{1,5}")
 
-#: librdkafka reads these before an address, and wants the one of `security.protocol`.
+#: Schemes that librdkafka accepts, if they match `security.protocol`.
 _PROTOCOLS = frozenset({"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"})
 _WITH_TLS = frozenset({"https", "kafkas", "kafka+ssl", "kafka+tls", "tls", "ssl"})
 
 
 def split_addresses(text: str) -> list[str]:
-    """Split a list of addresses at its commas; blanks around an address don't count."""
+    """Split a list of addresses at its commas, and strip blanks around each address."""
     return [address.strip() for address in text.split(",")]
 
 
 def find_mistake(addresses: list[str], protocol: str) -> str | None:
-    """Describe the first mistake in a list of addresses; None if there is none.
+    """Describe the first mistake in a list of addresses, or return None.
 
     Args:
-        addresses: Such as `split_addresses` returns.
+        addresses: The result of `split_addresses`.
         protocol: The `security.protocol` of the same configuration, in lower case.
     """
     for number, address in enumerate(addresses, 1):
         mistake = _mistake(address, protocol)
         if mistake is not None:
-            of = f"address {number} of {len(addresses)}" if not address else ""
-            return f"{of or repr(address[:80])} {mistake}"
+            position = f"address {number} of {len(addresses)}"
+            return f"{repr(address[:80]) if address else position} {mistake}"
     return None
 
 
@@ -47,7 +47,7 @@ def _mistake(address: str, protocol: str) -> str | None:
     if not address:
         return "is empty; write HOST:PORT,HOST:PORT"
     if ";" in address or any(character.isspace() for character in address):
-        return "holds a separator other than a comma; write HOST:PORT,HOST:PORT"
+        return "contains a separator other than a comma; write HOST:PORT,HOST:PORT"
     parts = _SCHEME.fullmatch(address)
     if parts is not None:
         scheme = parts["scheme"].lower()
@@ -71,7 +71,7 @@ def _scheme_mistake(scheme: str, rest: str, protocol: str) -> str:
 
 
 def _host_and_port(address: str) -> tuple[str, str | None]:
-    """Split an address; the port is None where there is none."""
+    """Split an address into host and port; the port may be missing."""
     head, colon, port = address.rpartition(":")
     if not colon or address.endswith("]"):
         return address, None
@@ -96,7 +96,7 @@ def _port_mistake(port: str | None) -> str | None:
     if port is None or (_PORT.fullmatch(port) and 0 < int(port) <= _HIGHEST_PORT):
         return None
     if not port:
-        return "has no port behind its colon"
+        return "has no port after its colon"
     if port.isdecimal():
         return f"has a port that is not between 1 and {_HIGHEST_PORT}"
-    return f"has a port that is no number: {port[:80]!r}"
+    return f"has a port that is not a number: {port[:80]!r}"

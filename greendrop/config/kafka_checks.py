@@ -1,8 +1,8 @@
-"""How keys of librdkafka go together: what is missing, and what has no effect.
+"""The check of librdkafka's keys against each other: missing and ineffective keys.
 
-librdkafka notices a missing SASL mechanism only with the first client, and ignores
-credentials silently while `security.protocol` is `plaintext`. Values of single keys are
-checked by `config` and by librdkafka itself.
+librdkafka notices a missing SASL mechanism only when it creates a client, and silently
+ignores credentials while `security.protocol` is `plaintext`. Values of single keys are
+checked in `kafka` and by librdkafka itself.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from greendrop.config.redaction import is_secret
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: A reason, and the keys that have no effect because of it.
+#: A reason, and the keys that have no effect for this reason.
 NoEffect = tuple[str, tuple[str, ...]]
 
 _MECHANISM = ("sasl.mechanisms", "sasl.mechanism")
 _PASSWORDS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _MECHANISMS = f"{', '.join(_PASSWORDS)}, OAUTHBEARER or GSSAPI (Kerberos)"
 _PROTOCOLS = frozenset({"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"})
-#: Keys by the mechanism that reads them; the others ignore them.
+#: Prefixes of keys, and the mechanisms that read such keys. All others ignore them.
 _READ_BY = (
     (("sasl.username", "sasl.password"), _PASSWORDS),
     (("sasl.oauthbearer.", "enable.sasl.oauthbearer."), ("OAUTHBEARER",)),
     (("sasl.kerberos.",), ("GSSAPI",)),
 )
-# Read with any method, or by the providers of tokens.
+# Read with any `sasl.oauthbearer.method`.
 _ANY_METHOD = ("sasl.oauthbearer.method", "sasl.oauthbearer.config")
 
 #: Keys whose value names a file.
@@ -44,14 +44,15 @@ _FILES = (
     "sasl.oauthbearer.assertion.private.key.file",
     "sasl.oauthbearer.assertion.jwt.template.file",
 )
-#: As `ssl.ca.location` and `https.ca.location`, it has librdkafka search known places.
+#: As the value of `ssl.ca.location` or `https.ca.location`, it makes librdkafka search
+#: the usual places.
 _PROBE = "probe"
 
 
 def find_errors(kafka: Mapping[str, str]) -> dict[str, str]:
-    """Describe what is missing in a configuration, by the key that must be set."""
+    """Return missing keys and missing files, each with a text that says what to do."""
     if _mock_brokers(kafka):
-        return {}  # without TLS and SASL, whatever the configuration says
+        return {}  # mock brokers use neither TLS nor SASL
     given = {key for key, value in kafka.items() if value}
     sasl, tls = sorted(filter(_is_sasl, given)), sorted(filter(_is_tls, given))
     errors: dict[str, str] = {}
@@ -77,12 +78,12 @@ def find_errors(kafka: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_no_effect(kafka: Mapping[str, str]) -> list[NoEffect]:
-    """Find the keys of a configuration that librdkafka will ignore."""
+    """Return the keys that librdkafka will ignore, grouped by reason."""
     given = sorted(key for key, value in kafka.items() if value)
     found: list[NoEffect] = []
     if _mock_brokers(kafka):
         ignored = [key for key in given if key in _ADDRESSES]
-        reason = "test.mock.num.brokers has librdkafka start brokers of its own"
+        reason = "with test.mock.num.brokers librdkafka starts brokers of its own"
         found.append((reason, tuple(ignored)))
     else:
         found += _no_effect_on_connections(kafka, given)
@@ -100,20 +101,20 @@ def _no_effect_on_connections(
 ) -> Iterator[NoEffect]:
     protocol, mechanism = protocol_of(kafka), _mechanism_of(kafka)
     if protocol not in _PROTOCOLS or "security.protocol" not in kafka:
-        return  # refused, or an error of `find_errors`
+        return  # librdkafka or `find_errors` refuses the configuration
     if not protocol.endswith("ssl"):
-        reason = f"security.protocol={protocol} doesn't encrypt; see SSL and SASL_SSL"
+        reason = f"security.protocol={protocol} does not encrypt; see SSL and SASL_SSL"
         yield reason, tuple(filter(_is_tls, given))
     if not protocol.startswith("sasl_"):
-        reason = f"security.protocol={protocol} doesn't log in; see SASL_SSL"
+        reason = f"security.protocol={protocol} does not log in; see SASL_SSL"
         yield reason, tuple(filter(_is_sasl, given))
         return
     for names, readers in _READ_BY:
         if mechanism and mechanism.upper() not in readers:
-            reason = f"sasl.mechanisms={mechanism} doesn't use it"
+            reason = f"sasl.mechanisms={mechanism} does not use it"
             yield reason, tuple(key for key in given if key.startswith(names))
     method = kafka.get("sasl.oauthbearer.method", "default").lower()
-    # With a cloud's metadata service confluent-kafka itself may read the keys.
+    # confluent-kafka itself reads these keys for the metadata service of a cloud.
     cloud = kafka.get("sasl.oauthbearer.metadata.authentication.type", "none").lower()
     if mechanism.upper() == "OAUTHBEARER" and method != "oidc" and cloud == "none":
         prefix = "sasl.oauthbearer."
@@ -151,5 +152,5 @@ def _missing_file(key: str, path: str) -> str:
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # such as a directory that must not be searched
+    except OSError:  # for example a directory without permission to search it
         return False

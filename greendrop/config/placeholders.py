@@ -1,7 +1,7 @@
-"""What `{pid}`, `{hostname}` and `{slot}` stand for in a `transactional.id`.
+"""Placeholders in a `transactional.id`: `{pid}`, `{hostname}` and `{slot}`.
 
-Filled in when a client is built and not when its producer is made: by then the process
-may be another one, forked from that.
+They are filled in when a client is created, and not when its producer is: by then the
+process may have forked.
 """
 
 from __future__ import annotations
@@ -14,33 +14,35 @@ from contextvars import ContextVar
 #: Number of the pool's slot that a producer is being made for; None outside of a pool.
 current_slot: ContextVar[int | None] = ContextVar("slot", default=None)
 
-_KNOWN = ("pid", "hostname", "slot")
+_NAMES = ("pid", "hostname", "slot")
 
 
-def complaint(template: str, slot: int | None) -> str | None:
-    """Tell what is wrong with a template, or None.
+def find_mistake(template: str, slot: int | None) -> str | None:
+    """Describe the first mistake in a template, or return None.
 
     Args:
-        template: As the user wrote it.
-        slot: See `filled`.
+        template: The `transactional.id` as the user wrote it.
+        slot: Number of the pool's slot, or None outside of a pool.
     """
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template)]
     except ValueError as error:
-        return f"{error}; write {{{{ for a brace that is meant as such"
+        return f"{error}; write {{{{ or }}}} for a brace that is part of the text"
     for name in names:
-        if name is not None and name not in _KNOWN:
-            return f"knows {{pid}}, {{hostname}} and {{slot}}, but not {{{name}}}"
+        if name is not None and name not in _NAMES:
+            return (
+                f"has no placeholder {{{name}}}, only {{pid}}, {{hostname}}, {{slot}}"
+            )
     if "slot" in names and slot is None:
-        return "only a producer that a pool makes has a {slot}"
+        return "only a producer that a pool creates has a {slot}"
     return None
 
 
-def filled(template: str, slot: int | None) -> str:
-    """Fill in a template, for this process.
+def fill(template: str, slot: int | None) -> str:
+    """Fill in a template for this process.
 
     Args:
-        template: One that there is no complaint about.
-        slot: Number of the pool's slot, if there is one.
+        template: A template without mistakes.
+        slot: Number of the pool's slot, or None outside of a pool.
     """
     return template.format(pid=os.getpid(), hostname=socket.gethostname(), slot=slot)

@@ -1,4 +1,4 @@
-"""The settings of a producer, for type checkers and editors.
+"""The type of a producer's settings, for type checkers and editors.
 
 The table in `settings` describes each setting; a test compares the two.
 """
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class ProducerSettings(TypedDict, total=False):
-    """The keywords of `Producer` and `Producer.setup`, beside `kafka`.
+    """The keyword arguments of `Producer` and `Producer.setup`, except `kafka`.
 
-    For a mapping that is passed on: `settings: ProducerSettings = {...}`, then
-    `Producer(kafka, **settings)`. Durations are seconds. docs/reference/settings.md
-    describes each of them.
+    Use it to type a mapping of settings: `settings: ProducerSettings = {...}`, then
+    `Producer(kafka, **settings)`. Durations are in seconds. docs/reference/settings.md
+    describes each setting.
     """
 
     id: str

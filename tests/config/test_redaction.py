@@ -265,7 +265,7 @@ def redacted(text, **kafka):
     """Redact a text as a broker might write it."""
     kafka = {key.replace("_", "."): value for key, value in kafka.items()}
     kafka["security.protocol"] = "plaintext"
-    return build_settings({**DEAD, **kafka}, {}).censored(text)
+    return build_settings({**DEAD, **kafka}, {}).redact(text)
 
 
 def test_credentials_are_redacted_anywhere():

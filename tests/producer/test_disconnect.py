@@ -7,7 +7,7 @@ import pytest
 
 from greendrop import Message, Producer, ProducerClosedError, StatisticsNotEnabledError
 from greendrop._producer.idle import IdleWatch
-from greendrop.config import settings
+from greendrop.config import rules
 from tests.client.test_leaks import in_use, more_in_use
 from tests.tasks import await_true
 
@@ -345,7 +345,7 @@ def test_statistics_may_be_listened_to_after_a_disconnect(world, make_producer, 
 @pytest.fixture
 def short_idle(monkeypatch):
     """Let a producer be idle after less than half a minute."""
-    monkeypatch.setattr(settings, "SHORTEST_IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr(rules, "SHORTEST_IDLE_TIMEOUT", 0.1)
 
 
 @pytest.mark.slow
