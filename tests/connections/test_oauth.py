@@ -172,10 +172,10 @@ def test_the_first_answer_to_a_request_counts():
     [
         ({"sasl.mechanisms": "PLAIN"}, "sasl.mechanisms is not OAUTHBEARER"),
         ({"security.protocol": "SSL"}, "security.protocol is not SASL_SSL"),
-        ({"sasl.oauthbearer.method": "OIDC"}, "librdkafka gets the tokens by itself"),
+        ({"sasl.oauthbearer.method": "OIDC"}, "librdkafka gets the tokens itself"),
         (
             {"enable.sasl.oauthbearer.unsecure.jwt": True},
-            "has librdkafka make the tokens",
+            "librdkafka makes the tokens",
         ),
     ],
 )
