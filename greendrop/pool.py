@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greendrop import _concurrency, _pickling, _wording, events
+from greendrop._concurrency.fair_lock import FairPool, Request
 from greendrop._logging.log import ERROR, Log
 from greendrop.config.placeholders import current_slot
 from greendrop.errors import (
@@ -84,11 +84,12 @@ class ProducerPool(_pickling.PerProcess):
         self._emit("created", size=self.size, timeout=timeout)
 
     def _clear(self) -> None:
+        # The slot used last is used next, so that the others can stay idle.
+        self._assigner = FairPool(self._slots[::-1])
+        if self._closed:
+            self._assigner.close()
         # Held only over code that can't switch greenlets.
-        self._lock = _concurrency.new_lock()
-        # A stack: the last one used is used next, so that the others can stay idle.
-        self._idle = self._slots[::-1]
-        self._queue: deque[_Checkout] = deque()
+        self._lock = self._assigner.lock
         self._checkouts: dict[object, _Checkout] = {}
         self._pid: int | None = None
 
@@ -185,17 +186,8 @@ class ProducerPool(_pickling.PerProcess):
         return producer
 
     def _take_slot(self, checkout: _Checkout, timeout: float) -> _Slot:
-        with self._lock:
-            self._check_open()
-            # Queued first, so that the order of waiting holds also for callers that
-            # arrive at this moment.
-            self._queue.append(checkout)
-            self._assign_idle_slots()
-            if checkout.slot is None:
-                checkout.waiter = _concurrency.new_waiter()
-        if checkout.waiter is not None:
-            checkout.waiter.wait(timeout)
-        slot = checkout.slot
+        self._assigner.acquire(checkout, _concurrency.Deadline(timeout))
+        slot = checkout.item
         if slot is None:
             self._check_open()
             text = (
@@ -208,19 +200,6 @@ class ProducerPool(_pickling.PerProcess):
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError("the pool is closed")
-
-    def _assign_idle_slots(self) -> None:
-        """Assign idle slots to waiting tasks; with the lock held.
-
-        From here on the slot belongs to the waiting task: whether that wakes, times out
-        or is killed, `_check_in` finds the slot there and passes it on.
-        """
-        while self._idle and self._queue:
-            checkout = self._queue.popleft()
-            # A dead hub accepts a wake-up and never runs it.
-            if not checkout.is_dead:
-                checkout.slot = self._idle.pop()
-                checkout.wake()
 
     def _fill(self, slot: _Slot) -> Producer:
         # Read before the factory is called: a reload meanwhile concerns this producer,
@@ -257,16 +236,13 @@ class ProducerPool(_pickling.PerProcess):
         with self._lock:
             if self._checkouts.get(checkout.task) is checkout:
                 del self._checkouts[checkout.task]
-            slot, checkout.slot = checkout.slot, None
-            if slot is None:
-                with suppress(ValueError):
-                    self._queue.remove(checkout)
-                return
-            if self._closed or slot.generation != self._generation:
+            slot = checkout.item
+            if slot is not None and (
+                self._closed or slot.generation != self._generation
+            ):
                 to_close = slot.vacate()
             close_args = self._close_args
-            self._idle.append(slot)
-            self._assign_idle_slots()
+            self._assigner.release(checkout)
         if to_close is not None:
             _close_in_background(to_close, *close_args)
 
@@ -280,12 +256,12 @@ class ProducerPool(_pickling.PerProcess):
     @property
     def available(self) -> int:
         """Number of slots that are not checked out; 0 if the pool is closed."""
-        return 0 if self._closed else len(self._idle)
+        return 0 if self._closed else len(self._assigner.free)
 
     @property
     def stats(self) -> PoolStats:
         """Size, available slots and waiting tasks; never blocks."""
-        return PoolStats(self.size, self.available, len(self._queue))
+        return PoolStats(self.size, self.available, self._assigner.waiting)
 
     def __repr__(self) -> str:
         """Return the state; never blocks or makes a producer."""
@@ -325,7 +301,7 @@ class ProducerPool(_pickling.PerProcess):
         with self._lock:
             self._check_open()
             self._generation += 1
-            for slot in self._idle:
+            for slot in self._assigner.free:
                 if slot.producer is not None:
                     idle.append(slot.producer)
                     slot.vacate()
@@ -366,9 +342,9 @@ class ProducerPool(_pickling.PerProcess):
             if force or first:
                 self._close_args = (timeout, force)
             self._closed = True
-            idle = [slot.producer for slot in self._idle if slot.producer is not None]
-            while self._queue:
-                self._queue.popleft().wake()
+            slots = self._assigner.free
+            idle = [slot.producer for slot in slots if slot.producer is not None]
+            self._assigner.close()
         try:
             _close_all(idle, timeout, force=force)
         finally:
@@ -440,31 +416,16 @@ class _Slot:
         return producer
 
 
-class _Checkout:
+class _Checkout(Request[_Slot]):
     """A task's use of a slot, from the request to the end of the block."""
 
-    __slots__ = ("depth", "pid", "producer", "slot", "task", "waiter")
+    __slots__ = ("depth", "producer")
 
     def __init__(self, task: object) -> None:
-        self.task = task
-        self.pid = os.getpid()
+        super().__init__(task)
         #: Number of nested blocks that the task is in.
         self.depth = 0
-        #: None while the task waits.
-        self.slot: _Slot | None = None
         self.producer: Producer | None = None
-        self.waiter: _concurrency.ThreadWaiter | _concurrency.GreenletWaiter | None = (
-            None
-        )
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the task waited on a hub that is dead."""
-        return self.waiter is not None and self.waiter.is_dead
-
-    def wake(self) -> None:
-        if self.waiter is not None:
-            self.waiter.wake()
 
 
 def _adapt_factory(factory: ProducerFactory) -> Callable[[int], Producer]:
@@ -488,18 +449,18 @@ def _close_all(
     """Close all producers within one timeout, whatever happens to some of them."""
     if timeout is None:
         timeout = 0.0 if force else max(map(_longest_wait, producers), default=0.0)
-    deadline = _concurrency.monotonic() + timeout
+    deadline = _concurrency.Deadline(timeout)
     losses: list[MessagesAbandonedError] = []
     failure: BaseException | None = None
     for producer in producers:
         try:
-            producer.close(max(deadline - _concurrency.monotonic(), 0.0), force=force)
+            producer.close(deadline.remaining(), force=force)
         except MessagesAbandonedError as error:
             losses.append(error)
         except BaseException as error:  # noqa: BLE001 - raised below
             # Interrupted: close the others without waiting.
             failure = failure or error
-            deadline = 0.0
+            deadline = _concurrency.Deadline(0.0)
     if failure is not None:
         raise failure
     if losses:

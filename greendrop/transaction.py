@@ -84,7 +84,7 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
 
         Raises:
             TransactionBusyError: The transaction of another greenlet or thread did not
-                end within `max_wait_timeout`, or waits for this one to end.
+                end within `max_wait_timeout`.
             TransactionAbortedError: The brokers did not let it begin; the cause says
                 why. The next one may.
             ProducerClosedError, ProducerUsedInParentProcessError: See there.

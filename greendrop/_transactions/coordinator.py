@@ -159,7 +159,7 @@ class Transactions:
     @property
     def in_use(self) -> bool:
         """Whether anybody has a transaction, or is about to have one."""
-        return self._lock.request is not None
+        return self._lock.holder is not None
 
     @property
     def held_by_me(self) -> bool:
@@ -198,7 +198,7 @@ class Transactions:
             Lets other greenlets run.
         """
         try:
-            return self._lock.acquire(turn, seconds)
+            return self._lock.acquire(turn, _concurrency.Deadline(seconds))
         except (DeadlockError, OwnerInParentError):
             return False
 
@@ -262,12 +262,12 @@ class Transactions:
 
     def _await_turn(self, turn: LockRequest, seconds: float) -> None:
         try:
-            if self._lock.acquire(turn, seconds):
+            if self._lock.acquire(turn, _concurrency.Deadline(seconds)):
                 return
             within = _wording.seconds(seconds)
             text = f"that of another task did not end within {within}"
         except DeadlockError:
-            text = "the task that has a transaction waits for this one to end"
+            text = "the signal handler that sends has interrupted this task's wait"
         except OwnerInParentError as error:
             raise self._connections.inherited_error() from error
         raise TransactionBusyError(

@@ -480,12 +480,13 @@ def test_turn_that_a_task_of_the_parent_had_is_never_waited_for(
 ):
     """Between two clients of a transactional producer only the turn tells of a fork."""
     program = """
+    from greendrop._concurrency import Deadline
     from greendrop._concurrency.fair_lock import LockRequest
 
     kafka = {"bootstrap.servers": servers, "transactional.id": "t-{pid}"}
     producer = Producer(kafka=kafka, max_wait_timeout=5.0)
     turn = LockRequest(-1)  # a thread
-    assert producer._core.transactions._lock.acquire(turn, 0.0)
+    assert producer._core.transactions._lock.acquire(turn, Deadline(0.0))
 
     def use():
         began = time.monotonic()

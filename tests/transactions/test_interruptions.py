@@ -7,7 +7,7 @@ import time
 import pytest
 
 from greendrop import GreendropError
-from greendrop._concurrency.fair_lock import FairLock
+from greendrop._concurrency.fair_lock import FairPool
 from greendrop._librdkafka.handle import KafkaHandle
 from greendrop._transactions.clients import TransactionalClients
 from greendrop._transactions.coordinator import OpenTransaction, Transactions
@@ -32,9 +32,9 @@ def run(producer, *, abort):
 @pytest.mark.parametrize(
     "place",
     [
-        FairLock.acquire,
-        FairLock._hand_over,
-        FairLock.release,
+        FairPool.acquire,
+        FairPool._hand_over,
+        FairPool.release,
         OpenTransaction.__init__,
         Transaction.__exit__,
         Transactions.begin,
@@ -67,7 +67,7 @@ def test_an_interrupted_transaction_lets_the_next_one_begin(
 
 @pytest.mark.parametrize(
     "place",
-    [FairLock._hand_over, FairLock._has_request_of, FairLock.release, Transactions.end],
+    [FairPool._hand_over, FairPool.acquire, FairPool.release, Transactions.end],
 )
 def test_a_handler_that_sends_gets_an_answer_at_once(world, connected, place):
     """It can't have the turn of the task that it interrupts, and does not wait."""
