@@ -466,8 +466,8 @@ def _close_all(
     if losses:
         count = sum(loss.count for loss in losses)
         text = (
-            f"of a pool's producers {_wording.count_were(count, 'message')} not"
-            f" delivered within {_wording.seconds(timeout)}; the first: {losses[0]}"
+            f"{_wording.count_were(count, 'message')} not delivered by a pool's"
+            f" producers within {_wording.seconds(timeout)}; the first: {losses[0]}"
         )
         buffered = [message for loss in losses for message in loss.buffered]
         raise MessagesAbandonedError(text, count, buffered) from losses[0]
