@@ -77,8 +77,8 @@ class FairPool(Generic[T]):
         #: to change state of their own together with the pool's.
         self.lock = native.new_lock()
         self._items = list(items)
-        #: Requests that an item was handed over to. Some may be released, after a signal
-        #: handler has raised in `release`.
+        #: Requests that an item was handed over to. Some may be released, after a
+        #: signal handler has raised in `release`.
         self.handed_over: list[Request[T]] = []
         self._queue: deque[Request[T]] = deque()
         self._closed = False
