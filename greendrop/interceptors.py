@@ -9,7 +9,7 @@ them pay nothing.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from greendrop import _concurrency
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from greendrop.message import Message
 
 _log = logging.getLogger("greendrop")
-# Where a message goes: passed on unchanged.
+# The slot of a topic configuration, which is passed on unchanged.
 _Slot = TypeVar("_Slot", contravariant=True)  # noqa: PLC0105 - private
-_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
@@ -58,8 +57,8 @@ class Interceptor(Protocol):
         ...
 
 
-class DispatchMany(Protocol[_Slot]):
-    """The signature of `Core.dispatch_many`, which queues a batch."""
+class SendMany(Protocol[_Slot]):
+    """The signature of `Core.send_many`, which queues a batch."""
 
     def __call__(
         self,
@@ -77,29 +76,29 @@ class DispatchMany(Protocol[_Slot]):
 
 def wrap_send(
     interceptor: Interceptor,
-    dispatch: Callable[Concatenate[_Slot, Message, _P], DeliveryHandle],
-) -> Callable[Concatenate[_Slot, Message, _P], DeliveryHandle]:
-    """Wrap `Core.dispatch`, which queues one message, with an interceptor."""
+    send: Callable[[_Slot, Message, str, float], DeliveryHandle],
+) -> Callable[[_Slot, Message, str, float], DeliveryHandle]:
+    """Wrap `Core.send`, which queues one message, with an interceptor."""
 
-    def send(
-        slot: _Slot, message: Message, /, *args: _P.args, **kwargs: _P.kwargs
+    def intercepted(
+        slot: _Slot, message: Message, verb: str, seconds: float
     ) -> DeliveryHandle:
         message = _call(interceptor.on_send, message) or message
         try:
-            return dispatch(slot, message, *args, **kwargs)
+            return send(slot, message, verb, seconds)
         except BaseException as error:
             _call(interceptor.on_send_error, message, error)
             raise
 
-    return send
+    return intercepted
 
 
 def wrap_send_many(
-    interceptor: Interceptor, dispatch_many: DispatchMany[_Slot]
-) -> DispatchMany[_Slot]:
-    """Wrap `Core.dispatch_many`, which queues a batch, with an interceptor."""
+    interceptor: Interceptor, send_many: SendMany[_Slot]
+) -> SendMany[_Slot]:
+    """Wrap `Core.send_many`, which queues a batch, with an interceptor."""
 
-    def send(
+    def intercepted(
         slot: _Slot,
         messages: Sequence[Message],
         verb: str,
@@ -121,15 +120,13 @@ def wrap_send_many(
             _call(interceptor.on_batch, batch)
             # At their index in the whole batch, which errors name.
             whole = [*messages[:first], *batch, *messages[end:]]
-            return dispatch_many(
-                slot, whole, verb, handles, end, skip_refused=skip_refused
-            )
+            return send_many(slot, whole, verb, handles, end, skip_refused=skip_refused)
         except BaseException as error:
             for message in batch[len(handles) - first :]:
                 _call(interceptor.on_send_error, message, error)
             raise
 
-    return send
+    return intercepted
 
 
 def _call(function: Callable[..., _R], *args: object) -> _R | None:

@@ -245,7 +245,7 @@ class Producer(_pickling.PerProcess):
         told = "message.produced_sync" in self.monitor.listeners
         began = _concurrency.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(
+            handle = core.send(
                 self._slot, message, "produce_sync", self._max_wait_timeout
             )
             report = handle.wait(self._max_wait_timeout)
@@ -321,7 +321,7 @@ class Producer(_pickling.PerProcess):
         told = "message.produced_async" in self.monitor.listeners
         began = _concurrency.monotonic() if told else 0.0
         try:
-            handle = core.dispatch(
+            handle = core.send(
                 self._slot, message, "produce_async", self._max_wait_timeout
             )
         except SENDING_ERRORS as error:
@@ -766,7 +766,7 @@ class Producer(_pickling.PerProcess):
         self, messages: Sequence[Message], verb: str
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
-        return core.dispatch_many(self._slot, messages, verb)
+        return core.send_many(self._slot, messages, verb)
 
     def _dispatch_buffered(
         self,
@@ -776,7 +776,7 @@ class Producer(_pickling.PerProcess):
         end: int,
     ) -> list[DeliveryHandle]:
         core = self._core or self._unconfigured()
-        return core.dispatch_many(
+        return core.send_many(
             self._slot, messages, verb, handles, end, skip_refused=True
         )
 

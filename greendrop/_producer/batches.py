@@ -96,7 +96,7 @@ def send_and_wait(
     """Queue a batch, and wait for the messages that were queued, also if some were not.
 
     Args:
-        send: Queues the batch, as `Core.dispatch_many`.
+        send: Queues the batch, as `Core.send_many`.
         count: The number of messages in the batch.
         timeout: Seconds to wait once the batch is queued.
         explain: Returns the error to raise in place of one that a handle has raised.

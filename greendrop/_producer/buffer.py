@@ -32,7 +32,7 @@ _WRONG_STATE = "_STATE"
 
 
 class Dispatch(Protocol):
-    """Queues messages, as `Core.dispatch_many` with `skip_refused`.
+    """Queues messages, as `Core.send_many` with `skip_refused`.
 
     Equal for messages of the same producer, or variant: a run of them is one batch.
     """

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
-    from greendrop.interceptors import Interceptor
+    from greendrop.interceptors import Interceptor, SendMany
     from greendrop.message import Message
 
 _T = TypeVar("_T")
@@ -90,11 +90,16 @@ class Core:
             send_batch=self.send_batch,
             reset=self.reset,
         )
+        #: Queues one message, and queues a batch. Interceptors wrap these attributes;
+        #: code that sends a message which interceptors have seen calls the methods.
+        self.send: Callable[[ClientSlot, Message, str, float], DeliveryHandle]
+        self.send = self._send
+        self.send_many: SendMany[ClientSlot] = self._send_many
         registry.reserve(self)
 
     # --- sending -----------------------------------------------------------------
 
-    def dispatch(
+    def _send(
         self,
         slot: ClientSlot,
         message: Message,
@@ -131,7 +136,7 @@ class Core:
             elif (current := self.transactions.current_for_task()) is not None:
                 client = current.client
             else:
-                return self._dispatch_in_transaction(slot, message, verb, seconds)
+                return self._send_in_transaction(slot, message, verb, seconds)
         routed = message
         if message[5] is not None:  # partition_key; the name takes 1.5 times as long
             client, routed = self._route(slot, client, message, counts)
@@ -146,7 +151,7 @@ class Core:
             # Another thread has disconnected the client since, or replaced it.
             if self._connect(slot) is client:
                 raise
-            return Core.dispatch(self, slot, message, verb, seconds, counts)
+            return self._send(slot, message, verb, seconds, counts)
         if self.scopes:
             self.scopes.collect((handle,))
         return handle
@@ -170,7 +175,7 @@ class Core:
             if counts.get(message.topic, 0) <= 0:
                 counts.pop(message.topic, None)
 
-    def dispatch_many(
+    def _send_many(
         self,
         slot: ClientSlot,
         messages: Sequence[Message],
@@ -185,7 +190,7 @@ class Core:
         Args:
             slot: The slot of their topic configuration.
             messages: Checked and normalized.
-            verb: As for `dispatch`.
+            verb: As for `_send`.
             handles: The handles of the first messages, which are queued already. The
                 handles of the others are appended, so that an interrupted caller knows
                 which messages were queued.
@@ -215,10 +220,9 @@ class Core:
                     self.scopes.collect(sent)
                 if len(sent) < count:
                     # The next message can't be queued at once: wait, or raise why.
-                    # Not `self.dispatch`: interceptors have seen the message.
                     message = messages[len(handles)]
                     try:
-                        handle = Core.dispatch(self, slot, message, verb, 0.0, counts)
+                        handle = self._send(slot, message, verb, 0.0, counts)
                     except DeliveryError as error:
                         if not (skip_refused and is_final(error)):
                             raise
@@ -238,14 +242,13 @@ class Core:
                 slot.client.flush_batcher()
         return handles
 
-    def _dispatch_in_transaction(
+    def _send_in_transaction(
         self, slot: ClientSlot, message: Message, verb: str, seconds: float
     ) -> DeliveryHandle:
         sent: list[DeliveryHandle] = []
 
         def send() -> None:
-            # Not `self.dispatch`: interceptors have seen the message.
-            sent.append(Core.dispatch(self, slot, message, verb, seconds))
+            sent.append(self._send(slot, message, verb, seconds))
 
         try:
             self.in_transaction(send, seconds)
@@ -288,7 +291,7 @@ class Core:
         """Queue a batch; a transactional producer makes a transaction of it if needed.
 
         Args:
-            send: Queues the batch, as `dispatch_many`.
+            send: Queues the batch, as `send_many`.
             seconds: How long each step of its own transaction may take.
             undo: Called if messages were queued that will never be visible: their
                 transaction was rolled back, or never begun.
@@ -398,13 +401,10 @@ class Core:
     def intercept(self, interceptor: Interceptor) -> None:
         """Pass all messages that are sent from now on through an interceptor.
 
-        It wraps the two methods that queue messages, so producers without interceptors
-        pay nothing.
+        It wraps `send` and `send_many`, so producers without interceptors pay nothing.
         """
-        one = interceptors.wrap_send(interceptor, self.dispatch)
-        many = interceptors.wrap_send_many(interceptor, self.dispatch_many)
-        self.dispatch = one  # type: ignore[method-assign,assignment]
-        self.dispatch_many = many  # type: ignore[method-assign]
+        self.send = interceptors.wrap_send(interceptor, self.send)
+        self.send_many = interceptors.wrap_send_many(interceptor, self.send_many)
 
     # --- inspecting --------------------------------------------------------------
 

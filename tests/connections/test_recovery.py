@@ -189,7 +189,7 @@ def test_sender_that_was_held_up_goes_to_the_new_client(world, reloading, until)
     if world == "greenlets":
         assert late.send(Message("t", b"x")).wait(LONG).topic == "t"
     else:
-        # `Core.dispatch` sends it again at once: if the client kept it, to pass it on
+        # `Core._send` sends it again at once: if the client kept it, to pass it on
         # later, the next message of the same thread would overtake it.
         until(lambda: producer._slot.active is not late)
         with pytest.raises(ProducerClosedError):

@@ -221,7 +221,7 @@ def test_late_message_goes_to_the_next_client(world, make_producer, until, store
     if world == "greenlets":
         handle = late.send(Message("t", b"x"))
     else:
-        with pytest.raises(ProducerClosedError):  # and `Core.dispatch` sends it again
+        with pytest.raises(ProducerClosedError):  # and `Core._send` sends it again
             late.send(Message("t", b"x"))
         (handle,) = send(producer)
 
