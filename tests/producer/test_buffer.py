@@ -34,9 +34,9 @@ from tests.tasks import await_true, together
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
-#: Nobody listens there: a connection is refused at once.
+#: No broker listens there: a connection is refused at once.
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
-#: A queue with room for three, which nobody empties.
+#: A queue with space for three messages, which are never delivered.
 TIGHT = {**NOWHERE, "queue.buffering.max.messages": 3}
 
 FLUSHES = {
@@ -55,23 +55,23 @@ def world(request):
 
 
 def numbered(count, first=0):
-    """Make messages to one partition, told apart by their payload."""
+    """Make messages to one partition, distinguished by their payload."""
     return [
         Message("events", str(number).encode(), partition=0)
         for number in range(first, first + count)
     ]
 
 
-def heard_by(producer, *names):
-    """Collect what these events tell from now on."""
-    heard = []
+def collect_events(producer, *names):
+    """Collect events with these names from now on."""
+    events = []
     for name in names:
-        producer.monitor.subscribe(name, heard.append)
-    return heard
+        producer.monitor.subscribe(name, events.append)
+    return events
 
 
 def payloads(messages):
-    """Tell messages apart."""
+    """Return the payloads of messages."""
     return [message.payload for message in messages]
 
 
@@ -79,7 +79,7 @@ def payloads(messages):
 
 
 def test_buffering_opens_nothing(make_producer):
-    """Messages are kept in order, as they were written, and nothing is connected."""
+    """Messages are kept unchanged and in order, and nothing is connected."""
     producer = make_producer()
 
     producer.buffer(topic="events", payload="0", label="first")
@@ -91,7 +91,7 @@ def test_buffering_opens_nothing(make_producer):
 
 
 def test_buffered_is_a_snapshot(make_producer):
-    """What was looked at does not change afterwards."""
+    """The tuple of buffered messages does not change afterwards."""
     producer = make_producer()
     producer.buffer_many(numbered(1))
     seen = producer.buffered
@@ -103,7 +103,7 @@ def test_buffered_is_a_snapshot(make_producer):
 
 
 def test_buffered_message_shares_nothing_with_the_caller(make_producer):
-    """What the caller changes after the call is not sent."""
+    """A change that the caller makes after the call has no effect."""
     producer = make_producer()
     headers, payload = {"a": ["1"]}, bytearray(b"x")
     producer.buffer(topic="events", payload=payload, headers=headers)
@@ -115,7 +115,7 @@ def test_buffered_message_shares_nothing_with_the_caller(make_producer):
 
 
 def test_unknown_fields_are_refused_at_once(make_producer):
-    """A batch with a mapping that is no message is refused as a whole."""
+    """A batch with an invalid mapping is refused as a whole."""
     producer = make_producer()
 
     with pytest.raises(MessageInvalidError) as raised:
@@ -144,7 +144,7 @@ BAD = {
 def test_bad_message_is_refused_when_it_is_buffered(
     make_producer, stored, fields, wrong
 ):
-    """The caller that made the mistake gets the error; messages of others go out."""
+    """The caller that made the mistake gets the error; other messages are sent."""
     producer = make_producer()
     message = {"topic": "events", **fields}
     producer.buffer_many(numbered(2))
@@ -162,7 +162,7 @@ def test_bad_message_is_refused_when_it_is_buffered(
 
 
 def test_broken_middleware_is_raised_when_a_message_is_buffered(make_producer):
-    """None of a batch is kept then; what was buffered before stays."""
+    """No message of the batch is kept; messages that were buffered before stay."""
     producer = make_producer()
     producer.buffer_many(numbered(1))
     step = producer.middleware.append(
@@ -181,7 +181,7 @@ def test_broken_middleware_is_raised_when_a_message_is_buffered(make_producer):
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, gevent.GreenletExit, SystemExit])
 def test_interrupt_while_buffering_keeps_what_was_there(make_producer, kind):
-    """An exception of a step that is no error keeps its type."""
+    """An interruption that a step raises keeps its type."""
     producer = make_producer()
     producer.buffer_many(numbered(2))
 
@@ -196,7 +196,7 @@ def test_interrupt_while_buffering_keeps_what_was_there(make_producer, kind):
 
 
 def test_unconfigured_producer_buffers_nothing():
-    """It says what to do first."""
+    """The error says to configure the producer first."""
     producer = Producer()
     for verb in (
         lambda: producer.buffer(topic="t", payload=b"x"),
@@ -208,15 +208,15 @@ def test_unconfigured_producer_buffers_nothing():
             verb()
 
 
-def test_buffering_is_told(make_producer):
-    """Each call is told once, with all that is in the buffer then."""
+def test_buffering_emits_an_event(make_producer):
+    """Each call emits one event, with all messages in the buffer."""
     producer = make_producer(id="p")
-    heard = heard_by(producer, "message.buffered", "messages.buffered")
+    events = collect_events(producer, "message.buffered", "messages.buffered")
 
     producer.buffer(topic="events", payload=b"0")
     producer.buffer_many(numbered(2, 1))
 
-    one, many = heard
+    one, many = events
     assert (one.name, one["producer_id"]) == ("message.buffered", "p")
     assert one["message"] == Message("events", b"0")
     assert one["buffer"] == (Message("events", b"0"),)
@@ -229,8 +229,8 @@ def test_buffering_is_told(make_producer):
 # -- flushing -------------------------------------------------------------------------
 
 
-def test_flush_sync_gives_reports_in_order(world, make_producer, stored):
-    """All is stored in the order in which it was buffered, and the buffer is empty."""
+def test_flush_sync_returns_reports_in_order(world, make_producer, stored):
+    """Messages are stored in the order of buffering, and the buffer is empty."""
     producer = make_producer()
     producer.buffer_many(numbered(300))
 
@@ -242,8 +242,8 @@ def test_flush_sync_gives_reports_in_order(world, make_producer, stored):
     assert stored("events") == 300
 
 
-def test_flush_async_gives_handles(world, make_producer):
-    """The handles are those of the messages, in order."""
+def test_flush_async_returns_handles(world, make_producer):
+    """The handles are in the order of the messages."""
     producer = make_producer()
     producer.buffer_many(numbered(5))
 
@@ -256,9 +256,9 @@ def test_flush_async_gives_handles(world, make_producer):
 
 @both_flushes
 def test_flushing_nothing_sends_nothing(make_producer, flush):
-    """An empty buffer connects nothing; that it was flushed is told all the same."""
+    """Flushing an empty buffer connects nothing, and emits the event all the same."""
     producer = make_producer()
-    heard = heard_by(
+    events = collect_events(
         producer,
         "buffer.flushed_sync",
         "buffer.flushed_async",
@@ -269,37 +269,39 @@ def test_flushing_nothing_sends_nothing(make_producer, flush):
     assert flush(producer) == []
 
     assert producer.status == "configured"
-    (event,) = heard
+    (event,) = events
     assert event.name.startswith("buffer.flushed")
     assert list(event["messages"]) == []
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_flush_is_told_after_its_batch(make_producer, kind):
-    """The batch is told as any other, then that the buffer was flushed."""
+def test_flush_event_follows_that_of_its_batch(make_producer, kind):
+    """The batch's event comes first, then the event of the flush."""
     producer = make_producer()
-    heard = heard_by(producer, f"messages.produced_{kind}", f"buffer.flushed_{kind}")
+    events = collect_events(
+        producer, f"messages.produced_{kind}", f"buffer.flushed_{kind}"
+    )
     producer.buffer_many(numbered(2))
 
     FLUSHES[f"flush_{kind}"](producer)
 
-    assert [event.name for event in heard] == [
+    assert [event.name for event in events] == [
         f"messages.produced_{kind}",
         f"buffer.flushed_{kind}",
     ]
-    assert [payloads(event["messages"]) for event in heard] == [[b"0", b"1"]] * 2
+    assert [payloads(event["messages"]) for event in events] == [[b"0", b"1"]] * 2
 
 
-def test_label_is_found_again(make_producer):
-    """On handle, report and event of a flushed message."""
+def test_label_survives_buffering(make_producer):
+    """The handle, the report and the event of a flushed message have its label."""
     producer = make_producer()
-    heard = heard_by(producer, "message.acknowledged")
+    events = collect_events(producer, "message.acknowledged")
     producer.buffer(topic="events", payload=b"x", label="mine")
 
     (handle,) = producer.flush_async()
 
     assert (handle.label, handle.wait(LONG).label) == ("mine", "mine")
-    assert [event["label"] for event in heard] == ["mine"]
+    assert [event["label"] for event in events] == ["mine"]
 
 
 # -- flushes that fail ----------------------------------------------------------------
@@ -307,7 +309,7 @@ def test_label_is_found_again(make_producer):
 
 @both_flushes
 def test_full_queue_keeps_the_rest_in_the_buffer(world, make_producer, flush):
-    """What was queued is gone; the exact rest is back, in order, before what is new."""
+    """Queued messages are gone; exactly the rest is back, before newer messages."""
     producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
     producer.buffer_many(numbered(20))
 
@@ -324,17 +326,17 @@ def test_full_queue_keeps_the_rest_in_the_buffer(world, make_producer, flush):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_failed_flush_is_told_as_a_failed_batch(make_producer, kind):
-    """`error.occurred` has messages and handles, and the text of what was put back."""
+def test_failed_flush_emits_the_error_of_a_failed_batch(make_producer, kind):
+    """`error.occurred` has messages and handles; its text names those put back."""
     producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
-    heard = heard_by(producer, "error.occurred")
+    events = collect_events(producer, "error.occurred")
     producer.buffer_many(numbered(5))
 
     with pytest.raises(ProduceManyError) as raised:
         FLUSHES[f"flush_{kind}"](producer)
 
-    told = [each for each in heard if each["type"].startswith("messages.")]
-    (event,) = told
+    observed = [each for each in events if each["type"].startswith("messages.")]
+    (event,) = observed
     assert event["type"] == f"messages.produce_many_{kind}"
     assert event["error"] is raised.value
     assert len(event["messages"]) == 5
@@ -343,7 +345,7 @@ def test_failed_flush_is_told_as_a_failed_batch(make_producer, kind):
 
 
 def test_undelivered_messages_are_not_put_back(mock_cluster, make_producer):
-    """What was queued and then not delivered is told by its handle only."""
+    """The failure of a queued message is reported by its handle only."""
     producer = make_producer()
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
     producer.buffer_many(numbered(3))
@@ -358,7 +360,7 @@ def test_undelivered_messages_are_not_put_back(mock_cluster, make_producer):
 
 @both_flushes
 def test_messages_pass_middleware_and_checks_once(make_producer, flush):
-    """They pass when they are buffered, and not again at a flush that fails or not."""
+    """Messages pass when they are buffered, and not again at any flush."""
     producer = make_producer(TIGHT, wait_on_queue_full=False, max_wait_timeout=0.1)
     calls = []
 
@@ -367,7 +369,7 @@ def test_messages_pass_middleware_and_checks_once(make_producer, flush):
         calls.append(message.payload)
         return message._replace(payload=message.payload + b"!")
 
-    told = heard_by(producer, "error.occurred")
+    observed = collect_events(producer, "error.occurred")
     producer.buffer_many(numbered(4))
     producer.buffer(topic="events", payload=b"4", partition=0)
     assert calls == payloads(numbered(5))
@@ -378,7 +380,7 @@ def test_messages_pass_middleware_and_checks_once(make_producer, flush):
 
     assert calls == payloads(numbered(5))
     assert payloads(producer.buffered) == [b"3", b"4"]
-    first, second = (each for each in told if each["type"].startswith("messages."))
+    first, second = (each for each in observed if each["type"].startswith("messages."))
     assert payloads(first["messages"]) == [b"0!", b"1!", b"2!", b"3!", b"4!"]
     assert payloads(second["messages"]) == [b"3!", b"4!"]
     producer.close(force=True)
@@ -387,7 +389,7 @@ def test_messages_pass_middleware_and_checks_once(make_producer, flush):
 # -- messages that librdkafka refuses -------------------------------------------------
 
 
-def with_bad_ones(producer, count, bad):
+def buffer_with_bad_partitions(producer, count, bad):
     """Buffer messages of which some are for a partition that does not exist."""
     producer.produce_sync(topic="events", payload=b"warm", partition=0)
     for message in numbered(count):
@@ -398,14 +400,14 @@ def with_bad_ones(producer, count, bad):
 
 @both_flushes
 @pytest.mark.parametrize("bad", [[0], [2], [4], [0, 1, 3], [0, 1, 2, 3, 4]])
-def test_refused_messages_keep_no_others_back(  # noqa: PLR0917 - fixtures
+def test_refused_messages_do_not_hold_back_others(  # noqa: PLR0917 - fixtures
     world, mock_cluster, make_producer, stored, flush, bad
 ):
-    """The others are sent; the refused ones are reported and leave the buffer."""
+    """The others are sent; the refused messages are reported and leave the buffer."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer()
-    told = heard_by(producer, "error.occurred")
-    with_bad_ones(producer, 5, bad)
+    observed = collect_events(producer, "error.occurred")
+    buffer_with_bad_partitions(producer, 5, bad)
 
     with pytest.raises(ProduceManyError) as raised:
         flush(producer)
@@ -422,10 +424,12 @@ def test_refused_messages_keep_no_others_back(  # noqa: PLR0917 - fixtures
                 handle.wait(LONG)
         else:
             assert handle.wait(LONG).offset == 1 + good.index(handle.label)
-    await_true(lambda: len(told) == len(bad) + 1)
-    kinds = [each["type"] for each in told]
+    await_true(lambda: len(observed) == len(bad) + 1)
+    kinds = [each["type"] for each in observed]
     assert kinds.count("librdkafka.dispatch_error") == len(bad)
-    reported = [each for each in told if each["type"] == "librdkafka.dispatch_error"]
+    reported = [
+        each for each in observed if each["type"] == "librdkafka.dispatch_error"
+    ]
     assert sorted(each["label"] for each in reported) == bad
     assert {each["partition"] for each in reported} <= {None, 9}
     assert flush(producer) == []
@@ -454,10 +458,10 @@ def test_failed_client_keeps_messages_in_the_buffer(world, make_producer, flush)
 def test_refused_messages_are_collected_by_a_scope(
     world, mock_cluster, make_producer, flush
 ):
-    """As any other message that is sent in its block."""
+    """They are collected like any other message sent in the block."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer()
-    with_bad_ones(producer, 3, [1])
+    buffer_with_bad_partitions(producer, 3, [1])
 
     def flush_in_scope():
         with producer.scope(), pytest.raises(ProduceManyError):
@@ -476,7 +480,7 @@ def test_refused_message_rolls_back_a_flush_of_its_own(
     """The others are in the buffer again, and the next flush sends them."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer({"transactional.id": "t"})
-    with_bad_ones(producer, 4, [2])
+    buffer_with_bad_partitions(producer, 4, [2])
 
     with pytest.raises(ProduceManyError, match="3 messages are back") as raised:
         flush(producer)
@@ -493,7 +497,7 @@ def test_refused_message_of_a_flush_in_a_block_does_not_come_back(
     """The others come back when the block is rolled back, and can be flushed."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer({"transactional.id": "t"})
-    with_bad_ones(producer, 4, [2])
+    buffer_with_bad_partitions(producer, 4, [2])
 
     with pytest.raises(ProduceManyError), producer.transaction():
         producer.flush_sync()
@@ -504,8 +508,8 @@ def test_refused_message_of_a_flush_in_a_block_does_not_come_back(
 
 
 @both_flushes
-def test_timeout_while_there_is_no_room_loses_nothing(hub, make_producer, flush):
-    """A flush that is cut short has queued what fits; the rest is back."""
+def test_timeout_while_the_queue_is_full_loses_nothing(hub, make_producer, flush):
+    """An interrupted flush has queued the messages that fit; the rest is back."""
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
 
@@ -518,7 +522,7 @@ def test_timeout_while_there_is_no_room_loses_nothing(hub, make_producer, flush)
 
 
 def test_killed_flush_loses_nothing(hub, make_producer):
-    """The same for `greenlet.kill()`."""
+    """`greenlet.kill()` has the same effect."""
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
     flushing = gevent.spawn(producer.flush_sync)
@@ -532,8 +536,8 @@ def test_killed_flush_loses_nothing(hub, make_producer):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_there_is_no_room_loses_nothing(make_producer):
-    """The same for Ctrl-C in a thread that blocks."""
+def test_ctrl_c_while_the_queue_is_full_loses_nothing(make_producer):
+    """Ctrl-C in a blocked thread has the same effect."""
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
     main = threading.main_thread().ident
@@ -551,8 +555,8 @@ def test_ctrl_c_while_there_is_no_room_loses_nothing(make_producer):
 # -- variants -------------------------------------------------------------------------
 
 
-def test_messages_are_sent_by_who_buffered_them(make_producer):
-    """In steps `current_variant` is the copy that buffered, whoever flushes."""
+def test_messages_are_sent_by_the_variant_that_buffered_them(make_producer):
+    """In steps `current_variant` is the copy that buffered, whichever copy flushes."""
     producer = make_producer()
     variant = copy.copy(producer)
     seen = []
@@ -572,7 +576,7 @@ def test_messages_are_sent_by_who_buffered_them(make_producer):
 
 
 class Queued:
-    """What stands for the handle of a message that was queued."""
+    """A stand-in for the handle of a queued message."""
 
     refusal = None
 
@@ -581,14 +585,14 @@ class Queued:
 
 
 class Recorder:
-    """Senders that note which messages they queue, and stop at one of them."""
+    """Senders that record which messages they queue, and fail at one of them."""
 
     def __init__(self, stop_at=None):
         self.calls = []
         self._stop_at = stop_at
 
     def sender(self, name):
-        """Make one; each has functions of its own."""
+        """Make a sender with functions of its own."""
 
         def dispatch(messages, verb, handles, end):
             run = messages[len(handles) : end]
@@ -602,8 +606,8 @@ class Recorder:
         return dispatch
 
 
-def test_neighbours_of_one_sender_are_sent_together():
-    """Consecutive messages of a variant make one run, and the order is kept."""
+def test_consecutive_messages_of_one_sender_are_sent_together():
+    """Consecutive messages of a variant are one run, and the order is kept."""
     buffer, recorder = Buffer(), Recorder()
     one, other = recorder.sender("one"), recorder.sender("other")
     for sender, message in zip([one, one, other, one], numbered(4), strict=True):
@@ -625,7 +629,7 @@ def test_neighbours_of_one_sender_are_sent_together():
 
 
 def test_runs_after_the_one_that_failed_are_put_back():
-    """A failure in the second run leaves the first one sent, and all after it back."""
+    """A failure in the second run leaves the first run sent, and the rest back."""
     buffer, recorder = Buffer(), Recorder(stop_at=b"2")
     one, other = recorder.sender("one"), recorder.sender("other")
     for sender, message in zip(
@@ -646,7 +650,7 @@ def test_runs_after_the_one_that_failed_are_put_back():
     assert payloads(buffer.messages()) == [b"2", b"3", b"4"]
 
 
-# -- many at once ---------------------------------------------------------------------
+# -- concurrent tasks -----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -654,7 +658,7 @@ def test_runs_after_the_one_that_failed_are_put_back():
 def test_nothing_is_lost_between_buffering_and_flushing(
     world, make_producer, stored, flush
 ):
-    """10,000 messages buffered by some while others flush arrive exactly once."""
+    """10,000 messages buffered by some tasks and flushed by others arrive once."""
     producer = make_producer()
     acknowledged = []
     producer.monitor.subscribe(
@@ -690,7 +694,7 @@ def test_nothing_is_lost_between_buffering_and_flushing(
 
 @pytest.mark.slow
 def test_large_flush_lets_other_greenlets_run(make_producer, longest_gap):
-    """Preparing and queueing many messages gives way to others in between."""
+    """Preparing and queueing many messages yields to other greenlets."""
     producer = make_producer()
     producer.buffer_many(numbered(30_000))
 
@@ -701,7 +705,7 @@ def test_large_flush_lets_other_greenlets_run(make_producer, longest_gap):
 
 
 def test_buffering_waits_for_the_lock(make_producer):
-    """While one holds the lock of the buffer no other thread adds anything."""
+    """While a thread holds the lock of the buffer no other thread adds a message."""
     producer = make_producer()
     lock = producer._core.buffer._lock
 
@@ -716,13 +720,13 @@ def test_buffering_waits_for_the_lock(make_producer):
     assert len(producer.buffered) == 1
 
 
-# -- the end --------------------------------------------------------------------------
+# -- closing and exit -----------------------------------------------------------------
 
 
 def test_close_sends_what_is_buffered(world, make_producer, stored):
-    """Also when nothing was sent before; it is told as a flush."""
+    """It also does so as the first send of a producer, and emits a flush event."""
     producer = make_producer()
-    heard = heard_by(
+    events = collect_events(
         producer,
         "producer.closing",
         "messages.produced_async",
@@ -735,7 +739,7 @@ def test_close_sends_what_is_buffered(world, make_producer, stored):
     producer.close()
 
     assert (producer.status, producer.buffered) == ("closed", ())
-    assert [event.name for event in heard] == [
+    assert [event.name for event in events] == [
         "producer.closing",
         "messages.produced_async",
         "buffer.flushed_async",
@@ -745,7 +749,7 @@ def test_close_sends_what_is_buffered(world, make_producer, stored):
 
 
 def test_closed_producer_refuses_to_buffer(make_producer):
-    """What it did not send stays readable."""
+    """Messages that were not sent stay readable."""
     producer = make_producer()
     producer.buffer_many(numbered(1))
     producer.close(force=True)
@@ -759,7 +763,7 @@ def test_closed_producer_refuses_to_buffer(make_producer):
 
 @both_flushes
 def test_flush_of_a_closed_producer_loses_nothing(make_producer, flush):
-    """What could not be sent when it closed stays readable, and is not sent later."""
+    """Messages that `close` could not send stay readable, and are not sent later."""
     producer = make_producer()
     producer.buffer_many(numbered(2))
     producer.close(force=True)
@@ -771,7 +775,7 @@ def test_flush_of_a_closed_producer_loses_nothing(make_producer, flush):
 
 
 def refuse_all(mock_cluster):
-    """Have the broker refuse each message."""
+    """Make the broker refuse each message."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
 
 
@@ -779,8 +783,8 @@ QUICK_TO_FAIL = {"message.timeout.ms": 500}
 IMPATIENT = {**NOWHERE, **QUICK_TO_FAIL}
 TRANSACTIONAL = {"transactional.id": "t", "transaction.timeout.ms": 1000}
 
-#: Why a message is not delivered: settings, what to do first with the producer, and
-#: with the cluster, and the partition.
+#: Reasons for a message not to be delivered: settings, actions on the producer and on
+#: the cluster, and the partition.
 LOSSES = {
     "dead broker": (IMPATIENT, None, None, 0),
     "refusing broker": ({}, None, refuse_all, 0),
@@ -810,7 +814,7 @@ each_loss = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def doomed(  # noqa: PLR0917 - fixtures
+def undeliverable(  # noqa: PLR0917 - fixtures
     make_producer, mock_cluster, kafka, prepare, spoil, partition
 ):
     """Make a producer with three buffered messages that can't be delivered."""
@@ -826,37 +830,40 @@ def doomed(  # noqa: PLR0917 - fixtures
 
 
 @each_loss
-def test_close_reports_buffered_messages_that_were_not_delivered(world, doomed):
-    """It raises, ends closed, and they can be read; an event tells of them as well."""
-    heard = heard_by(doomed, "error.occurred")
+def test_close_reports_buffered_messages_that_were_not_delivered(world, undeliverable):
+    """`close` raises, ends closed and keeps them readable; an event has them too."""
+    events = collect_events(undeliverable, "error.occurred")
 
     with pytest.raises(MessagesAbandonedError) as raised:
-        doomed.close()
+        undeliverable.close()
 
-    assert doomed.status == "closed"
-    assert payloads(doomed.buffered) == [b"0", b"1", b"2"]
+    assert undeliverable.status == "closed"
+    assert payloads(undeliverable.buffered) == [b"0", b"1", b"2"]
     assert raised.value.count == 3
     text = "producer 'p' is closed; 3 buffered messages were not delivered"
     assert str(raised.value).startswith(text)
     assert raised.value.__cause__ is not None
-    (event,) = (each for each in heard if each["type"] == "buffer.flush")
+    (event,) = (each for each in events if each["type"] == "buffer.flush")
     assert payloads(event["messages"]) == [b"0", b"1", b"2"]
 
 
 @each_loss
-def test_with_reports_buffered_messages_that_were_not_delivered(world, doomed):
-    """Leaving the block does not claim that all is well."""
-    with pytest.raises(MessagesAbandonedError, match="3 buffered messages"), doomed:
+def test_leaving_the_block_reports_undelivered_buffered_messages(world, undeliverable):
+    """Leaving the block raises for messages that were not delivered."""
+    with (
+        pytest.raises(MessagesAbandonedError, match="3 buffered messages"),
+        undeliverable,
+    ):
         pass
 
-    assert payloads(doomed.buffered) == [b"0", b"1", b"2"]
+    assert payloads(undeliverable.buffered) == [b"0", b"1", b"2"]
 
 
 def test_close_leaves_only_what_was_not_delivered(world, mock_cluster, make_producer):
-    """Messages that were stored are not in `buffered`; the others are in order."""
+    """Stored messages are not in `buffered`; the others are, in order."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer(id="p")
-    with_bad_ones(producer, 5, [1, 3])
+    buffer_with_bad_partitions(producer, 5, [1, 3])
 
     with pytest.raises(MessagesAbandonedError, match="2 buffered messages") as raised:
         producer.close()
@@ -865,14 +872,14 @@ def test_close_leaves_only_what_was_not_delivered(world, mock_cluster, make_prod
     assert payloads(producer.buffered) == [b"1", b"3"]
 
 
-def test_close_sends_again_what_a_refused_message_rolled_back(
+def test_close_resends_messages_that_a_refused_one_rolled_back(
     world, mock_cluster, make_producer, stored
 ):
-    """In a transaction the refused message fails all; the others get another one."""
+    """In a transaction a refused message fails all others, which are sent again."""
     mock_cluster.create_topic("events", partitions=1)
     producer = make_producer({"transactional.id": "t"})
-    acknowledged = heard_by(producer, "message.acknowledged")
-    with_bad_ones(producer, 4, [0, 2])
+    acknowledged = collect_events(producer, "message.acknowledged")
+    buffer_with_bad_partitions(producer, 4, [0, 2])
 
     with pytest.raises(MessagesAbandonedError) as raised:
         producer.close()
@@ -883,7 +890,7 @@ def test_close_sends_again_what_a_refused_message_rolled_back(
 
 
 def test_close_counts_each_undelivered_message_once(world, make_producer):
-    """Flushed before, sent without a buffer, or flushed by `close` itself."""
+    """It may be flushed before, sent without a buffer, or flushed by `close`."""
     producer = make_producer(IMPATIENT, id="p")
     producer.buffer_many(numbered(2))
     handles = producer.flush_async()
@@ -903,9 +910,9 @@ def test_close_counts_each_undelivered_message_once(world, make_producer):
 def test_failures_that_were_reported_before_are_not_repeated_by_close(
     world, mock_cluster, make_producer
 ):
-    """What had its outcome before `close` began has been reported by then."""
+    """Handles that failed before `close` began have reported their failure."""
     producer = make_producer()
-    heard = heard_by(producer, "error.occurred")
+    events = collect_events(producer, "error.occurred")
     refuse_all(mock_cluster)
     producer.buffer_many(numbered(3))
     (*_, last) = producer.flush_async()
@@ -914,30 +921,30 @@ def test_failures_that_were_reported_before_are_not_repeated_by_close(
 
     producer.close()
 
-    kinds = [each["type"] for each in heard]
+    kinds = [each["type"] for each in events]
     assert kinds.count("librdkafka.dispatch_error") == 3
     assert producer.buffered == ()
 
 
-def test_close_keeps_what_has_no_room_readable(world, make_producer):
-    """The last flush waits no longer than close does; what it queued is dropped."""
+def test_close_keeps_messages_without_space_readable(world, make_producer):
+    """The last flush ends with the timeout of close; queued messages are dropped."""
     producer = make_producer(TIGHT)
-    heard = heard_by(producer, "error.occurred")
+    events = collect_events(producer, "error.occurred")
     producer.buffer_many(numbered(8))
-    began = time.monotonic()
+    started = time.monotonic()
 
     with pytest.raises(MessagesAbandonedError, match="8 buffered messages were not"):
         producer.close(timeout=0.2)
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - started < 5.0
     assert payloads(producer.buffered) == payloads(numbered(8))
-    assert [each["type"] for each in heard].count("buffer.flush") == 1
+    assert [each["type"] for each in events].count("buffer.flush") == 1
 
 
-def test_close_that_is_cut_short_keeps_messages_readable(hub, make_producer, caplog):
+def test_interrupted_close_keeps_messages_readable(hub, make_producer, caplog):
     """A Timeout in the last flush ends the flush, and not the teardown.
 
-    The timeout is what the caller gets, so the log tells of the messages.
+    The caller gets the Timeout, so the messages are logged.
     """
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
@@ -952,21 +959,21 @@ def test_close_that_is_cut_short_keeps_messages_readable(hub, make_producer, cap
 
 @pytest.mark.parametrize("timeout", [None, 0.2])
 def test_forced_close_keeps_messages_readable(world, make_producer, timeout):
-    """It doesn't raise; without time it queues nothing. An event tells of the loss."""
+    """Without a timeout it raises and queues nothing. An event has the loss."""
     producer = make_producer(NOWHERE)
-    heard = heard_by(producer, "error.occurred")
+    events = collect_events(producer, "error.occurred")
     producer.buffer_many(numbered(3))
 
     producer.close(timeout, force=True)
 
     assert producer.status == "closed"
     assert payloads(producer.buffered) == [b"0", b"1", b"2"]
-    (event,) = (each for each in heard if each["type"] == "buffer.flush")
+    (event,) = (each for each in events if each["type"] == "buffer.flush")
     assert payloads(event["messages"]) == [b"0", b"1", b"2"]
 
 
-def test_close_reports_what_another_flush_could_not_hand_over(hub, make_producer):
-    """A flush that waits for room is sent away: its messages are readable, too."""
+def test_close_reports_messages_that_another_flush_could_not_send(hub, make_producer):
+    """A flush that waits for space is ended; its messages are readable too."""
     producer = make_producer(TIGHT)
     producer.buffer_many(numbered(8))
     failures = []
@@ -990,7 +997,7 @@ def test_close_reports_what_another_flush_could_not_hand_over(hub, make_producer
 
 
 def test_background_close_logs_buffered_messages(hub, make_producer, caplog):
-    """Where nobody could catch the error, as in a callback of the hub."""
+    """No caller could catch the error, as in a callback of the hub."""
     producer = make_producer(IMPATIENT)
     producer.buffer_many(numbered(3))
 
@@ -1001,8 +1008,8 @@ def test_background_close_logs_buffered_messages(hub, make_producer, caplog):
     assert payloads(producer.buffered) == [b"0", b"1", b"2"]
 
 
-def test_close_in_the_hub_flushes_by_itself(hub, make_producer, stored):
-    """Where nobody may wait it goes on in a greenlet, also if nothing was sent yet."""
+def test_close_in_the_hub_flushes_in_the_background(hub, make_producer, stored):
+    """The hub can't wait, so a greenlet closes, also if nothing was sent yet."""
     producer = make_producer()
     producer.buffer_many(numbered(5))
 
@@ -1012,8 +1019,10 @@ def test_close_in_the_hub_flushes_by_itself(hub, make_producer, stored):
     assert stored("events") == 5
 
 
-def test_others_are_refused_during_the_last_flush(hub, mock_cluster, make_producer):
-    """Only the one who closes sends; a second close waits for it."""
+def test_other_senders_are_refused_during_the_last_flush(
+    hub, mock_cluster, make_producer
+):
+    """Only the task that closes sends; a second close waits for it."""
     producer = make_producer()
     mock_cluster.round_trip(0.3)
     producer.buffer_many(numbered(1))
@@ -1036,7 +1045,7 @@ def test_others_are_refused_during_the_last_flush(hub, mock_cluster, make_produc
 def test_end_of_a_program_sends_what_is_buffered(
     mode, mock_cluster, run_script, stored
 ):
-    """A program that ends without flush or close, or lets go of its producer."""
+    """The program ends without flush or close, or drops its last reference."""
     program = """
     from greendrop import Producer
     producer = Producer({"bootstrap.servers": servers})
@@ -1068,7 +1077,7 @@ SPOILED = {
 def test_end_of_a_program_reports_what_was_not_delivered(
     mode, mock_cluster, run_script, begin
 ):
-    """In one line on standard error, with the reason."""
+    """The report is one line on standard error, with the reason."""
     program = f"""
     from greendrop import Producer
     from greendrop.testing import MemoryCluster, trigger_fatal_error
@@ -1097,9 +1106,9 @@ def test_end_of_a_program_reports_what_was_not_delivered(
 
 
 def interrupt_verb(verb, number):
-    """Interrupt a verb at the nth function that it enters; None if it enters fewer.
+    """Interrupt a verb at its nth function call; return None if it makes fewer.
 
-    Returns what became of three buffered messages: those that are stored, or readable,
+    Returns the outcome of three buffered messages: those that are stored or readable,
     and those that an event has reported as lost.
     """
 
@@ -1110,7 +1119,7 @@ def interrupt_verb(verb, number):
     with MemoryCluster() as cluster:
         servers = cluster.bootstrap_servers
         producer = Producer({"bootstrap.servers": servers}, max_wait_timeout=LONG)
-        lost = heard_by(producer, "error.occurred")
+        lost = collect_events(producer, "error.occurred")
         producer.produce_sync(topic=topic, payload=b"warm")
         producer.buffer_many({"topic": topic, "payload": each} for each in "012")
         interrupting = at_nth_entry(number, raise_interrupt, "_producer")
@@ -1133,7 +1142,7 @@ def interrupt_verb(verb, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["flush_sync", "flush_async", "close"])
 def test_interrupt_at_the_entry_of_a_function_loses_nothing(world, verb):
-    """Each message is stored, in the buffer, or reported; the producer goes on."""
+    """Each message is stored, buffered or reported; the producer stays usable."""
     number = 1
     while (outcome := interrupt_verb(verb, number)) is not None:
         interrupted, found, lost = outcome
@@ -1146,7 +1155,7 @@ def test_interrupt_at_the_entry_of_a_function_loses_nothing(world, verb):
 
 
 def in_child(function):
-    """Run a function in a forked child; give what it gave, a small number."""
+    """Run a function in a forked child; return its result, a small number."""
     child = os.fork()
     if not child:
         try:
@@ -1157,8 +1166,8 @@ def in_child(function):
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_parents_messages_are_the_parents(make_producer):
-    """A child finds an empty buffer of its own; the parent's stays as it was."""
+def test_child_does_not_get_the_parents_messages(make_producer):
+    """A child has an empty buffer of its own; the parent's buffer does not change."""
     producer = make_producer()
     producer.buffer_many(numbered(3))
 
@@ -1174,7 +1183,7 @@ def test_parents_messages_are_the_parents(make_producer):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_used_producer_buffers_nothing_in_a_child(make_producer):
-    """Until it is reset, as for every other use."""
+    """It refuses like every other use until it is reset."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x")
 
@@ -1191,15 +1200,15 @@ def test_used_producer_buffers_nothing_in_a_child(make_producer):
     assert producer.buffered == ()
 
 
-# -- against a model ------------------------------------------------------------------
+# -- comparison with a model ----------------------------------------------------------
 
 
 class RefusedError(Exception):
-    """A sender that sends no more."""
+    """A sender that refuses to send."""
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Buffering, flushing and failing in any order, beside two lists."""
+    """Buffers, flushes and fails in any order, compared with two lists."""
 
     def __init__(self):
         super().__init__()
@@ -1243,7 +1252,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(room=st.integers(0, 12), bad=st.none() | st.integers(0, 40))
     def flush(self, room, bad):
-        """Flush with so much room; maybe librdkafka refuses one message for good."""
+        """Flush with some space; maybe librdkafka refuses one message."""
         self.room, self.bad = room, bad
         expected = []
         stuck = False
@@ -1271,13 +1280,13 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self):
-        """Drop all."""
+        """Drop all messages."""
         self.buffer.clear()
         self.waiting = []
 
     @invariant()
-    def is_as_the_model_says(self):
-        """All that is neither sent nor refused is there, in order."""
+    def matches_the_model(self):
+        """All messages that are neither sent nor refused are buffered, in order."""
         assert payloads(self.buffer.messages()) == [each for _, each in self.waiting]
         assert len(self.buffer) == len(self.waiting)
         assert self.sent == self.model_sent

@@ -19,14 +19,14 @@ from greendrop.testing import trigger_fatal_error
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
-#: Seconds that closing takes at most when there is nothing to wait for.
+#: Seconds that closing takes at most when it waits for nothing.
 QUICK = 2.0
-#: Nobody listens there: a connection is refused at once.
+#: No broker listens there: a connection is refused at once.
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
-class Watch:
-    """How long a block took."""
+class Stopwatch:
+    """Measures the duration of a block."""
 
     def __enter__(self):
         self._began = time.monotonic()
@@ -37,25 +37,23 @@ class Watch:
 
 
 def send(producer, count=1, **fields):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     return [
         producer.produce_async(topic="t", payload=b"x", **fields) for _ in range(count)
     ]
 
 
 def warm_up(producer):
-    """Connect, and learn of the topic: both take round trips."""
+    """Connect and get the topic's metadata, which both take round trips."""
     producer.produce_sync(topic="t", payload=b"warm")
 
 
-# -- the simple ways ------------------------------------------------------------------
+# -- the usual close ------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_close_waits_for_messages_on_their_way(
-    world, mock_cluster, make_producer, stored
-):
-    """What was sent before is delivered when close returns."""
+def test_close_waits_for_messages_in_flight(world, mock_cluster, make_producer, stored):
+    """Messages sent before are delivered when close returns."""
     producer = make_producer()
     mock_cluster.round_trip(0.05)
     handles = send(producer, 100)
@@ -72,17 +70,17 @@ def test_closing_again_does_nothing(world, make_producer):
     """A second close, forced or not, returns at once."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
-    heard = []
-    producer.monitor.subscribe("producer.closed", heard.append)
+    events = []
+    producer.monitor.subscribe("producer.closed", events.append)
     producer.close()
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close()
         producer.close(force=True)
         producer.close(timeout=5)
 
     assert watch.seconds < 0.5
-    assert len(heard) == 1
+    assert len(events) == 1
 
 
 def test_closing_what_was_never_used_opens_nothing(mock_cluster, make_producer):
@@ -98,7 +96,7 @@ def test_closing_what_was_never_used_opens_nothing(mock_cluster, make_producer):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_closed_producer_refuses_messages(world, make_producer, used):
-    """After close each verb says so, also if there is nothing to send."""
+    """After close each verb raises, also if it has no message to send."""
     producer = make_producer(id="gone")
     if used:
         producer.produce_sync(topic="t", payload=b"x")
@@ -130,7 +128,7 @@ def test_closed_producer_refuses_messages(world, make_producer, used):
 def test_closing_producer_refuses_messages(
     world, mock_cluster, make_producer, spawn, until
 ):
-    """While one closes, others hear that their messages were not sent."""
+    """While one task closes, other tasks get an error that nothing was sent."""
     producer = make_producer(id="going")
     warm_up(producer)
     mock_cluster.round_trip(0.1)
@@ -145,8 +143,8 @@ def test_closing_producer_refuses_messages(
     assert producer.status == "closed"
 
 
-def test_verdicts_outlive_the_producer(world, make_producer):
-    """Handles and reports can be asked after close."""
+def test_delivery_reports_outlive_the_producer(world, make_producer):
+    """Handles and reports can be used after close."""
     producer = make_producer()
     (handle,) = send(producer)
     producer.close()
@@ -154,39 +152,39 @@ def test_verdicts_outlive_the_producer(world, make_producer):
     assert handle.wait(0).topic == "t"
 
 
-def test_five_lives_one_after_the_other(world, make_producer):
-    """Open, send, close, five times."""
+def test_five_producers_one_after_the_other(world, make_producer):
+    """Five producers in a row open, send and close."""
     for count in range(5):
         producer = make_producer()
         assert (
             producer.produce_sync(topic="t", payload=b"x", partition=0).offset == count
         )
-        with Watch() as watch:
+        with Stopwatch() as watch:
             producer.close()
         assert watch.seconds < QUICK
 
 
-def test_close_tells_when_it_begins_and_ends(world, make_producer):
-    """The events come in order, the second with the time that it took."""
+def test_close_emits_events_when_it_begins_and_ends(world, make_producer):
+    """The events come in order, the second with the time that closing took."""
     producer = make_producer(id="p")
-    heard = []
+    events = []
     for name in ("producer.closing", "producer.closed"):
         producer.monitor.subscribe(
-            name, lambda event: heard.append((event.name, producer.status, event))
+            name, lambda event: events.append((event.name, producer.status, event))
         )
     producer.produce_sync(topic="t", payload=b"x")
     producer.close()
 
-    assert [each[:2] for each in heard] == [
+    assert [each[:2] for each in events] == [
         ("producer.closing", "closing"),
         ("producer.closed", "closed"),
     ]
-    assert 0 <= heard[1][2]["time"] < QUICK
+    assert 0 <= events[1][2]["time"] < QUICK
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
-def test_close_needs_a_finite_time(make_producer, timeout):
-    """Every wait ends; a time that is none is refused, and the producer stays open."""
+def test_close_needs_a_finite_timeout(make_producer, timeout):
+    """A timeout that is not finite is refused, and the producer stays open."""
     producer = make_producer()
 
     with pytest.raises(ValueError, match="finite seconds"):
@@ -195,8 +193,8 @@ def test_close_needs_a_finite_time(make_producer, timeout):
     assert producer.status == "configured"
 
 
-def test_time_that_looks_like_milliseconds_is_refused(make_producer):
-    """Where a wait's time is given, as in the settings."""
+def test_timeout_that_looks_like_milliseconds_is_refused(make_producer):
+    """Timeouts of calls have the same limit as durations in the settings."""
     producer = make_producer()
     handle = producer.produce_async(topic="t", payload=b"x")
 
@@ -207,29 +205,29 @@ def test_time_that_looks_like_milliseconds_is_refused(make_producer):
 
 @pytest.mark.slow
 def test_close_does_not_wait_for_linger(world, make_producer):
-    """What the user's `linger.ms` holds back goes out at once."""
+    """Messages that the user's `linger.ms` holds back are sent at once."""
     producer = make_producer({"linger.ms": 5_000})
     handles = send(producer, 10)
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close()
 
     assert watch.seconds < QUICK
     assert all(each.report for each in handles)
 
 
-# -- when not all is delivered --------------------------------------------------------
+# -- undelivered messages -------------------------------------------------------------
 
 
-def test_close_gives_up_after_its_time(world, make_producer):
-    """Messages that are not delivered in time are dropped, counted and told.
+def test_close_gives_up_after_its_timeout(world, make_producer):
+    """Messages that are not delivered in time are dropped, counted and reported.
 
     The producer is closed all the same.
     """
     producer = make_producer(NOWHERE, id="p")
     handles = send(producer, 7)
 
-    with Watch() as watch, pytest.raises(MessagesAbandonedError) as raised:
+    with Stopwatch() as watch, pytest.raises(MessagesAbandonedError) as raised:
         producer.close(timeout=0.2)
 
     assert 0.19 < watch.seconds < QUICK
@@ -243,22 +241,22 @@ def test_close_gives_up_after_its_time(world, make_producer):
 
 
 def test_close_waits_as_long_as_max_wait_timeout(world, make_producer):
-    """Without a time of its own, close takes that of sync verbs."""
+    """Without a timeout of its own, close has the one of sync verbs."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.2)
     send(producer)
 
-    with Watch() as watch, pytest.raises(MessagesAbandonedError):
+    with Stopwatch() as watch, pytest.raises(MessagesAbandonedError):
         producer.close()
 
     assert 0.19 < watch.seconds < QUICK
 
 
-def test_forced_close_drops_at_once_and_does_not_complain(world, make_producer):
-    """`force` waits for nothing; the handles say what became of the messages."""
+def test_forced_close_drops_at_once_and_raises_nothing(world, make_producer):
+    """`force` waits for nothing; the handles have the outcome of the messages."""
     producer = make_producer(NOWHERE)
     handles = send(producer, 7)
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close(force=True)
 
     assert watch.seconds < QUICK
@@ -266,8 +264,8 @@ def test_forced_close_drops_at_once_and_does_not_complain(world, make_producer):
     assert all(isinstance(each.error, MessagePurgedError) for each in handles)
 
 
-def test_forced_close_waits_when_given_time(world, mock_cluster, make_producer):
-    """`force` with a time drops only what isn't delivered by then."""
+def test_forced_close_waits_when_given_a_timeout(world, mock_cluster, make_producer):
+    """`force` with a timeout drops only messages that are not delivered by then."""
     producer = make_producer()
     warm_up(producer)
     mock_cluster.round_trip(0.1)
@@ -280,13 +278,13 @@ def test_forced_close_waits_when_given_time(world, mock_cluster, make_producer):
 
 @pytest.mark.slow
 def test_forced_close_against_a_dead_broker_does_not_hang(world, make_producer):
-    """Also with messages whose sender has given up."""
+    """The same holds for messages whose sender has given up."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.001)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             producer.produce_sync(topic="t", payload=b"x")
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close(force=True)
 
     assert watch.seconds < QUICK
@@ -296,7 +294,7 @@ def test_forced_close_against_a_dead_broker_does_not_hang(world, make_producer):
 def test_close_drops_messages_in_flight_with_the_others(
     world, mock_cluster, make_producer
 ):
-    """Of a message in flight the error says that the broker may have it."""
+    """The error of a message in flight says that the broker may have it."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     mock_cluster.round_trip(3.0)
@@ -309,26 +307,26 @@ def test_close_drops_messages_in_flight_with_the_others(
     assert "in flight" in str(handle.error)
 
 
-def test_purges_are_told_as_errors(world, make_producer):
-    """Each dropped message is an `error.occurred`, with its label."""
+def test_purges_are_reported_as_errors(world, make_producer):
+    """Each dropped message emits `error.occurred`, with its label."""
     producer = make_producer(NOWHERE)
-    heard = []
+    events = []
     producer.monitor.subscribe(
         "error.occurred",
         lambda event: (
-            event["type"] == "librdkafka.dispatch_error" and heard.append(event)
+            event["type"] == "librdkafka.dispatch_error" and events.append(event)
         ),
     )
     for number in range(3):
         send(producer, label=number)
     producer.close(force=True)
 
-    assert [event["label"] for event in heard] == [0, 1, 2]
-    assert all(isinstance(event["error"], MessagePurgedError) for event in heard)
+    assert [event["label"] for event in events] == [0, 1, 2]
+    assert all(isinstance(event["error"], MessagePurgedError) for event in events)
 
 
 def test_waiter_of_a_dropped_message_wakes(world, make_producer, spawn, pause):
-    """Who waits for a message hears at once that it was dropped."""
+    """A task that waits for the message gets an error at once."""
     producer = make_producer(NOWHERE)
     raised = []
 
@@ -340,7 +338,7 @@ def test_waiter_of_a_dropped_message_wakes(world, make_producer, spawn, pause):
 
     tasks = [spawn(wait) for _ in range(5)]
     pause(0.05)
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close(force=True)
         for task in tasks:
             task.join(LONG)
@@ -360,7 +358,7 @@ def test_close_after_a_fatal_error_ends_closed(
     handles = send(producer)
     trigger_fatal_error(producer)
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close(timeout=5, force=True)
 
     assert watch.seconds < 6
@@ -370,7 +368,7 @@ def test_close_after_a_fatal_error_ends_closed(
 
 @pytest.mark.slow
 def test_close_at_once_after_a_fatal_error_ends_closed(world, make_producer):
-    """The error that nobody has polled for yet doesn't come out of close."""
+    """A fatal error that was not polled yet is not raised by close."""
     for _ in range(5):
         producer = make_producer()
         producer.produce_sync(topic="t", payload=b"x")
@@ -381,11 +379,11 @@ def test_close_at_once_after_a_fatal_error_ends_closed(world, make_producer):
         assert producer.status == "closed"
 
 
-# -- with -----------------------------------------------------------------------------
+# -- context manager ------------------------------------------------------------------
 
 
-def test_with_closes(world, make_producer):
-    """Leaving the block closes, and delivers what is on its way."""
+def test_leaving_the_block_closes(world, make_producer):
+    """Leaving the block closes, and delivers messages in flight."""
     with make_producer() as producer:
         (handle,) = send(producer)
 
@@ -393,8 +391,8 @@ def test_with_closes(world, make_producer):
     assert handle.report
 
 
-def test_with_tells_what_was_abandoned(world, make_producer):
-    """A block that ends well still says what was not delivered."""
+def test_leaving_the_block_raises_for_undelivered_messages(world, make_producer):
+    """A block without an error raises for messages that were not delivered."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.1)
 
     with pytest.raises(MessagesAbandonedError), producer:
@@ -403,24 +401,24 @@ def test_with_tells_what_was_abandoned(world, make_producer):
     assert producer.status == "closed"
 
 
-def test_interrupt_in_a_with_block_is_not_held_up_for_long(world, make_producer):
-    """As at the interpreter's exit: `exit_timeout`, and what was lost is logged."""
+def test_interrupted_block_is_left_within_the_exit_timeout(world, make_producer):
+    """It takes `exit_timeout`, as at the interpreter's exit, and the loss is logged."""
     producer = make_producer(NOWHERE, exit_timeout=0.2)
     send(producer)
-    began = time.monotonic()
+    started = time.monotonic()
 
     with pytest.raises(KeyboardInterrupt), producer:
         raise KeyboardInterrupt
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - started < 5.0
     assert producer.status == "closed"
 
 
 @pytest.mark.parametrize(
     "kind", [ZeroDivisionError, KeyboardInterrupt, gevent.GreenletExit, gevent.Timeout]
 )
-def test_with_hides_no_error(world, make_producer, kind):
-    """An error on its way out of the block is not replaced by a second one."""
+def test_leaving_the_block_hides_no_error(world, make_producer, kind):
+    """An error of the block is not replaced by a second one."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.1)
     problem = kind()
 
@@ -432,17 +430,17 @@ def test_with_hides_no_error(world, make_producer, kind):
     assert producer.status == "closed"
 
 
-# -- many at once ---------------------------------------------------------------------
+# -- concurrent tasks -----------------------------------------------------------------
 
 
-def test_many_close_at_once(world, mock_cluster, make_producer, spawn):
-    """One closes, the others wait for it, and nobody complains."""
+def test_concurrent_closes_all_succeed(world, mock_cluster, make_producer, spawn):
+    """One task closes, the others wait for it, and no error is raised."""
     producer = make_producer()
     warm_up(producer)
     mock_cluster.round_trip(0.1)
     (handle,) = send(producer)
-    heard, states = [], []
-    producer.monitor.subscribe("producer.closed", heard.append)
+    events, states = [], []
+    producer.monitor.subscribe("producer.closed", events.append)
 
     def close():
         producer.close()
@@ -453,12 +451,12 @@ def test_many_close_at_once(world, mock_cluster, make_producer, spawn):
         task.join(LONG)
 
     assert states == [("closed", True)] * 10
-    assert len(heard) == 1
+    assert len(events) == 1
 
 
 @pytest.mark.slow
 def test_forced_close_by_another_waits_for_the_first(world, make_producer, spawn):
-    """While one closes in patience, a forced close of another one ends as well."""
+    """While one task waits in close, a forced close by another ends as well."""
     producer = make_producer(NOWHERE)
     send(producer)
     raised = []
@@ -481,7 +479,7 @@ def test_forced_close_by_another_waits_for_the_first(world, make_producer, spawn
 def test_close_while_others_send_loses_nothing(
     world, make_producer, spawn, pause, stored
 ):
-    """Ten send while one closes: each message is delivered or was told as not sent."""
+    """Ten tasks send while one closes: no message is without an outcome."""
     producer = make_producer()
     handles, refused = [], []
 
@@ -510,7 +508,7 @@ def test_close_while_others_send_loses_nothing(
 def test_close_while_others_wait_for_reports_loses_nothing(
     world, make_producer, spawn, pause, stored
 ):
-    """The same for senders that wait, one by one and in batches."""
+    """The same holds for senders that wait, for single messages and batches."""
     producer = make_producer()
     delivered, refused = [], []
 
@@ -529,7 +527,7 @@ def test_close_while_others_wait_for_reports_loses_nothing(
         except ProducerClosedError as error:
             refused.append(error)
         except ProduceManyError as error:
-            # Closed in the middle of a batch.
+            # The producer was closed in the middle of a batch.
             delivered.extend(each.report for each in error.dispatched)
             refused.append(error.__cause__)
 
@@ -545,10 +543,10 @@ def test_close_while_others_wait_for_reports_loses_nothing(
 
 
 @pytest.mark.slow
-def test_forced_close_while_others_send_tells_every_message(
+def test_forced_close_while_others_send_reports_every_message(
     world, mock_cluster, make_producer, spawn, pause
 ):
-    """With a slow broker and no patience: every handle has a verdict."""
+    """With a slow broker and no timeout every handle has an outcome."""
     producer = make_producer()
     mock_cluster.round_trip(0.1)
     handles = []
@@ -573,16 +571,16 @@ def test_forced_close_while_others_send_tells_every_message(
         assert handle.report or isinstance(handle.error, MessagePurgedError)
 
 
-# -- from where nobody may wait -------------------------------------------------------
+# -- callers that can't wait ----------------------------------------------------------
 
 
 def test_close_on_the_first_acknowledgement(world, make_producer, until):
-    """A listener may close its own producer; it ends closed."""
+    """A listener may close its own producer, which ends closed."""
     producer = make_producer()
     times = []
 
     def listener(_event):
-        with Watch() as watch:
+        with Stopwatch() as watch:
             producer.close()
         times.append(watch.seconds)
 
@@ -594,7 +592,7 @@ def test_close_on_the_first_acknowledgement(world, make_producer, until):
 
 
 def test_three_producers_close_themselves(world, make_producer, until):
-    """Each of three closes on its own acknowledgement."""
+    """Each of three producers closes on its own acknowledgement."""
     producers = [make_producer() for _ in range(3)]
     for producer in producers:
         producer.monitor.subscribe(
@@ -609,9 +607,9 @@ def test_three_producers_close_themselves(world, make_producer, until):
 def test_close_in_the_middle_of_many_acknowledgements(
     world, make_producer, spawn, until, pause
 ):
-    """At the 50th acknowledgement, while 100 messages are being sent.
+    """The 50th of 100 acknowledgements closes, while messages are being sent.
 
-    Senders see the closed error and stop.
+    Senders get an error that the producer is closed, and stop.
     """
     producer = make_producer()
     acknowledged, handles = [], []
@@ -645,7 +643,7 @@ def test_close_in_a_listener_of_closing(world, make_producer):
     producer.monitor.subscribe("producer.closing", lambda _: producer.close())
     producer.produce_sync(topic="t", payload=b"x")
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close()
 
     assert watch.seconds < 1.0
@@ -653,7 +651,7 @@ def test_close_in_a_listener_of_closing(world, make_producer):
 
 
 def test_closed_producer_in_a_listener_of_closed(world, make_producer):
-    """When `producer.closed` is told, closing is over: a second one returns at once."""
+    """When `producer.closed` is emitted, a second close returns at once."""
     producer = make_producer(max_wait_timeout=1.0)
     seen = []
 
@@ -664,7 +662,7 @@ def test_closed_producer_in_a_listener_of_closed(world, make_producer):
     producer.monitor.subscribe("producer.closed", listener)
     producer.produce_sync(topic="t", payload=b"x")
 
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close()
 
     assert seen == ["closed"]
@@ -674,7 +672,7 @@ def test_closed_producer_in_a_listener_of_closed(world, make_producer):
 def test_abandoned_messages_of_a_close_in_a_listener_are_logged(
     world, make_producer, until, caplog
 ):
-    """Nobody could catch the error, so the log has it."""
+    """No caller could catch the error, so it is logged."""
     producer = make_producer(NOWHERE, max_wait_timeout=0.1)
     handles = send(producer, 3)
     producer.monitor.subscribe("error.occurred", lambda _: producer.close())
@@ -684,8 +682,8 @@ def test_abandoned_messages_of_a_close_in_a_listener_are_logged(
     assert all(isinstance(each.error, MessagePurgedError) for each in handles)
 
 
-def test_close_in_the_hub_itself(hub, mock_cluster, make_producer):
-    """A callback of the loop returns at once, and closing goes on by itself."""
+def test_close_in_the_hub_continues_in_a_greenlet(hub, mock_cluster, make_producer):
+    """A callback of the loop returns at once, and closing goes on in a greenlet."""
     producer = make_producer()
     warm_up(producer)
     mock_cluster.round_trip(0.1)
@@ -693,7 +691,7 @@ def test_close_in_the_hub_itself(hub, mock_cluster, make_producer):
     states = []
 
     def call():
-        with Watch() as watch:
+        with Stopwatch() as watch:
             producer.close()
         states.append((producer.status, watch.seconds))
 
@@ -709,7 +707,7 @@ def test_close_in_the_hub_itself(hub, mock_cluster, make_producer):
 
 
 def test_close_of_an_unused_producer_in_the_hub_itself(hub, make_producer):
-    """There is nothing to wait for, so it is closed there and then."""
+    """Closing has nothing to wait for, so it is done at once."""
     producer = make_producer()
     states = []
 
@@ -725,7 +723,7 @@ def test_close_of_an_unused_producer_in_the_hub_itself(hub, make_producer):
 
 
 def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_producer):
-    """The hub doesn't wait for the greenlet that closes, and doesn't complain."""
+    """The hub neither waits for the greenlet that closes nor raises."""
     producer = make_producer()
     warm_up(producer)
     mock_cluster.round_trip(0.2)
@@ -744,7 +742,7 @@ def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_pr
 
 @pytest.mark.slow
 def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
-    """A handler that interrupts a waiting thread closes: no dead-lock, ends closed.
+    """A handler that interrupts a waiting thread closes without a deadlock.
 
     The thread's own message is delivered.
     """
@@ -771,7 +769,7 @@ def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
 
 @pytest.mark.slow
 def test_close_in_a_signal_handler_of_gevent(hub, mock_cluster, make_producer):
-    """Gevent runs a handler in a greenlet of its own; it may wait there."""
+    """Gevent runs a handler in a greenlet of its own, which may wait."""
     producer = make_producer()
     mock_cluster.round_trip(0.3)
     states = []
@@ -794,15 +792,15 @@ def test_close_in_a_signal_handler_of_gevent(hub, mock_cluster, make_producer):
     assert states == ["closed"]
 
 
-# -- cut short ------------------------------------------------------------------------
+# -- interrupted close ----------------------------------------------------------------
 
 
 def test_gevent_timeout_around_close_still_ends_closed(hub, make_producer):
-    """The wait for deliveries is cut short; the rest is dropped and told."""
+    """The wait for deliveries ends; undelivered messages are dropped and reported."""
     producer = make_producer(NOWHERE)
     handles = send(producer, 3)
 
-    with Watch() as watch, pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
+    with Stopwatch() as watch, pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
         producer.close()
 
     assert watch.seconds < QUICK
@@ -826,7 +824,7 @@ def test_killed_closer_still_ends_closed(hub, make_producer):
 
 @pytest.mark.parametrize("event", ["producer.closing", "producer.closed"])
 def test_timeout_in_a_listener_of_closing_still_ends_closed(hub, make_producer, event):
-    """Also if the time is over while a listener is being told."""
+    """The same holds if the timeout comes while a listener runs."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     producer.monitor.subscribe(event, lambda _: gevent.sleep(1.0))
@@ -835,20 +833,20 @@ def test_timeout_in_a_listener_of_closing_still_ends_closed(hub, make_producer, 
         producer.close()
 
     assert producer.status == "closed"
-    with Watch() as watch:
+    with Stopwatch() as watch:
         producer.close()
     assert watch.seconds < QUICK
 
 
 def test_interrupted_close_still_ends_closed(make_producer):
-    """Ctrl-C while close waits: the rest is dropped, and the interrupt goes on."""
+    """Ctrl-C during close drops undelivered messages, and is raised on."""
     producer = make_producer(NOWHERE)
     handles = send(producer, 3)
     main = threading.get_ident()
     timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
     timer.start()
 
-    with Watch() as watch, pytest.raises(KeyboardInterrupt):
+    with Stopwatch() as watch, pytest.raises(KeyboardInterrupt):
         producer.close()
     timer.join()
 
@@ -858,7 +856,7 @@ def test_interrupted_close_still_ends_closed(make_producer):
 
 
 @pytest.mark.slow
-def test_hub_is_free_while_closing(longest_gap, mock_cluster, make_producer):
+def test_closing_lets_other_greenlets_run(longest_gap, mock_cluster, make_producer):
     """Closing lets other greenlets run, the teardown included."""
     producer = make_producer()
     warm_up(producer)
@@ -871,12 +869,12 @@ def test_hub_is_free_while_closing(longest_gap, mock_cluster, make_producer):
     assert gap.seconds < 0.05
 
 
-# -- left open ------------------------------------------------------------------------
+# -- producers that are not closed ----------------------------------------------------
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_nothing_keeps_a_forgotten_producer(mock_cluster, used):
-    """Neither its finalizer nor the registry for the exit does."""
+def test_no_reference_keeps_an_unused_producer(mock_cluster, used):
+    """Neither the finalizer nor the registry for the exit refers to it."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     if used:
         producer.produce_sync(topic="t", payload=b"x")
@@ -889,8 +887,10 @@ def test_nothing_keeps_a_forgotten_producer(mock_cluster, used):
     assert [each() for each in watched] == [None, None]
 
 
-def test_forgotten_producer_closes_by_itself(world, make_producer, mock_cluster, until):
-    """A producer that nobody refers to any more closes, and warns."""
+def test_producer_without_references_closes_by_itself(
+    world, make_producer, mock_cluster, until
+):
+    """A producer without references closes, and warns."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     handles = send(producer, 3)
     core = producer._core
@@ -905,10 +905,10 @@ def test_forgotten_producer_closes_by_itself(world, make_producer, mock_cluster,
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched", "late"])
-def test_short_program_delivers_before_it_ends(run_script, mock_cluster, stored, mode):
-    """A hundred messages without waiting, then the end: all are delivered.
+def test_short_program_delivers_before_it_exits(run_script, mock_cluster, stored, mode):
+    """A program that sends a hundred messages without waiting delivers them all.
 
-    Closed or not, and in each way gevent may be there.
+    This holds with and without close, and for each way of using gevent.
     """
     run_script(
         """
@@ -927,8 +927,8 @@ def test_short_program_delivers_before_it_ends(run_script, mock_cluster, stored,
     assert stored("t") == 200
 
 
-def test_close_that_was_interrupted_at_once_is_begun_anew(world, make_producer):
-    """Ctrl-C may come before anything was done; who closes next does it."""
+def test_close_that_was_interrupted_at_once_can_be_repeated(world, make_producer):
+    """If Ctrl-C comes before close did anything, the next call of close does it."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     buffer = producer._core._shutdown._buffer

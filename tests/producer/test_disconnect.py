@@ -16,18 +16,18 @@ LONG = 20.0
 
 
 def send(producer, count=1):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     return [producer.produce_async(topic="t", payload=b"x") for _ in range(count)]
 
 
-def life_of(producer):
-    """Note the events of a producer's life from now on, by name."""
-    heard = []
+def connection_events_of(producer):
+    """Collect the connection events of a producer from now on, by name."""
+    events = []
     for name in ("connected", "disconnecting", "disconnected", "closing", "closed"):
         producer.monitor.subscribe(
-            f"producer.{name}", lambda event: heard.append(event.name[9:])
+            f"producer.{name}", lambda event: events.append(event.name[9:])
         )
-    return heard
+    return events
 
 
 # -- disconnecting ------------------------------------------------------------------
@@ -47,10 +47,10 @@ def test_disconnects_and_connects_again(world, make_producer):
     assert offsets == list(range(100))
 
 
-def test_tells_its_life(world, make_producer):
-    """Each step is told once, in order; the last one with its time."""
+def test_steps_emit_events(world, make_producer):
+    """Each step emits one event, in order; the last one has the duration."""
     producer = make_producer()
-    heard = life_of(producer)
+    events = connection_events_of(producer)
     times = []
     producer.monitor.subscribe(
         "producer.disconnected", lambda event: times.append(event["time"])
@@ -61,7 +61,7 @@ def test_tells_its_life(world, make_producer):
     send(producer)[0].wait(LONG)
     producer.close()
 
-    assert heard == [
+    assert events == [
         *("connected", "disconnecting", "disconnected"),
         *("connected", "closing", "closed"),
     ]
@@ -69,7 +69,7 @@ def test_tells_its_life(world, make_producer):
 
 
 def test_disconnect_waits_for_deliveries(world, mock_cluster, make_producer):
-    """What is on its way is delivered before the connection ends."""
+    """Messages in flight are delivered before the connection ends."""
     producer = make_producer({"linger.ms": 100})
     handles = send(producer, 20)
 
@@ -79,18 +79,18 @@ def test_disconnect_waits_for_deliveries(world, mock_cluster, make_producer):
 
 @pytest.mark.parametrize("state", ["initial", "configured", "disconnected", "closed"])
 def test_disconnect_is_refused_without_a_connection(mock_cluster, make_producer, state):
-    """There is nothing to do for who is not connected."""
+    """A producer that is not connected has nothing to disconnect."""
     producer = Producer() if state == "initial" else make_producer()
     if state in ("disconnected", "closed"):
         producer.produce_sync(topic="t", payload=b"x")
         (producer.close if state == "closed" else producer.disconnect)()
-    heard = life_of(producer)
+    events = connection_events_of(producer)
 
     assert producer.disconnect() is False
-    assert (producer.status, heard) == (state, [])
+    assert (producer.status, events) == (state, [])
 
 
-def test_disconnect_gives_up_when_its_time_is_over(world, mock_cluster, make_producer):
+def test_disconnect_gives_up_after_its_timeout(world, mock_cluster, make_producer):
     """Messages that are not delivered in time are kept, and so is the connection."""
     producer = make_producer(max_wait_timeout=0.2)
     send(producer)[0].wait(LONG)
@@ -103,10 +103,10 @@ def test_disconnect_gives_up_when_its_time_is_over(world, mock_cluster, make_pro
     assert handle.wait(LONG).topic == "t"
 
 
-def test_disconnect_is_refused_while_somebody_waits_for_room(
+def test_disconnect_is_refused_while_a_sender_waits_for_space(
     world, mock_cluster, make_producer, spawn, until
 ):
-    """Who waits to send is not disturbed."""
+    """A sender that waits for space keeps the connection."""
     producer = make_producer({"queue.buffering.max.messages": 2})
     send(producer)[0].wait(LONG)
     mock_cluster.round_trip(0.5)
@@ -122,7 +122,7 @@ def test_disconnect_is_refused_while_somebody_waits_for_room(
 
 
 def test_disconnect_is_refused_while_messages_are_buffered(world, make_producer):
-    """Who has buffered is going to send."""
+    """Buffered messages are going to be sent."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     producer.buffer(topic="t", payload=b"x")
@@ -132,32 +132,32 @@ def test_disconnect_is_refused_while_messages_are_buffered(world, make_producer)
     assert producer.disconnect() is True
 
 
-def test_message_calls_off_a_disconnect(
-    world, mock_cluster, make_producer, spawn, until
-):
-    """A message that is sent while others are awaited keeps the connection."""
+def test_message_cancels_a_disconnect(world, mock_cluster, make_producer, spawn, until):
+    """A message that is sent during the wait for others keeps the connection."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
-    heard = life_of(producer)
+    events = connection_events_of(producer)
     mock_cluster.round_trip(0.5)
     handles = send(producer)
-    told = []
-    task = spawn(lambda: told.append(producer.disconnect()))
+    observed = []
+    task = spawn(lambda: observed.append(producer.disconnect()))
     until(lambda: producer.status == "disconnecting")
 
     handles += send(producer)
     task.join()
 
-    assert told == [False]
+    assert observed == [False]
     assert producer.status == "connected"
-    assert heard == ["disconnecting"]
+    assert events == ["disconnecting"]
     mock_cluster.round_trip(0)
     assert all(each.wait(LONG) for each in handles)
 
 
 @pytest.mark.slow
-def test_concurrent_senders_notice_nothing(world, make_producer, spawn, pause, stored):
-    """Whatever disconnects meanwhile, each message is delivered, in order."""
+def test_disconnects_do_not_affect_concurrent_senders(
+    world, make_producer, spawn, pause, stored
+):
+    """Each message is delivered in order, whenever another task disconnects."""
     producer = make_producer()
     ends = time.monotonic() + 1.0
     offsets = [[] for _ in range(4)]
@@ -171,7 +171,7 @@ def test_concurrent_senders_notice_nothing(world, make_producer, spawn, pause, s
                 )
                 offsets[number].append(report.offset)
                 pause(0.001 * number)
-        except Exception as error:  # noqa: BLE001 - told below
+        except Exception as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
     tasks = [spawn(lambda number=number: go_on(number)) for number in range(4)]
@@ -190,7 +190,7 @@ def test_concurrent_senders_notice_nothing(world, make_producer, spawn, pause, s
 
 @pytest.mark.slow
 def test_thread_disconnects_under_a_hub_that_sends(hub, make_producer, stored):
-    """A native thread that disconnects all the time costs the greenlets no message."""
+    """A thread that disconnects again and again costs the greenlets no message."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     ends = time.monotonic() + 1.0
@@ -212,7 +212,7 @@ def test_thread_disconnects_under_a_hub_that_sends(hub, make_producer, stored):
 
 
 def test_late_message_goes_to_the_next_client(world, make_producer, until, stored):
-    """One who had got hold of the client just before loses nothing by it."""
+    """A sender that got the client just before the disconnect loses nothing."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     late = producer._slot.client
@@ -229,34 +229,36 @@ def test_late_message_goes_to_the_next_client(world, make_producer, until, store
     assert stored("t") == 2
 
 
-def test_disconnect_in_a_listener_goes_on_by_itself(world, make_producer, until):
-    """A listener gets its answer at once, and nothing dead-locks (section 10, 30)."""
+def test_disconnect_in_a_listener_continues_in_the_background(
+    world, make_producer, until
+):
+    """The listener's call returns at once, and nothing deadlocks."""
     producer = make_producer()
-    told = []
+    observed = []
     producer.monitor.subscribe(
-        "message.acknowledged", lambda _: told.append(producer.disconnect())
+        "message.acknowledged", lambda _: observed.append(producer.disconnect())
     )
 
     producer.produce_sync(topic="t", payload=b"x")
     until(lambda: producer.status == "disconnected")
 
-    assert told == [True]
+    assert observed == [True]
 
 
-def test_disconnect_in_the_hub_itself_goes_on_by_itself(hub, make_producer):
+def test_disconnect_in_the_hub_continues_in_the_background(hub, make_producer):
     """A callback of the event loop may disconnect."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
-    told = []
+    observed = []
 
-    hub.loop.run_callback(lambda: told.append(producer.disconnect()))
+    hub.loop.run_callback(lambda: observed.append(producer.disconnect()))
     await_true(lambda: producer.status == "disconnected")
 
-    assert told == [True]
+    assert observed == [True]
 
 
 def test_killed_disconnect_stays_connected(hub, mock_cluster, make_producer):
-    """A timeout that cuts the wait short leaves a producer that works."""
+    """A timeout that ends the wait leaves a working producer."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     mock_cluster.round_trip(0.5)
@@ -271,19 +273,19 @@ def test_killed_disconnect_stays_connected(hub, mock_cluster, make_producer):
 
 
 def test_closing_ends_a_disconnect(world, mock_cluster, make_producer, spawn, until):
-    """Who closes while another disconnects closes."""
+    """A close during a disconnect closes the producer."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
     mock_cluster.round_trip(0.3)
     (handle,) = send(producer)
-    told = []
-    task = spawn(lambda: told.append(producer.disconnect()))
+    observed = []
+    task = spawn(lambda: observed.append(producer.disconnect()))
     until(lambda: producer.status == "disconnecting")
 
     producer.close()
     task.join()
 
-    assert (producer.status, told) == ("closed", [False])
+    assert (producer.status, observed) == ("closed", [False])
     assert handle.report
 
 
@@ -306,40 +308,42 @@ def test_rounds_leak_nothing(world, make_producer):
 
 
 @pytest.mark.slow
-def test_statistics_stop_and_go_on(world, make_producer, pause, until):
-    """None come while disconnected, and each once afterwards."""
+def test_statistics_stop_while_disconnected(world, make_producer, pause, until):
+    """No statistics come while disconnected, and each comes once afterwards."""
     producer = make_producer({"statistics.interval.ms": 50})
-    heard = []
-    producer.monitor.subscribe("statistics.emitted", heard.append)
+    events = []
+    producer.monitor.subscribe("statistics.emitted", events.append)
     send(producer)[0].wait(LONG)
-    until(lambda: len(heard) > 2)
+    until(lambda: len(events) > 2)
     producer.disconnect()
-    heard.clear()
+    events.clear()
     pause(0.2)
-    assert heard == []
+    assert events == []
 
     send(producer)[0].wait(LONG)
-    until(lambda: len(heard) > 4)
-    ages = [each["statistics"]["age"] for each in heard]
+    until(lambda: len(events) > 4)
+    ages = [each["statistics"]["age"] for each in events]
     assert len(set(ages)) == len(ages)
 
 
-def test_statistics_may_be_listened_to_after_a_disconnect(world, make_producer, until):
-    """Too late holds for one connection only (section 10, 24)."""
+def test_statistics_may_be_subscribed_to_after_a_disconnect(
+    world, make_producer, until
+):
+    """A subscription that is too late for one connection is in time for the next."""
     producer = make_producer({"statistics.interval.ms": 50})
     send(producer)[0].wait(LONG)
-    heard = []
+    events = []
     with pytest.raises(StatisticsNotEnabledError):
-        producer.monitor.subscribe("statistics.emitted", heard.append)
+        producer.monitor.subscribe("statistics.emitted", events.append)
     producer.disconnect()
 
-    producer.monitor.subscribe("statistics.emitted", heard.append)
+    producer.monitor.subscribe("statistics.emitted", events.append)
     send(producer)[0].wait(LONG)
 
-    until(lambda: heard)
+    until(lambda: events)
 
 
-# -- when idle ----------------------------------------------------------------------
+# -- idle producers -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -351,32 +355,29 @@ def short_idle(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [0, 50])
 def test_idle_producer_disconnects(world, short_idle, make_producer, until, interval):
-    """One that was used once is disconnected, statistics or not, and usable after.
-
-    Acceptance check 99; section 10, 23.
-    """
+    """It is disconnected with and without statistics, and usable afterwards."""
     producer = make_producer(
         {"statistics.interval.ms": interval}, idle_disconnect_timeout=0.2
     )
     for _ in range(2):
         send(producer)[0].wait(LONG)
-        began = time.monotonic()
+        started = time.monotonic()
         until(lambda: producer.status == "disconnected")
-        assert time.monotonic() - began > 0.1
+        assert time.monotonic() - started > 0.1
 
 
 @pytest.mark.slow
 def test_used_producer_stays_connected(world, short_idle, make_producer, pause):
-    """One that sends now and then, or never did, is left alone."""
+    """A producer that sends now and then, or never did, is not disconnected."""
     used = make_producer(idle_disconnect_timeout=0.4)
     unused = make_producer(idle_disconnect_timeout=0.4)
-    heard = life_of(used)
+    events = connection_events_of(used)
     ends = time.monotonic() + 1.5
     while time.monotonic() < ends:
         send(used)
         pause(0.05)
 
-    assert heard == ["connected"]
+    assert events == ["connected"]
     assert (used.status, unused.status) == ("connected", "configured")
 
 
@@ -384,29 +385,29 @@ def test_used_producer_stays_connected(world, short_idle, make_producer, pause):
 def test_waiting_message_keeps_an_idle_producer_connected(
     world, short_idle, mock_cluster, make_producer, pause
 ):
-    """A message on its way is no idleness, however long it takes."""
+    """A producer with a message in flight is not idle."""
     producer = make_producer(idle_disconnect_timeout=0.2)
     send(producer)[0].wait(LONG)
     mock_cluster.round_trip(1.0)
-    heard = life_of(producer)
+    events = connection_events_of(producer)
     (handle,) = send(producer)
     pause(0.6)
 
-    assert heard == []
+    assert events == []
     mock_cluster.round_trip(0)
     handle.wait(LONG)
 
 
 @pytest.mark.slow
-def test_failure_of_an_idle_disconnect_is_told(
+def test_failure_of_an_idle_disconnect_is_reported(
     world, short_idle, make_producer, until, hub_errors
 ):
-    """An error that nobody is there to catch is an event."""
+    """The error has no caller that could catch it, so it is an event."""
     producer = make_producer(idle_disconnect_timeout=0.2)
-    heard = []
+    events = []
     producer.monitor.subscribe(
         "error.occurred",
-        lambda event: heard.append((event["type"], str(event["error"]))),
+        lambda event: events.append((event["type"], str(event["error"]))),
     )
 
     send(producer)[0].wait(LONG)
@@ -418,17 +419,17 @@ def test_failure_of_an_idle_disconnect_is_told(
         raise TimeoutError("too long")
 
     client.close = fail
-    until(lambda: heard)
+    until(lambda: events)
 
-    assert heard == [("producer.disconnect.error", "too long")]
+    assert events == [("producer.disconnect.error", "too long")]
     assert producer.status == "disconnected"
 
 
 def test_idle_watch_measures_from_the_last_activity():
-    """Idle is who had no verdict and nothing on its way; then not at once again."""
+    """A producer is idle after a time without reports and messages in flight."""
     now = [0.0]
     watch = IdleWatch(10.0, lambda: now[0])
-    told = []
+    observed = []
     for now[0], settled, busy in [
         (0.0, 1, False),
         (9.0, 1, False),
@@ -441,13 +442,13 @@ def test_idle_watch_measures_from_the_last_activity():
         (39.3, 2, False),
         (39.4, 2, False),
     ]:
-        told.append(watch.is_idle(settled, busy=busy))
+        observed.append(watch.is_idle(settled, busy=busy))
 
-    assert told == [False] * 6 + [True, False, False, True]
+    assert observed == [False] * 6 + [True, False, False, True]
 
 
-def test_no_timer_when_off(hub, make_producer):
-    """Without the setting nothing ticks."""
+def test_no_timer_without_the_setting(hub, make_producer):
+    """Without the setting there is no timer."""
     producer = make_producer()
     send(producer)[0].wait(LONG)
 

@@ -1,4 +1,4 @@
-"""How programs end, and what becomes of the messages that were on their way."""
+"""The exit of programs, and the outcome of messages in flight."""
 
 import re
 import signal
@@ -23,12 +23,12 @@ BEGIN = """
 """
 
 
-# --- programs that just end -----------------------------------------------------------
+# --- programs without an explicit close -----------------------------------------------
 
 
 @every_mode
 def test_close_delivers_what_was_sent(mode, mock_cluster, run_script, stored):
-    """A short program sends without waiting and closes: all of it arrives."""
+    """A short program sends without waiting and closes: all messages arrive."""
     program = """
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
     producer.close()
@@ -49,10 +49,8 @@ ENDINGS = {
 
 
 @every_mode
-def test_the_end_of_a_program_delivers_what_was_sent(
-    mode, mock_cluster, run_script, stored
-):
-    """A program that never closes its producer delivers its messages when it ends."""
+def test_exit_delivers_what_was_sent(mode, mock_cluster, run_script, stored):
+    """A program that never closes its producer delivers its messages at exit."""
     program = """
     for _ in range(100):
         producer.produce_async(topic="events", payload=b"x")
@@ -66,10 +64,10 @@ def test_the_end_of_a_program_delivers_what_was_sent(
 
 @pytest.mark.parametrize("mode", ["none", "patched"])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_early_end_delivers_what_was_sent(
+def test_an_early_exit_delivers_what_was_sent(
     mode, ending, mock_cluster, run_script, stored
 ):
-    """The same for a program that does not get to its last line."""
+    """The same holds for a program that exits before its last line."""
     program = f"""
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
     {ENDINGS[ending]}
@@ -121,7 +119,7 @@ def test_sys_exit_in_a_greenlet_delivers_what_was_sent(
 def test_an_unreachable_broker_takes_no_time_from_other_producers(
     mode, mock_cluster, run_script, stored
 ):
-    """Each producer has its share of `exit_timeout`, whoever is closed first."""
+    """Each producer has its share of `exit_timeout`, in whatever order they close."""
     program = """
     nowhere = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
     away = [Producer(nowhere, exit_timeout=1.0) for _ in range(2)]
@@ -137,8 +135,8 @@ def test_an_unreachable_broker_takes_no_time_from_other_producers(
 
 
 @three_modes
-def test_an_interrupted_end_tells_what_was_lost(mode, run_script):
-    """Ctrl-C while producers close at the end: no traceback, and nobody waits on."""
+def test_an_interrupted_exit_reports_what_was_lost(mode, run_script):
+    """Ctrl-C while producers close at exit ends the wait, without a traceback."""
     program = """
     nowhere = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
     away = [Producer(nowhere, id=f"away-{number}") for number in range(2)]
@@ -160,8 +158,8 @@ def test_an_interrupted_end_tells_what_was_lost(mode, run_script):
 
 
 @three_modes
-def test_an_unreachable_broker_holds_the_end_up_for_a_while_only(mode, run_script):
-    """The end takes `exit_timeout` for all producers together, and tells the loss."""
+def test_an_unreachable_broker_delays_exit_by_the_exit_timeout_only(mode, run_script):
+    """All producers together take `exit_timeout`, and report the loss."""
     program = """
     producers = [
         Producer(
@@ -182,23 +180,23 @@ def test_an_unreachable_broker_holds_the_end_up_for_a_while_only(mode, run_scrip
     took = time.monotonic() - float(ended.stdout)
     assert ended.returncode == 0
     assert 0.4 < took < 2.5
-    told = re.findall(r"greendrop: producer '(.*)' .* 10 messages", ended.stderr)
-    assert sorted(told) == ["lost-0", "lost-1", "lost-2"]
+    observed = re.findall(r"greendrop: producer '(.*)' .* 10 messages", ended.stderr)
+    assert sorted(observed) == ["lost-0", "lost-1", "lost-2"]
 
 
 @three_modes
-def test_a_forgotten_producer_delivers_what_was_sent(
+def test_a_collected_producer_delivers_what_was_sent(
     mode, mock_cluster, run_script, stored
 ):
-    """A collected producer delivers its messages, and warns that nobody closed it."""
+    """A collected producer delivers its messages, and warns that it was not closed."""
     program = """
     import warnings
 
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         del producer
         gc.collect()
-    print([each.category.__name__ for each in told])
+    print([each.category.__name__ for each in warned])
     print(len([each.wait(10) for each in handles]))
     """
     mock_cluster.round_trip(0.05)
@@ -213,7 +211,7 @@ def test_a_forgotten_producer_delivers_what_was_sent(
 def test_warnings_that_are_errors_change_nothing(
     mode, mock_cluster, run_script, stored
 ):
-    """Where warnings raise, a forgotten producer closes all the same."""
+    """Where warnings are errors, a collected producer closes all the same."""
     program = """
     import warnings
 
@@ -248,10 +246,10 @@ NO_MORE_THREADS = """
 
 
 @three_modes
-def test_the_end_needs_no_new_thread(mode, mock_cluster, run_script, stored):
+def test_exit_needs_no_new_thread(mode, mock_cluster, run_script, stored):
     """Where no thread can be started any more, the main thread sends by itself.
 
-    Also what waits for partitions to be known, or for room in the queue.
+    This includes messages that wait for partition counts, or for space in the queue.
     """
     program = """
     small = Producer(
@@ -279,8 +277,8 @@ def test_the_end_needs_no_new_thread(mode, mock_cluster, run_script, stored):
 
 
 @three_modes
-def test_an_end_without_threads_ends_in_time(mode, run_script):
-    """With nobody to deliver to it takes `exit_timeout`, and tells the loss."""
+def test_exit_without_threads_ends_in_time(mode, run_script):
+    """With an unreachable broker exit takes `exit_timeout`, and reports the loss."""
     program = """
     lost = Producer(
         {"bootstrap.servers": "127.0.0.1:1", "log_level": 0},
@@ -301,7 +299,7 @@ def test_an_end_without_threads_ends_in_time(mode, run_script):
 
 
 @three_modes
-def test_the_end_reports_what_an_open_transaction_keeps_from_being_sent(
+def test_exit_reports_what_an_open_transaction_keeps_from_being_sent(
     mode, mock_cluster, run_script, stored
 ):
     """A block that is never left is never committed, so nothing is sent in it."""
@@ -327,8 +325,8 @@ def test_the_end_reports_what_an_open_transaction_keeps_from_being_sent(
 
 
 @three_modes
-def test_the_end_reports_what_fails_before_its_time_is_over(mode, run_script):
-    """A message that was sent without waiting, and timed out while the program ends."""
+def test_exit_reports_what_fails_before_its_timeout(mode, run_script):
+    """A message that was sent without waiting times out while the program exits."""
     program = """
     lost = Producer(
         {
@@ -354,18 +352,18 @@ def test_the_end_reports_what_fails_before_its_time_is_over(mode, run_script):
 
 
 def send_when_ready(number, process):
-    """Send a signal to a program that says that it is ready; see how it ends."""
+    """Send a signal to a program that is ready; return the result of the program."""
     assert process.stdout.readline() == "ready\n", interpreter.finish(process)
     process.send_signal(number)
     return interpreter.finish(process)
 
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_ctrl_c_in_the_midst_of_reports_loses_none(mode, mock_cluster, run_script):
-    """Wherever Ctrl-C comes up, in a callback too, each handle gets its verdict.
+def test_ctrl_c_while_reports_are_handled_loses_none(mode, mock_cluster, run_script):
+    """Each handle gets its report wherever Ctrl-C arrives, in callbacks too.
 
-    Python runs a signal's handler also at the first line of a callback of librdkafka,
-    where nothing can catch what it raises. One round in ten hits one.
+    Python also runs a signal's handler at the first line of a callback of librdkafka,
+    where its exception can't be caught. One round in ten hits a callback.
     """
     program = """
     import random
@@ -404,7 +402,7 @@ def test_ctrl_c_in_the_midst_of_reports_loses_none(mode, mock_cluster, run_scrip
 
 @every_mode
 def test_ctrl_c_interrupts_a_wait(mode, mock_cluster, stored):
-    """Ctrl-C raises in the waiting main thread; the message arrives, later ones too."""
+    """Ctrl-C raises in the waiting main thread; earlier and later messages arrive."""
     program = """
     handle = producer.produce_async(topic="events", payload=b"x")
     try:
@@ -421,7 +419,7 @@ def test_ctrl_c_interrupts_a_wait(mode, mock_cluster, stored):
     process = interpreter.start(BEGIN + program, mode, servers=servers)
     ended = send_when_ready(signal.SIGINT, process)
 
-    # gevent tells on stderr which greenlet was the one to be interrupted.
+    # gevent prints on stderr which greenlet was interrupted.
     assert (ended.returncode, ended.stdout) == (0, "interrupted False\n")
     assert stored("events") == 2
 
@@ -505,7 +503,7 @@ MEANWHILE = {
 
 
 def terminate_when_ready(source, mode, mock_cluster):
-    """Send SIGTERM to a program that says that it is ready; give what it said after."""
+    """Send SIGTERM to a program that is ready; return its later output."""
     mock_cluster.delay_requests("Produce", 0.2, times=2)
     servers = mock_cluster.bootstrap_servers
     process = interpreter.start(source, mode, servers=servers)
@@ -522,29 +520,29 @@ def test_a_signal_handler_may_close(mode, meanwhile, mock_cluster, stored):
         install=INSTALL, meanwhile=MEANWHILE[meanwhile]
     )
 
-    told = terminate_when_ready(source, mode, mock_cluster)
+    observed = terminate_when_ready(source, mode, mock_cluster)
 
-    assert told == "closing\nclosed\n"
+    assert observed == "closing\nclosed\n"
     assert stored("events") == 21
 
 
 @pytest.mark.parametrize("mode", ["unpatched", "patched"])
 def test_a_signal_handler_of_gevent_may_close(mode, mock_cluster, stored):
-    """The same for a handler that gevent runs in a greenlet, with an idle hub."""
+    """The same holds for a handler that gevent runs in a greenlet, with an idle hub."""
     source = BEGIN + CLOSES_WHEN_TERMINATED.format(
         install="import gevent; gevent.signal_handler(signal.SIGTERM, close)",
         meanwhile="sleep(0.5)",
     )
 
-    told = terminate_when_ready(source, mode, mock_cluster)
+    observed = terminate_when_ready(source, mode, mock_cluster)
 
-    assert told == "closing\nclosed\n"
+    assert observed == "closing\nclosed\n"
     assert stored("events") == 21
 
 
 @three_modes
 def test_a_signal_handler_may_end_the_program(mode, mock_cluster, stored):
-    """A handler that raises SystemExit ends the program, its messages delivered."""
+    """A handler that raises SystemExit ends the program; its messages are delivered."""
     program = """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for _ in range(20):

@@ -14,8 +14,8 @@ from greendrop import (
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
-def test_flush_says_how_many_messages_are_left(world, make_producer, mock_cluster):
-    """After its time it raises; the messages stay in flight and can be delivered."""
+def test_flush_error_counts_the_messages_left(world, make_producer, mock_cluster):
+    """After its timeout it raises; the messages stay in flight and can be delivered."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"connected")
     mock_cluster.round_trip(2.0)
@@ -37,7 +37,7 @@ def test_flush_says_how_many_messages_are_left(world, make_producer, mock_cluste
 
 
 def test_flush_waits_as_long_as_the_producer_by_default(world):
-    """Without a timeout `max_wait_timeout` holds, a variant's for the variant."""
+    """Without a timeout `max_wait_timeout` is used, for a variant its own."""
     with Producer(kafka=NOWHERE, exit_timeout=0.1) as producer:
         variant = producer.variant(max_wait_timeout=0.05)
         producer.produce_async(topic="events", payload=b"1")
@@ -48,7 +48,7 @@ def test_flush_waits_as_long_as_the_producer_by_default(world):
 
 
 def test_flush_of_an_unused_producer_returns_at_once(world):
-    """There is nothing to send and nothing to wait for; nothing connects."""
+    """There is nothing to send or to wait for, and nothing connects."""
     with Producer(kafka=NOWHERE) as producer:
         producer.flush()
 
@@ -93,7 +93,7 @@ def test_flush_sends_the_rest_when_some_messages_are_refused(
 
 
 def test_flush_sends_what_linger_holds_back(world, make_producer):
-    """It doesn't wait for the end of a long `linger.ms`."""
+    """It does not wait for the end of a long `linger.ms`."""
     producer = make_producer({"linger.ms": 60_000, "message.timeout.ms": 150_000})
     handle = producer.produce_async(topic="events", payload=b"1")
 
@@ -105,7 +105,7 @@ def test_flush_sends_what_linger_holds_back(world, make_producer):
 def test_flush_in_a_transaction_waits_for_the_messages_and_not_for_the_commit(
     world, connected
 ):
-    """They are stored then, and the transaction goes on."""
+    """The messages are stored then, and the transaction goes on."""
     producer = connected()
 
     with producer.transaction() as transaction:
@@ -121,7 +121,7 @@ def test_flush_in_a_transaction_waits_for_the_messages_and_not_for_the_commit(
 
 
 def test_flush_in_a_listener_is_refused(world, make_producer, spawn, until):
-    """It could never end there; the buffer stays as it is."""
+    """It could never end in a listener; the buffer does not change."""
     producer = make_producer()
     errors = []
 
@@ -145,7 +145,7 @@ def test_flush_in_a_listener_is_refused(world, make_producer, spawn, until):
 
 
 def test_flush_of_a_closed_producer_is_refused(world):
-    """As all verbs that send."""
+    """It is refused like all verbs that send."""
     producer = Producer(kafka=NOWHERE)
     producer.close()
 
@@ -154,8 +154,8 @@ def test_flush_of_a_closed_producer_is_refused(world):
 
 
 @pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
-def test_flush_needs_a_finite_time(timeout):
-    """Every wait ends."""
+def test_flush_needs_a_finite_timeout(timeout):
+    """A timeout that is not finite is refused."""
     with (
         Producer(kafka=NOWHERE) as producer,
         pytest.raises(ValueError, match="finite seconds"),

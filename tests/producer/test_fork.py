@@ -1,4 +1,4 @@
-"""A producer on both sides of a fork."""
+"""Producers on both sides of a fork."""
 
 import pytest
 
@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 
-# All programs here are for every way to fork that they have.
+# All programs here run with every way to fork that they have.
 BEGIN = """
     import os, sys, threading, time
     from greendrop import Producer, ProducerClosedError
@@ -31,8 +31,10 @@ BEGIN = """
 
 
 @every_mode
-def test_a_child_may_not_use_what_its_parent_used(mode, mock_cluster, run_script):
-    """Each use in the child raises until reset(); then it works, in the parent too."""
+def test_a_child_may_not_use_a_producer_that_its_parent_used(
+    mode, mock_cluster, run_script
+):
+    """Each use in the child raises until reset(), and works afterwards."""
     program = """
     def use():
         batch = [{"topic": "events", "payload": b"x"}]
@@ -57,7 +59,7 @@ def test_a_child_may_not_use_what_its_parent_used(mode, mock_cluster, run_script
 
 @every_mode
 def test_a_parent_loses_no_wakeup_to_its_child(mode, mock_cluster, run_script):
-    """While a child lives and runs its copy of the hub, the parent gets its reports."""
+    """A child that runs its copy of the hub takes no reports from the parent."""
     program = """
     def live():
         deadline = time.monotonic() + 0.8
@@ -69,9 +71,9 @@ def test_a_parent_loses_no_wakeup_to_its_child(mode, mock_cluster, run_script):
     for fork in forks().values():
         child = Fork(live, fork)
         for _ in range(200):
-            began = time.monotonic()
+            started = time.monotonic()
             send()
-            slowest = max(slowest, time.monotonic() - began)
+            slowest = max(slowest, time.monotonic() - started)
         child.result()
         send()
     producer.close()
@@ -80,7 +82,7 @@ def test_a_parent_loses_no_wakeup_to_its_child(mode, mock_cluster, run_script):
 
     ended = run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
 
-    # A lost wakeup would be made good for by the guard, after half a second.
+    # The safety timer would make up for a lost wake-up after half a second.
     assert float(ended.stdout) < 0.4
 
 
@@ -88,7 +90,7 @@ def test_a_parent_loses_no_wakeup_to_its_child(mode, mock_cluster, run_script):
 def test_no_loop_of_gevent_loses_wakeups_to_a_child(
     loop, mock_cluster, run_script, monkeypatch
 ):
-    """The same on each of gevent's loops, when forked as gevent wants it."""
+    """The same holds for each of gevent's loops, when gevent forks."""
     program = """
     def live():
         sleep(0.5)
@@ -101,9 +103,9 @@ def test_no_loop_of_gevent_loses_wakeups_to_a_child(
     child = Fork(live)
     slowest = 0
     for _ in range(100):
-        began = time.monotonic()
+        started = time.monotonic()
         send()
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, time.monotonic() - started)
     assert child.result() == "child"
     send()
     producer.close()
@@ -123,9 +125,9 @@ def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_scri
     """Close in the child returns at once, for good; the parent goes on."""
     program = """
     def close():
-        began = time.monotonic()
+        started = time.monotonic()
         producer.close()
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         other = Producer({"bootstrap.servers": servers})
         other.produce_sync(topic="child", payload=b"x")
         other.close()
@@ -155,9 +157,9 @@ def test_a_child_that_exits_leaves_the_parent_alone(
         pid = fork()
         if not pid:
             sys.exit(3)
-        began = time.monotonic()
+        started = time.monotonic()
         assert wait_for_exit(pid) == 3
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - started < 1
         assert send() == "events"
     reports = [each.wait(10) for each in handles]
     producer.close()
@@ -172,7 +174,7 @@ def test_a_child_that_exits_leaves_the_parent_alone(
 
 @every_mode
 def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_script):
-    """A producer that was closed stays closed in the child, whatever is tried."""
+    """A producer that was closed stays closed in the child, whatever is called."""
     program = """
     def use():
         errors = [caught(send)]
@@ -196,7 +198,7 @@ def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_scrip
 def test_configured_before_the_fork_works_on_both_sides(
     mode, mock_cluster, run_script, stored
 ):
-    """Who only constructs a producer before the fork need not care about it."""
+    """A producer that is only constructed before the fork needs no care."""
     program = """
     def use():
         sent = send()
@@ -218,7 +220,7 @@ def test_configured_before_the_fork_works_on_both_sides(
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_forking_during_a_load(mode, mock_cluster, run_script, stored):
-    """Forks in the middle of a load from other tasks hang nobody and lose nothing."""
+    """Forks during a load from other tasks cause no hang and lose no message."""
     program = """
     def load():
         count = 0
@@ -309,7 +311,7 @@ def test_children_of_multiprocessing(mode, mock_cluster, run_script, stored):
 
 @every_mode
 def test_a_child_can_be_forked_again(mode, mock_cluster, run_script):
-    """What a child resets and uses is its own, and a stranger to its children."""
+    """A producer that a child resets and uses is inherited by its own children."""
     program = """
     def use(depth):
         error = caught(send)
@@ -331,8 +333,10 @@ def test_a_child_can_be_forked_again(mode, mock_cluster, run_script):
 
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_handles_of_the_parent_tell_the_child_nothing(mode, mock_cluster, run_script):
-    """Waiting in the child for a message of the parent raises; it ends the wait."""
+def test_handles_of_the_parent_can_not_be_waited_for_in_the_child(
+    mode, mock_cluster, run_script
+):
+    """Waiting in the child for a message of the parent raises and ends the wait."""
     program = """
     def use():
         return caught(handle.wait, 5), handle.done
@@ -352,17 +356,17 @@ def test_handles_of_the_parent_tell_the_child_nothing(mode, mock_cluster, run_sc
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_a_child_drops_the_producer_of_its_parent(mode, mock_cluster, run_script):
-    """Collecting the inherited producer in the child is quick and touches nothing."""
+    """Collecting the inherited producer in the child is quick and closes nothing."""
     program = """
     import gc, warnings
 
     def drop():
         global producer
-        began = time.monotonic()
-        with warnings.catch_warnings(record=True) as told:
+        started = time.monotonic()
+        with warnings.catch_warnings(record=True) as warned:
             del producer
             gc.collect()
-        return time.monotonic() - began < 0.5, [str(each.message) for each in told]
+        return time.monotonic() - started < 0.5, [str(each.message) for each in warned]
 
     send()
     handle = producer.produce_async(topic="events", payload=b"x")
@@ -377,13 +381,11 @@ def test_a_child_drops_the_producer_of_its_parent(mode, mock_cluster, run_script
 
 
 @every_mode
-def test_a_fork_tells_listeners_nothing_of_the_other_process(
-    mode, mock_cluster, run_script
-):
-    """A child that closes what its parent used tells nobody, and hurts no listener.
+def test_listeners_get_no_events_of_the_other_process(mode, mock_cluster, run_script):
+    """A child that closes an inherited producer emits nothing.
 
-    Its own messages, after reset(), are told in the child only; statistics go on in the
-    parent.
+    Its own messages, after reset(), emit events in the child only; statistics go on in
+    the parent.
     """
     program = """
     producer = Producer(
@@ -391,28 +393,28 @@ def test_a_fork_tells_listeners_nothing_of_the_other_process(
         id="p",
         stall_alarm=0.2,
     )
-    heard = []
+    events = []
     for name in (
         "producer.connected", "producer.closing", "producer.closed",
         "message.acknowledged", "error.occurred", "statistics.emitted",
     ):
-        producer.monitor.subscribe(name, lambda event: heard.append(event.name))
+        producer.monitor.subscribe(name, lambda event: events.append(event.name))
 
-    def told():
-        return [name for name in heard if name != "statistics.emitted"]
+    def app_events():
+        return [name for name in events if name != "statistics.emitted"]
 
     def close():
-        heard.clear()
+        events.clear()
         producer.close()
         producer.close()
-        return told(), producer.status
+        return app_events(), producer.status
 
     def reset():
-        heard.clear()
+        events.clear()
         producer.reset()
         send("child")
         producer.close()
-        return told()
+        return app_events()
 
     send()
     for name, fork in forks().items():
@@ -423,11 +425,11 @@ def test_a_fork_tells_listeners_nothing_of_the_other_process(
             "producer.closing",
             "producer.closed",
         ], name
-        heard.clear()
+        events.clear()
         send()
-        assert told() == ["message.acknowledged"], (name, heard)
+        assert app_events() == ["message.acknowledged"], (name, events)
         deadline = time.monotonic() + 10
-        while "statistics.emitted" not in heard:
+        while "statistics.emitted" not in events:
             assert time.monotonic() < deadline
             sleep(0.01)
     producer.close()
@@ -440,7 +442,7 @@ def test_a_fork_tells_listeners_nothing_of_the_other_process(
 def test_locks_that_a_thread_of_the_parent_held_are_free(
     mode, mock_cluster, run_script
 ):
-    """The fork comes when another thread is inside, which the child does not have."""
+    """Another thread, which the child does not have, holds a lock during the fork."""
     program = """
     from greendrop import _concurrency
     from greendrop import delivery
@@ -475,10 +477,10 @@ def test_locks_that_a_thread_of_the_parent_held_are_free(
 
 
 @every_mode
-def test_turn_that_a_task_of_the_parent_had_is_never_waited_for(
+def test_lock_that_a_task_of_the_parent_held_is_not_waited_for(
     mode, mock_cluster, run_script
 ):
-    """Between two clients of a transactional producer only the turn tells of a fork."""
+    """Between two clients of a transactional producer only the lock shows the fork."""
     program = """
     from greendrop._concurrency import Deadline
     from greendrop._concurrency.fair_lock import LockRequest
@@ -489,9 +491,9 @@ def test_turn_that_a_task_of_the_parent_had_is_never_waited_for(
     assert producer._core.transactions._lock.acquire(turn, Deadline(0.0))
 
     def use():
-        began = time.monotonic()
+        started = time.monotonic()
         refused = caught(send)
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         producer.reset()
         sent = send()
         producer.close()

@@ -10,7 +10,7 @@ import pytest
 from greendrop import MessagesAbandonedError
 
 NOWHERE = "127.0.0.1:1"
-#: Seconds. A closing that waits for the poller would take 15 s longer than its timeout.
+#: Seconds. A close that waited for the poller would take 15 s longer than its timeout.
 LATE = 8.0
 
 
@@ -26,10 +26,10 @@ def descriptors():
 
 
 @pytest.mark.parametrize("event", ["error.occurred", "message.acknowledged"])
-def test_close_ends_though_the_caller_has_what_a_listener_waits_for(
+def test_close_ends_though_the_caller_holds_a_lock_that_a_listener_needs(
     event, lock, make_producer, mock_cluster, until
 ):
-    """A listener waits for a lock that the caller of `close` holds: it ends in time."""
+    """A listener waits for a lock that the caller of `close` holds: close ends."""
     before = descriptors()
     if event == "error.occurred":
         producer = make_producer({"bootstrap.servers": NOWHERE})
@@ -47,14 +47,14 @@ def test_close_ends_though_the_caller_has_what_a_listener_waits_for(
     more = producer.produce_async(topic="t", payload=b"x")
     with lock:
         until(lambda: entered)
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(MessagesAbandonedError):
             producer.close(timeout=1.0)
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         assert producer.status == "closed"
 
     assert 0.9 < took < LATE
-    # Now the listener goes on, and with it what waits for it.
+    # Now the listener goes on, and with it the tasks that wait for it.
     until(lambda: handle.done and more.done and len(left) == len(entered))
     mock_cluster.close()
     until(lambda: descriptors() <= before)
@@ -86,8 +86,8 @@ def test_all_messages_get_their_reports_when_the_listener_returns(
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_close_ends_though_the_caller_has_the_lock_of_logging(mode, run_script):
-    """As `logging.config.dictConfig` closes handlers: with the lock of `logging`."""
+def test_close_ends_though_the_caller_holds_the_lock_of_logging(mode, run_script):
+    """`logging.config.dictConfig` holds that lock while it closes handlers."""
     program = """
     import logging, sys, time
     from greendrop import MessagesAbandonedError, Producer
@@ -115,7 +115,7 @@ def test_close_ends_though_the_caller_has_the_lock_of_logging(mode, run_script):
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_exit_ends_though_a_listener_never_returns(mode, run_script):
-    """A program whose listener waits for ever ends within `exit_timeout`, or nearly."""
+    """A program whose listener waits for ever ends within about `exit_timeout`."""
     program = """
     import time
     from greendrop import Producer

@@ -1,4 +1,4 @@
-"""Interceptors: they see what is sent, what is refused, and hurt nobody."""
+"""Interceptors: they see messages that are sent or refused, and can't break a send."""
 
 from __future__ import annotations
 
@@ -21,107 +21,109 @@ from greendrop import (
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 
 
-class Noting:
-    """Takes note of what it is told, and marks topics and headers."""
+class RecordingInterceptor:
+    """An interceptor that records its calls, and marks topics and headers."""
 
-    def __init__(self, name="noting"):
+    def __init__(self, name="interceptor"):
         self.name = name
         self.sent = []
         self.batches = []
         self.refused = []
 
     def on_send(self, message):
-        """Note a message, and mark it."""
+        """Record a message, and mark it."""
         self.sent.append(message)
         headers = [*(message.headers or ()), (self.name, b"was here")]
-        return message._replace(topic=Marked(message.topic), headers=headers)
+        return message._replace(topic=MarkedTopic(message.topic), headers=headers)
 
     def on_batch(self, messages):
-        """Note a batch."""
+        """Record a batch."""
         self.batches.append(messages)
 
     def on_send_error(self, message, error):
-        """Note one that was not queued."""
+        """Record a message that was not queued."""
         self.refused.append((message, error))
 
 
-class Marked(str):
-    """A topic that can be told from others of its name."""
+class MarkedTopic(str):
+    """A topic that is distinguishable from equal topics."""
 
     __slots__ = ()
 
 
 @pytest.fixture
-def noting():
-    """Make an interceptor that takes note."""
-    return Noting()
+def interceptor():
+    """Make a recording interceptor."""
+    return RecordingInterceptor()
 
 
 @pytest.fixture
-def producer(make_producer, noting):
-    """Make a producer that is intercepted."""
+def producer(make_producer, interceptor):
+    """Make a producer with an interceptor."""
     producer = make_producer()
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
     return producer
 
 
-def test_without_interceptors_nothing_is_in_the_way(make_producer):
-    """A producer without interceptors calls its own methods, and no function more."""
+def test_without_interceptors_the_send_path_is_unchanged(make_producer):
+    """A producer without interceptors calls its own methods, and no further function."""
     core = make_producer()._core
 
     assert (core.send, core.send_many) == (core._send, core._send_many)
 
 
-def test_message_is_seen_in_wire_form_after_middleware(producer, noting):
-    """What an interceptor sees has passed all steps, later ones too, and the checks."""
+def test_message_is_seen_normalized_after_middleware(producer, interceptor):
+    """An interceptor sees messages after all middleware and validation."""
     producer.middleware.append(lambda message: message._replace(payload="changed"))
 
     producer.produce_sync(topic="events", payload="x", headers={"a": ["1", None]})
 
-    (seen,) = noting.sent
+    (seen,) = interceptor.sent
     assert seen == Message("events", b"changed", headers=[("a", b"1"), ("a", None)])
-    assert noting.batches == noting.refused == []
+    assert interceptor.batches == interceptor.refused == []
 
 
-def test_verdict_has_the_topic_that_the_interceptor_gave(world, producer):
-    """By the topic's very object who traces finds the message again."""
-    told = []
+def test_report_has_the_topic_object_of_the_interceptor(world, producer):
+    """A tracer finds its message again by the identity of the report's topic."""
+    observed = []
     producer.monitor.subscribe(
-        "message.acknowledged", lambda event: told.append(event["topic"])
+        "message.acknowledged", lambda event: observed.append(event["topic"])
     )
 
     report = producer.produce_sync(topic="events", payload=b"x")
     (handle,) = producer.produce_many_async([Message("events", b"x")])
     handle.wait()
 
-    topics = [*told, report.topic, handle.topic, handle.report.topic]
-    assert [Marked] * 5 == [type(each) for each in topics]
+    topics = [*observed, report.topic, handle.topic, handle.report.topic]
+    assert [MarkedTopic] * 5 == [type(each) for each in topics]
     assert topics == ["events"] * 5
 
 
 @pytest.mark.slow
-def test_failed_message_has_it_too(make_producer, noting):
-    """A verdict that is bad is found the same way."""
+def test_error_has_the_topic_object_of_the_interceptor(make_producer, interceptor):
+    """The error of a failed message has the same topic."""
     producer = make_producer(NOWHERE | {"message.timeout.ms": 50})
-    producer.intercept(lambda _: noting)
-    told = []
+    producer.intercept(lambda _: interceptor)
+    observed = []
     producer.monitor.subscribe(
-        "error.occurred", lambda event: told.append((event["type"], event.payload))
+        "error.occurred", lambda event: observed.append((event["type"], event.payload))
     )
 
     handle = producer.produce_async(topic="events", payload=b"x")
     with pytest.raises(Exception, match="not delivered"):
         handle.wait()
 
-    (payload,) = [each for kind, each in told if kind == "librdkafka.dispatch_error"]
-    assert type(payload["topic"]) is Marked
-    assert noting.refused == []
+    (payload,) = [
+        each for kind, each in observed if kind == "librdkafka.dispatch_error"
+    ]
+    assert type(payload["topic"]) is MarkedTopic
+    assert interceptor.refused == []
 
 
-def test_events_tell_what_the_caller_wrote(producer, sent):
-    """What an interceptor adds is not in the events of the caller."""
+def test_events_have_the_message_of_the_caller(producer, sent):
+    """The marks of an interceptor are not in the events of the caller."""
     other, messages = sent
-    other.intercept(lambda _: Noting())
+    other.intercept(lambda _: RecordingInterceptor())
 
     other.produce_sync(topic="events", payload=b"x")
     other.produce_many_sync([Message("events", b"y")])
@@ -129,8 +131,8 @@ def test_events_tell_what_the_caller_wrote(producer, sent):
     assert messages == [Message("events", b"x"), Message("events", b"y")]
 
 
-def test_every_verb_passes_by_it(producer, noting):
-    """Single ones and batches, tombstones, the buffer, and variants of before."""
+def test_every_verb_is_intercepted(producer, interceptor):
+    """Messages, batches, tombstones, the buffer and older variants are intercepted."""
     producer.tombstone_sync(topic="events", key=b"k", partition=0)
     producer.tombstone_many_sync([{"topic": "events", "key": b"k", "partition": 0}])
     producer.buffer(topic="events", payload=b"1")
@@ -139,36 +141,36 @@ def test_every_verb_passes_by_it(producer, noting):
     variant = producer.variant(topic_config={"acks": 1})
     variant.produce_async(topic="events", payload=b"3").wait()
 
-    payloads = [message.payload for message in noting.sent]
+    payloads = [message.payload for message in interceptor.sent]
     assert payloads == [None, None, b"1", b"2", b"3"]
-    # Of the buffer each sender's messages are a batch.
-    assert [len(batch) for batch in noting.batches] == [1, 1, 1]
+    # The buffered messages of each sender are a batch.
+    assert [len(batch) for batch in interceptor.batches] == [1, 1, 1]
 
 
-def test_message_in_a_transaction_of_its_own_passes_once(make_producer, noting):
-    """Sent outside of a transaction, it gets one, and is seen once all the same."""
+def test_message_in_a_transaction_of_its_own_passes_once(make_producer, interceptor):
+    """A message that is sent outside of a transaction is seen once in its own."""
     producer = make_producer({"transactional.id": "intercepted"})
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
 
     producer.produce_sync(topic="events", payload=b"1")
     producer.produce_many_sync([Message("events", b"2")])
     with producer.transaction():
         producer.produce_async(topic="events", payload=b"3")
 
-    assert [message.payload for message in noting.sent] == [b"1", b"2", b"3"]
-    assert noting.refused == []
+    assert [message.payload for message in interceptor.sent] == [b"1", b"2", b"3"]
+    assert interceptor.refused == []
 
 
-def test_invalid_message_is_not_seen(producer, noting):
-    """Of a batch with one that breaks the rules nothing is sent, so nothing is seen."""
+def test_invalid_message_is_not_seen(producer, interceptor):
+    """Nothing of a batch with an invalid message is sent, so nothing is seen."""
     with pytest.raises(MessageInvalidError):
         producer.produce_many_sync([Message("events", b"x"), Message("", b"x")])
 
-    assert noting.sent == []
+    assert interceptor.sent == []
 
 
-def test_closed_producer_refuses(producer, noting):
-    """One that is closed refuses; both are told, the caller and the interceptor."""
+def test_closed_producer_refuses(producer, interceptor):
+    """The closed error is raised in the caller and passed to the interceptor."""
     producer.close()
 
     with pytest.raises(ProducerClosedError) as caught:
@@ -176,39 +178,39 @@ def test_closed_producer_refuses(producer, noting):
     with pytest.raises(ProducerClosedError):
         producer.produce_many_async([Message("events", b"y")])
 
-    (first, error), (second, _) = noting.refused
+    (first, error), (second, _) = interceptor.refused
     assert error is caught.value
     assert [first.payload, second.payload] == [b"x", b"y"]
-    assert type(first.topic) is Marked
+    assert type(first.topic) is MarkedTopic
 
 
-def test_end_of_a_batch_that_does_not_fit_is_refused(make_producer, noting):
-    """Those that were queued are not told as refused; those after them are."""
+def test_rest_of_a_batch_that_does_not_fit_is_refused(make_producer, interceptor):
+    """Queued messages are not reported as refused; the ones after them are."""
     producer = make_producer(
         NOWHERE | {"queue.buffering.max.messages": 2}, wait_on_queue_full=False
     )
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
 
     with pytest.raises(ProduceManyError) as caught:
         producer.produce_many_async([Message("events", b"%d" % n) for n in range(5)])
 
     queued = len(caught.value.dispatched)
     assert queued == caught.value.failed_index == 2
-    refused = [message.payload for message, _ in noting.refused]
+    refused = [message.payload for message, _ in interceptor.refused]
     assert refused == [b"2", b"3", b"4"]
     with pytest.raises(QueueFullError):
         producer.produce_async(topic="events", payload=b"5")
-    assert noting.refused[-1][0].payload == b"5"
-    # The one that met the full queue was seen once, though it was tried twice.
-    assert len(noting.sent) == 6
+    assert interceptor.refused[-1][0].payload == b"5"
+    # The message that met the full queue was seen once, though it was tried twice.
+    assert len(interceptor.sent) == 6
 
 
-def test_flush_is_seen_anew_when_it_is_repeated(make_producer, noting):
-    """What a flush did not send is refused; the next one sends it as if it were new."""
+def test_repeated_flush_is_seen_again(make_producer, interceptor):
+    """Messages that a flush did not send are refused, and sent by the next flush."""
     producer = make_producer(
         NOWHERE | {"queue.buffering.max.messages": 2}, wait_on_queue_full=False
     )
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
     for number in range(4):
         producer.buffer(topic="events", payload=b"%d" % number)
 
@@ -217,15 +219,15 @@ def test_flush_is_seen_anew_when_it_is_repeated(make_producer, noting):
     with pytest.raises(ProduceManyError):
         producer.flush_async()
 
-    assert [m.payload for m in noting.sent] == [b"0", b"1", b"2", b"3", b"2", b"3"]
-    assert [m.payload for m, _ in noting.refused] == [b"2", b"3", b"2", b"3"]
-    assert all(message.headers is None for message in noting.sent)
+    assert [m.payload for m in interceptor.sent] == [b"0", b"1", b"2", b"3", b"2", b"3"]
+    assert [m.payload for m, _ in interceptor.refused] == [b"2", b"3", b"2", b"3"]
+    assert all(message.headers is None for message in interceptor.sent)
 
 
 def test_refused_message_of_a_flush_has_its_topic_in_the_event(
-    world, mock_cluster, producer, noting, until
+    world, mock_cluster, producer, interceptor, until
 ):
-    """As any message that was not delivered; the others of the flush pass once."""
+    """The event is that of an undelivered message; other messages pass once."""
     mock_cluster.create_topic("events", partitions=1)
     producer.produce_sync(topic="events", payload=b"x")
     failed = []
@@ -243,16 +245,16 @@ def test_refused_message_of_a_flush_has_its_topic_in_the_event(
         producer.flush_async()
     until(lambda: failed)
 
-    assert len(noting.sent) == 1 + 3
-    assert noting.refused == []
-    assert [type(topic) for topic in failed] == [Marked]
-    assert [type(each.topic) for each in raised.value.dispatched] == [Marked] * 3
+    assert len(interceptor.sent) == 1 + 3
+    assert interceptor.refused == []
+    assert [type(topic) for topic in failed] == [MarkedTopic]
+    assert [type(each.topic) for each in raised.value.dispatched] == [MarkedTopic] * 3
 
 
-def test_killed_while_waiting_for_room_is_refused(hub, make_producer, noting):
-    """A greenlet that is killed before its message was queued leaves nothing open."""
+def test_message_of_a_killed_sender_is_refused(hub, make_producer, interceptor):
+    """A greenlet that is killed before its message was queued gets it refused."""
     producer = make_producer(NOWHERE | {"queue.buffering.max.messages": 1})
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
     producer.produce_async(topic="events", payload=b"first")
     single = gevent.spawn(producer.produce_async, topic="events", payload=b"second")
     batch = gevent.spawn(producer.produce_many_async, [Message("events", b"third")])
@@ -260,18 +262,20 @@ def test_killed_while_waiting_for_room_is_refused(hub, make_producer, noting):
 
     gevent.killall([single, batch])
 
-    refused = {message.payload: error for message, error in noting.refused}
+    refused = {message.payload: error for message, error in interceptor.refused}
     assert {b"second", b"third"} == refused.keys()
     assert {gevent.GreenletExit} == set(map(type, refused.values()))
 
 
-def test_one_that_raises_hurts_nobody(producer, noting, caplog):
-    """It is logged, and the message goes as it was."""
+def test_interceptor_that_raises_does_not_affect_the_send(
+    producer, interceptor, caplog
+):
+    """The error is logged, and the message is sent unchanged."""
 
     def fail(*_):
         raise RuntimeError("broken")
 
-    noting.on_send = noting.on_batch = noting.on_send_error = fail
+    interceptor.on_send = interceptor.on_batch = interceptor.on_send_error = fail
     with caplog.at_level(logging.ERROR, "greendrop"):
         producer.produce_sync(topic="events", payload=b"x")
         producer.produce_many_sync([Message("events", b"x")])
@@ -283,10 +287,10 @@ def test_one_that_raises_hurts_nobody(producer, noting, caplog):
     assert "broken" in caplog.text
 
 
-def test_second_one_sees_what_the_first_gave(make_producer):
-    """Of several the last one that came sees messages first."""
+def test_interceptors_are_nested(make_producer):
+    """The interceptor that was added last sees messages first."""
     producer = make_producer()
-    inner, outer = Noting("inner"), Noting("outer")
+    inner, outer = RecordingInterceptor("inner"), RecordingInterceptor("outer")
     producer.intercept(lambda _: inner)
     producer.intercept(lambda _: outer)
 
@@ -296,22 +300,24 @@ def test_second_one_sees_what_the_first_gave(make_producer):
     assert inner.sent[0].headers == [("outer", b"was here")]
 
 
-def test_it_is_made_from_the_settings(make_producer):
-    """Whoever makes one is given the producer's settings; without any it can't be."""
+def test_interceptor_is_made_from_the_settings(make_producer):
+    """The factory gets the producer's settings; without settings it can't be called."""
     producer = make_producer(id="orders")
     ids = []
-    producer.intercept(lambda settings: ids.append(settings.id) or Noting())
+    producer.intercept(
+        lambda settings: ids.append(settings.id) or RecordingInterceptor()
+    )
 
     assert ids == ["orders"]
     with pytest.raises(ProducerNotConfiguredError):
-        Producer().intercept(lambda _: Noting())
+        Producer().intercept(lambda _: RecordingInterceptor())
 
 
 @pytest.mark.slow
-def test_long_batch_lets_others_run(longest_gap, make_producer, noting):
-    """Thousands of messages pass an interceptor that takes its time, cooperatively."""
+def test_long_batch_lets_others_run(longest_gap, make_producer, interceptor):
+    """Thousands of messages pass a slow interceptor while other greenlets run."""
     producer = make_producer()
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
     producer.produce_sync(topic="events", payload=b"x")
     batch = [Message("events", b"x")] * 30_000
 
@@ -319,11 +325,11 @@ def test_long_batch_lets_others_run(longest_gap, make_producer, noting):
         producer.produce_many_async(batch)
 
     assert gap.seconds < 0.1
-    assert len(noting.sent) == 30_001
+    assert len(interceptor.sent) == 30_001
 
 
-def test_it_may_come_while_others_send(make_producer, noting):
-    """Installed in the midst of sending, it loses no message and sees all after it."""
+def test_interceptor_may_be_added_while_others_send(make_producer, interceptor):
+    """Added during sends, it costs no message and sees all later messages."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x")
     handles = []
@@ -335,11 +341,11 @@ def test_it_may_come_while_others_send(make_producer, noting):
 
     thread = threading.Thread(target=send)
     thread.start()
-    producer.intercept(lambda _: noting)
+    producer.intercept(lambda _: interceptor)
     producer.produce_sync(topic="events", payload=b"mine")
     go_on.set()
     thread.join()
 
     for handle in handles:
         handle.wait()
-    assert b"mine" in [message.payload for message in noting.sent]
+    assert b"mine" in [message.payload for message in interceptor.sent]

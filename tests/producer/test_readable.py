@@ -1,4 +1,4 @@
-"""What can be read of a producer, and that it can't be copied."""
+"""Read-only attributes of a producer, and why it can't be copied."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 
 
 def test_settings_can_be_read_without_secrets():
-    """All settings by name, with librdkafka's; no password is among them."""
+    """All settings are listed by name, with librdkafka's, and no password."""
     kafka = {
         **NOWHERE,
         "security.protocol": "SASL_PLAINTEXT",
@@ -31,8 +31,8 @@ def test_settings_can_be_read_without_secrets():
             settings["id"] = "yours"
 
 
-def test_variants_can_be_asked_what_they_change():
-    """Their wait and their topic configuration; the settings are the producer's."""
+def test_variants_show_their_own_settings():
+    """A variant has its own timeout and topic configuration, and shared settings."""
     with Producer(NOWHERE, max_wait_timeout=7) as producer:
         variant = producer.variant(max_wait_timeout=2, topic_config={"acks": 1})
 
@@ -56,14 +56,14 @@ def test_variants_can_be_asked_what_they_change():
 def test_a_producer_says_whether_it_is_idempotent_or_transactional(
     kafka, idempotent, transactional
 ):
-    """As configured; a `transactional.id` makes it both."""
+    """The values follow the configuration; a `transactional.id` implies both."""
     with Producer({**NOWHERE, **kafka}) as producer:
         assert producer.idempotent is idempotent
         assert producer.transactional is transactional
 
 
 def test_a_producer_without_settings_can_be_read():
-    """Before `setup` there is nothing to see, and no error."""
+    """Before `setup` the values are empty, and no error is raised."""
     producer = Producer()
 
     assert producer.settings == {}
@@ -76,7 +76,7 @@ def test_a_producer_without_settings_can_be_read():
 
 
 def test_in_flight_counts_messages_without_an_outcome(world, make_producer):
-    """Buffered messages are not in flight; delivered ones no longer."""
+    """Buffered and delivered messages are not in flight."""
     producer = make_producer()
     producer.buffer(topic="events", payload=b"buffered")
     before = producer.in_flight
@@ -89,7 +89,7 @@ def test_in_flight_counts_messages_without_an_outcome(world, make_producer):
 
 
 def test_a_producer_says_whether_it_would_disconnect(world, connected):
-    """Connected, with an empty buffer, and no transaction open."""
+    """It would if it is connected, with an empty buffer and no open transaction."""
     producer = connected()
     unused = Producer(NOWHERE)
 
@@ -109,7 +109,7 @@ def test_a_producer_says_whether_it_would_disconnect(world, connected):
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_nothing_that_is_connected_can_be_pickled_or_copied(duplicate):
+def test_producers_and_their_parts_can_not_be_pickled_or_copied(duplicate):
     """The error says to make one in each process; nothing else happens."""
     kafka = {**NOWHERE, "transactional.id": "mine"}
     with (

@@ -14,12 +14,12 @@ def producer(transactional_id=None, **settings):
 
 
 def connect(one):
-    """Have a producer make its client; nothing is sent."""
+    """Make the producer's client, without sending."""
     one._core._connect(one._core.main)
 
 
 def test_second_producer_with_a_transactional_id_is_refused():
-    """Two with one transactional.id would fence each other; the error names both."""
+    """Two producers with one transactional.id would fence each other."""
     first = producer("t", id="first")
     second = Producer()
 
@@ -35,7 +35,7 @@ def test_second_producer_with_a_transactional_id_is_refused():
 
 
 def test_second_producer_with_an_id_is_refused():
-    """Events, logs and errors could not tell two of one id apart."""
+    """Events, logs and errors could not distinguish two producers with one id."""
     first = producer(id="same")
 
     with pytest.raises(ConfigurationInvalidError) as caught:
@@ -46,8 +46,8 @@ def test_second_producer_with_an_id_is_refused():
     assert first.status == "configured"
 
 
-def test_both_names_are_told_and_none_is_taken():
-    """One that is refused for one name keeps no other one away from the next."""
+def test_refused_producer_reserves_no_name():
+    """A producer that is refused for one name reserves neither of the two."""
     first = producer("t", id="first")
 
     with pytest.raises(ConfigurationInvalidError) as caught:
@@ -60,8 +60,8 @@ def test_both_names_are_told_and_none_is_taken():
     assert first.id == "first"
 
 
-def test_producers_without_names_never_meet():
-    """An id that nobody chose is unique; no or an empty transactional.id is none."""
+def test_producers_without_names_never_conflict():
+    """Generated ids are unique; a missing or empty transactional.id is not a name."""
     made = [producer(each) for each in (None, "", None, "")]
 
     assert len({each.id for each in made}) == 4
@@ -69,7 +69,7 @@ def test_producers_without_names_never_meet():
 
 @pytest.mark.parametrize("used", [False, True])
 def test_closed_producer_frees_its_names(used):
-    """After close another may have the names, whether the first was used or not."""
+    """After close another producer may have the names, if the first was used or not."""
     first = producer("t")
     if used:
         connect(first)
@@ -79,7 +79,7 @@ def test_closed_producer_frees_its_names(used):
 
 
 def test_used_producer_keeps_its_names():
-    """A connected producer is as live as one that is only configured."""
+    """A connected producer keeps its names like one that is only configured."""
     first = producer("t")
     connect(first)
 
@@ -90,14 +90,14 @@ def test_used_producer_keeps_its_names():
 
 
 def test_collected_producer_frees_its_names():
-    """A producer that nobody refers to any more is no hindrance."""
+    """A producer without references does not block its names."""
     producer("t")
 
     assert producer("t").status == "configured"
 
 
-def test_garbage_frees_its_names():
-    """Nor is one that only the garbage collector gets at, as with listeners it is."""
+def test_producer_in_a_cycle_frees_its_names():
+    """Nor does a producer in a cycle, which only the garbage collector frees."""
 
     def forget():
         first = producer("t")
@@ -109,7 +109,7 @@ def test_garbage_frees_its_names():
 
 
 def test_of_many_threads_one_gets_the_name():
-    """Threads that configure at the same time: one wins, the others are told."""
+    """Of threads that configure concurrently one succeeds; the others fail."""
     made, refused = [], []
     start = threading.Barrier(8)
 
@@ -132,7 +132,7 @@ def test_of_many_threads_one_gets_the_name():
 @pytest.mark.patched
 @pytest.mark.slow
 def test_process_number_in_a_name_is_that_of_the_child(run_script):
-    """A producer made before the fork is called anew in the child."""
+    """A producer made before the fork gets another process number in the child."""
     run_script(
         """
         from greendrop import ConfigurationInvalidError, Producer
@@ -157,9 +157,9 @@ def test_process_number_in_a_name_is_that_of_the_child(run_script):
 @pytest.mark.patched
 @pytest.mark.slow
 def test_names_of_a_forked_child(run_script, mode):
-    """In a child the parent's used producer has no name, until it is reset there.
+    """In a child the parent's used producer has no name until it is reset there.
 
-    One that was only configured is the child's own, and has its name.
+    A producer that was only configured belongs to the child too, with its name.
     """
     run_script(
         """

@@ -32,7 +32,7 @@ both_batches = pytest.mark.parametrize("verb", MANY.values(), ids=MANY)
 
 @every_verb
 def test_tombstone_has_a_key_a_partition_and_no_payload(sent, verb):
-    """It arrives where it was sent, with headers, timestamp and label."""
+    """A tombstone arrives in its partition, with headers, timestamp and label."""
     producer, messages = sent
 
     report = verb(
@@ -67,21 +67,21 @@ BAD = [
 @every_verb
 @pytest.mark.parametrize(("field", "value", "text"), BAD)
 def test_tombstone_with_a_bad_field_is_refused(verb, field, value, text):
-    """Key and partition are required, and the rules of all messages hold."""
+    """Key and partition are required, and the rules of all messages apply."""
     producer = Producer(kafka=NOWHERE)
 
     with pytest.raises(MessageInvalidError) as raised:
         verb(producer, **{**GOOD, field: value})
 
-    ((name, told),) = raised.value.errors.items()
+    ((name, observed),) = raised.value.errors.items()
     assert name.endswith(field)
-    assert text in told
+    assert text in observed
     assert producer.status == "configured"
 
 
 @every_verb
-def test_partition_nought_is_one(sent, verb):
-    """The other side of the limit."""
+def test_partition_zero_is_accepted(sent, verb):
+    """0 is the lowest valid partition."""
     producer, _ = sent
 
     assert verb(producer, **{**GOOD, "partition": 0}).partition == 0
@@ -90,7 +90,7 @@ def test_partition_nought_is_one(sent, verb):
 @both_batches
 @pytest.mark.parametrize("missing", ["topic", "key", "partition"])
 def test_tombstone_without_a_field_is_refused(verb, missing):
-    """A mapping that lacks one of the three is refused."""
+    """A mapping that lacks one of the three fields is refused."""
     producer = Producer(kafka=NOWHERE)
     item = {name: value for name, value in GOOD.items() if name != missing}
 
@@ -101,8 +101,8 @@ def test_tombstone_without_a_field_is_refused(verb, missing):
 
 
 @both_batches
-def test_all_that_is_bad_is_told_at_once(verb):
-    """Bad fields of all messages are told, and the whole batch is refused."""
+def test_all_bad_fields_are_named_at_once(verb):
+    """The error has the bad fields of all messages; the whole batch is refused."""
     producer = Producer(kafka=NOWHERE)
 
     with pytest.raises(MessageInvalidError) as raised:
@@ -132,7 +132,7 @@ def test_all_that_is_bad_is_told_at_once(verb):
 
 @both_batches
 def test_payload_is_left_out_and_the_callers_mapping_is_not_changed(sent, verb):
-    """A record that is to be deleted may be given as it is."""
+    """A record that is to be deleted may be given unchanged."""
     producer, messages = sent
     batch = [{**GOOD, "payload": b"old", "headers": {"a": "1"}}, {**GOOD}]
     before = copy.deepcopy(batch)
@@ -146,7 +146,7 @@ def test_payload_is_left_out_and_the_callers_mapping_is_not_changed(sent, verb):
 
 @every_verb
 def test_tombstones_go_through_the_middleware(sent, verb):
-    """They are ordinary messages from there on."""
+    """Middleware gets tombstones like other messages."""
     producer, messages = sent
     producer.middleware.append(lambda message: message._replace(key="other"))
 

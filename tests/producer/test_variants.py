@@ -21,22 +21,22 @@ NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 
 
 def send(producer, count=1, topic="t"):
-    """Send messages without waiting; give their handles."""
+    """Send messages without waiting; return their handles."""
     return [producer.produce_async(topic=topic, payload=b"x") for _ in range(count)]
 
 
 def problems(producer, **changes):
-    """What is wrong with a variant, by key."""
+    """Return what is wrong with a variant, by key."""
     with pytest.raises(VariantInvalidError) as raised:
         producer.variant(**changes)
     return raised.value.errors
 
 
-# -- what differs -------------------------------------------------------------------
+# -- settings of a variant ----------------------------------------------------------
 
 
-def test_variant_waits_as_long_as_it_says(world):
-    """Only the sync verbs of the variant have its own limit."""
+def test_variant_has_a_timeout_of_its_own(world):
+    """The timeout applies to the variant's sync verbs only."""
     producer = Producer(NOWHERE, max_wait_timeout=LONG)
     brisk = producer.variant(max_wait_timeout=0.05)
 
@@ -44,17 +44,17 @@ def test_variant_waits_as_long_as_it_says(world):
         lambda: brisk.produce_sync(topic="t", payload=b"x"),
         lambda: brisk.produce_many_sync([{"topic": "t", "payload": b"x"}]),
     ):
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises((DeliveryTimeoutError, Exception), match="within"):
             verb()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - started < 2.0
     assert brisk._core is producer._core
     assert brisk._slot is producer._slot
     producer.close(force=True)
 
 
 def test_variant_has_a_topic_configuration_of_its_own(world, make_producer):
-    """Two configurations of one topic hold side by side: acks=0 has no offsets."""
+    """Two configurations of one topic are used in parallel: acks=0 has no offsets."""
     producer = make_producer()
     careless = producer.variant(topic_config={"acks": 0})
 
@@ -65,7 +65,7 @@ def test_variant_has_a_topic_configuration_of_its_own(world, make_producer):
 
 @pytest.mark.slow
 def test_variant_has_its_own_message_timeout(world, mock_cluster):
-    """A variant's timeout counts, by whichever of its names the producer set it."""
+    """The variant's timeout applies, under whichever alias the producer set it."""
     producer = Producer(NOWHERE | {"delivery.timeout.ms": 60_000})
     brief = producer.variant(topic_config={"message.timeout.ms": 200})
 
@@ -79,7 +79,7 @@ def test_variant_has_its_own_message_timeout(world, mock_cluster):
 
 
 def test_variant_of_a_variant_keeps_what_it_does_not_change(make_producer):
-    """Changes add up, key by key, also by other names of a key."""
+    """Changes add up, key by key, also under aliases of a key."""
     producer = make_producer()
     one = producer.variant(max_wait_timeout=5, topic_config={"acks": 1})
     two = one.variant(topic_config={"compression.type": "gzip"})
@@ -93,7 +93,7 @@ def test_variant_of_a_variant_keeps_what_it_does_not_change(make_producer):
 
 
 def test_equal_configurations_share_a_connection(world, make_producer):
-    """However often a variant is made, its connection is made once."""
+    """However often an equal variant is made, it has one connection."""
     producer = make_producer()
     connected = []
     producer.monitor.subscribe("producer.connected", connected.append)
@@ -118,8 +118,8 @@ def test_making_a_variant_opens_nothing(mock_cluster, make_producer):
     assert mock_cluster.requests() == []
 
 
-def test_nested_use_mixes_nothing_up(world, make_producer):
-    """A variant is an object, so whoever uses another one keeps the first."""
+def test_nested_use_of_variants_keeps_them_apart(world, make_producer):
+    """A variant is an object: code that uses another one does not affect it."""
     producer = make_producer()
     outer = producer.variant(topic_config={"acks": 0})
     inner = producer.variant(topic_config={"acks": 1})
@@ -138,7 +138,7 @@ def test_nested_use_mixes_nothing_up(world, make_producer):
 
 
 def test_buffered_messages_remember_their_variant(world, make_producer):
-    """Each is sent as who buffered it would have sent it, in order (section 10, 10)."""
+    """Each message is sent with the variant that buffered it, in order."""
     producer = make_producer()
     careless = producer.variant(topic_config={"acks": 0})
     for sender in (producer, careless, careless, producer):
@@ -149,14 +149,14 @@ def test_buffered_messages_remember_their_variant(world, make_producer):
     assert [each.offset is None for each in reports] == [False, True, True, False]
 
 
-# -- what is refused ----------------------------------------------------------------
+# -- refused variants ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "key", ["acks", "request.required.acks", "request.timeout.ms", "partitioner"]
 )
-def test_allowed_keys_are_taken(make_producer, key):
-    """Keys of librdkafka that hold for a topic may differ (section 2.3)."""
+def test_allowed_keys_are_accepted(make_producer, key):
+    """Keys of librdkafka that belong to a topic may differ."""
     value = "murmur2" if key == "partitioner" else 1
 
     assert make_producer().variant(topic_config={key: value}) is not None
@@ -173,8 +173,8 @@ def test_allowed_keys_are_taken(make_producer, key):
         ({5: 1}, "5", "text"),
     ],
 )
-def test_bad_keys_and_values_are_told_at_once(make_producer, config, key, text):
-    """What librdkafka would refuse later is refused when the variant is made."""
+def test_bad_keys_and_values_are_refused_at_once(make_producer, config, key, text):
+    """A value that librdkafka would refuse is refused when the variant is made."""
     producer = make_producer()
 
     errors = problems(producer, topic_config=config)
@@ -184,21 +184,21 @@ def test_bad_keys_and_values_are_told_at_once(make_producer, config, key, text):
     assert producer.produce_sync(topic="t", payload=b"x")
 
 
-def test_all_mistakes_are_told_together(make_producer):
+def test_all_bad_keys_are_named_together(make_producer):
     """Each bad key has its own text."""
     errors = problems(make_producer(), topic_config={"a": 1, "acks": object()})
 
     assert sorted(errors) == ["topic_config.a", "topic_config.acks"]
 
 
-def test_what_is_no_mapping_is_refused(make_producer):
-    """A list of pairs, for one."""
+def test_other_types_than_mappings_are_refused(make_producer):
+    """For instance, a list of pairs is refused."""
     assert "mapping" in problems(make_producer(), topic_config=[])["topic_config"]
 
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), "5", True, 180_000])
-def test_bad_waits_are_refused(make_producer, seconds):
-    """A variant's wait follows the rule of the setting."""
+def test_bad_timeouts_are_refused(make_producer, seconds):
+    """A variant's timeout follows the rule of the setting."""
     errors = problems(make_producer(), max_wait_timeout=seconds)
 
     assert list(errors) == ["max_wait_timeout"]
@@ -208,8 +208,8 @@ def test_bad_waits_are_refused(make_producer, seconds):
 @pytest.mark.parametrize(
     "kafka", [{"enable.idempotence": True}, {"transactional.id": "tx"}]
 )
-def test_acks_of_an_idempotent_producer_stay(make_producer, kafka, key):
-    """Fewer acks would break what it promises."""
+def test_acks_of_an_idempotent_producer_can_not_be_changed(make_producer, kafka, key):
+    """Fewer acks would break the guarantee of idempotence."""
     producer = make_producer(kafka)
 
     errors = problems(producer, topic_config={key: 0})
@@ -220,7 +220,7 @@ def test_acks_of_an_idempotent_producer_stay(make_producer, kafka, key):
 
 
 def test_number_of_connections_is_limited(make_producer):
-    """The seventeenth topic configuration is refused, and those before stay usable."""
+    """The 17th topic configuration is refused; the earlier ones stay usable."""
     producer = make_producer()
     for number in range(16):
         producer.variant(topic_config={"message.timeout.ms": 1_000 + number})
@@ -233,7 +233,7 @@ def test_number_of_connections_is_limited(make_producer):
 
 
 def test_unconfigured_and_closed_producers_have_no_variants(make_producer):
-    """A variant of what can't send is refused."""
+    """A variant of an unusable producer is refused."""
     with pytest.raises(ProducerNotConfiguredError):
         Producer().variant()
     producer = make_producer()
@@ -244,7 +244,7 @@ def test_unconfigured_and_closed_producers_have_no_variants(make_producer):
         producer.variant(max_wait_timeout=1.0)
 
 
-# -- one life -----------------------------------------------------------------------
+# -- shared life cycle --------------------------------------------------------------
 
 
 def test_closing_a_variant_closes_the_producer(world, make_producer):
@@ -263,7 +263,7 @@ def test_closing_a_variant_closes_the_producer(world, make_producer):
 
 
 def test_purge_and_disconnect_reach_all_connections(world, mock_cluster, make_producer):
-    """What a producer drops or closes, it drops and closes in its variants too."""
+    """Purge, disconnect and close of a producer include its variants."""
     producer = make_producer()
     variant = producer.variant(topic_config={"acks": 1})
     assert all(each.wait(LONG) for each in send(producer) + send(variant))
@@ -282,8 +282,8 @@ def test_purge_and_disconnect_reach_all_connections(world, mock_cluster, make_pr
 
 
 @pytest.mark.slow
-def test_a_variant_that_is_gone_closes_nothing(world, make_producer):
-    """Only the last of a producer and its variants takes the connections along."""
+def test_a_collected_variant_closes_nothing(world, make_producer):
+    """Only the last of a producer and its variants closes the connections."""
     producer = make_producer()
     producer.variant(topic_config={"acks": 1}).produce_sync(topic="t", payload=b"x")
     gc.collect()
@@ -294,7 +294,7 @@ def test_a_variant_that_is_gone_closes_nothing(world, make_producer):
 
 @pytest.mark.slow
 def test_a_variant_keeps_its_producer_open(world, mock_cluster):
-    """Who keeps only the variant keeps the connection."""
+    """A reference to the variant alone keeps the connection."""
     variant = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers}).variant(
         max_wait_timeout=LONG
     )
@@ -302,7 +302,7 @@ def test_a_variant_keeps_its_producer_open(world, mock_cluster):
     assert variant.produce_sync(topic="t", payload=b"x")
 
     core = weakref.ref(variant._core)
-    # In a cycle, so that it is gone when the collector comes.
+    # In a cycle, so that the garbage collector frees it.
     variant.itself = variant
     del variant
     with pytest.warns(ResourceWarning, match="never closed"):
@@ -310,8 +310,10 @@ def test_a_variant_keeps_its_producer_open(world, mock_cluster):
     await_true(lambda: core() is None or core().status == "closed")
 
 
-def test_variants_of_many_configurations_send_at_once(world, make_producer, stored):
-    """Several connections of one producer serve side by side."""
+def test_variants_of_many_configurations_send_concurrently(
+    world, make_producer, stored
+):
+    """Several connections of one producer are polled in parallel."""
     producer = make_producer()
     senders = [producer] + [
         producer.variant(topic_config={"message.timeout.ms": 10_000 + number})
