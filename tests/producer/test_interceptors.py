@@ -66,7 +66,7 @@ def producer(make_producer, interceptor):
 
 
 def test_without_interceptors_the_send_path_is_unchanged(make_producer):
-    """A producer without interceptors calls its own methods, and no further function."""
+    """A producer without interceptors calls its own methods, and nothing more."""
     core = make_producer()._core
 
     assert (core.send, core.send_many) == (core._send, core._send_many)
