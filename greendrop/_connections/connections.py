@@ -421,7 +421,7 @@ class Connections:
         return True
 
     def close_clients(self, clients: Sequence[Client]) -> None:
-        """Close detached clients, unless another task is doing so already.
+        """Close detached clients.
 
         If this is interrupted, the rest of them are closed in the background.
 
@@ -430,9 +430,7 @@ class Connections:
         """
         try:
             for client in clients:
-                # A shutdown also closes what was about to be closed in the background.
-                if client not in self._being_closed:
-                    self._close(client)
+                self._close(client)
         except BaseException:
             self._close_left_over()
             raise
