@@ -1,9 +1,9 @@
-"""One producer of confluent-kafka, and how it is called without harm.
+"""The handle of one librdkafka producer: safe calls, and translation of results.
 
-confluent-kafka's errors, callbacks and messages are turned into ours here and travel no
-further; only `backend`, which builds its producers, imports it as well. What comes in
-ends in two queues, reports and notices, and signals a descriptor. Knows nothing of
-greenlets, of who serves and of who sends (`client`).
+confluent-kafka's errors, callbacks and messages are translated here and appear nowhere
+above this package. Its callbacks fill two queues, delivery reports and client events,
+and wake the poller by a file descriptor. This module knows nothing of greenlets,
+pollers and senders, which belong to `_client`.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ if TYPE_CHECKING:
     from greendrop.errors import DeliveryError
     from greendrop.oauth import OAuthToken
 
-#: Reports that one poll on a hub serves at most; then the hub has a turn. 500 take
-#: 1 to 2 ms with what their waiters cost.
+#: Delivery reports that one poll returns at most, so that other greenlets can run.
+#: Handling 500 reports takes 1 to 2 ms, including their waiters.
 _REPORTS_PER_POLL = 500
-#: Seconds that a call inside librdkafka may take to return when the client closes.
-#: Requests for metadata take 2 s at most.
+#: Seconds that closing waits for long calls to return from librdkafka. Requests for
+#: metadata take 2 s at most.
 _LONGEST_CALL = 3.0
-#: Seconds that ending an open transaction may take when the client closes.
+#: Seconds that aborting an open transaction may take when the client closes.
 _LAST_ABORT = 1.0
 
-# From version 2.16 on its `close` aborts an open transaction, and warns if it can't: of
-# a client that is closed because of a fatal error it never can.
+# Since version 2.16 confluent-kafka's `close` aborts an open transaction, and warns if
+# that fails. After a fatal error it always fails.
 warnings.filterwarnings(
     "ignore", r"Producer \w+ failed during close", RuntimeWarning, __name__
 )
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
 
-# What a child inherited. Kept for ever: freeing it would wait for threads that the
-# child doesn't have (1 s each), or hang.
+# Producers of the parent process, in a forked child. They are never freed: the
+# destructor would wait 1 s for each thread that the child doesn't have, or hang.
 _inherited: list[object] = []
-# What could not be closed, because a call was still inside. Kept for the same reason.
+# Producers that could not be closed, because a call was still inside librdkafka. They
+# are never freed either: the destructor would free memory that the call uses.
 _leaked: list[object] = []
 
 
 class KafkaHandle:
-    """A librdkafka producer. Each call into it that could meet its end has a gate.
+    """One librdkafka producer. Locks keep closing apart from calls in other threads.
 
     Args:
-        settings: What it is built from.
-        statistics: Whether anybody wants them.
-        reports: Where delivery reports go.
+        settings: The settings of the producer.
+        statistics: Whether librdkafka emits statistics.
+        reports: Receives the delivery reports.
 
     Raises:
-        ConfigurationInvalidError: librdkafka refused its configuration.
+        ConfigurationInvalidError: librdkafka refused the configuration.
     """
 
     def __init__(
@@ -76,36 +77,37 @@ class KafkaHandle:
     ) -> None:
         self._settings = settings
         self._reports = reports
-        #: What it is built with.
+        #: librdkafka, or a test double of it.
         self.backend = backend_for(settings.kafka)
-        #: What librdkafka said beside reports: kind and content.
+        #: Errors, statistics and log lines of librdkafka, and stalls: kind and content.
         self.client_events: deque[tuple[str, Any]] = deque()
-        #: What its errors mean.
+        #: Translates the errors of this producer.
         self.error_translator = ErrorTranslator(
             fatal_error=lambda: self.backend.fatal_error(self.producer),
             name_of=lambda code: cimpl.KafkaError(code).name(),
             redact=settings.redact,
         )
         self.closed = False
-        # There is a transaction that has not ended.
-        self._open = False
-        #: Whether it may begin transactions.
+        #: Whether a transaction has begun and not ended.
+        self.in_transaction = False
+        #: Whether `init_transactions` has succeeded.
         self.is_initialized = False
-        #: How many messages librdkafka did not take, beside those it had no room for.
+        #: Messages that librdkafka refused, except because of a full queue.
         self.refused = 0
-        # Lock order: poll_lock, gate.
-        #: Held around each poll, so that closing can keep everybody out: librdkafka's
-        #: close while another thread is inside is a crash.
+        # Lock order: poll_lock, send_lock.
+        #: Held during each poll. Closing takes it, because closing librdkafka while
+        #: another thread is inside crashes the process.
         self.poll_lock = _concurrency.new_lock()
-        #: Held around each call that queues messages, for the same reason.
+        #: Held during each call that queues messages, for the same reason.
         self.send_lock = _concurrency.new_lock()
-        #: A signal handler raised in a poll, and with that maybe a report was lost.
+        #: Whether a signal handler has raised in a poll. A report may be lost then.
         self.interrupted = False
+        # The thread that is inside `poll`; 0 if none is.
         self._poll_ident = 0
-        # Long calls that are inside librdkafka, counted under `gate`.
+        # Long calls that are inside librdkafka, counted under `send_lock`.
         self._calls = 0
         self._call_ended = _concurrency.ThreadWaiter()
-        #: Set when anything has come in.
+        #: Set when a report or a client event has arrived.
         self.signal = WakeupFd()
         try:
             self.producer: Any = self._build(statistics=statistics)
@@ -122,14 +124,14 @@ class KafkaHandle:
         kafka: dict[str, Any] = dict(self._settings.kafka)
         if self._settings.transactional:
             kafka["transactional.id"] = self._settings.transactional_id
-        kafka["error_cb"] = lambda error: self._note("error", error)
+        kafka["error_cb"] = lambda error: self._enqueue("error", error)
         if statistics:
-            kafka["stats_cb"] = lambda text: self._note("statistics", text)
+            kafka["stats_cb"] = lambda text: self._enqueue("statistics", text)
         else:
             kafka["statistics.interval.ms"] = "0"
         try:
             with _concurrency.batch_scheduling():
-                return self.backend.build(kafka, _LogLines(self._note))
+                return self.backend.build(kafka, _Logger(self._enqueue))
         except cimpl.KafkaException as error:
             reason = self.error_translator.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
@@ -139,45 +141,49 @@ class KafkaHandle:
 
     @property
     def signals(self) -> bool:
-        """Whether what comes in signals the descriptor."""
+        """Whether arriving reports and client events set `signal`."""
         return self._queue is not None
 
     @property
     def empty(self) -> bool:
-        """Whether librdkafka has no message, and nothing came in."""
+        """Whether there is neither a message in librdkafka nor an unhandled report."""
         return not (len(self.producer) or self._reports)
 
-    # --- what comes in -----------------------------------------------------------
+    # --- polling -----------------------------------------------------------------
 
     def poll(self, seconds: float) -> BaseException | None:
-        """Have the queues filled, for up to some seconds.
+        """Poll librdkafka: fill the queues of reports and client events.
+
+        Args:
+            seconds: How long to wait for the first report or event.
 
         Returns:
-            An exception of the program's own signal handler, if that raised in here.
+            The exception of a signal handler of the program that raised meanwhile.
         """
-        me = _concurrency.get_ident()
-        if not seconds and self._poll_ident not in (0, me):
-            # Another thread polls, and tells. A hub must not wait for it; it comes
-            # back at once, after a turn for the others.
+        ident = _concurrency.get_ident()
+        if not seconds and self._poll_ident not in (0, ident):
+            # Another thread is polling and will handle the reports. A hub must not wait
+            # for that thread: it polls again after other greenlets have run.
             self.signal.set()
             return None
         reports = self._reports
         try:
             with self.poll_lock:
                 if not self.closed:
-                    self._poll_ident = me
+                    self._poll_ident = ident
                     reports.limit = _REPORTS_PER_POLL
                     self.producer.poll(seconds)
         except cimpl.KafkaException as error:
-            # How a fatal error is told: no error_cb, but an exception.
+            # confluent-kafka raises fatal errors here and does not call error_cb.
             self.client_events.append(("error", error.args[0]))
         except BaseException as error:  # noqa: BLE001
-            # A signal handler raised in here, or ours did, which is a bug; neither
-            # may end the serving.
+            # A signal handler of the program raised, or a callback of greendrop, which
+            # would be a bug. Neither may end the poller.
             self.interrupted = True
             if isinstance(error, SystemError):
-                # All that confluent-kafka has to say of it up to Python 3.11: it drops
-                # an exception that has no value. Ctrl-C's has none.
+                # Up to Python 3.11 confluent-kafka drops an exception without a value,
+                # and then C code without result and error is a SystemError. Ctrl-C
+                # raises such an exception.
                 return KeyboardInterrupt()
             return error
         finally:
@@ -186,16 +192,16 @@ class KafkaHandle:
         return None
 
     def interrupt_poll(self) -> None:
-        """Have a poll that is going on return."""
+        """Make a poll in another thread return."""
         with self.send_lock:
             if self._queue is not None and not self.closed:
                 self._queue.wake()
 
     def flush_linger(self) -> None:
-        """Push out what the user's `linger.ms` holds back; polling alone does not.
+        """Send the messages that the user's `linger.ms` delays; polling does not.
 
         Blocking:
-            Holds the hub for at most 1 ms.
+            Blocks the hub for at most 1 ms.
         """
         with self.poll_lock:
             if not self.closed:
@@ -209,62 +215,66 @@ class KafkaHandle:
                     raise
 
     def on_limit(self) -> None:
-        """Take note that there are as many reports as should be, or one more than that.
+        """Stop the poll when enough reports have arrived. Called in delivery callbacks.
 
-        Inside poll, or inside a flush or close that another thread makes.
+        The callback runs in `poll`, or in a flush or close by another thread.
         """
         if _concurrency.get_ident() != self._poll_ident:
             self.signal.set()
         elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
-            # librdkafka keeps the rest, in order, and signals again.
+            # librdkafka keeps the other reports in order, and signals again.
             self._queue.yield_poll()
 
     def note_stall(self, seconds: float, stack: str | None) -> None:
-        """Have the serving task tell that its hub was held; from any thread."""
+        """Enqueue the client event of a stalled hub. Called from any thread."""
         self.client_events.append(("stall", (seconds, stack)))
         self.signal.set()
 
-    def _note(self, kind: str, content: Any) -> None:  # noqa: ANN401
-        # Called inside poll, like a delivery report: append, and that is all.
+    def _enqueue(self, kind: str, content: Any) -> None:  # noqa: ANN401
+        # A callback of librdkafka, which may do no more than append.
         self.client_events.append((kind, content))
         if not self._reports.limit:
             self.signal.set()
 
-    # --- logging in ----------------------------------------------------------------
+    # --- OAuth -------------------------------------------------------------------
 
     def set_token(self, token: OAuthToken) -> None:
-        """Give it the token to log in with; nothing if it is closed.
+        """Pass the OAuth token to librdkafka. Does nothing if the handle is closed.
 
         Raises:
-            OAuthTokenError: librdkafka does not take it.
+            OAuthTokenError: librdkafka refuses the token.
         """
         with self.send_lock:
             if self.closed:
                 return
-            refused = self.backend.set_oauth_token(self.producer, token)
-        if refused is None:
-            text = "no OAuth token: this confluent-kafka can't be given one"
+            code = self.backend.set_oauth_token(self.producer, token)
+        if code is None:
+            text = "can't set the OAuth token: greendrop can't reach this librdkafka"
             raise OAuthTokenError(text)
-        if refused:
-            name = cimpl.KafkaError(refused).name()
-            text = f"librdkafka does not take the OAuth token ({name}, {refused})"
+        if code:
+            name = cimpl.KafkaError(code).name()
+            text = f"librdkafka refuses the OAuth token ({name}, {code})"
             raise OAuthTokenError(text)
 
-    # --- what its errors mean ----------------------------------------------------
+    # --- errors ------------------------------------------------------------------
 
     def reason(self, error: BaseException) -> BrokerError | None:
-        """Tell what librdkafka means by an exception, if it is one of it."""
+        """Translate an exception of confluent-kafka; None for any other exception."""
         if isinstance(error, cimpl.KafkaException):
             return self.error_translator.translate(error.args[0])
         return None
 
     def enqueue_error(self, topic: str, error: Exception) -> DeliveryError:
-        """Make, and count, the error of a message that librdkafka did not take."""
+        """Create the error of a message that librdkafka refused, and count it."""
         self.refused += 1
         return self.error_translator.enqueue_error(topic, self.reason(error) or error)
 
     def queue_full(self, outstanding: int) -> QueueFullError:
-        """Make the error of a message that there is no room for."""
+        """Create the error of a message for which the queue has no space.
+
+        Args:
+            outstanding: Messages in flight.
+        """
         text = (
             f"the queue is full ({_wording.count(outstanding, 'message')} outstanding;"
             " queue.buffering.max.messages or .kbytes); this message was not queued"
@@ -276,11 +286,17 @@ class KafkaHandle:
     # --- long calls --------------------------------------------------------------
 
     def ask_partition_count(self, topic: str, seconds: float) -> int:
-        """Ask a broker how many partitions a topic has; a broker may create it then.
+        """Ask a broker for the number of partitions of a topic.
+
+        The broker may create the topic.
+
+        Args:
+            topic: The name of the topic.
+            seconds: How long to wait for the answer.
 
         Raises:
-            BrokerError: What librdkafka or the broker said instead.
-            ProducerClosedError: The client is closed.
+            BrokerError: The error of librdkafka or of the broker.
+            ProducerClosedError: The handle is closed.
 
         Blocking:
             Blocks the thread and its hub, so call it on a native thread.
@@ -290,16 +306,16 @@ class KafkaHandle:
                 metadata = self.producer.list_topics(topic, seconds)
             except cimpl.KafkaException as error:
                 raise self.error_translator.translate(error.args[0]) from error
-        told = metadata.topics[topic]
-        if told.error is not None:
-            raise self.error_translator.translate(told.error)
-        return len(told.partitions)
+        found = metadata.topics[topic]
+        if found.error is not None:
+            raise self.error_translator.translate(found.error)
+        return len(found.partitions)
 
     def await_purge(self) -> None:
-        """Wait until its threads have dropped what `purge` told them to.
+        """Purge again, and wait until librdkafka's threads have dropped the messages.
 
         Raises:
-            ProducerClosedError: The client is closed.
+            ProducerClosedError: The handle is closed.
 
         Blocking:
             Blocks the thread and its hub, so call it on a native thread.
@@ -308,62 +324,63 @@ class KafkaHandle:
             self.backend.purge(self.producer)
 
     def init_transactions(self, seconds: float) -> None:
-        """Have the brokers end what a producer of the same name has left open.
+        """Initialize transactions, and fence older producers with the same id.
 
-        This and the other commands are called one at a time, and on a native thread.
-        One that has run into its time goes on by itself: calling it again, and nothing
-        else, gives its result.
+        Call this method and the ones below one at a time, on a native thread. A call
+        that times out continues in librdkafka, and only the same call again returns its
+        result.
 
         Args:
-            seconds: How long it may take.
+            seconds: How long to wait for the brokers.
 
         Raises:
-            BrokerError: What librdkafka or a broker said. `_TIMED_OUT` if the time is
-                over.
-            ProducerClosedError: The client is closed.
+            BrokerError: The error of librdkafka or of a broker; `_TIMED_OUT` after a
+                timeout.
+            ProducerClosedError: The handle is closed.
 
         Blocking:
             Blocks the thread and its hub.
         """
-        self._command(lambda: self.producer.init_transactions(seconds))
+        self._call_in_transaction(lambda: self.producer.init_transactions(seconds))
         self.is_initialized = True
 
     def begin_transaction(self) -> None:
-        """Begin one; no broker is asked.
+        """Begin a transaction. librdkafka does this without the brokers.
 
         Raises:
             BrokerError, ProducerClosedError: As `init_transactions`.
 
         Blocking:
-            Holds the hub for 0.1 ms.
+            Blocks the hub for 0.1 ms.
         """
-        self._open = True  # also if a signal handler raises meanwhile
+        self.in_transaction = True  # stays so if a signal handler raises meanwhile
         try:
-            self._command(self._begin)
+            self._call_in_transaction(self._begin)
         except Exception:
-            self._open = False
+            self.in_transaction = False
             raise
 
     def _begin(self) -> None:
         self.producer.begin_transaction()
 
     def transaction_error(self) -> BrokerError | None:
-        """Return the error that has failed the open transaction, if one has.
+        """Return the error that failed the open transaction, or None.
 
-        librdkafka drops the messages of a transaction that has failed, and tells the
-        reason only to the next command. A second `begin_transaction` is the command
-        that changes nothing: it is refused while a transaction is open, with that
-        reason or because of the state.
+        librdkafka drops the messages of a failed transaction, and reports the reason
+        only to the next call. A second `begin_transaction` is the one call without an
+        effect: while a transaction is open librdkafka refuses it, with the reason of
+        the failure or because of the state.
 
-        Call it in the task that has the transaction, where no other command can run.
+        Call this method in the task that has the transaction, so that no other call of
+        the transaction runs at the same time.
 
         Blocking:
-            Holds the hub for 0.1 ms.
+            Blocks the hub for 0.1 ms.
         """
-        if not self._open:
+        if not self.in_transaction:
             return None
         try:
-            self._command(self._begin)
+            self._call_in_transaction(self._begin)
         except BrokerError as error:
             return error if error.fatal or error.abortable else None
         except ProducerClosedError:
@@ -373,67 +390,64 @@ class KafkaHandle:
     def send_offsets(
         self, offsets: Iterable[tuple[Any, ...]], group: object, seconds: float
     ) -> None:
-        """Make what a consumer has read part of the transaction.
+        """Add a consumer's offsets to the transaction.
 
-        May be called again after it has run into its time, or not.
+        After a timeout the call may be repeated, but need not be.
 
         Args:
-            offsets: Topic, partition, offset of the next message, metadata.
-            group: What `consumer_group_metadata` of a consumer gives.
+            offsets: For each partition: topic, partition, offset of the next message,
+                and metadata or None.
+            group: The result of a consumer's `consumer_group_metadata()`.
             seconds: As for `init_transactions`.
 
         Raises, Blocking:
             As `init_transactions`.
         """
-        marks = [
+        positions = [
             cimpl.TopicPartition(topic, partition, offset, metadata)
             if metadata is not None
             else cimpl.TopicPartition(topic, partition, offset)
             for topic, partition, offset, metadata in offsets
         ]
-        self._command(
-            lambda: self.producer.send_offsets_to_transaction(marks, group, seconds)
+        self._call_in_transaction(
+            lambda: self.producer.send_offsets_to_transaction(positions, group, seconds)
         )
 
     def commit_transaction(self, seconds: float) -> None:
-        """Commit. Await the messages' reports before.
+        """Commit the transaction. Wait for the delivery reports of its messages first.
 
         Raises, Blocking:
             As `init_transactions`.
         """
-        self._command(lambda: self.producer.commit_transaction(seconds))
-        self._open = False
+        self._call_in_transaction(lambda: self.producer.commit_transaction(seconds))
+        self.in_transaction = False
 
     def abort_transaction(self, seconds: float) -> None:
-        """Drop all messages, and roll back.
+        """Drop all messages of the transaction, and roll it back.
 
         Raises, Blocking:
             As `init_transactions`.
         """
-        self._command(lambda: self.producer.abort_transaction(seconds))
-        self._open = False
+        self._call_in_transaction(lambda: self.producer.abort_transaction(seconds))
+        self.in_transaction = False
 
-    def _command(self, call: Callable[[], object]) -> None:
-        # The call must not be a method of the producer: the traceback of an error keeps
-        # the call, and that would keep the producer from its destructor, which ends a
-        # client that can't be closed.
+    def _call_in_transaction(self, call: Callable[[], object]) -> None:
+        # The call must not be a bound method of the producer. The traceback of an error
+        # refers to the call, and through it to the producer; but a producer that can't
+        # be closed is ended by its destructor.
         with self._long_call():
             try:
                 call()
             except cimpl.KafkaException as error:
                 raise self.error_translator.translate(error.args[0]) from error
         if self._reports:
-            # It has served them here. A thread that polls would not know for a while.
+            # The call has received delivery reports in this thread. A polling thread
+            # would notice them only after its poll.
             self.interrupt_poll()
 
     @property
-    def in_transaction(self) -> bool:
-        """Whether there is a transaction that has not ended."""
-        return self._open
-
-    @property
     def fatal_error(self) -> BrokerError | None:
-        """What has ended the client for good, if anything has."""
+        """The fatal error of the client, or None."""
         with self.send_lock:
             if self.closed:
                 return None
@@ -441,9 +455,9 @@ class KafkaHandle:
 
     @contextlib.contextmanager
     def _long_call(self) -> Iterator[None]:
-        """Keep librdkafka from being closed while a call is in it, without a lock.
+        """Keep librdkafka open while a long call is inside, without holding a lock.
 
-        A lock that is held for so long would stop who sends, and the hub with it.
+        Holding `send_lock` for so long would block senders, and the hub with them.
         """
         with self.send_lock:
             if self.closed:
@@ -456,27 +470,27 @@ class KafkaHandle:
                 self._calls -= 1
             self._call_ended.wake()
 
-    def _calls_end(self, seconds: float) -> bool:
-        """Wait until no long call is inside; False if one stays for longer."""
-        deadline = _concurrency.monotonic() + seconds
-        while self._calls and (left := deadline - _concurrency.monotonic()) > 0:
-            self._call_ended.wait(left)
+    def _wait_for_calls(self, seconds: float) -> bool:
+        """Wait for all long calls to return, and say whether they did in time."""
+        deadline = _concurrency.Deadline(seconds)
+        while self._calls and not deadline.has_expired:
+            self._call_ended.wait(deadline.remaining())
         return not self._calls
 
-    # --- ending ------------------------------------------------------------------
+    # --- closing -----------------------------------------------------------------
 
     def purge(self) -> None:
-        """Drop all messages; each is reported as purged."""
+        """Drop all messages; librdkafka reports each of them as purged."""
         with self.send_lock:
             if not self.closed:
                 self.producer.purge()
         self.signal.set()
 
     def tear_down(self, *, close_descriptor: bool) -> None:
-        """End librdkafka's threads. Only the first call does anything.
+        """End librdkafka's threads. Only the first call has an effect.
 
         Args:
-            close_descriptor: Nobody watches the descriptor any more.
+            close_descriptor: Whether the poller has stopped watching the descriptor.
 
         Blocking:
             Blocks the thread for a millisecond or two, for 3 s more if a long call is
@@ -489,28 +503,31 @@ class KafkaHandle:
         if self._queue is not None:
             self._queue.release()
         try:
-            if not self._calls_end(_LONGEST_CALL):
+            if not self._wait_for_calls(_LONGEST_CALL):
                 _leaked.append(self.producer)
-            elif self._open and not self._ends_transaction():
-                # Closing would wait for that without a limit. Its destructor doesn't:
-                # the brokers end the transaction when its time is over.
+            elif self.in_transaction and not self._abort_quickly():
+                # `close` would wait without a limit for the abort. The destructor
+                # doesn't; the brokers abort the transaction after its timeout.
                 self.producer = None
             else:
                 self.producer.close()
         except cimpl.KafkaException as error:
-            # A fatal error that nobody had polled yet; closed it is all the same.
+            # A fatal error that no poll had returned yet. The producer is closed.
             self.client_events.append(("error", error.args[0]))
         except SystemError:
-            # That warning, in a program that makes errors of them. The same.
+            # The warning ignored above, in a program that turns warnings into errors.
+            # The producer is closed.
             return
         finally:
-            # Last: what comes in while the producer closes still signals. If the
-            # task has not ended, its hub is blocked and still watches the descriptor:
-            # one that leaks is better than one whose number becomes a stranger's.
+            # Last, because reports that arrive while the producer closes still write to
+            # the descriptor. A poller that has not ended has a blocked hub, which still
+            # watches the descriptor. Leaking the descriptor is better than closing it:
+            # another file could get its number, and the hub would watch that file.
             if close_descriptor:
                 self.signal.close()
 
-    def _ends_transaction(self) -> bool:
+    def _abort_quickly(self) -> bool:
+        """Abort the open transaction, and return whether that succeeded."""
         try:
             self.producer.abort_transaction(_LAST_ABORT)
         except cimpl.KafkaException:
@@ -518,18 +535,18 @@ class KafkaHandle:
         return True
 
     def forget_in_child(self) -> None:
-        """Let go of the parent's producer in a forked child; call nothing native."""
+        """Drop the parent's producer in a forked child, without any native call."""
         if self.producer is not None and self.producer not in _inherited:
             _inherited.append(self.producer)
             if not self.closed:
                 self.signal.renew()
 
 
-class _LogLines:
-    """What confluent-kafka takes for a logger: notes lines, since it is in poll."""
+class _Logger:
+    """The logger of a producer. Enqueues lines, because it is called inside polls."""
 
-    def __init__(self, note: Any) -> None:  # noqa: ANN401
-        self._note = note
+    def __init__(self, enqueue: Callable[[str, Any], None]) -> None:
+        self._enqueue = enqueue
 
-    def log(self, level: int, form: str, *args: object) -> None:
-        self._note("log", (level, form % args if args else form))
+    def log(self, level: int, template: str, *args: object) -> None:
+        self._enqueue("log", (level, template % args if args else template))

@@ -41,7 +41,7 @@ def run(producer, *, abort):
         Transactions._begin,
         Transactions.end,
         Transactions._finish,
-        KafkaHandle._command,
+        KafkaHandle._call_in_transaction,
         TransactionalClients.acquire,
     ],
 )
