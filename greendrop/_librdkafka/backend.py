@@ -1,7 +1,6 @@
-"""What makes librdkafka's producers, and what may stand in its place in a test.
+"""Backends: the factories of producers, which are librdkafka or test doubles.
 
-Beside `handle`, which calls them, the only one that builds by confluent_kafka. A
-stand-in is asked first, when a client is built; sending knows nothing of it.
+A backend is chosen when a client is created; sending does not know about backends.
 """
 
 from __future__ import annotations
@@ -17,51 +16,51 @@ if TYPE_CHECKING:
 
     from greendrop.oauth import OAuthToken
 
-#: What confluent-kafka raises; who catches it has it translated here.
+#: The exception that confluent-kafka raises, for modules above this package.
 KafkaException: type[Exception] = cimpl.KafkaException
 
 
 class MainQueue(Protocol):
-    """Where what a producer has to tell arrives; see `bindings.MainQueue`."""
+    """The queue of a producer's reports and events; see `bindings.MainQueue`."""
 
     def signal_on(self, fd: int) -> bool:
-        """Have a descriptor written to when the empty queue gets an entry."""
+        """Make the queue write to a descriptor when it gets its first entry."""
         ...
 
     def wake(self) -> None:
-        """Signal without an entry, and end a poll that is waiting."""
+        """Signal the descriptor without an entry, and end a poll that is waiting."""
         ...
 
     def yield_poll(self) -> None:
-        """Make the poll that runs this callback return after it."""
+        """Make the poll that runs this callback return after the callback."""
         ...
 
     def release(self) -> None:
-        """End the signals."""
+        """End the signals and release the queue."""
         ...
 
 
 class Backend(Protocol):
-    """What makes producers, and reaches what confluent-kafka hides of them.
+    """A factory of producers, with the calls that confluent-kafka doesn't offer.
 
-    librdkafka, or what stands for it in a test. A producer is whatever has the methods
-    of `cimpl.Producer` that `KafkaHandle` calls.
+    The backend is librdkafka or a test double. A producer is any object with those
+    methods of `cimpl.Producer` that `KafkaHandle` calls.
     """
 
     def build(self, kafka: dict[str, Any], logger: object) -> Any:  # noqa: ANN401
-        """Make a producer."""
+        """Create a producer."""
         ...
 
     def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
-        """Reach the queue of a producer, if it can be reached."""
+        """Return the main queue of a producer, or None if it can't be reached."""
         ...
 
     def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
-        """Give code and text of the error that ended a producer."""
+        """Return code and text of a producer's fatal error, or None."""
         ...
 
     def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
-        """Make a producer fail for good."""
+        """Cause a fatal error of a producer."""
         ...
 
     def purge(self, producer: Any) -> None:  # noqa: ANN401
@@ -69,12 +68,12 @@ class Backend(Protocol):
         ...
 
     def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
-        """Give a producer the token to log in with; see `bindings`."""
+        """Set the OAuth token of a producer; see `bindings.set_oauth_token`."""
         ...
 
 
 class _Librdkafka:
-    """The real one."""
+    """The backend of production: confluent-kafka's producers."""
 
     def build(self, kafka: dict[str, Any], logger: Any) -> Any:  # noqa: ANN401
         return bindings.extension_class(cimpl.Producer)(kafka, logger=logger)
@@ -97,14 +96,15 @@ class _Librdkafka:
 
 _LIBRDKAFKA = _Librdkafka()
 
-#: What tests have put before librdkafka: each says whether it takes the producer of a
-#: configuration; the last one is asked first. See `_memory_cluster`.
+#: Functions that return a test double for a configuration, or None. The last function
+#: has precedence. See `testing._memory_cluster`.
 test_backends: list[Callable[[Mapping[str, str]], Backend | None]] = []
 
 
 def backend_for(kafka: Mapping[str, str]) -> Backend:
-    found = (stand_in(kafka) for stand_in in reversed(test_backends))
-    return next(filter(None, found), _LIBRDKAFKA)
+    """Return the backend for a configuration: a test double, or librdkafka."""
+    doubles = (test_backend(kafka) for test_backend in reversed(test_backends))
+    return next(filter(None, doubles), _LIBRDKAFKA)
 
 
 def native_error(
@@ -115,5 +115,5 @@ def native_error(
     retriable: bool = False,
     abortable: bool = False,
 ) -> Any:  # noqa: ANN401 - a KafkaError
-    """Make an error as librdkafka tells it, for what stands in its place."""
+    """Create an error as librdkafka would, for a test double."""
     return cimpl.KafkaError(code, text, fatal, retriable, abortable)

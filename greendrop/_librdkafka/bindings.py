@@ -1,11 +1,11 @@
-"""Bindings by ctypes for what confluent-kafka does not offer of librdkafka.
+"""Bindings by ctypes for the parts of librdkafka that confluent-kafka doesn't offer.
 
-These are the wake-up of the main queue, fatal errors, partitioners, and the check of a
-configuration before any client exists. They use the librdkafka that confluent-kafka has
-loaded. Beside this module only `testing._mock_brokers` imports ctypes.
+These are wake-ups of the main queue, fatal errors, OAuth tokens, partitioners, and
+configurations without a client. They call the librdkafka that confluent-kafka has
+loaded. Apart from this module only `testing._mock_brokers` imports ctypes.
 
-Nothing here may crash with a confluent-kafka of another layout: a function that can't
-do its work returns None, and greendrop goes on without it.
+Nothing here may crash with a confluent-kafka of another memory layout: a function that
+can't reach librdkafka returns None, and greendrop works without it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _CIMPL = "confluent_kafka.cimpl"
 
-# Short calls keep the GIL: dropping it costs more than the call.
+# Short calls keep the GIL, because releasing it costs more than the call.
 _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_version": (c_int, ()),
     "rd_kafka_opaque": (c_void_p, (c_void_p,)),
@@ -65,7 +65,7 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_mem_free": (None, (c_void_p, c_void_p)),
     "rd_kafka_clusterid": (c_void_p, (c_void_p, c_int)),
 }
-# These start or join threads, or ask another thread and wait for its answer.
+# These calls start or join threads, or wait for another thread.
 _BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_new": (c_void_p, (c_int, c_void_p, c_char_p, c_size_t)),
     "rd_kafka_destroy": (None, (c_void_p,)),
@@ -75,51 +75,55 @@ _BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _PURGE_ALL = 3  # RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT
 
 _PRODUCER = 0  # RD_KAFKA_PRODUCER
+#: The result of `set_property` for a key that librdkafka does not know.
 UNKNOWN_PROPERTY = -2  # RD_KAFKA_CONF_UNKNOWN
 _TEXT_SIZE = 512
-#: eventfd takes 8 bytes in native order; a pipe takes anything.
+#: The bytes of a wake-up: an eventfd needs 8 bytes in native order, a pipe any bytes.
 _ONE = (1).to_bytes(8, sys.byteorder)
-#: `rd_kafka_opaque` reads one word at 0x8e0 (2.0.2) to 0xa68 (2.16) behind the pointer.
+#: `rd_kafka_opaque` reads one word 0x8e0 (2.0.2) to 0xa68 (2.16) bytes after the
+#: pointer.
 _PAGE = 0x1000
 
 
 class Library(NamedTuple):
-    """librdkafka as confluent-kafka has loaded it."""
+    """The librdkafka that confluent-kafka has loaded."""
 
-    #: confluent-kafka's producer, as its extension module defines it.
+    #: The producer class of confluent-kafka's extension module.
     producer_class: type
-    #: Calls that keep the GIL.
+    #: Its functions, for calls that keep the GIL.
     short: ctypes.PyDLL
-    #: Calls that let go of it.
+    #: Its functions, for calls that release the GIL.
     blocking: ctypes.CDLL
 
 
 @cache
 def load_library() -> Library | None:
-    """Find librdkafka; None where ctypes can't be trusted to reach it."""
-    fits = sys.implementation.name == "cpython"
-    if not fits or not sys.platform.startswith(("linux", "darwin")):
+    """Find librdkafka; None on platforms where ctypes may not reach it safely."""
+    if sys.implementation.name != "cpython":
+        return None
+    if not sys.platform.startswith(("linux", "darwin")):
         return None
     try:
-        # find_spec imports the package, and with it cimpl.
+        # find_spec imports the package, and the package imports cimpl.
         spec = find_spec(_CIMPL)
         cimpl = sys.modules[_CIMPL]
         producer_class = extension_class(cimpl.Producer)
-        if spec is None or spec.origin is None or not _as_known(producer_class):
+        if spec is None or spec.origin is None or not _has_known_layout(producer_class):
             return None
-        # Symbols are looked up in cimpl's own file: dlsym searches what that file
-        # depends on, so a second librdkafka in the process can't be picked by mistake.
+        # Look up symbols in cimpl's own file. dlsym searches the libraries that this
+        # file depends on, and not a second librdkafka in the process.
         short, blocking = ctypes.PyDLL(spec.origin), ctypes.CDLL(spec.origin)
         library = Library(producer_class, short, blocking)
         declare(library.short, _SHORT)
         declare(library.blocking, _BLOCKING)
     except (ImportError, KeyError, OSError, AttributeError):
         return None
-    same = library.short.rd_kafka_version() == cimpl.libversion()[1]
-    return library if same else None
+    same_version = library.short.rd_kafka_version() == cimpl.libversion()[1]
+    return library if same_version else None
 
 
 def declare(dll: ctypes.CDLL, prototypes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Set the types of result and arguments of functions, by their names."""
     for name, (restype, argtypes) in prototypes.items():
         function = getattr(dll, name)
         function.restype = restype
@@ -127,52 +131,52 @@ def declare(dll: ctypes.CDLL, prototypes: Mapping[str, tuple[Any, Any]]) -> None
 
 
 def extension_class(found: Any) -> Any:  # noqa: ANN401 - a producer or a consumer
-    """Return the class that confluent-kafka's extension module defines.
+    """Return the class that confluent-kafka's extension module itself defines.
 
-    Tracing agents put a subclass of their own into the module. New Relic's, for one,
-    keeps only the last one of repeated headers, and hides the class whose layout is
-    known here.
+    Tracing agents replace the module's classes by their own subclasses. New Relic's
+    producer, for one, keeps only the last of repeated headers, and its memory layout is
+    unknown.
 
     Args:
-        found: What the module has. If that is no class, it is returned as it is.
+        found: The class that is in the module. Any other object is returned unchanged.
     """
     while isinstance(found, type) and found.__base__ not in {None, object}:
         found = found.__base__
     return found
 
 
-def _as_known(producer: type) -> bool:
-    """Whether a producer's C struct can begin with a pointer to the client."""
-    room = object.__basicsize__ + ctypes.sizeof(c_void_p)
-    return producer.__base__ is object and producer.__basicsize__ >= room
+def _has_known_layout(producer: type) -> bool:
+    """Return whether a producer's C struct can begin with a pointer to the client."""
+    least = object.__basicsize__ + ctypes.sizeof(c_void_p)
+    return producer.__base__ is object and producer.__basicsize__ >= least
 
 
 # -- the native client behind a producer ------------------------------------------
 
 
 def _kafka_handle(producer: object) -> int | None:
-    """Give the address of the rd_kafka_t behind a producer, if it is surely one."""
+    """Return the address of a producer's `rd_kafka_t`, or None if in doubt."""
     library = load_library()
     if library is None:
         return None
-    # Not isinstance: that believes an object's own __class__.
+    # Not isinstance, which trusts the __class__ that an object claims.
     if not issubclass(type(producer), library.producer_class):
         return None
-    # Inside the object, so reading it is safe whatever it is.
+    # The pointer is inside the object, so reading it is safe in any case.
     address = c_void_p.from_address(id(producer) + object.__basicsize__).value
-    if not address or address % ctypes.sizeof(c_void_p) or not _readable(address):
+    if not address or address % ctypes.sizeof(c_void_p) or not _is_readable(address):
         return None
-    # confluent-kafka makes the Python object librdkafka's opaque: only the right
-    # pointer leads back to it.
+    # confluent-kafka passes the Python object to librdkafka as its opaque, so only the
+    # right pointer leads back to the object.
     opaque: int | None = library.short.rd_kafka_opaque(address)
     return address if opaque == id(producer) else None
 
 
-def _readable(address: int) -> bool:
-    """Whether the page that starts at an address can be read, without reading it.
+def _is_readable(address: int) -> bool:
+    """Return whether the page that starts at an address can be read.
 
-    The kernel reads it for us, into a pipe: for memory that is not there it says
-    EFAULT, where a look of our own would end the process.
+    The kernel reads the page, by writing it to a pipe. For unmapped memory the kernel
+    returns EFAULT, where reading it here would end the process.
     """
     reader, writer = os.pipe()
     try:
@@ -187,10 +191,10 @@ def _readable(address: int) -> bool:
 
 
 class MainQueue:
-    """The queue on which a producer's reports, errors and statistics arrive.
+    """The main queue of a producer, which gets its reports, errors and statistics.
 
-    It can tell a file descriptor that something has arrived. Used by one thread at a
-    time, and never in a child process after a fork.
+    The queue can write to a file descriptor when an entry arrives. Use it from one
+    thread at a time, and not in a child process after a fork.
     """
 
     __slots__ = ("_client", "_library", "_queue")
@@ -202,14 +206,14 @@ class MainQueue:
 
     @classmethod
     def of(cls, producer: object) -> MainQueue | None:
-        """Reach the main queue of a `confluent_kafka.cimpl.Producer`.
+        """Return the main queue of a `confluent_kafka.cimpl.Producer`, or None.
 
-        None for whatever is no such producer, is closed, or is laid out in a way that
-        we don't know; never an exception, never a crash.
+        None for any other object, for a closed producer, and for a memory layout that
+        greendrop does not know. Never raises or crashes.
         """
         try:
             client = _kafka_handle(producer)
-        except OSError:  # no file descriptor left for the look at the page
+        except OSError:  # no file descriptors left for `_is_readable`
             return None
         library = load_library()
         if client is None or library is None:
@@ -218,17 +222,17 @@ class MainQueue:
         return cls(library.short, client, queue) if queue else None
 
     def signal_on(self, fd: int) -> bool:
-        """Have 8 bytes written to a descriptor when the empty queue gets an entry.
+        """Make the queue write 8 bytes to a descriptor when it gets its first entry.
 
-        The descriptor must not block: a full one would stop librdkafka for good. It
-        must stay open until `release`: librdkafka would write into whatever file gets
-        its number next. Entries that are there already are not signalled, so poll
-        once afterwards. After that, always drain the descriptor first and poll then:
-        the signal comes once and not again until the queue has been polled.
+        The descriptor must not block: if it were full, librdkafka would stop for good.
+        It must stay open until `release`: librdkafka would write into the next file
+        that gets its number. Entries that are in the queue already cause no signal, so
+        poll once afterwards. From then on drain the descriptor before each poll: there
+        is one signal, and no other one until the queue has been polled.
 
         Returns:
-            Whether signals arrive, tried on a descriptor of our own. If False, none
-            will come: `release` the queue and poll without it.
+            Whether signals arrive, which is tried on a temporary descriptor. If False,
+            `release` the queue and poll without it.
         """
         if self._queue is None or os.get_blocking(fd):
             return False
@@ -239,21 +243,21 @@ class MainQueue:
         try:
             os.set_blocking(reader, False)
             os.set_blocking(writer, False)
-            works = self._tried(reader, writer)
+            works = self._signal_arrives(reader, writer)
         finally:
             self._enable(fd if works else -1)
             _concurrency.close_fd(reader)
             _concurrency.close_fd(writer)
         return works
 
-    def _tried(self, reader: int, writer: int) -> bool:
+    def _signal_arrives(self, reader: int, writer: int) -> bool:
         self._enable(writer)
         self.wake()
         try:
             return os.read(reader, len(_ONE)) == _ONE
         except BlockingIOError:
-            # Entries that were there before keep the signal back. Then nothing is
-            # known, and nothing is wrong.
+            # Entries that were in the queue before suppress the signal. Then the result
+            # is unknown, and nothing indicates a fault.
             return bool(self._library.rd_kafka_queue_length(self._queue))
 
     def _enable(self, fd: int) -> None:
@@ -262,26 +266,26 @@ class MainQueue:
     def wake(self) -> None:
         """Signal the descriptor without an entry, and end a poll that is waiting.
 
-        Does not signal again what was signalled and not yet polled. A poll of 0.2 s or
-        more goes on: confluent-kafka makes several of it.
+        Has no effect after a signal until the queue has been polled. A poll of 0.2 s or
+        more continues, because confluent-kafka splits it into several polls.
         """
         if self._queue is not None:
             self._library.rd_kafka_queue_yield(self._queue)
 
     def yield_poll(self) -> None:
-        """Make the poll that runs this delivery callback return after it.
+        """Make the poll that runs this delivery callback return after the callback.
 
-        What is left stays in the queue, in order, and is signalled again. Only in a
-        callback that a `poll` of this thread is running; elsewhere it would cut short
-        some later call, such as `flush`.
+        The other entries stay in the queue, in order, and are signalled again. Call
+        this only in a callback of a `poll` in this thread; otherwise it ends a later
+        call early, such as `flush`.
         """
         self._library.rd_kafka_yield(self._client)
 
     def release(self) -> None:
-        """End the signals and let go of the queue; a second call does nothing.
+        """End the signals and release the queue. A second call has no effect.
 
-        To be called before the descriptor and the producer are closed, when no other
-        thread is in a method of this object.
+        Call this before the descriptor and the producer are closed, while no other
+        thread is inside a method of this object.
         """
         if self._queue is not None:
             self._enable(-1)
@@ -290,9 +294,9 @@ class MainQueue:
 
 
 def fatal_error(producer: object) -> tuple[int, str] | None:
-    """Give the code and text of the error that ended a producer, if there is one.
+    """Return code and text of a producer's fatal error, or None.
 
-    librdkafka answers every call after it with the generic _FATAL (-150).
+    After the error librdkafka returns only the generic _FATAL (-150) from other calls.
     """
     client, library = _kafka_handle(producer), load_library()
     if client is None or library is None:
@@ -303,7 +307,7 @@ def fatal_error(producer: object) -> tuple[int, str] | None:
 
 
 def has_metadata(producer: object) -> bool | None:
-    """Tell whether a broker has described its cluster yet; None if out of reach."""
+    """Return whether a producer has metadata of its cluster; None if unknown."""
     client, library = _kafka_handle(producer), load_library()
     if client is None or library is None:
         return None
@@ -317,11 +321,11 @@ def has_metadata(producer: object) -> bool | None:
 def purge(producer: object) -> None:
     """Drop all messages of a producer, and wait until that is done.
 
-    confluent-kafka's own `purge` either doesn't wait, or does so with the GIL.
+    confluent-kafka's own `purge` either doesn't wait, or waits while it holds the GIL.
 
     Blocking:
-        Blocks the thread until librdkafka's threads have come to it: a fraction of a
-        millisecond, unless one is looking up a host's name.
+        Blocks the thread until librdkafka's threads have done it: a fraction of a
+        millisecond, or longer while one of them resolves the name of a host.
     """
     client, library = _kafka_handle(producer), load_library()
     if client is not None and library is not None:
@@ -329,39 +333,39 @@ def purge(producer: object) -> None:
 
 
 def set_oauth_token(producer: object, token: OAuthToken) -> int | None:
-    """Give a producer the token to log in with, at once and from then on.
+    """Set the OAuth token with which a producer logs in from now on.
 
-    confluent-kafka has only a callback for that, and where there is one, making a
-    client takes 1 to 10 s. Without, librdkafka connects when the first token is there.
+    confluent-kafka offers only a callback for tokens, and with a callback creating a
+    client takes 1 to 10 s. Without one librdkafka connects as soon as it has a token.
 
     Returns:
-        librdkafka's code of why it does not take it; 0 if it does; None if the
-        producer can't be reached.
+        0, or librdkafka's code if it refuses the token; None if the producer can't be
+        reached.
     """
     client, library = _kafka_handle(producer), load_library()
     if client is None or library is None:
         return None
     pairs = [part.encode() for pair in token.extensions.items() for part in pair]
-    # It quotes the token in its text; so that is thrown away.
-    told = ctypes.create_string_buffer(_TEXT_SIZE)
-    refused: int = library.short.rd_kafka_oauthbearer_set_token(
+    # librdkafka's text quotes the token, so the text is not used.
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    code: int = library.short.rd_kafka_oauthbearer_set_token(
         client,
         token.value.encode(),
         int(token.expires_at * 1000),
         token.principal.encode(),
         (c_char_p * len(pairs))(*pairs),
         len(pairs),
-        told,
-        len(told),
+        text,
+        len(text),
     )
-    return refused
+    return code
 
 
 def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
-    """Make a producer fail for good, as if a broker had said so. For tests.
+    """Cause a fatal error of a producer, as if a broker had returned it. For tests.
 
     Returns:
-        0, or -177 (_PREV_IN_PROGRESS) if there had been a fatal error before.
+        0, or -177 (_PREV_IN_PROGRESS) if the producer has a fatal error already.
 
     Raises:
         GreendropError: The producer's native client can't be reached.
@@ -371,15 +375,16 @@ def trigger_fatal_error(producer: object, code: int, reason: str) -> int:
         raise GreendropError(
             f"can't reach the native client of {type(producer).__name__}"
         )
-    raised: int = library.short.rd_kafka_test_fatal_error(client, code, reason.encode())
-    return raised
+    result: int = library.short.rd_kafka_test_fatal_error(client, code, reason.encode())
+    return result
 
 
 def partitioner(name: str) -> Callable[[bytes, int], int] | None:
-    """Give librdkafka's partitioner of a name, such as "murmur2"; None if out of reach.
+    """Return librdkafka's partitioner of a name such as "murmur2"; None if unreachable.
 
-    It takes a key and the number of partitions. Only for those that look at nothing
-    but these two, and only with keys that are not empty: no topic is passed to them.
+    The function takes a key and the number of partitions. It passes no topic to
+    librdkafka, so it works only for partitioners that need nothing else, and only with
+    keys that are not empty.
     """
     library = load_library()
     function: Any = library and getattr(
@@ -470,7 +475,7 @@ class _ErrorDescription(ctypes.Structure):
 
 @cache
 def error_codes() -> Mapping[str, int]:
-    """Give the number of each error by its name, such as `_MSG_TIMED_OUT`."""
+    """Return all error codes by librdkafka's names, such as `_MSG_TIMED_OUT`."""
     library = load_library()
     if library is None:
         return {}

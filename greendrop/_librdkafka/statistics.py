@@ -1,7 +1,7 @@
-"""librdkafka's statistics: read from its JSON, with what changed since the last time.
+"""The reader of librdkafka's statistics, with changes since the previous ones.
 
-For a thousand partitions that is near a megabyte, which `json.loads` would read with
-the hub, and all other threads, standing still. So others get turns in between.
+The JSON for a thousand partitions has nearly a megabyte, and `json.loads` would block
+the hub and all threads while it parses that. So the parser yields to other greenlets.
 """
 
 from __future__ import annotations
@@ -12,56 +12,56 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: Objects between two looks at the clock. There is one for each partition, and eleven
-#: more for each broker; each takes 5 to 20 us.
-_LOOK_EVERY = 16
+#: Parsed objects between two calls of `checkpoint`. There is one object for each
+#: partition, and eleven more for each broker; each takes 5 to 20 us.
+_OBJECTS_PER_CHECKPOINT = 16
 #: Microseconds, the unit of librdkafka's `ts`.
 _SECOND = 1e6
 
 
 class Statistics:
-    """Reads the statistics of one client.
+    """The statistics of one client, with changes added.
 
     Args:
-        keys: Numbers of whose change is told, too: `tx` gives `tx_d`, the difference
-            to the last time (0 the first time), and `tx_fd`, the seconds for which the
-            number has not changed. They are looked for at the root and in each broker,
-            topic, partition and consumer group.
-        end_turn: Called every so often; lets others run.
+        keys: Numbers that get changes. For `tx` these are `tx_d`, the difference from
+            the previous statistics (0 the first time), and `tx_fd`, the seconds since
+            the number last changed. The numbers are searched at the root and in each
+            broker, topic, partition and consumer group.
+        checkpoint: Called regularly while parsing; lets other greenlets run.
     """
 
-    def __init__(self, keys: Sequence[str], end_turn: Callable[[], object]) -> None:
+    def __init__(self, keys: Sequence[str], checkpoint: Callable[[], object]) -> None:
         self._keys = tuple(keys)
-        self._end_turn = end_turn
+        self._checkpoint = checkpoint
         self._objects = 0
-        # By where each number is: what it was, and since when.
+        # By path and key of each number: its value, and since when it has that value.
         self._before: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
 
     def read(self, text: str) -> dict[str, Any]:
-        """Give the statistics as Python has them, changes added.
+        """Parse the statistics and add the changes.
 
         Blocking:
             Lets other greenlets run, many times.
         """
-        statistics: dict[str, Any] = json.loads(text, object_hook=self._pass)
+        statistics: dict[str, Any] = json.loads(text, object_hook=self._count_object)
         if self._keys:
             self._add_changes(statistics)
         return statistics
 
-    def _pass(self, read: dict[str, Any]) -> dict[str, Any]:
-        # Called by the parser for each object that it has read.
+    def _count_object(self, parsed: dict[str, Any]) -> dict[str, Any]:
+        # The parser calls this for each object that it has parsed.
         self._objects += 1
-        if not self._objects % _LOOK_EVERY:
-            self._end_turn()
-        return read
+        if not self._objects % _OBJECTS_PER_CHECKPOINT:
+            self._checkpoint()
+        return parsed
 
     def _add_changes(self, statistics: dict[str, Any]) -> None:
         now = statistics.get("ts", 0) / _SECOND
-        # Made anew, so that what has gone is forgotten.
+        # A new mapping, so that brokers and topics that are gone are dropped.
         after: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
-        for where, part in _parts(statistics):
-            self._pass(part)
-            before = self._before.get(where, {})
+        for path, part in _parts(statistics):
+            self._count_object(part)
+            before = self._before.get(path, {})
             known = {}
             for key in self._keys:
                 value = part.get(key)
@@ -74,14 +74,14 @@ class Statistics:
                 part[f"{key}_d"] = value - last
                 part[f"{key}_fd"] = now - since
             if known:
-                after[where] = known
+                after[path] = known
         self._before = after
 
 
 def _parts(
     statistics: dict[str, Any],
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Give the objects that may have the keys, each with where it is."""
+    """Yield the objects that may have the keys, each with its path."""
     yield (), statistics
     for name, broker in statistics.get("brokers", {}).items():
         yield ("broker", name), broker

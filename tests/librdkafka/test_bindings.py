@@ -137,8 +137,8 @@ def test_closed_producers_have_no_queue(brokers):
 @pytest.mark.parametrize("cls", [object, type("Grown", (Producer,), {}), Exception])
 def test_unknown_layouts_are_not_inspected(cls):
     """A class without space for the pointer, or with another base, is not inspected."""
-    assert not bindings._as_known(cls)
-    assert bindings._as_known(Producer)
+    assert not bindings._has_known_layout(cls)
+    assert bindings._has_known_layout(Producer)
 
 
 def test_greendrop_works_without_access_to_librdkafka():
@@ -166,12 +166,12 @@ def test_greendrop_works_without_access_to_librdkafka():
 )
 def test_garbage_pointers_do_not_crash(address):
     """An unmapped address is recognised without being read."""
-    assert not bindings._readable(address)
+    assert not bindings._is_readable(address)
 
 
 def test_live_memory_is_readable():
     """The page of a live object can be read."""
-    assert bindings._readable(id(object()) & ~0xFFF)
+    assert bindings._is_readable(id(object()) & ~0xFFF)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greendrop._librdkafka import bindings
-from greendrop._librdkafka.partitioners import _BY_HAND, partitioner
+from greendrop._librdkafka.partitioners import _IN_PYTHON, partitioner
 
 HASHING = ["consistent", "murmur2", "fnv1a"]
 
@@ -40,17 +40,17 @@ def test_a_partitioner_chooses_as_librdkafka(name, ending, key, count):
     assert partitioner(name + ending)(key, count) == expected
 
 
-@pytest.mark.parametrize("name", _BY_HAND)
+@pytest.mark.parametrize("name", _IN_PYTHON)
 @given(key=keys, count=counts)
 def test_a_partitioner_chooses_the_same_without_ctypes(name, key, count):
     """The replacement for librdkafka's function returns the same partitions."""
-    assert _BY_HAND[name](key, count) == librdkafka_function(name)(key, count)
+    assert _IN_PYTHON[name](key, count) == librdkafka_function(name)(key, count)
 
 
-@pytest.mark.parametrize("name", _BY_HAND)
+@pytest.mark.parametrize("name", _IN_PYTHON)
 def test_librdkafkas_own_function_is_used_where_available(name):
     """The function in librdkafka is several times as fast."""
-    assert partitioner(name) is not _BY_HAND[name]
+    assert partitioner(name) is not _IN_PYTHON[name]
     assert bindings.partitioner("unheard_of") is None
 
 
@@ -65,7 +65,7 @@ JAVA = {
 }
 
 
-@pytest.mark.parametrize("choose", [partitioner("murmur2"), _BY_HAND["murmur2"]])
+@pytest.mark.parametrize("choose", [partitioner("murmur2"), _IN_PYTHON["murmur2"]])
 @pytest.mark.parametrize("key", JAVA)
 def test_murmur2_is_that_of_kafkas_java_client(choose, key):
     """The Java client uses the hash without its sign."""
