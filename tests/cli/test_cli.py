@@ -21,7 +21,7 @@ from tests.tasks import await_true
 
 pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
-#: Nothing listens there.
+#: A port without a listener.
 NOWHERE = "127.0.0.1:1"
 
 

@@ -1,3 +1,5 @@
+"""The benchmarks run, and measure any listener."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +13,8 @@ from tests.interpreter import ROOT
 
 
 @pytest.mark.slow
-def test_a_quick_benchmark_gives_figures_of_each_contender(tmp_path):
-    """The benchmarks still run: one cell, measured shortly, has all of its figures."""
+def test_a_quick_benchmark_has_figures_of_each_contender(tmp_path):
+    """One cell, measured briefly, has all figures."""
     command = [sys.executable, "-m", "tests.benchmarks", "--quick"]
     command += ["--only", "hub-100", "--folder", str(tmp_path)]
 
@@ -31,7 +33,7 @@ def test_a_quick_benchmark_gives_figures_of_each_contender(tmp_path):
 
 
 class Listener:
-    """Listens to what each message has."""
+    """A listener for acknowledgements."""
 
     def on_message_acknowledged(self, event):
         """Do nothing."""
@@ -39,7 +41,7 @@ class Listener:
 
 @pytest.mark.slow
 def test_any_listener_can_be_measured():
-    """The cost of listeners is told in a table, also of one named by its path."""
+    """A listener named by its path is in the table of costs, too."""
     command = [sys.executable, "-m", "tests.benchmarks.listeners", "--skip-ours"]
     command += ["--rounds", "1", "--count", "2000"]
     command += ["--listener", "tests.project.test_benchmarks:Listener"]

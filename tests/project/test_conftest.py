@@ -1,4 +1,4 @@
-"""The check that tests leave nothing behind finds what they leave."""
+"""The check for leftovers of tests finds each kind."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_that_finds_no_hub(make_producer):
 
 
 def test_a_test_that_leaves_something_fails(tmp_path):
-    """What is left is named: a producer, descriptors, a thread, an error."""
+    """The failure names the producer, descriptors, thread or error left behind."""
     path = tmp_path / "test_leaving.py"
     path.write_text(LEAVES)
     options = ["-p", "tests.conftest", "-p", "no:randomly", "-p", "no:cacheprovider"]
@@ -61,11 +61,11 @@ def test_a_test_that_leaves_something_fails(tmp_path):
         check=False,
     )
 
-    (told,) = (
+    (failure,) = (
         line for line in done.stdout.splitlines() if line.startswith("left behind")
     )
-    assert "producer 'mine'" in told
-    assert "of pipe" in told
-    assert "thread python" in told
-    assert "ZeroDivisionError" in told
+    assert "producer 'mine'" in failure
+    assert "of pipe" in failure
+    assert "thread python" in failure
+    assert "ZeroDivisionError" in failure
     assert "3 passed, 1 error" in done.stdout

@@ -1,4 +1,4 @@
-"""The pages in docs, beside the code that they are about."""
+"""The pages in docs match the code."""
 
 import inspect
 import re
@@ -17,13 +17,13 @@ generated = runpy.run_path(str(DOCS / "generate.py"))["pages"]()
 
 @pytest.mark.parametrize("page", generated, ids=lambda page: page.name)
 def test_generated_pages_are_current(page):
-    """Pages made of tables say what the tables say; if not: python docs/generate.py."""
+    """Pages made of tables match the tables; if not, run python docs/generate.py."""
     assert generated[page] == page.read_text()
 
 
 @pytest.mark.parametrize("page", generated, ids=lambda page: page.name)
 def test_every_row_of_a_generated_page_has_a_heading(page):
-    """No setting or event is left over: docs/generate.py knows a group for each."""
+    """docs/generate.py has a group for every setting and event."""
     assert "\n## Other\n" not in generated[page]
 
 
@@ -60,7 +60,7 @@ def test_every_public_name_is_in_the_api_reference():
     "page", sorted((DOCS / "decisions").glob("[0-9]*.md")), ids=lambda page: page.stem
 )
 def test_decisions_keep_the_form(page):
-    """A decision has a number and tells what was so, what we do, why, at which cost."""
+    """A decision has a number, context, decision, alternatives and costs."""
     lines = page.read_text().splitlines()
 
     assert lines[0].startswith(f"# {page.name[:4]}: ")

@@ -314,7 +314,7 @@ def test_uwsgi_workers_store_messages():
 
 # --- brokers that can't be reached ---------------------------------------------------
 
-#: Nothing listens there.
+#: A port without a listener.
 NOWHERE = "127.0.0.1:1"
 SENDING = [path for path in EXAMPLES.glob("*.py") if path.stem != "oauth"]
 HOSTS = ["celery", "django", "flask", "gunicorn", "locust"]

@@ -1,4 +1,4 @@
-"""What users can import to annotate their own code."""
+"""Types in public signatures can be imported from `greendrop`."""
 
 import ast
 import builtins
@@ -25,7 +25,7 @@ CLASSES = [
 
 
 def names_in_signatures(cls):
-    """Name all that the annotations of a class's public methods mention."""
+    """Return all names in the annotations of a class's public methods."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
@@ -41,7 +41,7 @@ def names_in_signatures(cls):
 
 
 def is_known(name):
-    """Tell whether users can import a name, from greendrop or from Python."""
+    """Return whether users can import a name, from greendrop or from Python."""
     places = (builtins, typing, collections.abc, types)
     variable = name.startswith("_")  # a type variable, filled in by the caller
     return (
@@ -54,7 +54,7 @@ def is_known(name):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_types_in_public_signatures_are_exported(cls):
-    """Whatever a public method takes or returns has a name in `greendrop`."""
+    """`greendrop` exports each type that a public method takes or returns."""
     if cls.__module__.split(".")[0] != "greendrop":
         pytest.skip("an alias of a class of Python")
     assert {name for name in names_in_signatures(cls) if not is_known(name)} == set()

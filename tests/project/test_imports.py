@@ -1,3 +1,5 @@
+"""The layers of the package: imports run downward, and libraries have one owner."""
+
 import ast
 import sys
 from pathlib import Path
@@ -45,7 +47,7 @@ OWNERS = {
 
 
 def imports(path, *, of_types):
-    """Name the modules that a file imports, at any depth.
+    """Return the modules that a file imports, at any depth.
 
     Args:
         path: The file.
@@ -91,7 +93,7 @@ def test_imports_run_downward(path):
 
 
 def test_no_two_modules_need_each_other():
-    """Modules of one height don't import each other in a circle, not even for types."""
+    """Modules of one layer don't import each other in a circle, not even for types."""
     left = {
         name.removesuffix(".__init__"): {
             imported for imported in imports(path, of_types=True) if imported in MODULES
@@ -117,11 +119,11 @@ def test_libraries_have_owners(path):
 
 @pytest.mark.patched
 @pytest.mark.slow
-def test_import_brings_in_no_vendors(run_script):
-    """`import greendrop` is cheap: no gevent, no test helpers, nobody's client.
+def test_import_loads_no_vendors(run_script):
+    """`import greendrop` is cheap: no gevent, no test helpers, no optional libraries.
 
-    Except what confluent-kafka brings, a program that uses none of these finds none of
-    them among its modules.
+    Except for the imports of confluent-kafka itself, a program that uses none of these
+    finds none of them among its modules.
     """
     run_script(
         """
@@ -145,8 +147,8 @@ def test_import_brings_in_no_vendors(run_script):
 
 @pytest.mark.patched
 @pytest.mark.slow
-def test_listeners_bring_in_their_vendors_when_used(run_script):
-    """Metrics can be imported where no vendor is; StatsD's never needs one."""
+def test_listeners_load_their_vendors_when_used(run_script):
+    """Metrics can be imported without any vendor; StatsD's never needs one."""
     run_script(
         """
         import sys
@@ -185,11 +187,11 @@ def test_import_starts_nothing(run_script):
     )
 
 
-def test_every_public_name_is_told():
+def test_every_public_name_is_listed():
     """`__all__` has each name that a user may import, and no other."""
     namespace = {}
     exec("from greendrop import *", namespace)
-    # Those with @ are pytest's, which rewrites what comes with a plugin for it.
+    # Names with @ are pytest's, which rewrites the modules of its plugins.
     public = {name for name in vars(greendrop) if name[0] not in "_@"}
 
     assert set(greendrop.__all__) <= namespace.keys()

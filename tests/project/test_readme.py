@@ -75,7 +75,7 @@ import runpy
 assert callable(runpy.run_path("gunicorn.conf.py")["child_exit"])
 """,
 }
-#: Files that a tool loads without being told.
+#: Files that a tool loads by convention.
 FOUND_BY_NAME = ("conftest.py", "locustfile.py")
 # Commands that prepare the reader's machine, or need what no test has.
 NOT_RUN = (
@@ -106,7 +106,7 @@ class Page:
     #: The page's Python blocks as one program, in which each line keeps its number.
     program: str = ""
     files: dict[str, str] = field(default_factory=dict)
-    #: TransactionCalls, each with the output that the page shows.
+    #: Commands, each with the output that the page shows.
     commands: list[tuple[str, list[str]]] = field(default_factory=list)
     languages: set[str] = field(default_factory=set)
     #: Python for other clients.

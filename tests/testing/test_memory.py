@@ -1,4 +1,4 @@
-"""Brokers in memory: what only they can do. The rest is in `tests.contract`."""
+"""In-memory brokers: features of their own. The rest is in `tests.contract`."""
 
 import time
 from typing import NamedTuple
@@ -21,33 +21,33 @@ from greendrop._librdkafka.backend import KafkaException
 from greendrop.testing import MemoryCluster, MockCluster, Recorder, in_memory
 from greendrop.testing._memory_producer import MemoryProducer
 
-#: Nobody listens there.
+#: A port without a listener.
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
 @pytest.fixture
 def cluster():
-    """Have all producers connect to brokers in memory."""
+    """Connect all producers to in-memory brokers."""
     with in_memory() as cluster:
         yield cluster
 
 
 @pytest.fixture
 def producer(cluster):
-    """Make a producer that was configured for elsewhere."""
+    """Construct a producer that is configured for other brokers."""
     return Producer(kafka=NOWHERE)
 
 
 def payloads(records):
-    """Give the payloads."""
+    """Return the payloads."""
     return [record.payload for record in records]
 
 
 # --- who goes there -------------------------------------------------------------------
 
 
-def test_a_producer_made_before_goes_there(world):
-    """Whatever its address: module-level producers are made long before a test."""
+def test_a_producer_made_before_connects_to_the_cluster(world):
+    """Module-level producers exist long before a test; their address doesn't matter."""
     producer = Producer(kafka=NOWHERE)
 
     with in_memory() as cluster:
@@ -58,8 +58,8 @@ def test_a_producer_made_before_goes_there(world):
     assert producer.status == "disconnected"
 
 
-def test_a_producer_goes_to_each_block_anew(world):
-    """What one test has stored, the next one doesn't see."""
+def test_a_producer_reconnects_for_each_block(world):
+    """The next test doesn't see the records of the one before."""
     producer = Producer(kafka=NOWHERE)
     offsets = []
 
@@ -73,7 +73,7 @@ def test_a_producer_goes_to_each_block_anew(world):
 
 
 def test_a_connected_producer_stays_where_it_is(mock_cluster):
-    """It is not torn from its brokers."""
+    """A block doesn't disconnect a producer from the brokers that it already has."""
     servers = {"bootstrap.servers": mock_cluster.bootstrap_servers}
     with Producer(kafka=servers) as producer:
         producer.produce_sync(topic="t", payload=b"x", partition=0)
@@ -86,7 +86,7 @@ def test_a_connected_producer_stays_where_it_is(mock_cluster):
 
 
 def test_the_innermost_block_counts():
-    """And the outer one again, for whoever connects after it."""
+    """After the inner block producers connect to the outer cluster again."""
     with in_memory() as outer:
         with in_memory() as inner, Producer(kafka=NOWHERE) as producer:
             producer.produce_sync(topic="t", payload=b"inner")
@@ -98,7 +98,7 @@ def test_the_innermost_block_counts():
 
 
 def test_a_cluster_has_an_address_of_its_own(mock_cluster):
-    """Only producers that have it go there."""
+    """Only producers with that address connect to it."""
     with MemoryCluster() as one, MemoryCluster() as other:
         for number, cluster in enumerate((one, other, mock_cluster)):
             servers = {"bootstrap.servers": cluster.bootstrap_servers}
@@ -109,8 +109,8 @@ def test_a_cluster_has_an_address_of_its_own(mock_cluster):
         assert payloads(other.records()) == [b"1"]
 
 
-def test_the_end_of_a_block_drops_what_is_on_its_way(world, cluster, producer):
-    """It waits for nothing, and handles say so."""
+def test_the_end_of_a_block_drops_messages_in_flight(world, cluster, producer):
+    """Leaving a block doesn't wait, and handles end with an error."""
     cluster.round_trip(60)
     handle = producer.produce_async(topic="t", payload=b"x")
     with Recorder(producer) as recorder:
@@ -123,8 +123,8 @@ def test_the_end_of_a_block_drops_what_is_on_its_way(world, cluster, producer):
     assert cluster.records() == []
 
 
-def test_the_end_of_a_block_drops_what_is_buffered():
-    """At exit it would be sent to the real brokers."""
+def test_the_end_of_a_block_drops_buffered_messages():
+    """The process exit would send buffered messages to the real brokers."""
     producer = Producer(kafka=NOWHERE)
     with in_memory():
         producer.buffer(topic="t", payload=b"x")
@@ -133,7 +133,7 @@ def test_the_end_of_a_block_drops_what_is_buffered():
 
 
 def test_the_end_of_a_block_leaves_others_alone():
-    """Producers of another cluster keep what they have."""
+    """Producers of another cluster keep their messages."""
     with MemoryCluster() as cluster:
         servers = {"bootstrap.servers": cluster.bootstrap_servers}
         with Producer(kafka=servers) as producer:
@@ -147,8 +147,8 @@ def test_the_end_of_a_block_leaves_others_alone():
             assert len(producer.buffered) == 1
 
 
-def test_variants_go_there_too(cluster, producer):
-    """Each with a client of its own; all of them are let go of."""
+def test_variants_connect_to_the_cluster_too(cluster, producer):
+    """Each variant has a client of its own, and all of them end with the block."""
     variant = producer.variant(topic_config={"acks": 1})
     producer.produce_sync(topic="t", payload=b"1")
     variant.produce_sync(topic="t", payload=b"2")
@@ -161,7 +161,7 @@ def test_variants_go_there_too(cluster, producer):
 
 
 def test_a_closed_producer_stays_closed(cluster, producer):
-    """As it does elsewhere."""
+    """A closed producer raises the usual error."""
     producer.produce_sync(topic="t", payload=b"x")
     producer.close()
 
@@ -169,14 +169,14 @@ def test_a_closed_producer_stays_closed(cluster, producer):
         producer.produce_sync(topic="t", payload=b"x")
 
 
-def test_configurations_are_checked_as_ever(cluster):
-    """By librdkafka itself."""
+def test_configurations_are_checked_as_usual(cluster):
+    """The checks are those of librdkafka."""
     with pytest.raises(GreendropError, match="acks"):
         Producer(kafka={**NOWHERE, "acks": "sometimes"})
 
 
-def test_nobody_has_to_log_in(world, cluster):
-    """Programs with logins run as they are; providers of tokens are asked as ever."""
+def test_no_login_is_needed(world, cluster):
+    """Programs with logins run unchanged; token providers are called as usual."""
     asked = []
 
     def provide():
@@ -194,15 +194,15 @@ def test_nobody_has_to_log_in(world, cluster):
     assert len(cluster.records("t")) == 2
 
 
-def test_reports_come_by_the_driver_that_fits(world, cluster, producer):
-    """A descriptor in a hub, a thread elsewhere."""
+def test_reports_come_by_the_fitting_driver(world, cluster, producer):
+    """Reports come by a descriptor in a hub, and by a thread elsewhere."""
     producer.produce_sync(topic="t", payload=b"x")
 
     assert producer.polling == ("fd" if world == "greenlets" else "thread")
 
 
 def test_many_messages_are_delivered_soon(world, cluster, producer):
-    """A report is signalled, and not found by a look every half second."""
+    """A report wakes the poller, which need not wait for its next poll."""
     producer.produce_sync(topic="t", payload=b"x")
     began = time.monotonic()
 
@@ -213,8 +213,8 @@ def test_many_messages_are_delivered_soon(world, cluster, producer):
     assert time.monotonic() - began < 20 * 0.4
 
 
-def test_others_run_while_one_waits(cluster, producer, longest_gap):
-    """For brokers in memory that are slow, as for any."""
+def test_other_tasks_run_during_a_wait(cluster, producer, longest_gap):
+    """In-memory brokers may be slow without blocking other tasks."""
     cluster.round_trip(0.3)
 
     with longest_gap() as gap:
@@ -227,7 +227,7 @@ def test_others_run_while_one_waits(cluster, producer, longest_gap):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "patched"])
 def test_a_forked_child_has_a_copy(run_script, mode):
-    """Which it may use after `reset`, also when its parent is busy with sending."""
+    """The copy can be used after `reset`, even if the parent was busy with sending."""
     run_script(
         """
         import os
@@ -259,7 +259,7 @@ def test_a_forked_child_has_a_copy(run_script, mode):
 @pytest.mark.patched
 @pytest.mark.slow
 def test_programs_that_exit_in_a_block_leave_nothing(run_script):
-    """No wait, no thread that holds them up, no complaint."""
+    """The exit has no wait, no thread that delays it, and no complaint."""
     ended = run_script(
         """
         from greendrop import Producer
@@ -278,7 +278,7 @@ def test_programs_that_exit_in_a_block_leave_nothing(run_script):
 
 
 def test_many_senders_lose_nothing(world, cluster, producer, spawn):
-    """Eight at once, over brokers that are late, down and up again."""
+    """Eight senders lose no message while brokers are slow, down and up again."""
     cluster.create_topic("t", 3)
     reports = []
 
@@ -311,7 +311,7 @@ def test_many_senders_lose_nothing(world, cluster, producer, spawn):
 
 
 def test_topics_are_created_with_as_many_partitions_as_asked():
-    """Those that messages create, too."""
+    """Topics created by messages have as many partitions as configured."""
     with in_memory(partitions=2) as cluster, Producer(kafka=NOWHERE) as producer:
         cluster.create_topic("wide", 9)
         producer.produce_sync(topic="t", payload=b"x")
@@ -322,8 +322,8 @@ def test_topics_are_created_with_as_many_partitions_as_asked():
             cluster.create_topic("wide")
 
 
-def test_unknown_topics_are_an_error_where_none_are_created():
-    """At once."""
+def test_unknown_topics_fail_at_once_without_creation():
+    """Brokers that create no topics refuse a message at once."""
     with (
         in_memory(create_topics=False) as cluster,
         Producer(kafka=NOWHERE) as producer,
@@ -337,8 +337,8 @@ def test_unknown_topics_are_an_error_where_none_are_created():
         assert cluster.topics == {"known": 1}
 
 
-def test_clear_makes_all_new(cluster, producer):
-    """Topics, records and offsets are gone, and nothing is ordered to fail."""
+def test_clear_resets_everything(cluster, producer):
+    """Topics, records, offsets and requested failures are gone."""
     cluster.round_trip(30)
     cluster.fail_messages("UNKNOWN", None)
     cluster.clear()
@@ -352,8 +352,8 @@ def test_clear_makes_all_new(cluster, producer):
 # --- what goes wrong ------------------------------------------------------------------
 
 
-def test_messages_fail_as_ordered(world, cluster, producer):
-    """So many, with that error; they are not stored."""
+def test_messages_fail_as_requested(world, cluster, producer):
+    """The requested number of messages fails with that error, and is not stored."""
     cluster.fail_messages("TOPIC_AUTHORIZATION_FAILED", times=2)
 
     handles = [
@@ -372,8 +372,8 @@ def test_messages_fail_as_ordered(world, cluster, producer):
 
 
 @pytest.mark.parametrize("name", ["MESSAGE_TOO_LARGE", "MSG_SIZE_TOO_LARGE"])
-def test_errors_are_told_by_kafka_names(cluster, producer, name):
-    """Whatever librdkafka calls them. An order may use either name."""
+def test_errors_have_kafkas_names(cluster, producer, name):
+    """A request for failures may use the name of Kafka or of librdkafka."""
     cluster.fail_messages(name)
 
     with pytest.raises(DeliveryError, match=r"\(MESSAGE_TOO_LARGE, 10\)") as raised:
@@ -383,7 +383,7 @@ def test_errors_are_told_by_kafka_names(cluster, producer, name):
 
 
 def test_chosen_messages_fail(cluster, producer):
-    """By their topic, or by whatever a function makes of them."""
+    """Messages can be chosen by topic, or by a function."""
     cluster.fail_messages("_MSG_TIMED_OUT", None, topic="bad")
     cluster.fail_messages(2, None, when=lambda record: record.key == b"poison")
 
@@ -399,7 +399,7 @@ def test_chosen_messages_fail(cluster, producer):
 
 
 def test_unknown_errors_are_refused(cluster):
-    """With a word on which may have been meant."""
+    """The text suggests the name that may have been meant."""
     with pytest.raises(ValueError, match="did you mean '_MSG_TIMED_OUT'"):
         cluster.fail_messages("MSG_TIMED_OUT_")
     with pytest.raises(ValueError, match="commit_transaction"):
@@ -407,7 +407,7 @@ def test_unknown_errors_are_refused(cluster):
 
 
 def test_brokers_may_be_down_from_the_beginning(world, cluster):
-    """A producer that connects then hears of it, and is served later."""
+    """A producer that connects then gets the error, and can send later."""
     cluster.broker_down()
     with Producer(kafka=NOWHERE, max_wait_timeout=0.1) as producer:
         with pytest.raises(DeliveryTimeoutError, match="last broker error"):
@@ -420,7 +420,7 @@ def test_brokers_may_be_down_from_the_beginning(world, cluster):
 
 
 def test_shorter_round_trips_don_t_change_the_order(world, cluster, producer):
-    """A message is never answered before the one before it."""
+    """Messages are answered in order, even if the round trip becomes shorter."""
     cluster.round_trip(0.2)
     slow = producer.produce_async(topic="t", payload=b"slow", partition=0)
     cluster.round_trip(0)
@@ -430,7 +430,7 @@ def test_shorter_round_trips_don_t_change_the_order(world, cluster, producer):
 
 
 def test_queue_is_limited_in_bytes(world, cluster):
-    """As librdkafka's; who waits for room is woken."""
+    """The queue has librdkafka's limit, and waiting senders wake up for free space."""
     kafka = {**NOWHERE, "queue.buffering.max.kbytes": 1}
     with Producer(kafka=kafka) as producer:
         handles = [
@@ -441,12 +441,11 @@ def test_queue_is_limited_in_bytes(world, cluster):
 
 
 # --- transactions ---------------------------------------------------------------------
-#
-# Of the client beneath, by itself: what the verbs make of it is for their own tests.
+# These tests use the client beneath; tests of the verbs are elsewhere.
 
 
 class Position(NamedTuple):
-    """What a consumer says of one partition."""
+    """A consumer's position in one partition."""
 
     topic: str
     partition: int
@@ -455,7 +454,7 @@ class Position(NamedTuple):
 
 @pytest.fixture
 def transactional(cluster):
-    """Make clients with a `transactional.id`, which they have taken over."""
+    """Construct clients whose `transactional.id` is registered."""
 
     def make(transactional_id="id"):
         log = cluster._log
@@ -468,7 +467,7 @@ def transactional(cluster):
 
 
 def put(client, payload, reports=None):
-    """Send a message by a client; its error's name or None is added to the reports."""
+    """Send a message by a client, and record the name of its error, or None."""
     reports = [] if reports is None else reports
 
     def report(error, _):
@@ -480,14 +479,14 @@ def put(client, payload, reports=None):
 
 
 def refusal(function, *arguments):
-    """Give the error with which a client refuses a call."""
+    """Return the error with which a client refuses a call."""
     with pytest.raises(KafkaException) as raised:
         function(*arguments)
     return raised.value.args[0]
 
 
-def test_a_committed_transaction_is_seen(cluster, transactional):
-    """As a whole, once it is committed, not before. Acceptance check 117."""
+def test_a_committed_transaction_is_visible(cluster, transactional):
+    """Its messages become visible all at once with the commit."""
     client = transactional()
     client.begin_transaction()
     reports = put(client, b"1")
@@ -500,8 +499,8 @@ def test_a_committed_transaction_is_seen(cluster, transactional):
     assert payloads(cluster.records("t")) == [b"1", b"2"]
 
 
-def test_an_aborted_transaction_is_never_seen(cluster, transactional):
-    """Nor does it hide what comes after it. Acceptance checks 72 and 117."""
+def test_an_aborted_transaction_is_never_visible(cluster, transactional):
+    """Later messages are visible."""
     client = transactional()
     client.begin_transaction()
     put(client, b"1")
@@ -511,12 +510,12 @@ def test_an_aborted_transaction_is_never_seen(cluster, transactional):
     client.commit_transaction(1)
 
     (record,) = cluster.records("t")
-    # The first message has 0, and the marker that ends its transaction 1.
+    # The first message has offset 0, and the end marker of its transaction 1.
     assert (record.payload, record.offset) == (b"2", 2)
 
 
-def test_abort_drops_what_is_on_its_way(cluster, transactional):
-    """The reports say so."""
+def test_abort_drops_messages_in_flight(cluster, transactional):
+    """The delivery reports name the purge."""
     client = transactional()
     client.begin_transaction()
     cluster.round_trip(60)
@@ -528,8 +527,8 @@ def test_abort_drops_what_is_on_its_way(cluster, transactional):
     assert reports == ["_PURGE_INFLIGHT"]
 
 
-def test_commit_waits_for_what_is_on_its_way(cluster, transactional):
-    """For as long as it may; another try may succeed."""
+def test_commit_waits_for_messages_in_flight(cluster, transactional):
+    """The wait ends at its time limit; another attempt may succeed."""
     client = transactional()
     client.begin_transaction()
     cluster.round_trip(0.1)
@@ -542,7 +541,7 @@ def test_commit_waits_for_what_is_on_its_way(cluster, transactional):
 
 
 def test_offsets_are_committed_with_a_transaction(cluster, transactional):
-    """By group, topic and partition, however alike these look. Checks 107 and 117."""
+    """Offsets are kept by group, topic and partition, however similar the names are."""
     client = transactional()
     client.begin_transaction()
     places = [Position("a1", 1, 5), Position("a", 11, 6)]
@@ -558,7 +557,7 @@ def test_offsets_are_committed_with_a_transaction(cluster, transactional):
     assert cluster.committed_offsets("other") == {}
 
 
-def test_groups_are_known_by_what_consumers_tell(cluster, transactional):
+def test_groups_are_known_by_metadata_of_consumers(cluster, transactional):
     """Consumers of librdkafka have their group's name in a piece of binary data."""
     consumer = Consumer(
         {"bootstrap.servers": "127.0.0.1:1", "group.id": "a group", "log_level": 0}
@@ -575,7 +574,7 @@ def test_groups_are_known_by_what_consumers_tell(cluster, transactional):
 
 
 def test_calls_out_of_turn_are_refused(transactional):
-    """Without harm. Acceptance check 117."""
+    """A refused call does no harm."""
     client = transactional()
 
     assert refusal(put, client, b"x").name() == "_STATE"
@@ -587,7 +586,7 @@ def test_calls_out_of_turn_are_refused(transactional):
 
 
 def test_a_second_producer_fences_the_first(cluster, transactional):
-    """Which can do nothing any more."""
+    """The fenced producer can do nothing any more."""
     first = transactional()
     first.begin_transaction()
     second = transactional()
@@ -605,8 +604,8 @@ def test_a_second_producer_fences_the_first(cluster, transactional):
     assert len(cluster.records("t")) == 2
 
 
-def test_calls_fail_as_ordered(cluster, transactional):
-    """Once; what follows depends on the kind of error."""
+def test_calls_fail_as_requested(cluster, transactional):
+    """A call fails once; the consequences depend on the kind of error."""
     client = transactional()
     cluster.fail_calls("begin_transaction", "COORDINATOR_NOT_AVAILABLE", retriable=True)
     cluster.fail_calls("commit_transaction", "INVALID_TXN_STATE", abortable=True)
@@ -627,8 +626,8 @@ def test_calls_fail_as_ordered(cluster, transactional):
 # --- recording ------------------------------------------------------------------------
 
 
-def test_recorder_keeps_what_the_process_tells(cluster):
-    """And what a producer tells, in one order."""
+def test_recorder_keeps_events_of_process_and_producers(cluster):
+    """All events are kept in one order."""
     kafka = {"bootstrap.servers": cluster.bootstrap_servers}
     with Producer(kafka) as one, Recorder(monitor, one) as recorder:
         with Producer(kafka) as other:
@@ -647,7 +646,7 @@ def test_recorder_keeps_what_the_process_tells(cluster):
 
 
 def test_recorder_waits_for_events(world, cluster, producer, spawn, pause):
-    """Also for those that come from elsewhere."""
+    """The recorder also waits for events of other threads."""
     with Recorder(producer) as recorder:
 
         def send():
@@ -670,7 +669,7 @@ def test_recorder_waits_for_events(world, cluster, producer, spawn, pause):
 
 @pytest.mark.slow
 def test_mock_cluster_is_read(world):
-    """Helpers read what was produced there, too."""
+    """The helpers read records of the mock cluster, too."""
     with MockCluster() as cluster:
         servers = {"bootstrap.servers": cluster.bootstrap_servers}
         with Producer(kafka=servers) as producer:
@@ -682,8 +681,8 @@ def test_mock_cluster_is_read(world):
 
 
 @pytest.mark.slow
-def test_reading_says_what_is_wrong():
-    """Brokers that aren't there are told of."""
+def test_reading_without_brokers_raises_an_error():
+    """The error names the brokers that can't be reached."""
     with MockCluster() as cluster:
         cluster.broker_down()
         with pytest.raises(GreendropError, match="can't read 't'"):
@@ -692,8 +691,8 @@ def test_reading_says_what_is_wrong():
 
 @pytest.mark.parametrize("count", [0, -1, 2**31, 1.5, True, "4"])
 @pytest.mark.parametrize("kind", [MemoryCluster, MockCluster])
-def test_topics_have_partitions_that_can_be(kind, count):
-    """The mock cluster of librdkafka would end the interpreter."""
+def test_topics_have_a_valid_number_of_partitions(kind, count):
+    """Other numbers would end the interpreter in librdkafka's mock cluster."""
     with kind() as cluster, pytest.raises(ValueError, match="1 to 10,000 partitions"):
         cluster.create_topic("t", count)
     with pytest.raises(ValueError, match="1 to 10,000 partitions"):

@@ -1,3 +1,5 @@
+"""Mock clusters: orders to brokers, and clusters in a process of their own."""
+
 import os
 import signal
 import subprocess
@@ -50,12 +52,12 @@ def producer_on():
     yield make
     for producer in made:
         producer.purge()
-        with suppress(KafkaException):  # a fatal error that the test was about
+        with suppress(KafkaException):  # a fatal error, the subject of the test
             producer.close()
 
 
 def send(producer, topic="events", **message):
-    """Send a message and wait for the report: the error's name or None, and it."""
+    """Send a message; return its error's name, or None, and the delivery report."""
     reports = []
     producer.produce(
         topic, b"x", on_delivery=lambda *both: reports.append(both), **message
@@ -66,7 +68,7 @@ def send(producer, topic="events", **message):
 
 
 def seconds_to_send(producer) -> float:
-    """Send a message and tell how long that took."""
+    """Send a message and return the seconds until its report."""
     began = time.monotonic()
     assert send(producer)[0] is None
     return time.monotonic() - began
@@ -95,7 +97,7 @@ def test_topics_have_as_many_partitions_as_asked(cluster, producer_on):
 
 
 def test_creating_a_topic_twice_is_an_error(cluster):
-    """What the cluster refuses is told, in either process."""
+    """The error of a refused order reaches the caller, in either process."""
     cluster.create_topic("events")
 
     with pytest.raises(GreendropError, match="topic_create"):
@@ -143,8 +145,8 @@ def test_one_broker_can_be_down(cluster, producer_on):
     assert send(producer, partition=1)[0] is None
 
 
-def test_requests_fail_when_told(cluster, producer_on):
-    """The next request fails with the error given by name, the one after does not."""
+def test_requests_fail_on_request(cluster, producer_on):
+    """Only the next request fails with the error given by name."""
     producer = producer_on(cluster)
     cluster.fail_requests("Produce", "MESSAGE_TOO_LARGE")
 
@@ -154,7 +156,7 @@ def test_requests_fail_when_told(cluster, producer_on):
 
 @pytest.mark.slow
 def test_retriable_errors_are_retried(local, producer_on):
-    """An error that librdkafka retries, three times, ends in a delivery."""
+    """A retriable error that occurs three times still ends in a delivery."""
     producer = producer_on(local, retry_backoff_ms=10, retry_backoff_max_ms=10)
     local.watch_requests()
     local.fail_requests("Produce", "NOT_LEADER_OR_FOLLOWER", times=3)
@@ -163,8 +165,8 @@ def test_retriable_errors_are_retried(local, producer_on):
     assert local.requests().count("Produce") == 4
 
 
-def test_ordered_failures_can_be_taken_back(local, producer_on):
-    """What has not happened yet is forgotten."""
+def test_pending_failures_can_be_cancelled(local, producer_on):
+    """Failures that have not happened yet are cancelled."""
     local.fail_requests("Produce", 10, times=5)
 
     local.forgive_requests("Produce")
@@ -174,7 +176,7 @@ def test_ordered_failures_can_be_taken_back(local, producer_on):
 
 @pytest.mark.slow
 def test_one_kind_of_request_can_be_late(cluster, producer_on):
-    """Only the ordered number of requests, of that kind and broker, is late."""
+    """Only the given number of requests, of that kind and broker, is late."""
     cluster.create_topic("events", partitions=1)
     cluster.lead_partition("events", 0, 2)
     producer = producer_on(cluster)
@@ -186,8 +188,8 @@ def test_one_kind_of_request_can_be_late(cluster, producer_on):
     assert seconds_to_send(producer) < 0.3
 
 
-def test_topics_fail_when_told(local, producer_on):
-    """A topic without permission fails its messages, until that is taken back."""
+def test_topics_fail_on_request(local, producer_on):
+    """A topic without permission fails its messages, until that is cancelled."""
     local.fail_topic("secret", "TOPIC_AUTHORIZATION_FAILED")
     producer = producer_on(local, topic_metadata_refresh_interval_ms=50)
     assert send(producer, "secret")[0] == "TOPIC_AUTHORIZATION_FAILED"
@@ -199,7 +201,7 @@ def test_topics_fail_when_told(local, producer_on):
 
 @pytest.mark.slow
 def test_partition_without_leader_takes_nothing(local, producer_on):
-    """Messages to a partition that nobody leads wait until they expire."""
+    """Messages to a partition without a leader wait until they expire."""
     local.create_topic("events", partitions=1)
     local.lead_partition("events", 0, None)
 
@@ -207,7 +209,7 @@ def test_partition_without_leader_takes_nothing(local, producer_on):
 
 
 def test_partitions_move(cluster, producer_on):
-    """A partition is led by the broker that it was given to."""
+    """A partition is led by the broker that was chosen."""
     cluster.create_topic("events", partitions=1)
     cluster.lead_partition("events", 0, 2)
 
@@ -227,8 +229,8 @@ def test_transactions_find_their_coordinator(cluster, producer_on):
     producer.commit_transaction(20)
 
 
-def test_transactions_fail_when_told(local, producer_on):
-    """An error of EndTxn reaches the one who commits: 47 fences for good."""
+def test_transactions_fail_on_request(local, producer_on):
+    """An error of EndTxn reaches the caller of commit; error 47 fences for good."""
     producer = producer_on(local, transactional_id="t")
     producer.init_transactions(20)
     producer.begin_transaction()
@@ -241,8 +243,8 @@ def test_transactions_fail_when_told(local, producer_on):
     assert raised.value.args[0].fatal()
 
 
-def test_requests_are_told_in_order(cluster, producer_on):
-    """Requests since the watch began are named; those of the cluster are not there."""
+def test_requests_are_listed_in_order(cluster, producer_on):
+    """Requests since the beginning are listed, except those of the cluster itself."""
     cluster.watch_requests()
     assert cluster.requests() == []
 
@@ -281,8 +283,8 @@ def test_unwatched_cluster_remembers_nothing(local, producer_on):
         (lambda it: it.round_trip(20_000), "between 0 and 3600"),
     ],
 )
-def test_wrong_orders_are_refused(local, order, hint):
-    """An unknown name or a strange duration is an error that helps."""
+def test_invalid_orders_are_refused(local, order, hint):
+    """An unknown name or an invalid duration raises a helpful error."""
     with pytest.raises(ValueError, match=hint):
         order(local)
 
@@ -301,8 +303,8 @@ def test_wrong_orders_are_refused(local, order, hint):
         (17, "INVALID_TOPIC_EXCEPTION", "TOPIC_EXCEPTION"),
     ],
 )
-def test_kafka_names_and_librdkafkas_are_known(code, kafkas, librdkafkas):
-    """Errors go by both names."""
+def test_names_of_kafka_and_librdkafka_are_known(code, kafkas, librdkafkas):
+    """Errors can be given by either name."""
     assert error_code(kafkas) == error_code(librdkafkas) == code
 
 
@@ -312,8 +314,8 @@ def test_closing_twice_does_no_harm(cluster):
     cluster.close()
 
 
-def test_closed_cluster_says_so(cluster):
-    """Orders to a closed cluster are an error, not a crash."""
+def test_closed_cluster_raises_errors(cluster):
+    """Orders to a closed cluster raise an error, and don't crash."""
     cluster.close()
 
     with pytest.raises(GreendropError, match="closed"):
@@ -322,7 +324,7 @@ def test_closed_cluster_says_so(cluster):
 
 @pytest.mark.slow
 def test_brokers_stop_when_closed(cluster, producer_on):
-    """After close nobody listens any more."""
+    """After close nothing listens on the ports."""
     producer = producer_on(cluster, message_timeout_ms=300)
     cluster.close()
 
@@ -341,7 +343,7 @@ def test_impossible_cluster_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_spawned_cluster_ends_with_its_parent(end):
-    """However the parent ends, its brokers do not outlive it."""
+    """The brokers don't outlive their parent, however it ends."""
     parent = start(
         """
         import time
@@ -367,7 +369,7 @@ def test_spawned_cluster_ends_with_its_parent(end):
 
 
 def lives(pid) -> bool:
-    """Whether a process runs; one that only waits to be collected does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -380,8 +382,8 @@ def lives(pid) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the order", "after it"])
-def test_spawned_cluster_that_died_is_told(when):
-    """A cluster whose process was killed gives an error, not a hang."""
+def test_spawned_cluster_that_died_raises_an_error(when):
+    """A cluster whose process was killed raises an error, and doesn't hang."""
     with MockCluster.spawn() as cluster:
         cluster._driver._child.kill()
         if when == "before the order":
@@ -392,7 +394,7 @@ def test_spawned_cluster_that_died_is_told(when):
 
 
 @pytest.mark.slow
-def test_forked_child_leaves_the_cluster_alone():
+def test_forked_child_does_not_stop_the_cluster():
     """A child that closes its copy neither hangs nor stops the parent's brokers."""
     run(
         """
@@ -414,7 +416,7 @@ def test_forked_child_leaves_the_cluster_alone():
 
 
 def test_fatal_error_can_be_triggered(make_producer):
-    """A test makes a producer's client fail for good, with a code of its choice."""
+    """A test makes a producer's client fail for good, with a chosen code."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x")
     assert testing.fatal_error(producer) is None
@@ -459,7 +461,7 @@ def test_spawned_cluster_works_in_a_patched_program():
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["unpatched", "patched", "late"])
 def test_spawned_cluster_answers_many_at_once(mode):
-    """Each caller gets its own answer, also when others are cut short beside it."""
+    """Each caller gets its own answer, even if other callers are interrupted."""
     run(
         """
         import gevent

@@ -1,4 +1,4 @@
-"""The fixtures that users get with greendrop, used as users do."""
+"""The pytest fixtures of greendrop, used as users use them."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
-# Says what a run of pytest has imported, at its end.
+# Prints the modules that a run of pytest has imported.
 TELLS_MODULES = """
 import sys
 
@@ -73,7 +73,7 @@ def greendrop_cluster():
 
 @pytest.fixture
 def run_pytest(tmp_path):
-    """Run pytest in a folder with these files; give what it wrote."""
+    """Run pytest in a folder with these files, and return its output."""
 
     def run(*command, **files):
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -93,15 +93,15 @@ def run_pytest(tmp_path):
     return run
 
 
-def test_the_plugin_is_free_for_who_does_not_use_it(run_pytest):
-    """It is loaded, and brings along neither greendrop nor what that is built on."""
+def test_the_plugin_is_free_until_it_is_used(run_pytest):
+    """Loading it imports neither greendrop nor its dependencies."""
     output = run_pytest("-m", conftest=TELLS_MODULES, test_it=PASSING)
 
     assert "modules: ['pytest_greendrop']" in output
 
 
 def test_programs_are_tested_without_brokers(run_pytest):
-    """Producers at module level too, without gevent and without a warning."""
+    """Module-level producers work, too, without gevent and without a warning."""
     output = run_pytest(
         "-Werror", "-m", conftest=TELLS_MODULES, shop=SHOP, test_it=SHOP_TESTS
     )
@@ -112,7 +112,7 @@ def test_programs_are_tested_without_brokers(run_pytest):
 
 
 def test_programs_are_tested_monkey_patched(run_pytest):
-    """With a whole suite that is patched before it starts."""
+    """The whole suite is patched before it starts."""
     output = run_pytest(
         "-m", "gevent.monkey", "--module", shop=SHOP, test_it=SHOP_TESTS
     )
@@ -120,8 +120,8 @@ def test_programs_are_tested_monkey_patched(run_pytest):
     assert "4 passed" in output
 
 
-def test_the_cluster_can_be_another_one(run_pytest):
-    """A suite that overrides one fixture has the others use that."""
+def test_the_cluster_can_be_replaced(run_pytest):
+    """A suite that overrides one fixture makes the others use it."""
     test = SHOP_TESTS[SHOP_TESTS.index("def test_events") :]
 
     output = run_pytest("-m", conftest=MOCK, test_it=test)
