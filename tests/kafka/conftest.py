@@ -28,7 +28,7 @@ _HERE = Path(__file__).parent
 #: to start three nodes.
 _TIMEOUT = 180
 
-#: The fixtures that need a Kafka that we have started ourselves.
+#: Fixtures that need a Kafka started by the tests.
 _OWN = {"kafka_three", "kafka_secure", "kafka_proxied"}
 
 
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip or fail a test whose Kafka can't be had."""
+    """Skip or fail a test whose Kafka is not available."""
     fixtures = set(getattr(item, "fixturenames", ()))
     if _given() and "kafka" in fixtures and not fixtures & _OWN:
         return
@@ -60,7 +60,7 @@ def _given() -> str:
 
 @pytest.fixture(scope="session")
 def _clusters() -> list[KafkaCluster]:
-    """All clusters that this session has started."""
+    """All clusters started by this session."""
     return []
 
 
@@ -74,7 +74,7 @@ def _one_node(_clusters: list[KafkaCluster]) -> Iterator[KafkaCluster]:
 
 @pytest.fixture(scope="session")
 def kafka(request: pytest.FixtureRequest) -> Kafka:
-    """Some Kafka; perhaps not ours, so not to be killed or paused."""
+    """Any Kafka; tests must not kill or pause it."""
     if _given():
         return Kafka(_given())
     cluster: KafkaCluster = request.getfixturevalue("_one_node")
@@ -103,7 +103,7 @@ def kafka_three(_clusters: list[KafkaCluster]) -> Iterator[KafkaCluster]:
 
 @pytest.fixture(autouse=True)
 def _restored(_clusters: list[KafkaCluster]) -> Iterator[None]:
-    """Let the next test find all nodes up, whatever this one has done to them."""
+    """Restore all nodes for the next test."""
     yield
     for cluster in _clusters:
         cluster.restore()
@@ -111,7 +111,7 @@ def _restored(_clusters: list[KafkaCluster]) -> Iterator[None]:
 
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
-    """Name a topic that does not exist; whoever uses it first has it created."""
+    """Name a topic that does not exist; its first use creates it."""
     test = re.sub(r"[^A-Za-z0-9._-]", "-", request.node.name)
     return f"{test[:80]}-{uuid.uuid4().hex[:12]}"
 
@@ -141,7 +141,7 @@ def start(kafka: Kafka, topic: str, tmp_path: Path) -> Callable[..., Program]:
 
 @pytest.fixture
 def stored(kafka: Kafka, topic: str) -> Callable[[], Counter[str]]:
-    """Read the payloads in the topic, with how often each is there."""
+    """Count how often each payload is in the topic."""
 
     def stored() -> Counter[str]:
         records = reading.read_topic(kafka.bootstrap_servers, topic)

@@ -1,8 +1,8 @@
 """A load whose every message is accounted for.
 
-Greenlets send numbered messages, each greenlet with a key of its own, and note what
-they were told of each. Afterwards that is compared with what a foreign client finds in
-the topic.
+Greenlets send numbered messages, each with a key of its own, and record the outcome of
+each message. Afterwards the outcomes are compared with the records that an independent
+client finds in the topic.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from greendrop import DeliveryHandle, DeliveryReport, Producer
     from tests.servers.reading import Record
 
-#: Seconds that a load may go on after it was told to stop, and that it may stand still
-#: while a broker starts. What hangs takes longer.
+#: Seconds that a load may continue after `stop`, and that it may stand still while a
+#: broker starts. A load that takes longer hangs.
 _LONGEST_WAIT = 60.0
 
 #: Seconds that a greenlet rests between two bursts, so that a load of some seconds
@@ -37,9 +37,9 @@ class Load:
     """Greenlets that send until they are stopped or the producer is closed.
 
     Args:
-        producer: Sends. Not closed here.
-        topic: Where to.
-        senders: How many greenlets.
+        producer: Sends the messages. Not closed here.
+        topic: The topic of the messages.
+        senders: The number of greenlets.
         burst: 1 for `produce_sync`; more for that many `produce_async`, whose handles
             are waited for before the next burst.
     """
@@ -48,11 +48,11 @@ class Load:
         self, producer: Producer, topic: str, *, senders: int = 20, burst: int = 1
     ) -> None:
         self.sent: set[bytes] = set()
-        #: Payload -> the report that told its sender of its delivery.
+        #: Payload -> its delivery report.
         self.acknowledged: dict[bytes, DeliveryReport] = {}
-        #: Payload -> the error that told its sender that it failed, or may have.
+        #: Payload -> the error for a message that failed, or may have.
         self.failed: dict[bytes, GreendropError] = {}
-        #: Names of senders -> messages that each of them has seen acknowledged.
+        #: Name of a sender -> the number of its acknowledged messages.
         self.progress: Counter[str] = Counter()
         self._pid = os.getpid()
         self._producer = producer
@@ -64,17 +64,17 @@ class Load:
         ]
 
     def stop(self) -> None:
-        """Have the senders end, and wait until they have: none of them hangs."""
+        """Stop the senders, and wait until each has stopped: none of them hangs."""
         self._stopping = True
         gevent.joinall(self.greenlets, timeout=_LONGEST_WAIT)
         hanging = sum(not each.dead for each in self.greenlets)
         assert hanging == 0, f"{hanging} senders hang; {self._producer!r}"
         for each in self.greenlets:
-            # A sender that broke down, by an error that is none of ours, says so here.
+            # A sender that failed with any other error raises it here.
             each.get(block=False)
 
     def await_progress(self, messages: int = 10) -> None:
-        """Wait until each sender has seen so many more messages acknowledged."""
+        """Wait until each sender has a number of further acknowledgements."""
         before = Counter(self.progress)
         await_true(
             lambda: all(
@@ -84,14 +84,14 @@ class Load:
         )
 
     def check(self, records: Iterable[Record]) -> None:
-        """Compare what the senders were told with what is in the topic."""
+        """Compare the recorded outcomes with the records in the topic."""
         stored = list(records)
         values = {record.value for record in stored}
         places = {(record.partition, record.offset): record.value for record in stored}
 
         assert values <= self.sent
         silent = self.sent - self.acknowledged.keys() - self.failed.keys()
-        assert silent == set(), "of these nobody was told anything"
+        assert silent == set(), "these have no outcome"
         lost = self.acknowledged.keys() - values
         assert lost == set(), "these were acknowledged, and aren't there"
         misplaced = {
@@ -102,7 +102,7 @@ class Load:
         assert misplaced == {}, "these aren't where their reports say"
 
     def check_exactly_once_in_order(self, records: Iterable[Record]) -> None:
-        """Each message is there once, and those of a sender are in order."""
+        """Check that each message is there once, and those of a sender are in order."""
         found = defaultdict(list)
         for record in records:
             found[record.key.decode()].append(int(record.value.split(b"-")[1]))
@@ -160,7 +160,7 @@ class Load:
 
 
 def off_hub(function: Callable[..., object], *arguments: object) -> None:
-    """Call what blocks (starting a broker, say) in a thread, and wait cooperatively."""
+    """Run a blocking function in a thread, and wait cooperatively."""
     outcome: list[BaseException] = []
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""Programs that the tests start: with a log, finite waits, and an end in any case."""
+"""Programs started by tests: with a log, finite waits, and a certain end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _LONGEST_WAIT = 60.0
 
 
 class Program:
-    """A program in a process of its own, from the checkout's root.
+    """A program in a process of its own, run from the checkout's root.
 
-    A context manager. When it ends, what the program has said is printed: pytest shows
-    that if the test fails.
+    A context manager. At its end it prints the program's output, which pytest shows if
+    the test fails.
 
     Args:
         *arguments: For the interpreter, such as "-m" and a module.
-        log_file: Gets all that the program says.
-        executable: What runs; this Python by default.
+        log_file: Receives all output of the program.
+        executable: The program; this Python by default.
         **environment: Variables beside ours.
     """
 
@@ -44,7 +44,7 @@ class Program:
     ) -> None:
         self._log_file = log_file
         with log_file.open("wb") as log:
-            # A session of its own: it can be ended with all that it has started.
+            # The session is its own, so that the program ends with all its children.
             self._process = subprocess.Popen(
                 [executable, *arguments],
                 cwd=ROOT,
@@ -65,7 +65,7 @@ class Program:
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None or self._process.poll() is None:
-            # With what it has started: a server that has ended may have left a worker.
+            # Its children end as well: a server that has ended may have left a worker.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_LONGEST_WAIT)
@@ -78,7 +78,7 @@ class Program:
 
     @property
     def log(self) -> str:
-        """All that it has said so far."""
+        """The output so far."""
         return self._log_file.read_text(errors="replace")
 
     @property
@@ -107,10 +107,10 @@ class Program:
         return self._process.wait(seconds)
 
     def wait_for(self, what: str, condition: Callable[[], object]) -> Any:
-        """Wait until something holds, and return it.
+        """Wait until a condition holds, and return its value.
 
         Raises:
-            AssertionError: It doesn't in time, or the program has ended.
+            AssertionError: It didn't in time, or the program has ended.
         """
         deadline = time.monotonic() + _LONGEST_WAIT
         while not (found := condition()):

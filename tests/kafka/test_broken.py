@@ -1,7 +1,7 @@
-"""Broken on purpose: whatever goes wrong, each sender knows what became of its message.
+"""Failures on purpose: each sender knows the outcome of its message.
 
-Who was told "delivered" finds the message in the topic, read by a client that shares no
-code with ours; everybody else was told. Nothing hangs, and the hub is never held for
+Each message that was reported as delivered is in the topic, read by an independent
+client; every other message has an error. Nothing hangs, and the hub is never held for
 long.
 """
 
@@ -41,7 +41,7 @@ BACK_SOON = {"reconnect.backoff.max.ms": 500}
 
 @pytest.fixture
 def producer_of(longest_gap):
-    """Make a producer, close it at the end, and see that the hub was never held."""
+    """Make a producer, close it at the end, and check that the hub was never held."""
 
     @contextmanager
     def make(kafka, **settings):
@@ -57,7 +57,7 @@ def producer_of(longest_gap):
 
 
 def test_a_killed_broker_costs_no_message(kafka_secure, topic, read_topic, producer_of):
-    """A load goes on when its only broker was killed and is started again."""
+    """A load continues when its only broker was killed and is started again."""
     (node,) = kafka_secure.nodes
     kafka = {"bootstrap.servers": kafka_secure.bootstrap_servers, **BACK_SOON}
 
@@ -74,10 +74,8 @@ def test_a_killed_broker_costs_no_message(kafka_secure, topic, read_topic, produ
     load.check(read_topic(kafka_secure.bootstrap_servers, topic))
 
 
-def test_messages_whose_time_is_over_are_told(
-    kafka_secure, topic, read_topic, producer_of
-):
-    """What waits for a killed broker for too long fails; later messages are stored."""
+def test_messages_that_expire_fail(kafka_secure, topic, read_topic, producer_of):
+    """Messages that wait too long for a killed broker fail; later ones are stored."""
     (node,) = kafka_secure.nodes
     servers = {"bootstrap.servers": kafka_secure.bootstrap_servers}
 
@@ -94,10 +92,8 @@ def test_messages_whose_time_is_over_are_told(
     load.check(read_topic(kafka_secure.bootstrap_servers, topic))
 
 
-def test_a_broker_that_stands_still_costs_time_only(
-    kafka_secure, topic, read_topic, producer_of
-):
-    """A load waits for a broker that is paused for 5 s, and goes on."""
+def test_a_paused_broker_only_costs_time(kafka_secure, topic, read_topic, producer_of):
+    """A load waits for a broker that is paused for 5 s, and continues."""
     (node,) = kafka_secure.nodes
     kafka = {"bootstrap.servers": kafka_secure.bootstrap_servers, **BACK_SOON}
 
@@ -141,11 +137,11 @@ def test_an_idempotent_producer_survives_the_loss_of_a_node(
     load.check_exactly_once_in_order(records)
 
 
-# The way there -----------------------------------------------------------------------
+# The network -------------------------------------------------------------------------
 
 
 def wrong_address(kafka, unused_address):
-    """Choose a port on which nobody listens."""
+    """Choose a port without a listener."""
     return {"bootstrap.servers": unused_address}
 
 
@@ -155,7 +151,7 @@ def unresolvable_host(kafka, unused_address):
 
 
 def wrong_password(kafka, unused_address):
-    """Send another password, as it is."""
+    """Use a wrong password with PLAIN."""
     return {
         "bootstrap.servers": kafka.secure_listeners.sasl_bootstrap_servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -166,7 +162,7 @@ def wrong_password(kafka, unused_address):
 
 
 def wrong_proof(kafka, unused_address):
-    """Prove that one knows another password."""
+    """Use a wrong password with SCRAM."""
     return wrong_password(kafka, unused_address) | {
         "sasl.mechanism": "SCRAM-SHA-256",
         "sasl.username": kafka.secure_listeners.scram.user,
@@ -174,7 +170,7 @@ def wrong_proof(kafka, unused_address):
 
 
 def wrong_authority(kafka, unused_address):
-    """Trust somebody who has not certified the broker."""
+    """Trust an authority that has not certified the broker."""
     return {
         "bootstrap.servers": kafka.secure_listeners.tls_bootstrap_servers,
         "security.protocol": "SSL",
@@ -183,12 +179,12 @@ def wrong_authority(kafka, unused_address):
 
 
 def plaintext_to_tls(kafka, unused_address):
-    """Forget to say that the port wants TLS."""
+    """Connect without TLS to a TLS port."""
     return {"bootstrap.servers": kafka.secure_listeners.tls_bootstrap_servers}
 
 
 def tls_to_plaintext(kafka, unused_address):
-    """Want TLS of a port that has none."""
+    """Connect with TLS to a port without it."""
     return {
         "bootstrap.servers": kafka.bootstrap_servers,
         "security.protocol": "SSL",
@@ -202,7 +198,7 @@ REASONS = {
     wrong_password: ["Authentication failed: Invalid username or password"],
     wrong_proof: ["invalid credentials with SASL mechanism SCRAM-SHA-256"],
     wrong_authority: ["certificate verify failed"],
-    # All that librdkafka knows is that it was hung up on; we know what it may mean.
+    # librdkafka only sees the closed connection; the error names the likely cause.
     plaintext_to_tls: ["connection closed by peer", "security.protocol"],
     tls_to_plaintext: ["SSL connection closed by peer"],
 }
@@ -210,7 +206,7 @@ REASONS = {
 
 @pytest.fixture
 def unused_address():
-    """Reserve a port on which nobody listens."""
+    """Reserve a port without a listener."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host, port = unused.getsockname()
@@ -221,10 +217,7 @@ def unused_address():
 def test_the_error_of_a_failed_message_names_the_reason(
     kafka_secure, unused_address, topic, way, producer_of
 ):
-    """Who can't reach the broker hears why, not only that it took too long.
-
-    Acceptance check 91.
-    """
+    """A sender that can't reach the broker gets the reason, not only a timeout."""
     config = way(kafka_secure, unused_address)
     events = []
 
@@ -234,10 +227,10 @@ def test_the_error_of_a_failed_message_names_the_reason(
             producer.produce_sync(topic=topic, payload=b"x")
 
     assert caught.value.name == "_MSG_TIMED_OUT"
-    told = [event.payload["error"] for event in events]
+    reported = [event.payload["error"] for event in events]
     for reason in REASONS[way]:
         assert reason in str(caught.value)
-        assert any(reason in str(error) for error in told)
+        assert any(reason in str(error) for error in reported)
     assert "not-the-password" not in str(caught.value)
 
 
@@ -245,7 +238,7 @@ def test_the_error_of_a_failed_message_names_the_reason(
 def test_the_error_of_a_wait_that_is_too_short_names_the_reason(
     kafka_secure, unused_address, topic, way, producer_of
 ):
-    """Who gives up before librdkafka does hears why it took so long."""
+    """A wait that ends before librdkafka gives up raises the reason, too."""
     config = way(kafka_secure, unused_address)
 
     with producer_of(config, max_wait_timeout=0.7) as producer:
@@ -262,18 +255,15 @@ def test_the_error_of_a_wait_that_is_too_short_names_the_reason(
 
 @pytest.fixture(scope="module")
 def kafka_without_creation():
-    """One node that makes no topic by itself."""
+    """One node that creates no topics by itself."""
     with KafkaCluster(broker_config={"auto.create.topics.enable": "false"}) as cluster:
         yield cluster
 
 
-def test_a_topic_that_nobody_makes_fails_the_message(
+def test_a_topic_that_is_never_created_fails_the_message(
     kafka_without_creation, topic, producer_of
 ):
-    """Where brokers create no topics, a message to an unknown one times out.
-
-    Acceptance check 92.
-    """
+    """Where brokers create no topics, a message to an unknown one times out."""
     kafka = {
         "bootstrap.servers": kafka_without_creation.bootstrap_servers,
         "message.timeout.ms": 1000,
@@ -292,7 +282,7 @@ def test_a_topic_that_nobody_makes_fails_the_message(
 def test_a_topic_that_stays_unknown_fails_the_message(
     kafka_without_creation, topic, producer_of
 ):
-    """A message that has time left fails when librdkafka gives the topic up."""
+    """A message with time left fails when librdkafka gives up the topic."""
     kafka = {
         "bootstrap.servers": kafka_without_creation.bootstrap_servers,
         "topic.metadata.propagation.max.ms": 500,
@@ -307,7 +297,7 @@ def test_a_topic_that_stays_unknown_fails_the_message(
 def test_a_topic_that_comes_late_gets_its_message(
     kafka_without_creation, topic, read_topic, producer_of
 ):
-    """A message waits for a topic that somebody makes soon."""
+    """A message waits for a topic that is created soon."""
     kafka = {"bootstrap.servers": kafka_without_creation.bootstrap_servers}
 
     with producer_of(kafka) as producer:
@@ -321,8 +311,8 @@ def test_a_topic_that_comes_late_gets_its_message(
     assert record.value == b"x"
 
 
-def test_a_name_that_no_topic_can_have_fails_the_message(kafka, producer_of):
-    """The broker's refusal of a topic is told at once."""
+def test_an_invalid_topic_name_fails_the_message(kafka, producer_of):
+    """The broker's refusal of a topic is reported at once."""
     config = {"bootstrap.servers": kafka.bootstrap_servers}
 
     with producer_of(config) as producer, pytest.raises(DeliveryError) as caught:
@@ -331,10 +321,10 @@ def test_a_name_that_no_topic_can_have_fails_the_message(kafka, producer_of):
     assert caught.value.name == "INVALID_TOPIC_EXCEPTION"
 
 
-def test_a_message_that_the_broker_finds_too_large_fails(
+def test_a_message_that_is_too_large_for_the_broker_fails(
     kafka, topic, read_topic, producer_of
 ):
-    """The topic's limit is lower than ours: that message fails, others are stored."""
+    """The topic's limit is lower than the producer's: only that message fails."""
     kafka.create_topic(topic, config={"max.message.bytes": "1000"})
     config = {"bootstrap.servers": kafka.bootstrap_servers}
     refused = []
@@ -350,7 +340,7 @@ def test_a_message_that_the_broker_finds_too_large_fails(
         load.stop()
 
     assert refused == ["MESSAGE_TOO_LARGE"] * 10
-    # librdkafka fails the whole request: those who share it hear the same.
+    # librdkafka fails the whole request, and with it the other messages in it.
     assert {error.name for error in load.failed.values()} <= {"MESSAGE_TOO_LARGE"}
     load.check(read_topic(kafka.bootstrap_servers, topic))
 
@@ -377,10 +367,10 @@ def test_a_message_that_the_broker_finds_too_large_fails(
     ],
     ids=["too large", "no key", "twice no key", "from the future"],
 )
-def test_what_a_bad_message_takes_along_can_be_sent_again(
+def test_messages_that_fail_with_a_bad_one_can_be_sent_again(
     kafka, topic, read_topic, producer_of, case
 ):
-    """All of its batch fails and says so; nothing was stored, so nothing is doubled."""
+    """The whole batch fails and nothing is stored, so sending again doubles nothing."""
     config, bad, names = case
     kafka.create_topic(topic, config=config)
     settings = {"bootstrap.servers": kafka.bootstrap_servers, "linger.ms": 500}
@@ -403,10 +393,10 @@ def test_what_a_bad_message_takes_along_can_be_sent_again(
 # The sender --------------------------------------------------------------------------
 
 
-def test_a_killed_sender_s_message_is_still_sent(
+def test_a_killed_senders_message_is_still_sent(
     kafka_secure, topic, read_topic, producer_of
 ):
-    """Killing greenlets that wait breaks nothing; what they sent is stored."""
+    """Killing greenlets that wait breaks nothing; their messages are stored."""
     (node,) = kafka_secure.nodes
     config = {"bootstrap.servers": kafka_secure.bootstrap_servers}
     ended = []
@@ -435,10 +425,10 @@ def test_a_killed_sender_s_message_is_still_sent(
     assert Counter(expected) == Counter(record.value for record in records)
 
 
-def test_a_timeout_around_a_send_ends_the_wait_only(
+def test_a_timeout_around_a_send_only_ends_the_wait(
     kafka_secure, topic, read_topic, producer_of
 ):
-    """gevent.Timeout cuts a wait short, in time; the message may be stored and is."""
+    """gevent.Timeout ends a wait in time; the message may be stored, and is."""
     (node,) = kafka_secure.nodes
     config = {"bootstrap.servers": kafka_secure.bootstrap_servers}
     waits = []
@@ -465,13 +455,13 @@ def test_a_timeout_around_a_send_ends_the_wait_only(
     assert Counter(expected) == Counter(record.value for record in records)
 
 
-# The end -----------------------------------------------------------------------------
+# Closing -----------------------------------------------------------------------------
 
 
-def test_closing_during_a_load_delivers_what_was_taken(
+def test_closing_during_a_load_delivers_accepted_messages(
     kafka, topic, read_topic, producer_of
 ):
-    """Messages that were taken are stored; later ones are refused; nobody hangs."""
+    """Accepted messages are stored; later ones are refused; no sender hangs."""
     config = {"bootstrap.servers": kafka.bootstrap_servers}
 
     with producer_of(config) as producer:
@@ -483,14 +473,14 @@ def test_closing_during_a_load_delivers_what_was_taken(
     assert {type(error) for error in load.failed.values()} <= {ProducerClosedError}
     records = read_topic(kafka.bootstrap_servers, topic)
     load.check(records)
-    # Told "not sent", so not there.
+    # The error says "not sent", so the message is not there.
     assert {record.value for record in records} == load.acknowledged.keys()
 
 
-def test_a_forced_close_tells_what_it_drops(
+def test_a_forced_close_reports_dropped_messages(
     kafka_secure, topic, read_topic, producer_of
 ):
-    """With a broker that stands still, a forced close is quick and tells everybody."""
+    """With a paused broker, a forced close is quick and fails each pending message."""
     (node,) = kafka_secure.nodes
     config = {"bootstrap.servers": kafka_secure.bootstrap_servers}
 
@@ -511,10 +501,10 @@ def test_a_forced_close_tells_what_it_drops(
     load.check(read_topic(kafka_secure.bootstrap_servers, topic))
 
 
-def test_a_close_that_runs_out_of_time_says_so(
+def test_a_close_that_runs_out_of_time_raises(
     kafka_secure, topic, read_topic, producer_of
 ):
-    """With a broker that stands still, close ends in time and tells how many."""
+    """With a paused broker, close ends in time and counts the undelivered messages."""
     (node,) = kafka_secure.nodes
     config = {"bootstrap.servers": kafka_secure.bootstrap_servers}
 
@@ -582,10 +572,10 @@ FORKS_UNDER_LOAD = """
 
 @pytest.mark.patched
 @pytest.mark.parametrize("forker", ["os", "gevent"])
-def test_forks_during_a_load_disturb_nobody(
+def test_forks_during_a_load_do_not_disturb_the_parent(
     kafka, topic, read_topic, run_script, forker
 ):
-    """Children that reset the producer, or leave it alone, cost the parent nothing."""
+    """Children may reset the producer or ignore it: the parent loses nothing."""
     servers, children = kafka.bootstrap_servers, f"{topic}-children"
 
     ended = run_script(
@@ -651,10 +641,10 @@ FORKS_UNDER_THREADS = """
 
 
 @pytest.mark.patched
-def test_forks_during_a_load_of_threads_disturb_nobody(
+def test_forks_during_a_load_of_threads_do_not_disturb_the_parent(
     kafka, topic, read_topic, run_script
 ):
-    """Whatever lock another thread held at that moment, the child can go on."""
+    """The child can continue, whatever lock another thread held during the fork."""
     servers, children = kafka.bootstrap_servers, f"{topic}-children"
 
     ended = run_script(
@@ -697,13 +687,10 @@ ENDS_IN_FLIGHT = """
     ],
     ids=lambda way: f"{way[0]}, {way[1]}",
 )
-def test_a_program_that_ends_delivers_what_is_in_flight(
+def test_a_program_that_ends_delivers_messages_in_flight(
     kafka, topic, read_topic, run_script, way
 ):
-    """A program that never closes its producer, and waits for nothing, loses nothing.
-
-    Acceptance check 81.
-    """
+    """A program that never closes its producer, and never waits, loses nothing."""
     mode, end = way
     servers = kafka.bootstrap_servers
 
@@ -719,7 +706,7 @@ def test_a_program_that_ends_delivers_what_is_in_flight(
 def test_a_program_that_ends_does_not_wait_for_ever(
     kafka_secure, topic, run_script, mode
 ):
-    """With a broker that stands still the end comes in time, and tells the loss."""
+    """With a paused broker the program ends in time, and prints the loss."""
     (node,) = kafka_secure.nodes
     program = """
         from greendrop import Producer

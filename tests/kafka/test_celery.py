@@ -1,4 +1,4 @@
-"""Celery's workers that end in the midst of their tasks."""
+"""Celery workers that end while tasks run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ POOLS = {
 
 
 # Not SIGQUIT for prefork and gevent: Celery's handler waits for a lock there. The code
-# that it interrupts may hold that, and then the worker hangs for ever, whoever sends.
+# that it interrupts may hold that lock, and then the worker hangs for ever, with any
+# producer.
 @pytest.mark.parametrize(
     ("pool", "how"),
     [
@@ -31,12 +32,11 @@ POOLS = {
         *((pool, "SIGQUIT") for pool in ("solo", "threads")),
     ],
 )
-def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
-    """A worker is told to end while tasks run: those that succeeded are stored.
+def test_messages_of_successful_tasks_are_stored(start, stored, tmp_path, pool, how):
+    """A worker is ended while tasks run: all messages of successful tasks are stored.
 
-    With all that they sent: what they waited for, what not, and what they buffered; of
-    recycled processes only what they waited for. After SIGQUIT the tasks that run are
-    cut short.
+    They are messages that a task waited for, did not wait for, and buffered; recycled
+    processes only keep the first kind. After SIGQUIT running tasks are cut short.
     """
     folders = [tmp_path / name for name in ("queue", "control", "results")]
     for folder in folders:
@@ -55,9 +55,9 @@ def test_what_a_task_has_sent_is_stored(start, stored, tmp_path, pool, how):
         worker.wait()
         found = stored()
 
-    # What was cut short while it wrote its result has told nothing.
-    told = [text for file in results.iterdir() if (text := file.read_text())]
-    outcomes = [json.loads(text) for text in told]
+    # A task that was cut short while it wrote its result has no result.
+    texts = [text for file in results.iterdir() if (text := file.read_text())]
+    outcomes = [json.loads(text) for text in texts]
     done = {each["result"] for each in outcomes if each["status"] == "SUCCESS"}
     assert 100 < len(done) < TASKS
     # At its end Celery does not wait for a child that has just taken the place of a

@@ -1,4 +1,4 @@
-"""The command line on Apache Kafka, judged by a client that is not librdkafka."""
+"""The command line on Apache Kafka, checked by a client that is not librdkafka."""
 
 import json
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_lines_are_sent(kafka, topic, read_topic):
-    """With keys and headers; kafka-python finds them."""
+    """kafka-python reads the same keys, payloads and headers."""
     options = ("-t", topic, "-K", ":", "-H", "source=test")
 
     done = run("produce", "-b", kafka.bootstrap_servers, *options, text="a:1\nb:2\n")
@@ -24,8 +24,8 @@ def test_lines_are_sent(kafka, topic, read_topic):
     assert all(each.headers == [("source", b"test")] for each in records)
 
 
-def test_many_lines_are_sent(kafka, topic, read_topic):
-    """Each of them once."""
+def test_many_lines_are_sent_once(kafka, topic, read_topic):
+    """Each line is in the topic exactly once."""
     lines = [str(number) for number in range(20_000)]
 
     done = run(
@@ -38,7 +38,7 @@ def test_many_lines_are_sent(kafka, topic, read_topic):
 
 
 def test_verify_loses_nothing_when_it_is_ended(kafka, topic, read_topic):
-    """All that it told of as acknowledged is where it said, and no more."""
+    """Exactly the acknowledged messages are stored, each at its reported place."""
     kafka.create_topic(topic, partitions=3)
     process = start(
         *("verify", "--topic", topic, "--bootstrap-server", kafka.bootstrap_servers)
@@ -50,20 +50,20 @@ def test_verify_loses_nothing_when_it_is_ended(kafka, topic, read_topic):
     assert finish(process).status == 0
     lines = [json.loads(line) for line in seen]
     assert [each["name"] for each in lines[-2:]] == ["shutdown_complete", "tool_data"]
-    told = {
+    acknowledged = {
         (each["partition"], each["offset"]): each["value"]
         for each in lines
         if each["name"] == "producer_send_success"
     }
     records = read_topic(kafka.bootstrap_servers, topic)
-    assert told == {
+    assert acknowledged == {
         (each.partition, each.offset): each.value.decode() for each in records
     }
     assert lines[-1]["sent"] == lines[-1]["acked"] == len(records)
 
 
-def test_doctor_finds_all_well(kafka, topic):
-    """And times messages."""
+def test_doctor_finds_no_problem(kafka, topic):
+    """It measures messages, too."""
     done = run("doctor", "-b", kafka.bootstrap_servers, "-t", topic)
 
     assert done.status == 0, done.stdout
@@ -72,7 +72,7 @@ def test_doctor_finds_all_well(kafka, topic):
 
 
 def test_doctor_logs_in(kafka_secure, topic):
-    """With a password; with the wrong one it says what is wrong."""
+    """It logs in with a password; a wrong password is named as the problem."""
     listeners = kafka_secure.secure_listeners
     login = listeners.plain
     options = (
@@ -154,7 +154,7 @@ def test_doctor_recognizes_a_tls_listener(kafka_secure):
 
 
 def test_bench_measures_both(kafka, topic):
-    """Rates of both clients."""
+    """The table has rates of both clients."""
     done = run(
         *("bench", "-b", kafka.bootstrap_servers, "-t", topic, "--seconds", "0.5"),
         *("-n", "20", "--json"),

@@ -1,4 +1,4 @@
-"""The contract, on Apache Kafka: what brokers in memory promise holds there, too."""
+"""The contract, on Apache Kafka."""
 
 import pytest
 
@@ -26,5 +26,5 @@ class Cluster:
 
 @pytest.fixture
 def cluster(kafka):
-    """Use some Kafka."""
+    """Use any Kafka."""
     return Cluster(kafka)

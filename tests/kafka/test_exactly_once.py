@@ -1,4 +1,4 @@
-"""The example `exactly_once.py`, whose worker and brokers are killed all the time."""
+"""The example `exactly_once.py`, whose worker and brokers are killed repeatedly."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from greendrop import Producer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "exactly_once.py"
-#: Seconds until all is done.
+#: Seconds until all records are processed.
 SLICE = 420
 
 
 class Worker:
-    """The example's worker, started again whenever it was killed."""
+    """The example's worker, which is restarted whenever it was killed."""
 
     def __init__(self, log_file, *arguments):
         self._log = log_file.open("ab")
@@ -38,18 +38,18 @@ class Worker:
 
     @property
     def status(self):
-        """Its exit code; None while it works."""
+        """Its exit status; None while it runs."""
         return self._process.poll()
 
     def kill(self):
-        """Kill it as it stands, and start another one."""
+        """Kill the worker, and start another one."""
         os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.kills += 1
         self._start()
 
     def close(self):
-        """End it."""
+        """End the worker."""
         self._process.kill()
         self._process.wait()
         self._log.close()
@@ -67,7 +67,7 @@ def fill(servers, topic, count):
 
 
 def test_each_record_exactly_once(kafka_three, topic, read_topic, tmp_path):
-    """100,000 records, whatever is killed meanwhile, are in the output once each."""
+    """Each of 100,000 records is in the output once, whatever is killed meanwhile."""
     count = 100_000
     servers = kafka_three.bootstrap_servers
     source, target = f"{topic}-in", f"{topic}-out"

@@ -1,4 +1,4 @@
-"""gunicorn's workers that reload and end in the midst of requests."""
+"""gunicorn workers that reload and end while they serve requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka.crowd import Crowd
+from tests.kafka.web_clients import WebClients
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,10 @@ WORKERS = {
         ("sync", "gunicorn_bare"),
     ],
 )
-def test_what_is_answered_is_stored(start, stored, kind, config, preload):
-    """Workers end at SIGHUP and SIGTERM: what they answered 200 is in the topic.
+def test_answered_messages_are_stored(start, stored, kind, config, preload):
+    """Messages answered with 200 are in the topic after SIGHUP and SIGTERM.
 
-    64 clients ask all the time; those who got no answer may try again.
+    64 clients post all the time; those without an answer may try again.
     """
     gunicorn = ["-m", "gunicorn", *WORKERS[kind], "--workers=2", *preload]
     gunicorn += [f"--config={HOSTS / config}.py", "--bind=127.0.0.1:0"]
@@ -43,17 +43,17 @@ def test_what_is_answered_is_stored(start, stored, kind, config, preload):
     with start(*gunicorn) as server:
         listening = re.compile("Listening at: http://([0-9.:]+)")
         address = server.wait_for("listens", lambda: listening.search(server.log))[1]
-        with Crowd(address, "/send") as crowd:
-            crowd.await_answers(500)
+        with WebClients(address, "/send") as clients:
+            clients.await_answers(500)
             server.signal(signal.SIGHUP)
             server.wait_for("reloads", lambda: server.log.count("Booting worker") == 4)
-            crowd.await_answers(500)
+            clients.await_answers(500)
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
         found = stored()
 
     for word in ("Traceback", "ERROR", "CRITICAL", "greendrop"):
         assert word not in server.log
-    assert crowd.refused == {}
-    assert crowd.answered <= found.keys() <= crowd.sent
+    assert clients.refused == {}
+    assert clients.answered <= found.keys() <= clients.sent
     assert set(found.values()) == {1}

@@ -1,4 +1,4 @@
-"""The programs that greendrop lives in, as they really run."""
+"""Programs that use greendrop, run as in production."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOSTS = "tests.kafka.hosts"
 
 
 def assert_clean(program):
-    """The program had nothing to complain of."""
+    """Check that the program logged no error."""
     for word in ("Traceback", "ERROR", "CRITICAL", "Error", "greendrop:", "greendrop#"):
         assert word not in program.log
 
@@ -31,7 +31,7 @@ def assert_clean(program):
 
 @contextmanager
 def connected(address):
-    """Connect to a web server; gives a function that asks it."""
+    """Connect to a web server, and return a function that makes requests."""
     connection = http.client.HTTPConnection(address, timeout=30)
 
     def ask(method, path, body=None):
@@ -45,7 +45,10 @@ def connected(address):
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["late", "preloaded"])
 def test_requests_in_gunicorn_wait_cooperatively(start, stored, preload):
-    """64 clients at once: what was answered is stored, and the worker's hub is free."""
+    """64 concurrent clients.
+
+    Answered messages are stored, and the worker's hub is free.
+    """
     gunicorn = ["-m", "gunicorn", "--worker-class=gevent", "--workers=1", *preload]
     gunicorn += ["--bind=127.0.0.1:0", "--no-control-socket", f"{HOSTS}.flask_app:app"]
     later = [f"later-{number}" for number in range(100)]
@@ -59,7 +62,7 @@ def test_requests_in_gunicorn_wait_cooperatively(start, stored, preload):
         listening = re.compile("Listening at: http://([0-9.:]+)")
         address = server.wait_for("listens", lambda: listening.search(server.log))[1]
         with connected(address) as ask:
-            # Connecting to Kafka is not what is measured.
+            # Connecting to Kafka is not measured.
             answers = {"first": ask("POST", "/send", "first")[0]}
             ask("POST", "/measure")
         with ThreadPoolExecutor(64) as pool:
@@ -67,7 +70,7 @@ def test_requests_in_gunicorn_wait_cooperatively(start, stored, preload):
                 answers |= some
         with connected(address) as ask:
             _, measured = ask("GET", "/measured")
-            # Nobody waits for these, so the worker's end has to.
+            # No request waits for these messages, so the worker's end has to.
             answers["later"], _ = ask("POST", "/send-later", "\n".join(later))
         server.terminate()
         assert server.wait() == 0
@@ -88,12 +91,12 @@ def test_requests_in_gunicorn_wait_cooperatively(start, stored, preload):
     [(["--pool=gevent", "--concurrency=100"], "fd"), (["--concurrency=2"], "thread")],
     ids=["gevent", "prefork"],
 )
-def test_tasks_in_celery_store_what_they_return(start, stored, tmp_path, pool, polling):
+def test_tasks_in_celery_store_their_results(start, stored, tmp_path, pool, polling):
     """A worker's tasks send and wait; SIGTERM ends it in good order."""
     folders = [tmp_path / name for name in ("queue", "control", "results")]
     for folder in folders:
         folder.mkdir()
-    # Nobody writes to the queue while the worker runs: it might read half a file.
+    # The queue is written before the worker runs, which might read half a file.
     quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
     celery = ["-m", "celery", f"--app={HOSTS}.celery_app", "worker", *pool, *quiet]
 
@@ -127,8 +130,8 @@ def test_tasks_in_celery_store_what_they_return(start, stored, tmp_path, pool, p
 # Scripts -----------------------------------------------------------------------------
 
 
-def test_a_plain_script_stores_what_it_sends(start, stored):
-    """Without gevent and without threads of its own: sync, batch, and in the end."""
+def test_a_plain_script_stores_its_messages(start, stored):
+    """Without gevent and threads: sync, batch, and async messages delivered at exit."""
     with start("-m", f"{HOSTS}.plain") as script:
         assert script.wait() == 0
         assert_clean(script)
@@ -154,7 +157,7 @@ def test_threads_of_a_script_share_a_producer(start, stored):
 
 
 def test_a_script_that_forks_after_use_resets_the_producer(start, stored):
-    """The child is told to reset; then child and parent both send, each their own."""
+    """An unreset child gets an error; after the reset child and parent both send."""
     with start("-m", f"{HOSTS}.forks") as script:
         assert script.wait() == 0
         assert_clean(script)

@@ -1,7 +1,7 @@
-"""Answers that get lost: the broker has stored a message, and the producer can't know.
+"""Lost answers: the broker has stored a message, and the producer can't know.
 
-librdkafka then has the message in its queue, to be sent again. What is dropped from
-there may be stored all the same; see docs/decisions/0023.
+librdkafka then keeps the message in its queue, to be sent again. A message dropped from
+the queue may be stored all the same; see docs/decisions/0023.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.slow
 
 #: librdkafka waits up to 10 s before it connects again, which is long in a test.
 BACK_SOON = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 500}
-#: Seconds. Nothing here takes nearly as long when it works.
+#: Seconds; a working test takes much less.
 LONG = 20.0
 
 
 @pytest.fixture
 def keys(kafka_proxied: KafkaCluster) -> dict[str, str | int]:
-    """The configuration of a client whose answers can be lost."""
+    """Return the configuration of a client whose answers can be lost."""
     return {
         "bootstrap.servers": kafka_proxied.proxied_bootstrap_servers,
         "linger.ms": 0,
@@ -44,7 +44,7 @@ def keys(kafka_proxied: KafkaCluster) -> dict[str, str | int]:
 
 @pytest.fixture
 def values(kafka_proxied, topic, read_topic) -> Callable[..., list[bytes]]:
-    """Read what is stored, past the proxy, with a foreign client."""
+    """Read the stored payloads, past the proxy, with an independent client."""
 
     def read(level: str = "read_uncommitted") -> list[bytes]:
         servers = kafka_proxied.bootstrap_servers
@@ -70,12 +70,12 @@ def transactional(keys) -> Iterator[Callable[..., Producer]]:
 
 
 def away(function, *arguments):
-    """Call what blocks on another thread, and return what it returns."""
+    """Run a blocking function on another thread, and return its result."""
     return gevent.get_hub().threadpool.apply(function, arguments)
 
 
 def lose_the_answer(kafka_proxied, send, values, payload):
-    """Have a message stored whose answer never comes, and cut the network."""
+    """Have a message stored without an answer, and cut the network."""
     away(kafka_proxied.proxy.hold_answers)
     result = send(payload)
     await_true(lambda: payload.encode() in values(), LONG)
@@ -93,7 +93,7 @@ def resume_soon(kafka_proxied):
 def test_message_after_an_aborted_transaction_is_stored(
     kafka_proxied, transactional, values, topic
 ):
-    """Its sequence number is not that of a message that was dropped, and is stored."""
+    """Its sequence number differs from that of the dropped message, so it is stored."""
     producer = transactional(wait_timeout_on_transaction_abort=0.2)
     clients = events_of(producer, "producer.connected")
 
@@ -119,7 +119,7 @@ def test_message_after_an_aborted_transaction_is_stored(
 def test_abort_that_gets_its_reports_keeps_the_client(
     kafka_proxied, transactional, values, topic
 ):
-    """Once the answers come after all, nothing is unknown and nothing is replaced."""
+    """When the answers arrive after all, the outcome is known and the client stays."""
     producer = transactional(wait_timeout_on_transaction_abort=LONG)
     clients = events_of(producer, "producer.connected")
 
@@ -167,7 +167,7 @@ def test_purge_of_an_idempotent_producer_loses_no_later_message(
 def test_topic_that_was_created_again_costs_one_transaction(
     kafka_proxied, transactional, values, topic
 ):
-    """Its offsets start again, as if messages were taken for older ones."""
+    """Its offsets start again, which looks as if messages were taken for older ones."""
     producer = transactional()
     for number in range(3):
         producer.produce_sync(topic=topic, payload=f"old {number}", partition=0)
@@ -191,10 +191,10 @@ def test_topic_that_was_created_again_costs_one_transaction(
     assert values("read_committed") == expected
 
 
-def test_topic_that_is_deleted_within_a_transaction(
+def test_topic_deleted_within_a_transaction_rolls_it_back(
     kafka_proxied, transactional, topic
 ):
-    """The transaction is rolled back once librdkafka has given the message up."""
+    """The transaction is rolled back once librdkafka has given up the message."""
     producer = transactional(kafka={"message.timeout.ms": 5_000})
     producer.produce_sync(topic=topic, payload="1", partition=0)
 
@@ -209,9 +209,7 @@ def test_topic_that_is_deleted_within_a_transaction(
     assert time.monotonic() - began < LONG
 
 
-def test_librdkafka_alone_uses_sequence_numbers_again(
-    kafka_proxied, keys, values, topic
-):
+def test_librdkafka_alone_reuses_sequence_numbers(kafka_proxied, keys, values, topic):
     """The minimal case. If nothing is lost here any more, 0023 can be undone."""
     raw = RawProducer(keys | {"transactional.id": f"raw-{uuid.uuid4().hex[:12]}"})
     offsets: dict[str, int | str] = {}

@@ -22,7 +22,7 @@ LONGEST_GAP = 0.05
 
 @pytest.fixture
 def secure(kafka_secure):
-    """Give the listeners that want a login."""
+    """The listeners that require a login."""
     return kafka_secure.secure_listeners
 
 
@@ -35,7 +35,7 @@ def topic(kafka_secure, topic):
 
 @pytest.fixture
 def values(kafka_secure, topic, read_topic):
-    """Read what is in the test's topic."""
+    """Read the payloads of the test's topic."""
 
     def read():
         records = read_topic(kafka_secure.bootstrap_servers, topic)
@@ -46,7 +46,7 @@ def values(kafka_secure, topic, read_topic):
 
 @pytest.fixture
 def login(secure):
-    """Configure a login by token, and reconnecting soon."""
+    """Configure a login by token, and quick reconnects."""
     return {
         "bootstrap.servers": secure.sasl_bootstrap_servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -58,12 +58,12 @@ def login(secure):
 
 @pytest.fixture
 def provider(secure):
-    """Give tokens, and note in which threads that was."""
+    """Return tokens, and record the calling threads."""
     return Provider(secure)
 
 
 class Provider:
-    """A provider of tokens that counts, and blocks the thread that it is called in."""
+    """A provider of tokens that counts its calls, and blocks the calling thread."""
 
     def __init__(self, secure, lifetime=3600.0, delay=0.0):
         self.secure = secure
@@ -73,7 +73,7 @@ class Provider:
         self.error = None
 
     def __call__(self):
-        """Give a token."""
+        """Return a token."""
         self.threads.append(threading.get_ident())
         threading.Event().wait(self.delay)
         if self.error is not None:
@@ -82,12 +82,12 @@ class Provider:
 
     @property
     def calls(self):
-        """How often it was called."""
+        """The number of calls."""
         return len(self.threads)
 
 
 def test_a_provider_logs_in(world, login, provider, topic, values):
-    """Kafka takes the token; the provider ran once, and not in our thread."""
+    """Kafka accepts the token; the provider ran once, and in another thread."""
     with Producer(login, oauth_token_provider=provider) as producer:
         producer.produce_sync(topic=topic, payload=b"x")
         producer.produce_sync(topic=topic, payload=b"y")
@@ -98,29 +98,26 @@ def test_a_provider_logs_in(world, login, provider, topic, values):
 
 
 def test_a_listener_logs_in(world, login, provider, topic, values):
-    """A listener of the event gives the token by its bearer, before the first message.
-
-    Acceptance check 33.
-    """
-    told = []
+    """A listener of the event sets the token of its bearer before the first message."""
+    ids = []
     with Producer(login, id="p") as producer:
 
         @producer.monitor.subscribe("oauthbearer.token_refresh")
         def give(event):
-            told.append(event["producer_id"])
+            ids.append(event["producer_id"])
             event["bearer"].set_token(provider())
 
         report = producer.produce_sync(topic=topic, payload=b"x")
 
     assert report.offset == 0
-    assert (told, provider.calls) == (["p"], 1)
+    assert (ids, provider.calls) == (["p"], 1)
     assert values() == [b"x"]
 
 
 def test_one_token_serves_all_clients(login, provider, topic):
-    """Variants and reconnects ask nobody while the token holds.
+    """Variants and reconnects reuse the token while it is valid.
 
-    WaterDrop subscribes the configured listener anew for each connection.
+    WaterDrop subscribes the configured listener again for each connection.
     """
     with Producer(login, oauth_token_provider=provider) as producer:
         variant = producer.variant(topic_config={"acks": 1})
@@ -132,8 +129,8 @@ def test_one_token_serves_all_clients(login, provider, topic):
     assert provider.calls == 1
 
 
-def test_a_slow_provider_holds_nobody_up(login, provider, topic, longest_gap):
-    """While it blocks, other greenlets run; all who send wait for the same token."""
+def test_a_slow_provider_blocks_no_greenlet(login, provider, topic, longest_gap):
+    """Other greenlets run while the provider blocks; all senders wait for one token."""
     provider.delay = 0.5
     with (
         longest_gap() as gap,
@@ -150,8 +147,8 @@ def test_a_slow_provider_holds_nobody_up(login, provider, topic, longest_gap):
     assert gap.seconds < LONGEST_GAP
 
 
-def test_a_failing_provider_is_told_and_tried_again(world, login, provider, topic):
-    """Who sends gets its error, and nothing is queued; later the message is sent."""
+def test_a_failing_provider_is_reported_and_retried(world, login, provider, topic):
+    """The sender gets the error, and nothing is queued; a later message is sent."""
     provider.error = ValueError("no tokens today")
     with Producer(login, oauth_token_provider=provider) as producer:
         with pytest.raises(OAuthTokenError) as caught:
@@ -175,9 +172,10 @@ def test_a_failing_provider_is_told_and_tried_again(world, login, provider, topi
 
 @pytest.mark.slow
 def test_tokens_are_refreshed_once_each(hub, login, provider, topic):
-    """New tokens come in time, by themselves; Kafka takes them on open connections.
+    """New tokens come in time, and Kafka accepts them on open connections.
 
-    It wants one after nine tenths of the time of the last, or ends the connection.
+    Kafka ends a connection whose token has expired; a refresh is due after nine tenths
+    of the lifetime.
     """
     provider.lifetime = 10.0
     errors = []
@@ -186,7 +184,7 @@ def test_tokens_are_refreshed_once_each(hub, login, provider, topic):
             "error.occurred", lambda event: errors.append(event["error"])
         )
         offsets = [producer.produce_sync(topic=topic, payload=b"x").offset]
-        # Nothing is sent meanwhile: an idle producer gets its tokens as well.
+        # Nothing is sent meanwhile: an idle producer refreshes its token as well.
         await_true(lambda: provider.calls >= 3, timeout=60)
         offsets.append(producer.produce_sync(topic=topic, payload=b"x").offset)
         calls = provider.calls
@@ -213,8 +211,8 @@ def test_a_broker_that_comes_back_is_given_the_token_again(
     assert provider.calls == 1
 
 
-def test_a_refused_token_is_told_without_showing_it(login, topic):
-    """A token that Kafka does not believe is named as the reason, and not shown."""
+def test_a_refused_token_is_reported_without_its_value(login, topic):
+    """A token that Kafka rejects is named as the reason, and not shown."""
     secret = "aaaa.bbbb.cccc"
     errors = []
     kafka = {**login, "message.timeout.ms": 1500, "debug": "security"}
@@ -237,7 +235,7 @@ def test_a_refused_token_is_told_without_showing_it(login, topic):
 @pytest.mark.slow
 @pytest.mark.patched
 def test_a_provider_may_use_http(mode, secure, login, topic, run_script):
-    """What it asks by HTTP, patched or not, holds up no other task of the program."""
+    """The provider's HTTP request, patched or not, blocks no other task."""
     program = """
     import json, time, urllib.request
     from greendrop import OAuthToken, Producer
@@ -245,8 +243,8 @@ def test_a_provider_may_use_http(mode, secure, login, topic, run_script):
 
     def provider():
         with urllib.request.urlopen(url, data=b"") as answer:
-            told = json.load(answer)
-        return OAuthToken(told["access_token"], time.time() + told["expires_in"])
+            issued = json.load(answer)
+        return OAuthToken(issued["access_token"], time.time() + issued["expires_in"])
 
     producer = Producer(login, oauth_token_provider=provider)
     sleep(0)
@@ -269,10 +267,10 @@ def test_a_provider_may_use_http(mode, secure, login, topic, run_script):
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_what_is_buffered_is_sent_at_exit(
+def test_buffered_messages_are_sent_at_exit(
     mode, secure, login, topic, *, values, run_script
 ):
-    """A program that ends before anything was connected still logs in, and sends."""
+    """A program that exits before its first connection still logs in, and sends."""
     program = """
     from greendrop import OAuthToken, Producer
 
@@ -288,7 +286,7 @@ def test_what_is_buffered_is_sent_at_exit(
 @pytest.mark.slow
 @pytest.mark.patched
 def test_the_example_logs_in(secure):
-    """It sends to the listener that it is told of, with the tokens that it gets."""
+    """The example sends to the configured listener, with the tokens that it gets."""
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "oauth.py"],
         capture_output=True,
@@ -303,7 +301,7 @@ def test_the_example_logs_in(secure):
 
 
 def test_librdkafkas_own_oidc_needs_no_provider(secure, login, topic, longest_gap):
-    """With its method oidc librdkafka gets the tokens, and nobody here is asked."""
+    """With the method oidc librdkafka fetches the tokens itself."""
     with TokenServer(secure.oauth_token, delay=0.3) as server:
         kafka = {
             **login,
@@ -321,7 +319,7 @@ def test_librdkafkas_own_oidc_needs_no_provider(secure, login, topic, longest_ga
 
 
 def test_librdkafkas_unsecured_tokens_need_no_provider(login, topic):
-    """With its own tokens for development likewise."""
+    """Unsecured tokens for development, made by librdkafka, need no provider either."""
     kafka = {
         **login,
         "enable.sasl.oauthbearer.unsecure.jwt": True,

@@ -1,4 +1,4 @@
-"""Partitions that are chosen by a key, as other clients choose and see them."""
+"""Partitions chosen by a key, as other clients choose and see them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from greendrop import DeliveryError, Message, Producer
 from tests.tasks import await_true
 
-#: Those that agree with Kafka's Java client, and with kafka-python.
+#: Partitioners that agree with Kafka's Java client, and with kafka-python.
 MURMUR2 = ["murmur2", "murmur2_random"]
 
 
@@ -45,7 +45,7 @@ def foreign_producer(kafka):
 def test_a_partition_key_leads_where_kafka_python_puts_the_key(
     kafka, topic, read_topic, make_producer, foreign_producer
 ):
-    """Two clients without a line in common, and 200 keys of 1 to 200 bytes."""
+    """Two independent clients agree on 200 keys of 1 to 200 bytes."""
     kafka.create_topic(topic, partitions=12)
     keys = [bytes([number + 1]) * (number + 1) for number in range(200)]
 
@@ -69,7 +69,7 @@ def test_a_partition_key_leads_where_kafka_python_puts_the_key(
 def test_the_first_message_of_a_new_topic_goes_where_the_others_go(
     topic, make_producer, foreign_producer
 ):
-    """Although the broker, asked for the topic, first says that there is none."""
+    """The broker first answers that there is no such topic, which changes nothing."""
     producer = make_producer(partitioner="murmur2")
 
     first = producer.produce_sync(topic=topic, payload=b"x", partition_key="a key")
@@ -82,7 +82,7 @@ def test_the_first_message_of_a_new_topic_goes_where_the_others_go(
 
 
 def test_a_topic_that_has_grown_is_used_as_a_whole(kafka, topic, make_producer):
-    """Once its number has aged; librdkafka learns of the new partitions with us."""
+    """New partitions are used once the cached number has expired, as in librdkafka."""
     kafka.create_topic(topic, partitions=2)
     producer = make_producer()
     batch = [Message(topic, b"x", partition_key=str(number)) for number in range(200)]
@@ -103,7 +103,7 @@ def test_a_topic_that_has_grown_is_used_as_a_whole(kafka, topic, make_producer):
 def test_a_topic_that_is_recreated_with_fewer_partitions_is_used_at_once(
     world, kafka, topic, read_topic, make_producer
 ):
-    """No message with a `partition_key` fails, though the known number is too large."""
+    """No message with a `partition_key` fails while the cached number is too large."""
     kafka.create_topic(topic, partitions=12)
     producer = make_producer()
     batch = [Message(topic, b"x", partition_key=str(number)) for number in range(50)]
@@ -123,8 +123,8 @@ def test_a_topic_that_is_recreated_with_fewer_partitions_is_used_at_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"partition_key": "k"}], ids=["plain", "keyed"])
-def test_a_topic_that_nobody_creates_times_out(topic, make_producer, fields):
-    """With a `partition_key` as without one. Acceptance check 92."""
+def test_a_topic_that_is_never_created_times_out(topic, make_producer, fields):
+    """A message fails in the same way with and without a `partition_key`."""
     producer = make_producer(
         **{"allow.auto.create.topics": False, "message.timeout.ms": 1_000}
     )

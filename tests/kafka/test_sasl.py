@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def login(kafka_secure):
-    """Give librdkafka's configuration for the broker's SASL listener."""
+    """Return librdkafka's configuration for the broker's SASL listener."""
     secure = kafka_secure.secure_listeners
     return {
         "bootstrap.servers": secure.sasl_bootstrap_servers,
@@ -26,13 +26,10 @@ def login(kafka_secure):
 
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["", "statistics"])
-def test_a_producer_that_rests_over_sasl_goes_on(
+def test_a_producer_that_rests_over_sasl_still_sends(
     pause, kafka_secure, topic, login, statistics
 ):
-    """Over SASL/PLAIN a producer sends after pauses as it did before them.
-
-    Acceptance check 35, with shorter pauses.
-    """
+    """Over SASL/PLAIN a producer sends after pauses as it did before them."""
     heard = []
     with Producer(kafka=login | {"statistics.interval.ms": 100}) as producer:
         producer.monitor.subscribe("error.occurred", heard.append)

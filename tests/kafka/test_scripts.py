@@ -1,4 +1,4 @@
-"""Scripts that fork, become daemons, or are ended while messages are on their way."""
+"""Scripts that fork, become daemons, or end with messages in flight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOSTS = "tests.kafka.hosts"
 
 
 def assert_silent(program):
-    """It had nothing to complain of."""
+    """Check that the script printed nothing."""
     for word in ("Traceback", "Error", "greendrop:"):
         assert word not in program.log
 
@@ -26,7 +26,7 @@ def assert_silent(program):
     ids=["fork", "spawn", "forkserver", "fork, patched"],
 )
 def test_children_of_multiprocessing_deliver_in_the_end(start, stored, method, patched):
-    """Processes, pools and executors: what a child has sent or buffered is delivered.
+    """Processes, pools and executors deliver messages that a child sent or buffered.
 
     Python's exit handlers don't run in them.
     """
@@ -47,7 +47,7 @@ def test_children_of_multiprocessing_deliver_in_the_end(start, stored, method, p
 
 @pytest.mark.parametrize("used", [[], ["used"]], ids=["before", "after use"])
 def test_a_daemon_delivers_in_the_end(start, stored, used):
-    """Forked twice, before its first message or after, it sends and ends as others."""
+    """A daemon that forked twice, before or after its first message, sends and ends."""
     with start("-m", f"{HOSTS}.daemon", *used) as script:
         assert script.wait() == 0
         await_true(lambda: "daemon" in script.facts, 30)
@@ -67,8 +67,8 @@ def test_a_daemon_delivers_in_the_end(start, stored, used):
 @pytest.mark.parametrize(
     ("how", "status"), [("SIGINT", -signal.SIGINT), ("SIGTERM", 1)]
 )
-def test_an_interrupted_script_delivers_what_it_has_sent(start, stored, how, status):
-    """Ctrl-C, and sys.exit in a handler: all that was taken is delivered at exit."""
+def test_an_interrupted_script_delivers_its_messages(start, stored, how, status):
+    """Ctrl-C, or sys.exit in a handler: all accepted messages are delivered at exit."""
     with start("-m", f"{HOSTS}.endless") as script:
         script.wait_for("sends", lambda: "ready" in script.facts)
         script.signal(signal.Signals[how])

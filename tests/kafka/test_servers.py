@@ -1,4 +1,4 @@
-"""The servers that the other tests rely on do what they are asked to."""
+"""The servers that the other tests rely on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def send(producer, topic, value, timeout=30.0):
 
 
 def await_true(condition, timeout=20.0):
-    """Look until a condition holds."""
+    """Poll until a condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -38,7 +38,7 @@ def await_true(condition, timeout=20.0):
 
 
 def alive(pid):
-    """Whether there is such a process, other than one that waits to be reaped."""
+    """Return whether a process exists, other than as a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -52,7 +52,7 @@ def alive(pid):
 # Topics ------------------------------------------------------------------------------
 
 
-def test_a_foreign_client_reads_what_librdkafka_wrote(kafka, topic, read_topic):
+def test_an_independent_client_reads_librdkafkas_records(kafka, topic, read_topic):
     """A record arrives with its key, value and headers."""
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     producer.produce(topic, b"value", b"key", headers=[("a", b"1"), ("b", None)])
@@ -65,12 +65,12 @@ def test_a_foreign_client_reads_what_librdkafka_wrote(kafka, topic, read_topic):
     assert record.headers == [("a", b"1"), ("b", None)]
 
 
-def test_a_topic_that_nobody_made_has_no_records(kafka, topic, read_topic):
+def test_a_topic_that_was_never_created_has_no_records(kafka, topic, read_topic):
     """Reading a topic doesn't create it, and ends."""
     assert read_topic(kafka.bootstrap_servers, topic) == []
 
 
-def test_a_topic_has_the_partitions_and_settings_it_was_made_with(kafka, topic):
+def test_a_topic_has_the_given_partitions_and_settings(kafka, topic):
     """create_topic passes on the number of partitions and the settings."""
     kafka.create_topic(topic, partitions=2, config={"max.message.bytes": "1000"})
 
@@ -82,7 +82,7 @@ def test_a_topic_has_the_partitions_and_settings_it_was_made_with(kafka, topic):
 
 
 def test_aborted_records_are_hidden_from_read_committed(kafka, topic, read_topic):
-    """The two isolation levels differ by what was aborted."""
+    """The two isolation levels differ by the aborted records."""
     producer = Producer(
         {"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic}
     )
@@ -107,7 +107,7 @@ def test_aborted_records_are_hidden_from_read_committed(kafka, topic, read_topic
 
 
 def test_a_killed_node_comes_back_with_its_data(kafka_secure, topic, read_topic):
-    """SIGKILL loses nothing that was acknowledged; address and process id differ."""
+    """SIGKILL loses no acknowledged record; address and process id differ."""
     (node,) = kafka_secure.nodes
     address, pid = node.address, node.pid
     producer = Producer({"bootstrap.servers": kafka_secure.bootstrap_servers})
@@ -124,7 +124,7 @@ def test_a_killed_node_comes_back_with_its_data(kafka_secure, topic, read_topic)
     assert [record.value for record in records] == [b"before"]
 
 
-def test_a_paused_node_acknowledges_when_it_goes_on(kafka_secure, topic):
+def test_a_paused_node_acknowledges_when_it_resumes(kafka_secure, topic):
     """SIGSTOP holds a record up, SIGCONT lets it through."""
     (node,) = kafka_secure.nodes
     producer = Producer({"bootstrap.servers": kafka_secure.bootstrap_servers})
@@ -159,8 +159,8 @@ def test_three_nodes_survive_the_loss_of_any_one(kafka_three, topic, read_topic)
     assert [record.value for record in records] == [b"0", b"1"]
 
 
-def test_a_node_that_does_not_start_says_why():
-    """The error holds the end of the broker's log, and nothing stays behind."""
+def test_a_node_that_does_not_start_raises_with_its_log():
+    """The error has the end of the broker's log, and nothing stays behind."""
     cluster = KafkaCluster(broker_config={"num.network.threads": "many"})
 
     with pytest.raises(KafkaStartError, match=r"num\.network\.threads"):
@@ -173,7 +173,7 @@ def test_a_node_that_does_not_start_says_why():
 
 
 def plain(secure, password=None):
-    """Log in with a password, sent as it is."""
+    """Log in with a password, by PLAIN."""
     return {
         "bootstrap.servers": secure.sasl_bootstrap_servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -184,7 +184,7 @@ def plain(secure, password=None):
 
 
 def scram(secure, password=None):
-    """Log in with a password, sent as a proof."""
+    """Log in with a password, by SCRAM."""
     return {
         "bootstrap.servers": secure.sasl_bootstrap_servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -223,15 +223,15 @@ def mtls(secure):
 
 
 @pytest.mark.parametrize("way_in", [plain, scram, oauth, tls, mtls])
-def test_a_secure_listener_lets_the_right_ones_in(kafka_secure, topic, way_in):
+def test_a_secure_listener_accepts_valid_credentials(kafka_secure, topic, way_in):
     """A producer with the right credentials delivers."""
     producer = Producer(way_in(kafka_secure.secure_listeners))
 
     assert send(producer, topic, b"x") == [None]
 
 
-def test_a_secure_listener_keeps_the_wrong_ones_out(kafka_secure):
-    """A wrong password, no client certificate, an unknown authority: errors."""
+def test_a_secure_listener_refuses_invalid_credentials(kafka_secure):
+    """A wrong password, no client certificate, an unknown authority raise errors."""
     secure = kafka_secure.secure_listeners
     ways = {
         "password": (plain(secure, "wrong"), KafkaError._AUTHENTICATION),
@@ -267,11 +267,11 @@ def test_a_secure_listener_keeps_the_wrong_ones_out(kafka_secure):
         await_true(refused)
 
 
-# The end -----------------------------------------------------------------------------
+# Ends of processes -------------------------------------------------------------------
 
 
 def run(program, *arguments):
-    """Start a Python program that can import our tests, as a child of this one."""
+    """Run a Python program that can import the tests, as a child process."""
     return subprocess.Popen(
         [sys.executable, *(["-c", textwrap.dedent(program)] if program else arguments)],
         cwd=ROOT,
@@ -280,7 +280,7 @@ def run(program, *arguments):
     )
 
 
-# A cheap process in the broker's place: how the parent ends is what matters here.
+# A cheap process replaces the broker: this test is about the parent's end.
 KEEPS = """
     import os, signal, sys, time
     from tests.servers._child import Child
@@ -298,7 +298,7 @@ ENDS = {
     "failed": "raise SystemExit('sorry')",
     "finished": "",
     "gone": "os._exit(0)",
-    # The copy holds the line to the keeper open, for a while.
+    # The copy holds the connection to the keeper open for a while.
     "forked": "os.fork() or time.sleep(5); os.kill(os.getpid(), signal.SIGKILL)",
 }
 
@@ -316,7 +316,7 @@ def test_processes_end_with_their_parent_however_it_ends(end):
 
 def test_a_fork_leaves_the_servers_to_its_parent():
     """A forked copy of a test's process that ends in order doesn't end the broker."""
-    # Not here: since Python 3.12 a fork warns when there are threads, librdkafka's too.
+    # Not here: since Python 3.12 a fork warns about threads, librdkafka's too.
     program = """
         import os
         from tests.servers._child import Child, ChildError
@@ -361,8 +361,8 @@ def test_no_java_survives_a_killed_parent():
         await_true(lambda: not Path(directory).exists())
 
 
-def test_the_program_stops_when_it_is_asked_to():
-    """`make kafka` tells the address, and leaves nothing behind."""
+def test_the_program_stops_on_request():
+    """`make kafka` prints the address, and leaves nothing behind."""
     with run(None, "-m", "tests.servers.kafka", "--secure") as program:
         lines = [program.stdout.readline()]
         while "GREENDROP_BOOTSTRAP_SERVERS=" not in lines[-1]:
@@ -382,7 +382,7 @@ def test_the_program_stops_when_it_is_asked_to():
 
 @pytest.fixture
 def echo():
-    """Listen on a port and send back all that comes there."""
+    """Listen on a port and send back all received bytes."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection):
@@ -410,7 +410,7 @@ def connect(proxy):
 
 
 def exchange(connection, data=b"x"):
-    """Send something, wait until all of it is back; return the seconds it took."""
+    """Send some bytes, wait until all are back, and return the seconds it took."""
     began = time.monotonic()
     connection.sendall(data)
     left = len(data)
@@ -422,7 +422,7 @@ def exchange(connection, data=b"x"):
 
 
 def test_a_proxy_adds_latency(echo):
-    """A round trip takes as long as asked for, and that can change."""
+    """A round trip takes the given time, which can be changed."""
     with TcpProxy(*echo, round_trip=0.4) as proxy, connect(proxy) as connection:
         slow = exchange(connection)
         proxy.round_trip = 0.0
@@ -455,8 +455,8 @@ def test_a_paused_proxy_holds_everything_up(echo):
         assert connection.recv(1) == b"x"
 
 
-def test_a_cut_proxy_drops_connections_old_and_new(echo):
-    """Both sides of a connection notice, and after resume one can connect again."""
+def test_a_cut_proxy_drops_old_and_new_connections(echo):
+    """Both sides of a connection notice, and connections work again after resume."""
     with TcpProxy(*echo) as proxy:
         with connect(proxy) as connection:
             exchange(connection)
@@ -473,10 +473,10 @@ def test_a_cut_proxy_drops_connections_old_and_new(echo):
 
 
 def test_a_proxy_without_a_target_hangs_up(echo):
-    """Nobody listens there: the client is told so."""
+    """Without a listening target the client's connection is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = listener.getsockname()
-    with TcpProxy(*nobody) as proxy, connect(proxy) as connection:
+        target = listener.getsockname()
+    with TcpProxy(*target) as proxy, connect(proxy) as connection:
         try:
             received = connection.recv(1)
         except ConnectionResetError:
@@ -485,8 +485,8 @@ def test_a_proxy_without_a_target_hangs_up(echo):
     assert received == b""
 
 
-def test_a_proxied_broker_is_slow_all_the_way(kafka_proxied, topic):
-    """Clients are not sent on past the proxy, so each round trip is a slow one."""
+def test_a_proxied_broker_is_always_slow(kafka_proxied, topic):
+    """The broker advertises the proxy, so each round trip is a slow one."""
     kafka_proxied.create_topic(topic)
     producer = Producer({"bootstrap.servers": kafka_proxied.proxied_bootstrap_servers})
     assert send(producer, topic, b"warm") == [None]
@@ -537,7 +537,7 @@ touch "$jars/kafka_2.13-4.jar"
 
 @pytest.fixture
 def maven(tmp_path, monkeypatch):
-    """Return a program to fetch the jars with, in front of the real one."""
+    """Return a program that fetches the jars, instead of Maven."""
     program = tmp_path / "bin" / "mvn"
     program.parent.mkdir()
     program.touch(0o755)
@@ -546,8 +546,8 @@ def maven(tmp_path, monkeypatch):
     return program
 
 
-def test_jars_are_fetched_once_by_many(maven, tmp_path):
-    """Of several processes at once one calls Maven, and all get whole jars."""
+def test_jars_are_fetched_once_by_concurrent_processes(maven, tmp_path):
+    """One process calls Maven, and all get complete jars."""
     calls = tmp_path / "calls"
     maven.write_text(FAKE_MAVEN.format(calls=calls))
     fetch = """
@@ -562,7 +562,7 @@ def test_jars_are_fetched_once_by_many(maven, tmp_path):
 
 
 def test_a_failing_maven_is_quoted(maven):
-    """What Maven says is in the error, and the cache is as empty as before."""
+    """Maven's output is in the error, and the cache is as empty as before."""
     maven.write_text("#!/bin/sh\necho no network here\nexit 1\n")
 
     with pytest.raises(Exception, match="no network here"):

@@ -1,4 +1,4 @@
-"""The context that tracing puts into messages, as a foreign client reads it."""
+"""The tracing context in messages, as an independent client reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def exporter():
 
 @pytest.fixture
 def provider(exporter):
-    """Make a tracer provider that gives the exporter all spans."""
+    """Make a tracer provider that exports all spans to memory."""
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield provider
@@ -30,7 +30,7 @@ def provider(exporter):
 
 
 def written(span):
-    """Write a span's context as W3C does."""
+    """Format a span's context as W3C defines it."""
     its = span.get_span_context()
     return f"00-{its.trace_id:032x}-{its.span_id:016x}-{its.trace_flags:02x}".encode()
 
@@ -66,10 +66,10 @@ def test_traceparent_in_kafka_is_that_of_the_span(
     assert single[0] == ("a", b"1")
 
 
-def test_callers_traceparent_arrives_as_it_was(
+def test_callers_traceparent_arrives_unchanged(
     kafka, topic, read_topic, exporter, provider
 ):
-    """A context that the caller has put there is the one that consumers see."""
+    """Consumers see the context that the caller has put into the headers."""
     headers = {"traceparent": THEIRS, "tracestate": "vendor=1"}
     with Producer(kafka={"bootstrap.servers": kafka.bootstrap_servers}) as producer:
         trace(producer, tracer_provider=provider)

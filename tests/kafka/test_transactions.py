@@ -1,7 +1,7 @@
-"""Transactions on an Apache Kafka: what nobody but real brokers can decide.
+"""Transactions on Apache Kafka: promises that need real brokers.
 
-What was committed is there, once; what was rolled back is not, for whoever reads with
-`read_committed`; and the program was told which is which.
+Committed messages are there once; `read_committed` hides those that were rolled back;
+and the program knows which is which.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BACK_SOON = {"reconnect.backoff.max.ms": 500}
 
 @pytest.fixture
 def transactional_id():
-    """A name that no other test has."""
+    """Name a transactional id that no other test uses."""
     return f"tx-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def make(kafka, transactional_id, longest_gap):
-    """Make transactional producers, close them, and see that the hub was never held."""
+    """Make transactional producers, close them, and check the hub's longest gap."""
     made = []
 
     def make_one(servers=None, *, name=transactional_id, **settings):
@@ -59,7 +59,7 @@ def make(kafka, transactional_id, longest_gap):
 
 @pytest.fixture
 def fence(kafka, transactional_id):
-    """Take the name of a producer away from it, as another program does."""
+    """Fence a producer by using its id, as another program does."""
     made = []
 
     def take_over():
@@ -73,17 +73,17 @@ def fence(kafka, transactional_id):
 
 
 def values(records):
-    """Tell what was read."""
+    """Return the values of records."""
     return sorted(int(each.value) for each in records)
 
 
 def send(producer, topic, *numbers):
-    """Send messages that say these numbers."""
+    """Send messages with these numbers."""
     return [producer.produce_async(topic=topic, payload=str(each)) for each in numbers]
 
 
 def read_both(read_topic, servers, topic):
-    """Give what is committed, and all there is."""
+    """Return the committed values, and all values."""
     # On another thread: reading doesn't let greenlets run, and that is measured.
     pool = gevent.get_hub().threadpool
     return tuple(
@@ -95,8 +95,8 @@ def read_both(read_topic, servers, topic):
 # What is visible ----------------------------------------------------------------------
 
 
-def test_only_what_was_committed_is_visible(kafka, make, topic, read_topic):
-    """By whichever way a transaction ends; a foreign client reads it."""
+def test_only_committed_messages_are_visible(kafka, make, topic, read_topic):
+    """An independent client sees the right messages, however a transaction ends."""
     producer = make()
 
     with producer.transaction():
@@ -121,7 +121,7 @@ def test_only_what_was_committed_is_visible(kafka, make, topic, read_topic):
 
 
 def test_aborting_may_wait_for_the_first_message(kafka, make, topic, read_topic):
-    """It is written then, and rolled back. Acceptance check 105."""
+    """The message is written, and then rolled back."""
     producer = make()
     producer.produce_sync(topic=topic, payload="1")
     heard = events_of(producer, "message.purged", "error.occurred")
@@ -137,7 +137,7 @@ def test_aborting_may_wait_for_the_first_message(kafka, make, topic, read_topic)
 
 
 def test_uncommitted_messages_are_hidden_meanwhile(kafka, make, topic, read_topic):
-    """Delivered is not yet visible."""
+    """A delivered message is not visible before the commit."""
     producer = make()
 
     with producer.transaction():
@@ -152,8 +152,8 @@ def test_uncommitted_messages_are_hidden_meanwhile(kafka, make, topic, read_topi
 # Fenced -------------------------------------------------------------------------------
 
 
-def test_fenced_producer_says_so(kafka, make, fence, topic, read_topic):
-    """And does not fence the other one in turn. Acceptance check 7."""
+def test_fenced_producer_raises_an_error(kafka, make, fence, topic, read_topic):
+    """The fenced producer doesn't fence the other one in turn."""
     producer = make()
     reloads = events_of(producer, "producer.reload")
     producer.produce_sync(topic=topic, payload="1")
@@ -168,8 +168,8 @@ def test_fenced_producer_says_so(kafka, make, fence, topic, read_topic):
     assert read_both(read_topic, kafka.bootstrap_servers, topic)[0] == [1]
 
 
-def test_fenced_producer_takes_another_name(kafka, make, fence, topic, read_topic):
-    """A listener gives it one; then both go on. Acceptance check 6."""
+def test_fenced_producer_takes_another_id(kafka, make, fence, topic, read_topic):
+    """A listener chooses another `transactional.id`; then both producers continue."""
     producer = make(non_reloadable_errors=())
     reloads = events_of(producer, "producer.reloaded")
     producer.produce_sync(topic=topic, payload="0")
@@ -191,7 +191,7 @@ def test_fenced_producer_takes_another_name(kafka, make, fence, topic, read_topi
 
 
 def test_fencing_each_other_ends(make, fence, topic):
-    """A producer that is fenced each time gives up. Acceptance check 8."""
+    """A producer that is fenced each time gives up."""
     producer = make(
         non_reloadable_errors=(), max_attempts_on_transaction_fatal_error=10
     )
@@ -208,18 +208,18 @@ def test_fencing_each_other_ends(make, fence, topic):
     assert [each["attempt"] for each in reloads] == [*range(1, 11)]
 
 
-def test_transaction_that_takes_too_long(kafka, make, topic, read_topic):
-    """The brokers roll it back, and the program is told."""
+def test_transaction_that_takes_too_long_is_rolled_back(kafka, make, topic, read_topic):
+    """The brokers roll it back, and the program gets an error."""
     limits = {"transaction.timeout.ms": 1_000, "message.timeout.ms": 1_000}
     producer = make(kafka=limits)
     producer.produce_sync(topic=topic, payload="1")
 
     with pytest.raises(TransactionError) as raised, producer.transaction() as tx:
         producer.produce_sync(topic=topic, payload="100")
-        # They look every 10 s.
+        # Brokers check every 10 s.
         gevent.sleep(13)
 
-    print("told:", repr(raised.value), repr(raised.value.__cause__), tx.outcome)
+    print("raised:", repr(raised.value), repr(raised.value.__cause__), tx.outcome)
     assert tx.outcome in {"unknown", "aborted"}
     assert read_both(read_topic, kafka.bootstrap_servers, topic)[0] == [1]
 
@@ -228,10 +228,10 @@ def test_transaction_that_takes_too_long(kafka, make, topic, read_topic):
 
 
 def run_storm(producers, topic, cycles):
-    """Have producers commit and abort at once, again and again.
+    """Have producers commit and abort concurrently, many times.
 
     Returns:
-        What was committed, and the errors.
+        The committed values, and the errors.
     """
     committed, errors = [], []
 
@@ -245,7 +245,7 @@ def run_storm(producers, topic, cycles):
                 committed.append(number)
                 with producer.transaction() as tx:
                     send(producer, topic, 100_000 + number)
-                    # What is only gathered the brokers never hear of.
+                    # Brokers never see messages that are only in the batch.
                     gevent.sleep(cycle % 5 / 1000)
                     tx.abort()
             except TransactionError as error:
@@ -256,8 +256,8 @@ def run_storm(producers, topic, cycles):
     return committed, errors
 
 
-def test_storm_of_commits_and_aborts(kafka, make, topic, read_topic):
-    """Eight producers, 40 times each: not one error. Acceptance checks 38 and 39.
+def test_storm_of_commits_and_aborts_causes_no_error(kafka, make, topic, read_topic):
+    """Eight producers run 40 pairs of transactions without an error.
 
     With 640 transactions, half of them rolled back right after a commit.
     """
@@ -273,12 +273,12 @@ def test_storm_of_commits_and_aborts(kafka, make, topic, read_topic):
     assert seen == sorted(committed)
 
 
-def test_storm_without_the_work_around(kafka, make, topic, read_topic):
-    """Only INVALID_TXN_STATE may surface, and each producer goes on.
+def test_storm_without_the_workaround_recovers(kafka, make, topic, read_topic):
+    """Only INVALID_TXN_STATE may surface, and each producer continues.
 
-    Acceptance checks 38 and 39. If no error surfaces any more, with the newest
-    librdkafka and the newest Kafka, then docs/decisions/0020 can be undone; some 44
-    of 320 do in November 2026.
+    If no error surfaces any more, with the newest librdkafka and the newest Kafka, then
+    docs/decisions/0020 can be undone; some 44 of 320 transactions fail in November
+    2026.
     """
     off = {"wait_timeout_on_transaction_abort": 0.0}
     producers = [make(name=f"{topic}-{number}", **off) for number in range(8)]
@@ -298,12 +298,12 @@ def test_storm_without_the_work_around(kafka, make, topic, read_topic):
 # Brokers that go away -----------------------------------------------------------------
 
 
-def test_coordinator_is_killed_during_commits(kafka_three, make, topic, read_topic):
-    """Whichever node ends: each transaction is there as a whole, or not at all."""
+def test_killed_coordinator_tears_no_transaction(kafka_three, make, topic, read_topic):
+    """Whichever node is killed, each transaction is there as a whole, or not at all."""
     servers = kafka_three.bootstrap_servers
     off_hub(lambda: kafka_three.create_topic(topic, partitions=3))
     producers = [make(servers, name=f"{topic}-{number}") for number in range(4)]
-    told = {"committed": [], "aborted": [], "unknown": []}
+    outcomes = {"committed": [], "aborted": [], "unknown": []}
     stop = []
 
     def run(index):
@@ -316,27 +316,27 @@ def test_coordinator_is_killed_during_commits(kafka_three, make, topic, read_top
                     send(producer, topic, *range(number, number + 5))
             except TransactionError:
                 gevent.sleep(0.05)
-            told[tx.outcome or "aborted"].append(number)
+            outcomes[tx.outcome or "aborted"].append(number)
 
     tasks = [gevent.spawn(run, each) for each in range(4)]
     for node in kafka_three.nodes:
-        before = len(told["committed"])
-        await_true(lambda: len(told["committed"]) > before + 40, 60)  # noqa: B023
+        before = len(outcomes["committed"])
+        await_true(lambda: len(outcomes["committed"]) > before + 40, 60)  # noqa: B023
         off_hub(node.kill)
         gevent.sleep(5)
         off_hub(node.start)
         off_hub(kafka_three.wait_until_ready)
-    before = len(told["committed"])
-    await_true(lambda: len(told["committed"]) > before + 40, 60)
+    before = len(outcomes["committed"])
+    await_true(lambda: len(outcomes["committed"]) > before + 40, 60)
     stop.append(1)
     gevent.joinall(tasks, raise_error=True)
 
-    print({outcome: len(numbers) for outcome, numbers in told.items()})
+    print({outcome: len(numbers) for outcome, numbers in outcomes.items()})
     for producer in producers:
         producer.close(timeout=10)
     seen = Counter(read_both(read_topic, servers, topic)[0])
     assert set(seen.values()) == {1}
-    for outcome, numbers in told.items():
+    for outcome, numbers in outcomes.items():
         for number in numbers:
             there = sum(seen[each] for each in range(number, number + 5))
             expected = {"committed": {5}, "aborted": {0}, "unknown": {0, 5}}[outcome]

@@ -1,4 +1,4 @@
-"""uWSGI of the system, with gevent, with threads, and without both.
+"""The system's uWSGI, with gevent, with threads, and without both.
 
 It brings the system's Python. That has to be of the same version as the one that runs
 the tests, whose packages it gets.
@@ -17,7 +17,7 @@ from shutil import which
 
 import pytest
 
-from tests.kafka.crowd import Crowd
+from tests.kafka.web_clients import WebClients
 from tests.kafka.running import ROOT
 from tests.servers._ports import free_ports
 
@@ -40,9 +40,9 @@ MODES = {
         f"{PYTHON},gevent_{PYTHON}",
         ["--gevent=100", "--gevent-monkey-patch"],
     ),
-    # Its handler of SIGHUP waits in the main thread for the requests of the others. If
-    # that holds Python's lock just then they never end, whatever the application, until
-    # uWSGI kills the worker: after 60 s, if not told otherwise.
+    # uWSGI's handler of SIGHUP waits in the main thread for the requests of the other
+    # threads. If that holds Python's lock just then they never end, whatever the
+    # application, until uWSGI kills the worker: after 60 s by default.
     "threads": (PYTHON, ["--threads=8", "--worker-reload-mercy=5"]),
     "enabled": (PYTHON, ["--enable-threads"]),
     "none": (PYTHON, []),
@@ -51,7 +51,7 @@ MODES = {
 
 @pytest.fixture
 def serve(start):
-    """Run uWSGI in a mode; the server tells its `address`."""
+    """Run uWSGI in a mode; the server has its `address`."""
 
     def serve(mode, *more, **environment):
         plugins, options = MODES[mode]
@@ -73,43 +73,44 @@ def serve(start):
 
 
 def wait_until_up(server, workers):
-    """Wait until so many workers were started, all in all."""
+    """Wait until a number of workers were started in total."""
     spawned = re.compile(r"spawned uWSGI worker \d+ \(|Respawned uWSGI worker")
     server.wait_for("starts", lambda: len(spawned.findall(server.log)) >= workers)
 
 
 def post(server, path, body):
-    """Ask once."""
+    """Make one request."""
     with closing(http.client.HTTPConnection(server.address, timeout=30)) as connection:
         connection.request("POST", path, body)
         return connection.getresponse().status
 
 
 @pytest.mark.parametrize("mode", ["gevent", "patched", "threads", "enabled"])
-def test_what_is_answered_is_stored(serve, stored, mode):
-    """Workers that uWSGI has forked are reloaded and ended: what they answered is kept.
+def test_answered_messages_are_stored(serve, stored, mode):
+    """Messages of forked workers that are reloaded and ended are stored.
 
-    The application is loaded before the fork, and uWSGI tells no hook of Python's.
+    The application is loaded before the fork, and uWSGI calls none of Python's fork
+    hooks.
     """
     with serve(mode) as server:
         wait_until_up(server, 2)
-        with Crowd(server.address, "/send") as crowd:
-            crowd.await_answers(500)
+        with WebClients(server.address, "/send") as clients:
+            clients.await_answers(500)
             server.signal(signal.SIGHUP)
             wait_until_up(server, 4)
-            crowd.await_answers(500)
+            clients.await_answers(500)
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
         found = stored()
 
     assert "Traceback" not in server.log
-    assert crowd.refused == {}
-    assert crowd.answered <= found.keys() <= crowd.sent
+    assert clients.refused == {}
+    assert clients.answered <= found.keys() <= clients.sent
     assert set(found.values()) == {1}
 
 
 @pytest.mark.parametrize("mode", ["threads", "enabled"])
-def test_the_end_of_a_worker_sends_what_it_has_buffered(serve, stored, mode):
+def test_the_end_of_a_worker_sends_buffered_messages(serve, stored, mode):
     """Without gevent uWSGI runs Python's exit handlers, and so greendrop's.
 
     With gevent it does not: "managing atexit in async mode is a real pain...skip it for
@@ -118,7 +119,7 @@ def test_the_end_of_a_worker_sends_what_it_has_buffered(serve, stored, mode):
     with serve(mode) as server:
         wait_until_up(server, 2)
         assert post(server, "/buffer", "\n".join(map(str, range(100)))) == 202
-        # At SIGTERM it doesn't where a request is just about to end.
+        # At SIGTERM it doesn't if a request is just about to end.
         server.signal(signal.SIGHUP)
         wait_until_up(server, 4)
         server.signal(signal.SIGTERM)
@@ -127,22 +128,24 @@ def test_the_end_of_a_worker_sends_what_it_has_buffered(serve, stored, mode):
     assert stored().keys() == set(map(str, range(100)))
 
 
-def test_without_threads_it_refuses(serve):
-    """Nobody would serve reports between requests: the error says what to do."""
+def test_without_threads_the_producer_refuses(serve):
+    """Reports would not be served between requests: the error names the option."""
     with serve("none") as server:
         wait_until_up(server, 2)
         assert post(server, "/send", "x") == 500
-        server.wait_for("tells", lambda: "start it with enable-threads" in server.log)
+        server.wait_for(
+            "logs the advice", lambda: "start it with enable-threads" in server.log
+        )
 
     assert "ConfigurationInvalidError: uwsgi.enable-threads: " in server.log
 
 
-def test_used_before_uwsgi_forks_it_says_so(serve, stored):
-    """It forks in C; the worker notices, and nothing hangs."""
+def test_a_producer_used_before_uwsgi_forks_raises(serve, stored):
+    """A fork by uWSGI happens in C; the worker notices, and nothing hangs."""
     with serve("threads", USED_TOO_EARLY="yes") as server:
         wait_until_up(server, 2)
         assert post(server, "/send", "x") == 500
-        server.wait_for("tells", lambda: "call reset() here" in server.log)
+        server.wait_for("logs the advice", lambda: "call reset() here" in server.log)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 

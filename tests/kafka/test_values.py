@@ -1,4 +1,4 @@
-"""What greendrop sends is what a foreign client reads, for each field and in bulk."""
+"""Each field arrives at an independent client, also in bulk."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ VALUES = [b"", b"bytes", "text", "\N{SNOWMAN}", b"\x00\xff", bytes(range(256)), 
 
 
 def as_bytes(value):
-    """Encode what is text the way it is sent."""
+    """Encode text as UTF-8."""
     return value.encode() if isinstance(value, str) else value
 
 
-def test_payloads_arrive_as_they_are(kafka, topic, read_topic, producer):
+def test_payloads_arrive_unchanged(kafka, topic, read_topic, producer):
     """Empty and no payload differ; text is UTF-8; bytes are bytes."""
     kafka.create_topic(topic)
 
@@ -40,8 +40,8 @@ def test_payloads_arrive_as_they_are(kafka, topic, read_topic, producer):
     assert [as_bytes(value) for value in VALUES] == [each.value for each in records]
 
 
-def test_keys_arrive_as_they_are(kafka, topic, read_topic, producer):
-    """As payloads do; an empty key is none that greendrop takes."""
+def test_keys_arrive_unchanged(kafka, topic, read_topic, producer):
+    """Keys arrive like payloads; greendrop accepts no empty key."""
     kafka.create_topic(topic)
     keys = [value for value in VALUES if value != b""]
 
@@ -70,7 +70,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_headers_arrive_in_order(kafka, topic, read_topic, producer, kind):
-    """Repeated names, no values and empty values stay what they are."""
+    """Repeated names, missing values and empty values are kept."""
     given, expected = HEADERS[kind]
 
     producer.produce_sync(topic=topic, payload=b"x", headers=given)
@@ -100,7 +100,7 @@ def test_timestamps_arrive_in_milliseconds(kafka, topic, read_topic, producer):
 def test_timestamps_may_be_the_first_and_zero_is_now(
     kafka, topic, read_topic, producer
 ):
-    """A millisecond after 1970 is one; none at all, as in librdkafka, is now."""
+    """A timestamp of one millisecond is kept; 0 means now, as in librdkafka."""
     kafka.create_topic(topic)
     before = int(time.time() * 1000)
 
@@ -112,7 +112,7 @@ def test_timestamps_may_be_the_first_and_zero_is_now(
 
 
 def test_all_fields_arrive_together(kafka, topic, read_topic, producer):
-    """Also on a tombstone; the partition key and the label stay here."""
+    """A tombstone has all fields, too; partition key and label are not sent."""
     kafka.create_topic(topic, partitions=3)
     fields = {
         "headers": [("a", b""), ("b", None), ("a", "2"), ("", "no name")],
@@ -145,8 +145,8 @@ def test_all_fields_arrive_together(kafka, topic, read_topic, producer):
         assert record.timestamp == 1_234_567_890_123
 
 
-def test_a_partition_is_the_one_that_was_asked_for(kafka, topic, read_topic, producer):
-    """Each message goes to its partition, and its report says so."""
+def test_messages_go_to_the_requested_partition(kafka, topic, read_topic, producer):
+    """Each delivery report has the requested partition."""
     kafka.create_topic(topic, partitions=3)
     wanted = [2, 0, 1, 2, 2]
 
@@ -160,8 +160,10 @@ def test_a_partition_is_the_one_that_was_asked_for(kafka, topic, read_topic, pro
     stored = {
         int(record.value): (record.partition, record.offset) for record in records
     }
-    told = {n: (report.partition, report.offset) for n, report in enumerate(reports)}
-    assert stored == told
+    reported = {
+        n: (report.partition, report.offset) for n, report in enumerate(reports)
+    }
+    assert stored == reported
 
 
 def test_equal_keys_share_a_partition(kafka, topic, read_topic, producer):
@@ -183,10 +185,10 @@ def test_equal_keys_share_a_partition(kafka, topic, read_topic, producer):
 
 
 @pytest.mark.slow
-def test_a_thousand_greenlets_push_a_million_messages_through_a_small_queue(
+def test_a_thousand_greenlets_send_a_million_messages_through_a_small_queue(
     kafka, topic, read_topic, longest_gap
 ):
-    """With room for 10,000 messages only, all senders wait, and nothing is lost."""
+    """With space for 10,000 messages only, all senders wait, and nothing is lost."""
     kafka.create_topic(topic, partitions=4)
     config = {
         "bootstrap.servers": kafka.bootstrap_servers,

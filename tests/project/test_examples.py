@@ -180,7 +180,7 @@ def test_a_users_tests_pass():
 
 def test_a_slow_broker_and_a_slow_handler_can_be_distinguished():
     """The stall alarm names the handler; the broker that is away is logged once."""
-    output = run(EXAMPLES / "telling.py")
+    output = run(EXAMPLES / "observing.py")
 
     lines = output.splitlines()
     slow = [

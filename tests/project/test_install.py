@@ -73,7 +73,7 @@ WAYS: dict[tuple[str, ...], tuple[Program | Block, ...]] = {
         example("concurrent.py", "three threads and one producer", "--threads"),
         example("pool.py", "available=3"),
         example("buffer.py", "closed, 0 messages left"),
-        example("telling.py", "slowest round trip"),
+        example("observing.py", "slowest round trip"),
         example("oauth.py", "have their token"),
         example("scope.py", "answers 200"),
         example("exactly_once.py", "1000 records"),

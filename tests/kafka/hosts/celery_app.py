@@ -27,7 +27,10 @@ waiting = set()
 
 @app.task(bind=True)
 def send(task, payload):
-    """Store the payload; tell where, who did it, and how many tasks waited."""
+    """Store the payload.
+
+    Return partition and offset, process, and number of waiting tasks.
+    """
     waiting.add(task.request.id)
     report = producer.produce_sync(topic=os.environ["TOPIC"], payload=payload)
     waited = len(waiting)

@@ -1,4 +1,4 @@
-"""Puts tasks of `celery_app` into the queue: which, and how many."""
+"""Puts tasks of `celery_app` into the queue, by name and number."""
 
 import sys
 

@@ -31,7 +31,7 @@ if __name__ == "__main__":
         process.start()
     for process in processes:
         process.join()
-    if not os.environ.get("PATCHED"):  # gevent does not go together with these
+    if not os.environ.get("PATCHED"):  # gevent can't be combined with these
         with context.Pool(2) as pool:
             pool.map(send, [f"pool{number}" for number in range(20)])
             pool.close()

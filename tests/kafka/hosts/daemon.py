@@ -1,4 +1,4 @@
-"""A program that becomes a daemon, by forking twice, before or after it has sent."""
+"""A program that forks twice to become a daemon, before or after its first message."""
 
 import os
 import sys
@@ -11,8 +11,8 @@ producer = Producer(kafka={"bootstrap.servers": os.environ["SERVERS"]})
 used = sys.argv[1:] == ["used"]
 
 if used:
-    # Waited for: who forks while librdkafka looks up an address leaves a lock of the C
-    # library's to the child that nobody releases.
+    # Wait: a fork while librdkafka looks up an address leaves a lock of the C library
+    # locked in the child for ever.
     producer.produce_sync(topic=topic, payload="parent")
 if os.fork():
     sys.exit()

@@ -1,4 +1,4 @@
-"""A script that sends until it is interrupted, and waits for nothing."""
+"""A script that sends without waiting until it is interrupted."""
 
 import itertools
 import os
@@ -20,5 +20,5 @@ try:
         handle = producer.produce_async(topic=topic, payload=str(number))
         handles.append(handle)
 finally:
-    # One more may have been taken: the signal may have come after it was.
+    # One more may have been accepted: the signal may have come after that.
     write_facts(sent=len(handles))

@@ -24,7 +24,7 @@ def send():
 
 @app.post("/send-later")
 def send_later():
-    """Send the request's lines, and let nobody wait for them."""
+    """Send the request's lines without waiting for them."""
     for line in request.get_data().splitlines():
         producer.produce_async(topic=topic, payload=line)
     return {}, 202
@@ -47,6 +47,6 @@ def measure():
 
 @app.get("/measured")
 def measured():
-    """Tell what was measured."""
+    """Return the measurement."""
     gap.__exit__()
     return {"seconds": gap.seconds, "ticks": gap.ticks, "polling": producer.polling}

@@ -1,1 +1,1 @@
-"""A configuration of gunicorn's that leaves all to it."""
+"""A configuration of gunicorn without greendrop's hook."""

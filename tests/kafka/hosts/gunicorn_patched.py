@@ -1,4 +1,4 @@
-"""A configuration of gunicorn's that patches in its first line, and has the hook."""
+"""A configuration of gunicorn that patches in its first line, and has the hook."""
 
 from gevent import monkey
 

@@ -1,4 +1,4 @@
-"""What a real broker's refusals look like in log lines and events, without secrets."""
+"""Log lines and events of a real broker's refusals, without secrets."""
 
 import logging
 
@@ -14,7 +14,7 @@ PASSWORD = "not-the-P4ssw0rd"
 
 
 def plain(kafka):
-    """Send a wrong password, as it is."""
+    """Use a wrong password with PLAIN."""
     return {
         "bootstrap.servers": kafka.secure_listeners.sasl_bootstrap_servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -25,14 +25,14 @@ def plain(kafka):
 
 
 def scram(kafka):
-    """Prove that one knows a wrong password."""
+    """Use a wrong password with SCRAM."""
     user = kafka.secure_listeners.scram.user
     changed = {"sasl.mechanism": "SCRAM-SHA-256", "sasl.username": user}
     return plain(kafka) | changed
 
 
 def wrong_authority(kafka):
-    """Trust somebody who has not certified the broker."""
+    """Trust an authority that has not certified the broker."""
     return {
         "bootstrap.servers": kafka.secure_listeners.tls_bootstrap_servers,
         "security.protocol": "SSL",
@@ -43,7 +43,7 @@ def wrong_authority(kafka):
 
 @pytest.fixture
 def logged(caplog, capfd):
-    """Have all logged; give the log, and what makes one text of what came out."""
+    """Configure logging; return the log, and a function that joins all output."""
     caplog.set_level(1, "greendrop")
     return caplog, lambda: f"{caplog.text} {capfd.readouterr()}"
 
@@ -53,10 +53,10 @@ def logged(caplog, capfd):
     [(plain, "authentication"), (scram, "authentication"), (wrong_authority, "tls")],
 )
 @pytest.mark.parametrize("debug", [{}, {"debug": "all"}], ids=["quiet", "debug"])
-def test_refusals_are_classified_and_tell_no_secret(
+def test_refusals_are_classified_without_secrets(
     kafka_secure, logged, refused, kind, debug
 ):
-    """A wrong password is a line of its kind, not twenty; the password is nowhere."""
+    """A refusal is logged once or twice, by its kind and without the password."""
     said = []
     caplog, text = logged
     kafka = {
@@ -78,7 +78,7 @@ def test_refusals_are_classified_and_tell_no_secret(
         if record.name == "greendrop.librdkafka" and record.levelno >= logging.INFO
     ]
     kinds = [line["kind"] for line in lines if line["kind"] != "other"]
-    # librdkafka has two ways to say that it does not trust a certificate.
+    # librdkafka has two texts for a certificate that it does not trust.
     assert kinds in ([kind], [kind, kind])
     everything = f"{said} {raised.value!r} {text()}"
     assert PASSWORD not in everything

@@ -1,4 +1,4 @@
-"""Clients of a web server that note what they were answered."""
+"""Clients of a web server that record the answers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import time
 _LONGEST_WAIT = 30.0
 
 
-class Crowd:
+class WebClients:
     """Threads that post numbered texts, each on a connection of its own.
 
-    A context manager; at its end they stop.
+    A context manager; the threads stop at its end.
 
     Args:
-        address: Of the server, "127.0.0.1:8000".
-        path: Where they post to.
-        clients: How many.
+        address: The server's, such as "127.0.0.1:8000".
+        path: The path of the requests.
+        clients: The number of threads.
     """
 
     def __init__(self, address: str, path: str, clients: int = 64) -> None:
-        #: All that was posted, answered or not.
+        #: All texts that were posted, answered or not.
         self.sent: set[str] = set()
-        #: What was answered with 200.
+        #: Texts that were answered with 200.
         self.answered: set[str] = set()
-        #: Other answers than 200, by their number.
+        #: Other answers than 200, by status.
         self.refused: dict[str, int] = {}
         #: Requests without an answer: the connection was closed, or refused.
         self.dropped = 0
@@ -39,7 +39,7 @@ class Crowd:
             for number in range(clients)
         ]
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> WebClients:
         for thread in self._threads:
             thread.start()
         return self
@@ -48,14 +48,14 @@ class Crowd:
         self.stop()
 
     def stop(self) -> None:
-        """Have them stop, and wait until they have: none of them hangs."""
+        """Stop the threads, and wait until each has stopped: none of them hangs."""
         self._stopping = True
         for thread in self._threads:
             thread.join(_LONGEST_WAIT)
         assert not any(thread.is_alive() for thread in self._threads)
 
     def await_answers(self, number: int) -> None:
-        """Wait for so many more answers."""
+        """Wait for a number of further answers."""
         until = len(self.answered) + number
         deadline = time.monotonic() + _LONGEST_WAIT
         while len(self.answered) < until:

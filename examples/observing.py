@@ -5,7 +5,7 @@ of the brokers. Then two requests are slow: the first because of a slow broker, 
 second because its handler blocks the hub, and the stall alarm names the line. At the
 end the broker goes away for a second, which is logged once and not ten times.
 
-    python examples/telling.py
+    python examples/observing.py
 
 It sends to a built-in mock cluster, or to the brokers in
 `GREENDROP_BOOTSTRAP_SERVERS`.
@@ -37,7 +37,7 @@ from greendrop.testing import MockCluster
 if TYPE_CHECKING:
     from greendrop import Event
 
-TOPIC = "greendrop-telling"
+TOPIC = "greendrop-observing"
 #: Seconds that the slow broker takes, and that the bad handler blocks the hub.
 SLOW, BLOCKED = 0.4, 0.4
 
