@@ -17,8 +17,8 @@ from shutil import which
 
 import pytest
 
-from tests.kafka.web_clients import WebClients
 from tests.kafka.running import ROOT
+from tests.kafka.web_clients import WebClients
 from tests.servers._ports import free_ports
 
 PYTHON = f"python{sys.version_info[0]}{sys.version_info[1]}"
