@@ -21,7 +21,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 _log = Log("greendrop")
 
@@ -131,9 +131,11 @@ class _DoneCallback:
             self._on_error(error)
 
 
-_Chain: TypeAlias = (
-    "tuple[_concurrency.Waiter | _concurrency.RawLink | _DoneCallback, _Chain] | None"
+_Waiter: TypeAlias = (
+    "_concurrency.Waiter | _concurrency.EventLoopWaiter | _concurrency.RawLink"
+    " | _DoneCallback"
 )
+_Chain: TypeAlias = "tuple[_Waiter, _Chain] | None"
 
 # Swapping a chain of waiters takes this lock, for a few instructions without a call.
 _swap = _concurrency.new_lock()
@@ -299,6 +301,33 @@ class DeliveryHandle:
             raise error from error.__cause__
         return self._report()
 
+    def __await__(self) -> Generator[Any, None, DeliveryReport]:
+        """Wait for the delivery report in a coroutine of asyncio.
+
+        As `wait` without a timeout, but the event loop goes on; `asyncio.wait_for` sets
+        another one. A coroutine that is cancelled leaves the message in flight.
+
+        Raises:
+            RuntimeError: No asyncio event loop runs.
+        """
+        reports = self._reports
+        if reports is not None:
+            waiter = _concurrency.EventLoopWaiter()
+            deadline = _concurrency.Deadline(reports.max_wait_timeout)
+            self._add(waiter)
+            try:
+                while self._reports is not None:
+                    if deadline.has_expired:
+                        timeout = reports.max_wait_timeout
+                        raise self._timed_out(reports.source, timeout)
+                    woken = yield from waiter.wait_slice(deadline.remaining())
+                    if not woken and self._reports is not None:
+                        reports.source.ensure_progress()
+            finally:
+                if self._reports is not None:
+                    self._remove(lambda one: one is waiter)
+        return self.wait(0.0)
+
     def result(self, timeout: float | None = None) -> DeliveryReport:
         """Wait for the delivery report of this message; another name of `wait`."""
         return self.wait(timeout)
@@ -415,9 +444,7 @@ class DeliveryHandle:
         """Same as `done` (for gevent)."""
         return self._reports is None
 
-    def _add(
-        self, waiter: _concurrency.Waiter | _concurrency.RawLink | _DoneCallback
-    ) -> None:
+    def _add(self, waiter: _Waiter) -> None:
         with _swap:
             self._waiters = (waiter, self._waiters)
 

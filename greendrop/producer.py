@@ -298,7 +298,8 @@ class Producer(_pickling.PerProcess):
             `partition_key` also as `partition_count`; a transactional producer outside
             of a transaction as long as that takes. While it connects, if there is no
             OAuth token yet, for half a minute at most. Lets other greenlets run where
-            the thread has a hub, else blocks the thread.
+            the thread has a hub, else blocks the thread. Never in a running asyncio
+            event loop, where it raises instead; the handle can be awaited there.
         """
         if positional or unknown or topic is REQUIRED or payload is REQUIRED:
             required = {"topic": topic, "payload": payload}
@@ -443,9 +444,10 @@ class Producer(_pickling.PerProcess):
         core = self._core or self._unconfigured()
         began = _concurrency.monotonic()
         try:
-            handles = core.send_batch(
-                lambda: send("produce_many_async"), self._max_wait_timeout, undo
-            )
+            with core.waits_of("produce_many_async"):
+                handles = core.send_batch(
+                    lambda: send("produce_many_async"), self._max_wait_timeout, undo
+                )
         except ProduceManyError as error:
             self._emit_batch_error("messages.produce_many_async", error, batch)
             raise

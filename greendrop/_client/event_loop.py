@@ -20,6 +20,6 @@ def warn_if_in_event_loop() -> None:
         WARNING,
         "event_loop.blocked",
         text="a coroutine waits for Kafka and blocks its asyncio event loop meanwhile;"
-        " call sync verbs in a thread: await asyncio.to_thread(producer.produce_sync,"
-        " ...)",
+        " use await producer.produce_async(...), or call sync verbs in a thread: await"
+        " asyncio.to_thread(producer.produce_sync, ...)",
     )

@@ -353,6 +353,7 @@ class PollLoop:
                 " bring the report is running that listener"
             )
             raise IllegalWaitError(text)
+        _concurrency.check_waits_allowed()
         warn_if_in_event_loop()
         poller = self.poller
         if (

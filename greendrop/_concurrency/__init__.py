@@ -6,7 +6,12 @@ decided when the wait begins. Knows nothing of Kafka.
 """
 
 from greendrop._concurrency.deadline import DAY, Deadline, check_timeout, monotonic
-from greendrop._concurrency.event_loop import in_event_loop
+from greendrop._concurrency.event_loop import (
+    EventLoopWaiter,
+    NoWaits,
+    check_waits_allowed,
+    in_event_loop,
+)
 from greendrop._concurrency.fork import (
     ForkMarker,
     PidMarker,
@@ -62,10 +67,12 @@ __all__ = [
     "DAY",
     "CooperativeLoop",
     "Deadline",
+    "EventLoopWaiter",
     "FairQueue",
     "ForkMarker",
     "GreenletWaiter",
     "HubWatchdog",
+    "NoWaits",
     "PidMarker",
     "RawLink",
     "SharedTimer",
@@ -78,6 +85,7 @@ __all__ = [
     "batch_scheduling",
     "call_soon_threadsafe",
     "check_timeout",
+    "check_waits_allowed",
     "close_fd",
     "current_hub",
     "current_task",

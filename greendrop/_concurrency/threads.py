@@ -126,7 +126,7 @@ class ThreadCall:
         """
         # Publish the waiter, then check for the outcome. The thread does the opposite:
         # it stores the outcome, then looks for a waiter. So no wake-up gets lost.
-        self._waiter = waiter = new_waiter()
+        self._waiter = waiter = new_waiter(is_short=True)
         if not self._outcome and not waiter.wait(seconds) and not self._outcome:
             text = f"a native call did not end within {_wording.seconds(seconds)}"
             raise TimeoutError(text)

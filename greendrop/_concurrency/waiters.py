@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop._concurrency import native
 from greendrop._concurrency.deadline import Deadline
+from greendrop._concurrency.event_loop import check_waits_allowed
 from greendrop._concurrency.hub import (
     SHORTEST_TIMER,
     call_soon_threadsafe,
@@ -280,12 +281,18 @@ class RawLink:
         self.callback(self._source)
 
 
-def new_waiter() -> ThreadWaiter | GreenletWaiter:
+def new_waiter(*, is_short: bool = False) -> ThreadWaiter | GreenletWaiter:
     """Return a waiter of the kind that fits the calling thread.
 
+    Args:
+        is_short: The wait takes milliseconds, so a verb that never waits in an event
+            loop may do so.
+
     Raises:
-        IllegalWaitError: The caller runs in the hub itself.
+        IllegalWaitError: The caller runs in the hub itself, or in such a verb.
     """
+    if not is_short:
+        check_waits_allowed()
     hub = current_hub()
     if hub is None:
         return ThreadWaiter()

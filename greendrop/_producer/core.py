@@ -42,6 +42,7 @@ from greendrop.scope import ScopeRegistry, wait_for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_NO_BLOCK = contextlib.nullcontext()
 #: Seconds after which `flush` sends lingering messages again, if the user has set a
 #: `linger.ms`.
 _LINGER_INTERVAL = 0.1
@@ -132,21 +134,25 @@ class Core:
         client = slot.active
         if client is None or not client.mark[0]:  # mark[0] is 0 in a forked child
             if self.transactions is None:
-                client = self._connect(slot)
+                with self.waits_of(verb):
+                    client = self._connect(slot)
             elif (current := self.transactions.current_for_task()) is not None:
                 client = current.client
             else:
-                return self._send_in_transaction(slot, message, verb, seconds)
+                with self.waits_of(verb):
+                    return self._send_in_transaction(slot, message, verb, seconds)
         routed = message
         if message[5] is not None:  # partition_key; the name takes 1.5 times as long
-            client, routed = self._route(slot, client, message, counts)
+            with self.waits_of(verb):
+                client, routed = self._route(slot, client, message, counts)
         try:
             handle = client.send(routed)
         except QueueFullError as error:
             client.send_lingering()
             if not self.settings.wait_on_queue_full:
                 raise
-            handle = self._send_when_space(slot, message, routed, verb, error)
+            with self.waits_of(verb):
+                handle = self._send_when_space(slot, message, routed, verb, error)
         except ProducerClosedError:
             # Another thread has disconnected the client since, or replaced it.
             if self._connect(slot) is client:
@@ -155,6 +161,20 @@ class Core:
         if self.scopes:
             self.scopes.collect((handle,))
         return handle
+
+    def waits_of(self, verb: str) -> AbstractContextManager[object]:
+        """Return the block in which a verb waits, if it does.
+
+        In a running asyncio event loop async verbs don't: a wait raises an
+        `IllegalWaitError` there.
+        """
+        if (
+            verb.endswith("_async")
+            and _concurrency.in_event_loop()
+            and not self._connections.is_final_flush_task
+        ):
+            return _concurrency.NoWaits()
+        return _NO_BLOCK
 
     def _route(
         self,
@@ -212,9 +232,10 @@ class Core:
                 loop.checkpoint()
                 part = messages[len(handles) : min(len(handles) + loop.CHUNK, end)]
                 count = len(part)
-                if [each for each in part if each[5] is not None]:  # partition_key
-                    part = self._connect(slot).router.routed_many(part, counts)
-                sent = self._connect(slot).send_many(part)
+                with self.waits_of(verb):
+                    if [each for each in part if each[5] is not None]:  # partition_key
+                        part = self._connect(slot).router.routed_many(part, counts)
+                    sent = self._connect(slot).send_many(part)
                 handles += sent
                 if self.scopes:
                     self.scopes.collect(sent)
@@ -357,6 +378,12 @@ class Core:
             try:
                 self._connect(slot).wait_for_space(remaining, again=again)
             except IllegalWaitError:
+                if _concurrency.in_event_loop():
+                    full.add(
+                        "produce_async doesn't wait for space in a running event loop,"
+                        " so limit the messages in flight, for example with an"
+                        " asyncio.Semaphore"
+                    )
                 raise full from full.__cause__  # the caller can't wait
             again = True
             try:

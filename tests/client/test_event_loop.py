@@ -1,7 +1,19 @@
 """Waits in a running asyncio event loop."""
 
+import asyncio
+import threading
+import time
+
 import pytest
 
+from greendrop import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    IllegalWaitError,
+    ProduceManyError,
+    Producer,
+    QueueFullError,
+)
 from tests.interpreter import run
 
 PROGRAM = """
@@ -48,3 +60,246 @@ def test_waits_in_threads_of_asyncio_are_not_warned_of(mode, mock_cluster):
     servers = mock_cluster.bootstrap_servers
 
     run(PROGRAM, mode, servers=servers, blocks=False)
+
+
+GATHER = """
+    import asyncio, time
+    from greendrop import Producer
+
+    producer = Producer(kafka={"bootstrap.servers": servers})
+
+    async def tick(gaps):
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    async def main():
+        await producer.produce_async(topic="t", payload=b"connected")
+        gaps = []
+        ticker = asyncio.create_task(tick(gaps))
+        began = time.monotonic()
+        handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(200)]
+        reports = await asyncio.gather(*handles)
+        took = time.monotonic() - began
+        ticker.cancel()
+        assert len({(report.partition, report.offset) for report in reports}) == 200
+        assert took > 0.5, took
+        assert max(gaps) < took / 2, (max(gaps), took)
+
+    asyncio.run(main())
+    producer.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
+def test_awaited_handles_let_the_event_loop_run_others(mode, mock_cluster):
+    """Hundreds of handles are awaited at once, while a ticker goes on; no warning."""
+    mock_cluster.round_trip(0.5)
+    servers = mock_cluster.bootstrap_servers
+
+    ended = run(GATHER, mode, fails=True, servers=servers)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "event_loop.blocked" not in ended.stderr
+
+
+def test_an_awaited_handle_raises_what_wait_would(make_producer, mock_cluster):
+    """The error of a message that was not delivered, each time anew."""
+    producer = make_producer()
+
+    async def main():
+        with pytest.raises(DeliveryError) as first:
+            await producer.produce_async(topic="t", payload=b"x", partition=99)
+        handle = await_done(producer)
+        with pytest.raises(DeliveryError) as second:
+            await handle
+        with pytest.raises(DeliveryError) as third:
+            await handle
+        return first, second, third
+
+    def await_done(producer):
+        mock_cluster.fail_requests("Produce", "MESSAGE_TOO_LARGE", times=1)
+        return producer.produce_async(topic="t", payload=b"x")
+
+    errors = [each.value for each in asyncio.run(main())]
+
+    assert errors[1].name == "MESSAGE_TOO_LARGE"
+    assert errors[1] is not errors[2]
+
+
+def test_a_cancelled_await_leaves_the_message_in_flight(make_producer, mock_cluster):
+    """A timeout of asyncio ends the wait only; the handle can be awaited again."""
+    producer = make_producer()
+
+    async def main():
+        await producer.produce_async(topic="t", payload=b"connected")
+        mock_cluster.round_trip(0.5)
+        handle = producer.produce_async(topic="t", payload=b"x")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(handle, 0.05)
+        cancelled = asyncio.ensure_future(handle)
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert handle.done is False
+        assert handle._waiters is None
+        return await handle
+
+    assert asyncio.run(main()).topic == "t"
+
+
+def test_an_await_ends_after_max_wait_timeout(mock_cluster):
+    """It has a deadline, as every wait."""
+    kafka = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+    producer = Producer(kafka, max_wait_timeout=0.1)
+
+    async def main():
+        await producer.produce_async(topic="t", payload=b"x")
+
+    with pytest.raises(DeliveryTimeoutError, match=r"within 0\.1 s"):
+        asyncio.run(main())
+    producer.close(force=True)
+
+
+def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
+    """Waking a coroutine of a closed loop hurts neither poller nor handle."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"connected")
+    mock_cluster.round_trip(0.3)
+
+    async def main():
+        handle = producer.produce_async(topic="t", payload=b"x")
+        coroutine = handle.__await__()
+        coroutine.send(None)
+        return handle, coroutine
+
+    handle, _coroutine = asyncio.run(main())
+
+    assert handle.wait(20).topic == "t"
+
+
+def test_a_handle_is_awaited_in_an_event_loop_only(make_producer):
+    """Without a loop the error says what to use."""
+    handle = make_producer().produce_async(topic="t", payload=b"x")
+
+    with pytest.raises(RuntimeError, match=r"use wait\(\)"):
+        handle.__await__().send(None)
+    handle.wait(20)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_produce_async_never_waits_for_space_in_an_event_loop(many):
+    """A full queue is an error at once, which says how to limit the messages."""
+    kafka = {
+        "bootstrap.servers": "127.0.0.1:1",
+        "log_level": 0,
+        "queue.buffering.max.messages": 3,
+    }
+    producer = Producer(kafka, wait_timeout_on_queue_full=20)
+    message = {"topic": "t", "payload": b"x"}
+
+    async def main():
+        for _ in range(3):
+            producer.produce_async(**message)
+        if many:
+            producer.produce_many_async([message])
+        else:
+            producer.produce_async(**message)
+
+    began = time.monotonic()
+    with pytest.raises(ProduceManyError if many else QueueFullError) as raised:
+        asyncio.run(main())
+
+    assert "asyncio.Semaphore" in str(raised.value)
+    assert raised.value.message_state == "not_sent"
+    assert time.monotonic() - began < 10
+    producer.close(force=True)
+
+
+def test_produce_async_never_waits_for_partitions_in_an_event_loop(
+    make_producer, mock_cluster
+):
+    """The first message with a `partition_key` is refused; once known, it is sent."""
+    mock_cluster.create_topic("t", partitions=3)
+    mock_cluster.round_trip(0.3)
+    producer = make_producer()
+    message = {"topic": "t", "payload": b"x", "partition_key": "k"}
+
+    async def main():
+        with pytest.raises(IllegalWaitError, match="partition_count") as raised:
+            producer.produce_async(**message)
+        with pytest.raises(IllegalWaitError):
+            producer.produce_many_async([message])
+        await asyncio.to_thread(producer.partition_count, "t")
+        await producer.produce_async(**message)
+        await asyncio.gather(*producer.produce_many_async([message]))
+        return raised.value
+
+    assert asyncio.run(main()).message_state == "not_sent"
+
+
+def test_produce_async_never_waits_for_a_transaction_in_an_event_loop(connected):
+    """A transactional producer makes none by itself there; in a thread it does."""
+    producer = connected()
+    message = {"topic": "t", "payload": b"x"}
+
+    async def main():
+        errors = []
+        for send in (
+            lambda: producer.produce_async(**message),
+            lambda: producer.produce_many_async([message]),
+        ):
+            with pytest.raises(IllegalWaitError, match="nothing was sent") as raised:
+                send()
+            errors.append(raised.value.message_state)
+        handle = await asyncio.to_thread(producer.produce_async, **message)
+        await handle
+        return errors
+
+    assert asyncio.run(main()) == ["not_sent", "not_sent"]
+
+
+def test_produce_async_never_waits_for_a_token_in_an_event_loop():
+    """The provider is asked in the background; the message is refused meanwhile."""
+    asked = threading.Event()
+    go_on = threading.Event()
+
+    def provide():
+        asked.set()
+        go_on.wait(20)
+        raise ValueError("no token")
+
+    kafka = {
+        "bootstrap.servers": "127.0.0.1:1",
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanisms": "OAUTHBEARER",
+        "log_level": 0,
+    }
+    producer = Producer(kafka, oauth_token_provider=provide)
+
+    async def main():
+        producer.produce_async(topic="t", payload=b"x")
+
+    began = time.monotonic()
+    with pytest.raises(IllegalWaitError, match="no OAuth token yet"):
+        asyncio.run(main())
+
+    assert time.monotonic() - began < 10
+    assert asked.wait(10)
+    go_on.set()
+    producer.close()
+
+
+def test_sync_verbs_wait_in_an_event_loop_after_async_ones(make_producer):
+    """What holds for the async verbs ends with them."""
+    producer = make_producer()
+
+    async def main():
+        producer.produce_async(topic="t", payload=b"x")
+        return producer.produce_sync(topic="t", payload=b"x", partition_key="k")
+
+    assert asyncio.run(main()).topic == "t"

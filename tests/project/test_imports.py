@@ -40,7 +40,7 @@ OWNERS = {
     "threading": set(),
     "_thread": {"_concurrency"},
     "concurrent": set(),
-    "asyncio": set(),
+    "asyncio": {"_concurrency"},
     "ctypes": {"_librdkafka"},
     "confluent_kafka": {"_librdkafka"},
 }

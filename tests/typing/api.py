@@ -362,6 +362,11 @@ def use_handles(handle: DeliveryHandle) -> None:
     pickle.loads(pickle.dumps(handle))
     assert_type(handle.wait(None), DeliveryReport)
     assert_type(handle.result(), DeliveryReport)
+
+    async def wait_in_asyncio() -> DeliveryReport:
+        return await handle
+
+    print(wait_in_asyncio)
     assert_type(handle.exception(timeout=1), ProduceError | None)
     handle.add_done_callback(lambda done: print(done.report))
     handle.wait("1")  # type: ignore[arg-type]
