@@ -460,10 +460,10 @@ class Monitor:
         self, event: Event, error: BaseException, swallow: type[BaseException]
     ) -> None:
         error_type = event.payload.get("type")
-        left_out = self._failures.left_out((event.name, error_type, type(error)))
-        if left_out is None:
+        suppressed = self._failures.suppressed((event.name, error_type, type(error)))
+        if suppressed is None:
             return
-        more = {"left_out": left_out} if left_out else {}
+        more = {"left_out": suppressed} if suppressed else {}
         producer_id = event.payload.get("producer_id")
         _log.write(
             ERROR,

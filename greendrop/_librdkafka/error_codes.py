@@ -1,6 +1,6 @@
 """Error codes of Kafka and librdkafka, and their names.
 
-greendrop shows Kafka's names, and accepts librdkafka's as well.
+greendrop shows Kafka's names and accepts librdkafka's too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECORD_LIST_TOO_LARGE = 18
 INVALID_TIMESTAMP = 32
 INVALID_RECORD = 87
 
-# librdkafka's own codes (rdkafka.h), there with an underscore before the name.
+# librdkafka's own codes (rdkafka.h), whose names there begin with an underscore.
 INVALID_DIFFERENT_RECORD = -138
 FENCED = -144
 INCONSISTENT = -149
@@ -37,7 +37,7 @@ UNKNOWN_PARTITION = -190
 MSG_TIMED_OUT = -192
 TRANSPORT = -195
 
-#: Kafka's names of errors that librdkafka names otherwise.
+#: Kafka's names of errors that have other names in librdkafka.
 _KAFKA_NAMES = {
     "NO_ERROR": "NONE",
     "UNKNOWN": "UNKNOWN_SERVER_ERROR",
@@ -78,7 +78,7 @@ def error_code(error: str | int) -> int:
 
 
 def number_of(name: str, numbers: Mapping[str, int], kind: str) -> int:
-    """Look up a name.
+    """Return the number of a name.
 
     Raises:
         ValueError: The name is unknown; the text suggests a similar one.

@@ -1,8 +1,8 @@
-"""The translation of librdkafka's errors into greendrop's.
+"""The error translator: librdkafka's errors become greendrop's.
 
-Errors get Kafka's names and texts that say what became of the message, and why; often
-librdkafka says the reason only in its log. Error objects are used as they come; this
-module imports nothing of confluent-kafka.
+Errors get Kafka's names, and texts that say what became of the message and why. Often
+librdkafka gives the reason only in its log. This module does not import
+confluent-kafka: it uses the error objects by their methods.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from greendrop.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: librdkafka's reports of messages that it dropped. It also calls a message "queued"
-#: that waits to be sent again because its answer was lost.
+#: Reports of messages that librdkafka dropped. "Queued" includes messages that
+#: librdkafka would have sent again because the broker's answer was lost.
 _PURGED = {
-    error_codes.PURGE_QUEUE: "still queued; if it had been sent before, the broker may"
-    " have it",
-    error_codes.PURGE_INFLIGHT: "in flight, so the broker may have stored it",
+    error_codes.PURGE_QUEUE: "while it was queued; if it had been sent before, the"
+    " broker may have stored it",
+    error_codes.PURGE_INFLIGHT: "while it was in flight, so the broker may have stored"
+    " it",
 }
 
-#: Errors for which a broker rejects a whole batch because of one record in it. Kafka
-#: checks all records of a batch before it stores the first.
+#: Errors of one record for which a broker rejects the whole batch: Kafka checks all
+#: records of a batch before it stores the first one.
 _REJECTS_BATCH = {
     error_codes.MESSAGE_TOO_LARGE,
     error_codes.RECORD_LIST_TOO_LARGE,
@@ -41,44 +42,44 @@ _REJECTS_BATCH = {
     error_codes.INVALID_DIFFERENT_RECORD,
 }
 
-# Such as FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected ...
+# For example: FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected
 _FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
 
 
 class NativeError(Protocol):
-    """What is used of a `confluent_kafka.KafkaError`."""
+    """The methods of `confluent_kafka.KafkaError` that the translator calls."""
 
     def code(self) -> int:
-        """Kafka's number of it."""
+        """Return the code of Kafka or librdkafka."""
         ...
 
     def name(self) -> str:
-        """The name that librdkafka has for it."""
+        """Return librdkafka's name of the error."""
         ...
 
     def str(self) -> str:
-        """Its text."""
+        """Return the text."""
         ...
 
     def fatal(self) -> bool:
-        """Whether the client can't go on."""
+        """Return whether the error ended the client."""
         ...
 
     def retriable(self) -> bool:
-        """Whether the same may succeed later."""
+        """Return whether the same call may succeed later."""
         ...
 
     def txn_requires_abort(self) -> bool:
-        """Whether the transaction must be aborted."""
+        """Return whether the transaction must be aborted."""
         ...
 
 
 class ErrorTranslator:
-    """The errors of one client, and what its brokers last complained of.
+    """The translator of one client's errors, with the last error of its brokers.
 
     Args:
-        fatal_error: Gives code and text of the error that ended the client, if any.
-        name_of: Gives librdkafka's name of an error's number.
+        fatal_error: Returns code and text of the client's fatal error, or None.
+        name_of: Returns librdkafka's name of an error code.
         redact: Returns a text without its secrets.
     """
 
@@ -91,33 +92,34 @@ class ErrorTranslator:
         self._fatal_error = fatal_error
         self._name_of = name_of
         self._redact = redact
-        #: The last complaint since the last good report, in librdkafka's words.
+        #: librdkafka's text of the last broker error since a message was delivered.
         self.last_error: str | None = None
-        # It came as an error, and not only in the log or as "all brokers down".
-        self._is_the_reason = False
-        #: Whether any message was delivered.
+        # Whether `last_error` comes from an error of a broker, and not from the log or
+        # from "all brokers are down".
+        self._is_specific = False
+        #: Whether a message was delivered.
         self.has_delivered = False
-        #: How many messages failed that librdkafka had taken.
+        #: Messages that failed after librdkafka had accepted them.
         self.failed = 0
-        #: How many of them librdkafka dropped. Any of these may have been sent before,
-        #: and stored: librdkafka counts a message that waits for a retry as queued.
+        #: How many of them librdkafka dropped. A broker may have stored any of these,
+        #: because librdkafka counts a message that waits for a retry as queued.
         self.purged_by_librdkafka = 0
-        #: The first failure of a message since this was last set to None. A message
-        #: that was dropped gives way to one that failed by itself: most are dropped
-        #: because another one has failed.
+        #: The first failure of a message since this was last set to None. The failure
+        #: of a message that was not dropped replaces that of a dropped one, because
+        #: most messages are dropped after another message has failed.
         self.first_failure: DeliveryError | None = None
 
     def clear_last_error(self) -> None:
-        """Forget the last complaint: a message was delivered."""
+        """Clear the last broker error, because a message was delivered."""
         self.has_delivered = True
         self.last_error = None
-        self._is_the_reason = False
+        self._is_specific = False
 
     def translate(self, error: NativeError) -> BrokerError:
-        """Turn librdkafka's error into ours."""
+        """Translate an error of librdkafka."""
         code, name, text = error.code(), error.name(), self._redact(error.str())
         fatal = error.fatal()
-        # The generic code hides the real one, which the client knows.
+        # The generic code hides the actual error, which the client has.
         real = self._fatal_error() if code == error_codes.FATAL else None
         if real is not None:
             code, text = real[0], self._redact(real[1])
@@ -128,13 +130,13 @@ class ErrorTranslator:
             code=code,
             name=name,
             fatal=fatal,
-            # librdkafka says no, although nothing is wrong with the message.
+            # librdkafka doesn't call this retriable, although the message is valid.
             retriable=error.retriable() or code == error_codes.INVALID_DIFFERENT_RECORD,
             abortable=error.txn_requires_abort(),
         )
 
     def fatal(self) -> BrokerError | None:
-        """Give the error that ended the client, if one has."""
+        """Return the fatal error of the client, or None."""
         real = self._fatal_error()
         if real is None:
             return None
@@ -143,23 +145,24 @@ class ErrorTranslator:
         return BrokerError(f"{text} ({name}, {code})", code=code, name=name, fatal=True)
 
     def client_error(self, error: NativeError) -> BrokerError:
-        """Turn an error of the client as a whole into ours, and remember it."""
-        told = self.translate(error)
-        # "All brokers are down" comes after, and hides, the reason why.
-        if told.code != error_codes.ALL_BROKERS_DOWN:
-            self.last_error = str(told)
-            self._is_the_reason = True
+        """Translate an error of the whole client, and keep it as `last_error`."""
+        translated = self.translate(error)
+        # "All brokers are down" comes after the reason and must not replace it.
+        if translated.code != error_codes.ALL_BROKERS_DOWN:
+            self.last_error = str(translated)
+            self._is_specific = True
         elif self.last_error is None:
-            self.last_error = str(told)
-        return told
+            self.last_error = str(translated)
+        return translated
 
     def note_log_line(self, line: str) -> None:
-        """Take the reason why a broker is down, if nothing better is known.
+        """Keep a log line as `last_error` if it says why a broker is unreachable.
 
-        A plaintext client at a TLS port is just cut off: of that librdkafka only logs.
+        An error of a broker has precedence. But of some failures librdkafka only logs,
+        such as the disconnect of a plaintext client from a TLS port.
         """
         failure = _FAIL_LINE.match(line)
-        if failure is None or self._is_the_reason:
+        if failure is None or self._is_specific:
             return
         self.last_error = self._redact(failure[1])
         if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
@@ -168,19 +171,19 @@ class ErrorTranslator:
     def delivery_error(
         self, topic: str, error: NativeError, partition: int | None
     ) -> DeliveryError:
-        """Turn, and count, the error of one message into ours."""
+        """Translate the error in the delivery report of a message, and count it."""
         self.failed += 1
-        return self._remembered(self._verdict(topic, error, partition))
+        return self._keep_first(self._delivery_error(topic, error, partition))
 
-    def _verdict(
+    def _delivery_error(
         self, topic: str, error: NativeError, partition: int | None
     ) -> DeliveryError:
         cause = self.translate(error)
         if cause.code in _PURGED:
             self.purged_by_librdkafka += 1
-            text = f"{_named(topic)} was dropped, {_PURGED[cause.code]}"
-            return _caused(MessagePurgedError, text, cause)
-        text = f"{_named(topic)} was not delivered: {cause}"
+            text = f"{_subject(topic)} was dropped {_PURGED[cause.code]}"
+            return _new_error(MessagePurgedError, text, cause)
+        text = f"{_subject(topic)} was not delivered: {cause}"
         if cause.code in _REJECTS_BATCH:
             return _rejected_with_batch(text, cause)
         if self.last_error is not None and self.last_error not in text:
@@ -188,42 +191,42 @@ class ErrorTranslator:
         elif cause.code == error_codes.MSG_TIMED_OUT and (
             partition is None or partition < 0
         ):
-            # It never got a partition: no broker told of any.
+            # The message never got a partition, since no broker knows the topic.
             text += "; the topic is unknown to the brokers, and was not created"
-        return _caused(DeliveryError, text, cause)
+        return _new_error(DeliveryError, text, cause)
 
     def purged(self, topic: str) -> DeliveryError:
-        """Make the error of a message that was dropped before librdkafka had it."""
-        text = f"{_named(topic)} was dropped, still queued"
-        return self._remembered(_caused(MessagePurgedError, text, None))
+        """Create the error of a message that was dropped before librdkafka had it."""
+        text = f"{_subject(topic)} was dropped before it was sent"
+        return self._keep_first(_new_error(MessagePurgedError, text, None))
 
     def report_lost(self, topic: str) -> ReportLostError:
-        """Tell that the report on a message was lost on its way to its handle."""
+        """Create the error of a message whose delivery report was lost."""
         text = (
-            f"the report on {_named(topic)} was lost to an exception that a signal"
-            " handler raised; the broker may have the message"
+            f"the delivery report of {_subject(topic)} was lost, because a signal"
+            " handler raised an exception; the broker may have stored the message"
         )
         return ReportLostError(text)
 
     def enqueue_error(self, topic: str, cause: Exception) -> DeliveryError:
-        """Make the error of a message that librdkafka did not accept."""
+        """Create the error of a message that librdkafka did not accept."""
         why = _wording.reason(cause)
         if (
             isinstance(cause, BrokerError)
             and cause.code == error_codes.MESSAGE_TOO_LARGE
         ):
-            # librdkafka's own text blames the broker, which has not seen it.
+            # librdkafka's own text says "Broker", but no broker has seen the message.
             why = (
                 "librdkafka counts more bytes than its message.max.bytes allows"
                 f" ({cause.name}, {cause.code})"
             )
-        text = f"{_named(topic)} was not queued: {why}"
-        return self._remembered(_caused(DeliveryError, text, cause))
+        text = f"{_subject(topic)} was not queued: {why}"
+        return self._keep_first(_new_error(DeliveryError, text, cause))
 
-    def _remembered(self, error: DeliveryError) -> DeliveryError:
-        before = self.first_failure
-        by_itself = not isinstance(error, MessagePurgedError)
-        if before is None or (by_itself and isinstance(before, MessagePurgedError)):
+    def _keep_first(self, error: DeliveryError) -> DeliveryError:
+        first = self.first_failure
+        was_purged = isinstance(error, MessagePurgedError)
+        if first is None or (isinstance(first, MessagePurgedError) and not was_purged):
             self.first_failure = error
         return error
 
@@ -235,16 +238,16 @@ def _rejected_with_batch(text: str, cause: BrokerError) -> DeliveryError:
     text += (
         f"; the broker rejected the whole batch {reason}, and stored none of the batch"
     )
-    error = _caused(DeliveryError, text, cause)
+    error = _new_error(DeliveryError, text, cause)
     error.batch_rejected = True
     return error
 
 
-def _named(topic: str) -> str:
+def _subject(topic: str) -> str:
     return f"a message to {topic!r}"
 
 
-def _caused(
+def _new_error(
     kind: type[DeliveryError], text: str, cause: Exception | None
 ) -> DeliveryError:
     error = kind(text)

@@ -1,9 +1,9 @@
-"""Where log lines go: to structlog if the program has configured it, else to `logging`.
+"""The log: structlog if the program has configured it, else `logging`.
 
-Neither is configured here, and structlog is not imported for a program that did not:
-it can't have configured it. Without any configuration warnings and errors go to
-standard error by Python's own handler of last resort, so that a program that can reach
-no broker says so; nothing goes to stdout, which is where structlog prints by itself.
+greendrop configures neither of them, and does not import structlog: a program that has
+not imported it can't have configured it. Without any configuration, warnings and errors
+go to standard error by Python's handler of last resort, so that a program that reaches
+no broker shows the reason. Nothing goes to stdout, where structlog prints by default.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ INFO = logging.INFO
 WARNING = logging.WARNING
 ERROR = logging.ERROR
 
-# Any logger that structlog can make has these.
+# All loggers that structlog can create have these methods.
 _METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error"}
-# What need not be quoted.
+# A text that needs no quotes.
 _PLAIN = re.compile(r"[^\s\"'=]+")
 
 
 class Log:
-    """A place for log lines: an event's name, and facts by keywords.
+    """A logger of lines that have an event name and fields.
 
     Args:
-        name: The logger's, in `logging`, and the argument of `structlog.get_logger`.
+        name: The name of the logger in `logging`, and the argument of
+            `structlog.get_logger`.
         logger: A logger of structlog to use instead.
-        **bound: Facts of each line.
+        **bound: Fields of all lines.
     """
 
     __slots__ = ("_bound", "_given", "_logger", "_standard")
@@ -38,8 +39,8 @@ class Log:
     def __init__(self, name: str, logger: Any = None, **bound: object) -> None:  # noqa: ANN401
         self._standard = logging.getLogger(name)
         self._given = logger
-        # A proxy of structlog, which looks at the configuration each time that it is
-        # used, unless the program told structlog to have it cached.
+        # A proxy of structlog. It reads the configuration at each use, unless the
+        # program has configured structlog to cache loggers.
         self._logger = logger.bind(**bound) if logger is not None else None
         self._bound = bound
 
@@ -48,25 +49,26 @@ class Log:
         level: int,
         event: str,
         exc_info: BaseException | None = None,
-        **facts: object,
+        **fields: object,
     ) -> None:
-        """Write a line. Never raises: what a logger raises is logged.
+        """Log a line. An exception of a logger is logged and not raised.
 
         Args:
-            level: One of `logging`.
-            event: What happened, as dotted words.
-            exc_info: An exception to show with its traceback.
-            **facts: Not named `event`, `level`, `logger` or `timestamp`.
+            level: A level of `logging`.
+            event: The name of the event, in dotted words.
+            exc_info: An exception to log with its traceback.
+            **fields: Fields with other names than `event`, `level`, `logger` and
+                `timestamp`.
         """
         try:
             logger = self._logger if self._given is not None else self._structlog()
             if logger is None:
-                self._write_standard(level, event, exc_info, facts)
+                self._write_standard(level, event, exc_info, fields)
             elif exc_info is None:
-                getattr(logger, _METHODS[level])(event, **facts)
+                getattr(logger, _METHODS[level])(event, **fields)
             else:
-                getattr(logger, _METHODS[level])(event, exc_info=exc_info, **facts)
-        except Exception as error:  # noqa: BLE001 - a log line is worth no failure
+                getattr(logger, _METHODS[level])(event, exc_info=exc_info, **fields)
+        except Exception as error:  # noqa: BLE001 - logging must not break sending
             text = "a log line about %s could not be written"
             self._standard.error(text, event, exc_info=error)
 
@@ -84,18 +86,21 @@ class Log:
         level: int,
         event: str,
         exc_info: BaseException | None,
-        facts: dict[str, object],
+        fields: dict[str, object],
     ) -> None:
         if not self._standard.isEnabledFor(level):
             return
-        facts = {**self._bound, **facts}
-        text = " ".join([event, *(f"{key}={_shown(facts[key])}" for key in facts)])
-        # All of them under one name: `logging` refuses names that its records have.
-        extra = {"greendrop": {"event": event, **facts}}
+        fields = {**self._bound, **fields}
+        text = " ".join(
+            [event, *(f"{key}={_format_value(fields[key])}" for key in fields)]
+        )
+        # All fields are below one name, because `logging` refuses the names of its own
+        # attributes.
+        extra = {"greendrop": {"event": event, **fields}}
         self._standard.log(level, "%s", text, exc_info=exc_info, extra=extra)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     text = str(value)
     if isinstance(value, str) and not _PLAIN.fullmatch(text):
         return repr(value)

@@ -1,4 +1,4 @@
-"""Whether something of a kind was told lately, so that it need not be told again."""
+"""The rate limiter of log lines and events."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from greendrop import _concurrency
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-#: Kinds that are remembered. More of them at a time are hardly kinds.
-_MOST = 500
+#: The number of kinds that are remembered. With more kinds in one interval nothing
+#: repeats, and there is nothing to limit.
+_MAX_KINDS = 500
 
 
 class RateLimiter:
-    """Lets one of a kind through in a time, and counts the others.
+    """A limit of one per kind and interval, with a count of the suppressed others.
 
     Args:
-        seconds: That time.
-        now: The clock.
+        seconds: The interval.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
-        self, seconds: float = 60.0, now: Callable[[], float] = _concurrency.monotonic
+        self, seconds: float = 60.0, clock: Callable[[], float] = _concurrency.monotonic
     ) -> None:
         self._seconds = seconds
-        self._now = now
-        # When each kind may be told again, and how many were not since.
+        self._clock = clock
+        # For each kind the end of its interval, and how many were suppressed in it.
         self._kinds: dict[Hashable, tuple[float, int]] = {}
 
-    def left_out(self, kind: Hashable) -> int | None:
-        """Tell how many were left out since the last one; None: leave this out, too."""
-        now = self._now()
-        until, count = self._kinds.get(kind, (now, 0))
-        if now < until:
-            self._kinds[kind] = (until, count + 1)
+    def suppressed(self, kind: Hashable) -> int | None:
+        """Return how many of a kind were suppressed since the last one that was not.
+
+        None means that this one must be suppressed as well; it is counted.
+        """
+        now = self._clock()
+        end, count = self._kinds.get(kind, (now, 0))
+        if now < end:
+            self._kinds[kind] = (end, count + 1)
             return None
-        if len(self._kinds) >= _MOST:
+        if len(self._kinds) >= _MAX_KINDS:
             self._kinds = {
-                each: told for each, told in list(self._kinds.items()) if told[0] > now
+                key: entry for key, entry in list(self._kinds.items()) if entry[0] > now
             }
-            if len(self._kinds) >= _MOST:
+            if len(self._kinds) >= _MAX_KINDS:
                 self._kinds = {}
         self._kinds[kind] = (now + self._seconds, 0)
         return count

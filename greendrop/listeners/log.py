@@ -172,11 +172,11 @@ class LogListener:
                 values.get("error", ""),
             )
             kind = (producer_id, error_type, values.get("code"), is_hang_up(text))
-            left_out = self._rate_limiter.left_out(kind)
-            if left_out is None:
+            suppressed = self._rate_limiter.suppressed(kind)
+            if suppressed is None:
                 return
-            if left_out:
-                values["left_out"] = left_out
+            if suppressed:
+                values["left_out"] = suppressed
         values |= _present(event, "topic", "partition", "attempt", "retry")
         if "message" in event.payload:
             values["topic"] = event["message"].topic

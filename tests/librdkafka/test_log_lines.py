@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from greendrop import Producer
-from greendrop._librdkafka.log_lines import LogLines, classified
+from greendrop._librdkafka.log_lines import LogLines, classify
 from greendrop._logging.log import ERROR, INFO, WARNING, Log
 from greendrop._logging.rate_limit import RateLimiter
 from tests.golden import expected, given
@@ -82,7 +82,7 @@ def test_lines_have_kinds_and_keywords(collected_lines):
 )
 def test_kinds(facility, text, kind, level):
     """The kind of a line is derived from its facility or from its text."""
-    assert classified(17, facility, text) == (kind, level)
+    assert classify(17, facility, text) == (kind, level)
 
 
 def test_lines_that_differ_in_numbers_only_are_logged_once_a_minute(collected_lines):
@@ -122,11 +122,11 @@ def test_every_line_is_logged_at_debug_level(collected_lines):
 
 def test_memory_for_kinds_is_bounded():
     """The memory for kinds of lines is bounded."""
-    repeats = RateLimiter(60.0, lambda: 0.0)
+    limiter = RateLimiter(60.0, lambda: 0.0)
     for number in range(10_000):
-        assert repeats.left_out(number) == 0
+        assert limiter.suppressed(number) == 0
 
-    assert len(repeats._kinds) <= 500
+    assert len(limiter._kinds) <= 500
 
 
 @pytest.mark.slow
