@@ -81,9 +81,11 @@ KAFKA_REASONS = {
     " acknowledged.",
     "statistics.interval.ms": "Only if something has subscribed to"
     " `statistics.emitted` before the first message; otherwise 0.",
-    "sticky.partitioning.linger.ms": "Only with a `transactional.id`, and if you don't"
-    " set `linger.ms`. librdkafka's own default, which it would otherwise lower to 0:"
-    " the messages of a transaction that have no key go to one partition, not to all.",
+    "sticky.partitioning.linger.ms": "Only if you don't set `linger.ms`. librdkafka's"
+    " own default, otherwise lowered to 0. Messages without a key go to one"
+    " partition for 10 ms, and then to another one, so that a batch leaves as one"
+    " request instead of one for each partition. Over more than some 10 ms the"
+    " partitions get equal shares. Set 0 to send each message to a random partition.",
     "transaction.timeout.ms": "Only with a `transactional.id`. librdkafka requires it"
     " to be at least `message.timeout.ms`.",
 }

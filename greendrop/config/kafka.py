@@ -235,10 +235,10 @@ def with_defaults(users: Mapping[str, str], *, transactional: bool) -> dict[str,
     merged.setdefault("socket.nagle.disable", "true")
     if _first_of(users, *_LINGER) is None:
         merged["linger.ms"] = "0"
-        if transactional:
-            # librdkafka's default is 10, but 0 if linger.ms is 0. With 10 a transaction
-            # touches as few partitions as it does with librdkafka's linger.ms.
-            merged.setdefault("sticky.partitioning.linger.ms", "10")
+        # librdkafka's own default, which it would lower to 0 for linger.ms=0: then each
+        # message without a key would go to a random partition, and a batch of ten would
+        # leave as four requests.
+        merged.setdefault("sticky.partitioning.linger.ms", "10")
     message = _first_of(users, *_DELIVERY_TIMEOUT)
     transaction = users.get("transaction.timeout.ms")
     if message is None:

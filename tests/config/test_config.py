@@ -719,6 +719,7 @@ def test_defaults_serve_a_waiting_program():
         "message.timeout.ms": "150000",
         "socket.nagle.disable": "true",
         "linger.ms": "0",
+        "sticky.partitioning.linger.ms": "10",
     }
 
 
