@@ -665,11 +665,11 @@ class Client:
                 return False
             if self._settings.user_sets_linger:
                 self.kafka_handle.flush_linger()
-            waiter = self.poll_loop.new_waiter(self._is_idle if may_poll else None)
-            self.in_flight.wait_for_none(
-                waiter, min(deadline.remaining(), _FLUSH_INTERVAL)
-            )
-            if self.in_flight.count > 0:
+            if not self.in_flight.wait_until(
+                self._is_idle,
+                _concurrency.Deadline(_FLUSH_INTERVAL).earlier(deadline),
+                lambda: self.poll_loop.new_waiter(self._is_idle if may_poll else None),
+            ):
                 self.poll_loop.ensure_progress()
         return True
 
@@ -765,16 +765,17 @@ class Client:
         Blocking:
             Lets other greenlets run.
         """
+
+        def is_settled() -> bool:
+            return self.in_flight.count <= len(self._carried_over)
+
         deadline = _concurrency.Deadline(seconds)
         self.flush_batcher()
-        while self.in_flight.count > len(self._carried_over):
-            if deadline.has_expired:
-                return
-            waiter = self.poll_loop.new_waiter(
-                lambda: self.in_flight.count <= len(self._carried_over)
-            )
-            self.in_flight.wait_for_none(
-                waiter, min(deadline.remaining(), _FLUSH_INTERVAL)
+        while not (is_settled() or deadline.has_expired):
+            self.in_flight.wait_until(
+                is_settled,
+                _concurrency.Deadline(_FLUSH_INTERVAL).earlier(deadline),
+                lambda: self.poll_loop.new_waiter(is_settled),
             )
 
     def close(self) -> None:

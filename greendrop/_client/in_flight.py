@@ -192,13 +192,18 @@ class InFlight:
         self._space.grant_all()
         self._update_free_slots()
 
-    def wait_for_none(self, waiter: _concurrency.Waiter, seconds: float) -> None:
-        """Wait until no message is in flight, or the time is over.
+    def wait_until(
+        self,
+        condition: Callable[[], bool],
+        deadline: Deadline,
+        new_waiter: Callable[[], _concurrency.Waiter],
+    ) -> bool:
+        """Wait until the condition holds; return False if the time was over first.
 
-        Blocking:
-            As the waiter does.
+        The condition is checked when no message is in flight any more, and every
+        second. See `WaitQueue.wait_until`.
         """
-        self._empty.wait_until(lambda: not self.pending, waiter, Deadline(seconds))
+        return self._empty.wait_until(condition, deadline, new_waiter)
 
 
 class _CountedBytes:

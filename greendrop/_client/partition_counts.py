@@ -1,9 +1,8 @@
-"""Where a message with a `partition_key` goes.
+"""Partition counts: the routing of messages that have a `partition_key`.
 
-Chooses its partition, and knows for that how many partitions each topic has: it asks
-the brokers, once for all who want to know, and remembers the answer. How one asks them,
-and what a partitioner does, is passed in. `Rerouter` sends messages once more whose
-partition turned out to be gone.
+`Router` chooses partitions. It requests the number of a topic's partitions from the
+brokers, with one request for all callers, and caches it. `Rerouter` sends messages once
+more whose partition no longer exists.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ if TYPE_CHECKING:
     from greendrop._librdkafka.partitioners import Partitioner
     from greendrop.delivery import ReportQueue
 
-#: What is told as the number of partitions of a topic that nobody knows.
+#: Returned as the number of partitions of an unknown topic.
 UNKNOWN = -1
 
-#: Seconds for which an answer holds. Topics hardly ever get partitions, and never lose
-#: any, unless they are made anew.
+#: Seconds for which a number is fresh. Topics rarely get more partitions, and get fewer
+#: only when they are deleted and created again.
 _FRESH = 30.0
-#: Seconds for which "unknown" holds, and a known number that could not be renewed.
+#: Seconds for which `UNKNOWN` is fresh, and a number that could not be requested again.
 #: Short, since the topic may be created, or a broker come back, at any time.
 _BRIEFLY = 1.0
-#: Seconds after that in which a known number is still used, while a newer one is being
-#: asked for. Together 5 minutes, librdkafka's own age of metadata.
+#: Seconds after `_FRESH` in which a number is still used, while a newer one is being
+#: requested. Together 5 minutes, librdkafka's own age of metadata.
 _USABLE = 270.0
 
-#: Seconds that one request to a broker may take.
+#: Timeout of one request to a broker, in seconds.
 _REQUEST = 2.0
-#: Seconds that all tries together may take.
+#: Timeout of all attempts together, in seconds.
 _LONGEST_WAIT = 5.0
-#: Seconds between two tries: the first ones, doubled each time up to the last ones.
+#: Seconds between two attempts: at first, doubled each time, and at most.
 _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0
-#: Seconds after which a topic that brokers don't know is taken for unknown. A broker
-#: that creates topics when they are asked for says "unknown" until it has: some 0.1 s.
+#: Seconds after which a topic that the brokers don't know counts as unknown. A broker
+#: that creates topics on request answers "unknown" until it has done so: some 0.1 s.
 _CREATION = 1.5
 
 #: Maximum number of cached topics, for programs that generate topic names.
@@ -58,12 +57,12 @@ _TRANSIENT = {
     error_codes.TRANSPORT,
 }
 
-# Making a NamedTuple by its own constructor costs twice as much.
+# The constructor of a NamedTuple takes twice as long.
 _new_message = tuple.__new__
 
 
 class _Known(NamedTuple):
-    """How many partitions a topic has, and until when that holds."""
+    """The number of a topic's partitions, and the time until which it is fresh."""
 
     partitions: int
     fresh_until: float
@@ -77,11 +76,11 @@ class Router:
 
     Args:
         partitioner: None if keys don't matter.
-        ask: Asks a broker for the number of partitions of a topic, for as many
-            seconds, and blocks the thread meanwhile. Raises a `BrokerError`, or
+        ask: Requests the number of a topic's partitions from a broker, with a timeout
+            in seconds, and blocks the thread. Raises a `BrokerError`, or
             `ProducerClosedError`. Called on native threads only.
-        new_waiter: Makes a waiter for the caller, or raises `IllegalWaitError`.
-        now: The clock by which answers age.
+        new_waiter: Returns a waiter for the caller, or raises `IllegalWaitError`.
+        now: The clock by which cached numbers age.
     """
 
     def __init__(
@@ -96,23 +95,23 @@ class Router:
         self._new_waiter = new_waiter
         self._now = now
         self._known: dict[str, _Known] = {}
-        # Topics that are being asked for, and who waits for the answer, in the order in
-        # which they came: in that order they are woken, and send. Changed under the
+        # Topics that are being requested, and the tasks that wait for the answer. They
+        # are woken in the order of waiting, and send in that order. Changed under the
         # lock, which is held for a few instructions.
-        self._asking: dict[str, dict[_concurrency.Waiter, None]] = {}
+        self._asking: dict[str, _concurrency.WaitQueue] = {}
         self._lock = _concurrency.new_lock()
         self._stopped = False
 
     def routed(self, message: Message, counts: dict[str, int]) -> Message:
-        """Give a message the partition that its `partition_key` leads to.
+        """Return a message with the partition for its `partition_key`.
 
-        Its own `partition` stays, if it has any, while nobody knows how many the topic
-        has.
+        While the number of the topic's partitions is unknown, the message keeps its own
+        `partition`, if it has one.
 
         Args:
             message: In wire form, with a `partition_key`. It is not changed.
-            counts: Numbers of partitions by topic, which hold for all messages of a
-                batch; what is missing is added.
+            counts: Numbers of partitions by topic, for all messages of a batch. Missing
+                numbers are added.
 
         Raises, Blocking:
             As `count`.
@@ -135,10 +134,10 @@ class Router:
     def routed_many(
         self, messages: Sequence[Message], counts: dict[str, int]
     ) -> list[Message]:
-        """Do so for all messages that have a `partition_key`; in order, the others too.
+        """Return messages with partitions for those that have a `partition_key`.
 
-        Fewer messages than given mean that something is in the way of the next one;
-        `routed` says what.
+        The list ends before a message for which the caller would have to wait and
+        can't; `routed` raises the error of that message.
 
         Blocking:
             As `count`.
@@ -146,32 +145,31 @@ class Router:
         routed: list[Message] = []
         for message in messages:
             try:
-                routed.append(
-                    message if message[5] is None else self.routed(message, counts)
-                )
+                has_key = message.partition_key is not None
+                routed.append(self.routed(message, counts) if has_key else message)
             except IllegalWaitError:
                 break
         return routed
 
     def count(self, topic: str) -> int:
-        """Tell how many partitions a topic has; -1 if nobody knows.
+        """Return the number of a topic's partitions; -1 if it is unknown.
 
         Raises:
             IllegalWaitError: It is not known yet, and the caller can't wait.
 
         Blocking:
-            Lets other greenlets run; for some 5 s at most, and only while no answer is
-            known, or the last one is older than 5 minutes. Returns early when stopped.
+            While no number is cached, or it is older than 5 minutes: for some 5 s at
+            most. Lets other greenlets run. Returns early when stopped.
         """
         known = self._known.get(topic, _NOTHING)
         now = self._now()
         if now < known.fresh_until:
             return known.partitions
-        self._start_asking(topic)
+        answered = self._start_asking(topic)
         if known.partitions > 0 and now < known.fresh_until + _USABLE:
             return known.partitions
         try:
-            waiter = self._new_waiter()
+            self._wait(topic, answered)
         except IllegalWaitError as error:
             if known.partitions > 0:
                 return known.partitions
@@ -180,7 +178,6 @@ class Router:
                 " nothing was sent (call partition_count() before, elsewhere)"
             )
             raise IllegalWaitError(text) from error
-        self._wait(topic, waiter)
         return self._known.get(topic, _NOTHING).partitions
 
     def on_failed_message(
@@ -188,13 +185,15 @@ class Router:
     ) -> None:
         """Forget a topic's number if a failed message shows that it is out of date.
 
-        The next message asks for it. It is kept if it does not allow the partition of
-        the failed message: then it has been renewed since that message was routed.
+        The next message requests it again. The number is kept if it is too small for
+        the partition of the failed message: then it has been requested again since that
+        message was routed.
 
         Args:
-            code: Of the error, if it has one.
-            topic: The message's.
-            partition: The one that its `partition_key` led to, if it has any.
+            code: The code of the error, if it has one.
+            topic: The topic of the message.
+            partition: The partition that was chosen by its `partition_key`, if it has
+                one.
         """
         if code in {error_codes.UNKNOWN_TOPIC_OR_PARTITION, error_codes.UNKNOWN_TOPIC}:
             outdated = True
@@ -209,77 +208,78 @@ class Router:
 
     @property
     def stopped(self) -> bool:
-        """Whether no more is asked, because the client closes."""
+        """Whether no more requests are made, because the client closes."""
         return self._stopped
 
     @property
     def has_waiters(self) -> bool:
-        """Whether anybody waits for an answer."""
+        """Whether a task waits for an answer."""
         with self._lock:
-            return any(self._asking.values())
+            return any(answered.has_waiters for answered in self._asking.values())
 
     def stop(self) -> None:
-        """Send away who waits, and ask no more; the owner lets nobody new come."""
+        """Make no more requests, and end all waits for answers."""
         self._stopped = True
         with self._lock:
-            waiters = [each for all_of in self._asking.values() for each in all_of]
-        for waiter in waiters:
-            waiter.wake()
+            asking = list(self._asking.values())
+        for answered in asking:
+            answered.notify_all()
 
-    # --- asking -----------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------
 
-    def _start_asking(self, topic: str) -> None:
+    def _start_asking(self, topic: str) -> _concurrency.WaitQueue:
+        """Start a request, unless one is under way; return the queue for its answer."""
         with self._lock:
-            if self._stopped or topic in self._asking:
-                return
-            self._asking[topic] = {}
+            if (answered := self._asking.get(topic)) is not None:
+                return answered
+            answered = _concurrency.WaitQueue()
+            if self._stopped:
+                return answered
+            self._asking[topic] = answered
         try:
             if not _concurrency.start_thread(self._find_out, topic):
                 self._find_out(topic)  # the interpreter is ending
         except RuntimeError:  # the system has no more threads
             self._answer(topic, None)
             raise
+        return answered
 
-    def _wait(self, topic: str, waiter: _concurrency.Waiter) -> None:
-        with self._lock:
-            waiters = self._asking.get(topic)
-            if waiters is None:
-                return  # answered meanwhile
-            waiters[waiter] = None
-        try:
-            if not (self._stopped or waiter.wait(_LONGEST_WAIT + _REQUEST)):
-                # Nobody asks: a signal handler has raised before the thread was there.
-                self._answer(topic, None)
-        finally:
-            waiters.pop(waiter, None)
+    def _wait(self, topic: str, answered: _concurrency.WaitQueue) -> None:
+        if not answered.wait_until(
+            lambda: self._stopped or self._asking.get(topic) is not answered,
+            _concurrency.Deadline(_LONGEST_WAIT + _REQUEST),
+            self._new_waiter,
+        ):
+            # No thread asks: a signal handler has raised before the thread started.
+            self._answer(topic, None)
 
     def _find_out(self, topic: str) -> None:
-        # On a thread of its own, and not on that of one who wants to know: that one may
-        # be killed, or run out of time, while others go on waiting for the same.
+        # On a thread of its own, and not in the task of a caller: that task may be
+        # killed, or run out of time, while other tasks wait for the same answer.
         count = None
         try:
-            count = self._ask_until_told(topic)
+            count = self._ask_repeatedly(topic)
         finally:
             self._answer(topic, count)
 
-    def _ask_until_told(self, topic: str) -> int | None:
-        """Give the brokers' answer, None if there was none; on a native thread."""
-        began = _concurrency.monotonic()
+    def _ask_repeatedly(self, topic: str) -> int | None:
+        """Return the brokers' answer, None if there was none; on a native thread."""
+        started = _concurrency.monotonic()
+        deadline = _concurrency.Deadline(_LONGEST_WAIT)
         pause = _FIRST_PAUSE
         while not self._stopped:
-            left = began + _LONGEST_WAIT - _concurrency.monotonic()
-            seconds = min(max(left, _FIRST_PAUSE), _REQUEST)
-            count, patience = self._ask_once(topic, seconds)
+            seconds = min(max(deadline.remaining(), _FIRST_PAUSE), _REQUEST)
+            count, worthwhile = self._ask_once(topic, seconds)
             if count is not None and count > 0:
                 return count
-            if _concurrency.monotonic() + pause >= began + patience:
+            if _concurrency.monotonic() + pause - started >= worthwhile:
                 return count
             _concurrency.ThreadWaiter().wait(pause)
             pause = min(pause * 2, _LAST_PAUSE)
         return None
 
     def _ask_once(self, topic: str, seconds: float) -> tuple[int | None, float]:
-        """Give the answer, None if there was none, and how long to try for a better."""
+        """Return the answer, None without one, and for how long to try again."""
         try:
             count = self._ask(topic, seconds)
         except ProducerClosedError:
@@ -288,11 +288,11 @@ class Router:
             if error.code == error_codes.UNKNOWN_TOPIC_OR_PARTITION:
                 return UNKNOWN, _CREATION
             return None, _LONGEST_WAIT if error.code in _TRANSIENT else 0.0
-        # 0 is no answer: the topic is just being created.
+        # 0 is not an answer: the topic is just being created.
         return count or None, _LONGEST_WAIT
 
     def _answer(self, topic: str, count: int | None) -> None:
-        """Remember an answer, and wake who waits for it."""
+        """Cache an answer, and wake the tasks that wait for it."""
         if count is None:
             count, holds = self._known.get(topic, _NOTHING).partitions, _BRIEFLY
         else:
@@ -301,9 +301,9 @@ class Router:
             if topic not in self._known and len(self._known) >= _MAX_TOPICS:
                 del self._known[next(iter(self._known))]
             self._known[topic] = _Known(count, self._now() + holds)
-            waiters = list(self._asking.pop(topic, ()))
-        for waiter in waiters:
-            waiter.wake()
+            answered = self._asking.pop(topic, None)
+        if answered is not None:
+            answered.notify_all()
 
 
 class RoutedHandle(DeliveryHandle):
@@ -311,12 +311,12 @@ class RoutedHandle(DeliveryHandle):
 
     __slots__ = ("message",)
 
-    #: The message in wire form, to route it once more. None once it has been delivered
-    #: or routed once more: its payload must not live as long as the handle.
+    #: The message in wire form, to route it once more. None after the message was
+    #: delivered or routed once more: its payload must not live as long as the handle.
     message: Message | None
 
     def __init__(self, message: Message, reports: ReportQueue) -> None:
-        # Called by its name: `super()` makes a handle half as expensive again.
+        # Without `super()`, by which a handle would cost half as much again.
         DeliveryHandle.__init__(self, message[0], message[7], reports)
         self.message = message
 
@@ -332,21 +332,21 @@ class RoutedHandle(DeliveryHandle):
 
 
 class Rerouter:
-    """Routes messages of one client once more whose partition is gone.
+    """Sends messages of one client once more whose partition no longer exists.
 
-    A topic that is recreated may have fewer partitions. For up to 30 s `Router` then
-    leads messages to partitions that librdkafka refuses, or reports as unknown. Such a
-    message stays in flight, and a task of its own asks brokers for the new number and
-    sends it to its new partition.
+    A topic that was deleted and created again may have fewer partitions. For up to 30 s
+    `Router` then chooses partitions that librdkafka refuses, or reports as unknown.
+    Such a message stays in flight, while a background task requests the new number and
+    sends the message to its new partition.
 
     Args:
         router: Chooses partitions.
-        send: Hands a message to librdkafka, or to a client that takes over. May wait.
-            Called in the task.
+        send: Sends a message by this client, or by its successor. May wait. Called in
+            the task.
         on_interrupt: Called when an exception has ended the task, and may have lost a
             message between two steps of it.
-        enabled: False in a transaction: a message of it that has failed has failed the
-            transaction, and one that is sent later could get into the next one.
+        enabled: False for transactional producers: a failed message has failed its
+            transaction, and if it was sent later it could become part of the next one.
     """
 
     def __init__(
@@ -361,8 +361,8 @@ class Rerouter:
         self._send = send
         self._on_interrupt = on_interrupt
         self._enabled = enabled
-        # In the order of the failures: handle, message, and what makes its failure
-        # final. Changed under the lock, which is held for a few instructions.
+        # In the order of the failures: handle, message, and the function that makes its
+        # failure final. Changed under the lock, which is held for a few instructions.
         self._taken: deque[tuple[DeliveryHandle, Message, Callable[[], None]]] = deque()
         self._running = False
         self._lock = _concurrency.new_lock()
@@ -371,14 +371,14 @@ class Rerouter:
         return len(self._taken)
 
     def on_failure(self, handle: DeliveryHandle, code: int | None) -> bool:
-        """Have the router forget what a failed message shows to be out of date.
+        """Forget a number of partitions that a failed message shows to be out of date.
 
         Returns:
-            Whether the message is one to be routed once more; see `take`.
+            Whether the message can be routed once more; see `take`.
 
         Args:
-            handle: The message's.
-            code: Of the error.
+            handle: The handle of the message.
+            code: The code of the error.
         """
         message = handle.message if isinstance(handle, RoutedHandle) else None
         partition = None if message is None else message.partition
@@ -390,20 +390,20 @@ class Rerouter:
             and not self._router.stopped
         )
 
-    def take(self, handle: DeliveryHandle, give_back: Callable[[], None]) -> None:
-        """Take over a message that failed, of which `on_failure` has returned True.
+    def take(self, handle: DeliveryHandle, fail: Callable[[], None]) -> None:
+        """Queue a failed message for which `on_failure` has returned True.
 
         Call `start` afterwards.
 
         Args:
-            handle: The message's. It must not be resolved meanwhile.
-            give_back: Makes the failure final, if the message can't be routed.
+            handle: The handle of the message. It must not be resolved meanwhile.
+            fail: Makes the failure final, if the message can't be routed.
         """
         message: Any = None
         if isinstance(handle, RoutedHandle):
             message, handle.message = handle.message, None
         with self._lock:
-            self._taken.append((handle, message, give_back))
+            self._taken.append((handle, message, fail))
 
     def start(self) -> None:
         """Start the task, unless it is running or has nothing to do."""
@@ -414,13 +414,13 @@ class Rerouter:
         try:
             _concurrency.spawn(self._run)
         except RuntimeError:  # the system has no more threads
-            self._give_all_back()
+            self._fail_all()
         except BaseException:  # a signal handler raised
-            self._give_all_back()
+            self._fail_all()
             raise
 
     def drop(self) -> list[tuple[Message, DeliveryHandle]]:
-        """Give up what was taken and not sent yet, in order."""
+        """Remove and return the queued messages, in order."""
         with self._lock:
             taken, self._taken = self._taken, deque()
         return [(message, handle) for handle, message, _ in taken]
@@ -430,7 +430,7 @@ class Rerouter:
             while self._route_next():
                 pass
         except BaseException:
-            self._give_all_back()
+            self._fail_all()
             self._on_interrupt()
             raise
 
@@ -441,25 +441,25 @@ class Rerouter:
                 self._running = False
                 return False
             first = self._taken[0]
-        handle, message, release = first
+        handle, message, fail = first
         try:
             routed = self._router.routed(message, {})
         except IllegalWaitError:
             routed = message
         with self._lock:
             if not self._taken or self._taken[0] is not first:
-                return True  # dropped meanwhile
+                return True  # removed by `drop`
             self._taken.popleft()
         if routed.partition == message.partition or self._router.stopped:
-            release()  # nothing better is known
+            fail()  # the router knows no other partition
         else:
             self._send(routed, handle)
         return True
 
-    def _give_all_back(self) -> None:
+    def _fail_all(self) -> None:
         # The task was interrupted, or could not start.
         with self._lock:
             self._running = False
             taken, self._taken = self._taken, deque()
-        for _, _, release in taken:
-            release()
+        for _, _, fail in taken:
+            fail()

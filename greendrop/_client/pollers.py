@@ -195,7 +195,7 @@ class GreenletPoller:
                 return False
             # A hub that ends with its thread wakes no waiter.
             soon = Deadline(_HUB_CHECK_INTERVAL).earlier(deadline)
-            self._end.wait_until(lambda: self._ended, _concurrency.new_waiter(), soon)
+            self._end.wait_until(lambda: self._ended, soon)
         return True
 
     def count_in_flight(self) -> int:
@@ -337,9 +337,7 @@ class ThreadPoller:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end; return False if it has not come in time."""
-        return self._ended or self._end.wait_until(
-            lambda: self._ended, _concurrency.new_waiter(), Deadline(seconds)
-        )
+        return self._end.wait_until(lambda: self._ended, Deadline(seconds))
 
     def _run(self) -> None:
         self._ident = _concurrency.get_ident()

@@ -1,16 +1,18 @@
 """Wait queues: tasks that wait for other tasks of the same process.
 
-`WaitQueue` wakes all of its tasks to check a condition; `FairQueue` grants something
-that is scarce, in the order of waiting. Greenlets and threads may share a queue.
+A `WaitQueue` wakes all of its tasks to check a condition. A `FairQueue` grants shares
+of something scarce, in the order of waiting. Greenlets and threads may share a queue.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from greendrop._concurrency import native
+from greendrop._concurrency.waiters import new_waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,39 +43,50 @@ class WaitQueue:
         return bool(self.waiters)
 
     def wait_until(
-        self, condition: Callable[[], bool], waiter: Waiter, deadline: Deadline
+        self,
+        condition: Callable[[], bool],
+        deadline: Deadline,
+        new_waiter: Callable[[], Waiter] = new_waiter,
     ) -> bool:
         """Wait until the condition holds; return False if the time was over first.
 
         Args:
             condition: Checked in this task, before it waits and when it was woken.
-            waiter: The caller's.
             deadline: When to give up.
+            new_waiter: Returns a waiter for the caller. Called for each wait, since a
+                waiter can be woken only once.
+
+        Raises:
+            IllegalWaitError: The condition does not hold, and the caller is the hub.
 
         Blocking:
-            As the waiter does.
+            As the waiters do; by default, lets other greenlets run where the thread has
+            a hub, else blocks the thread.
         """
-        self.waiters.append(waiter)
-        try:
-            # Checked after entering the queue: if the condition came to hold in
-            # between, `notify_all` has not seen this waiter.
-            while not condition():
-                remaining = deadline.remaining()
-                if not remaining:
-                    return False
-                if waiter.wait(min(remaining, _RECHECK_EVERY)):
-                    return condition()
-            return True
-        finally:
-            if waiter in self.waiters:
-                self.waiters.remove(waiter)
+        while not condition():
+            waiter = new_waiter()
+            self.waiters.append(waiter)
+            try:
+                # Check again, now that the waiter is in the queue: a task that made the
+                # condition hold in between has not woken it.
+                while not condition():
+                    remaining = deadline.remaining()
+                    if not remaining:
+                        return False
+                    if waiter.wait(min(remaining, _RECHECK_EVERY)):
+                        break
+            finally:
+                if waiter in self.waiters:
+                    with suppress(ValueError):  # another thread notifies now
+                        self.waiters.remove(waiter)
+        return True
 
     def notify_all(self) -> None:
         """Wake all tasks that wait; from any thread."""
         while self.waiters:
             try:
                 waiter = self.waiters.popleft()
-            except IndexError:  # another thread notifies, too
+            except IndexError:  # another thread notifies as well
                 return
             waiter.wake()
 

@@ -9,7 +9,6 @@ disconnecting in `disconnect`, and those of closing in `shutdown`.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from greendrop import _concurrency, _wording, events
@@ -28,7 +27,8 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections import deque
+    from collections.abc import Mapping, Sequence
 
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
@@ -131,7 +131,7 @@ class Connections:
         #: refused meanwhile.
         self.final_flush_task: object = None
         #: When all senders stop waiting, by the monotonic clock; set by `close`.
-        self.send_deadline = math.inf
+        self.send_deadline = _concurrency.Deadline(math.inf)
         #: The OAuth token that all clients log in with.
         self.tokens = TokenRefresher(settings, monitor, self._give_token)
         #: Held while the attributes above change.
@@ -142,7 +142,7 @@ class Connections:
         self._closing_clients: list[Client] = []
         # Those of them whose `close` is running or about to run.
         self._being_closed: set[Client] = set()
-        self._end_waiters: deque[_concurrency.Waiter] = deque()
+        self._end = _concurrency.WaitQueue()
 
     # --- inspecting --------------------------------------------------------------
 
@@ -256,9 +256,9 @@ class Connections:
         client = self._find_or_build(slot)
         if client is not None:
             return client
-        deadline = _concurrency.monotonic() + _TOKEN_TIMEOUT
+        deadline = _concurrency.Deadline(_TOKEN_TIMEOUT)
         while client is None:
-            self.tokens.wait(min(deadline, self.send_deadline))
+            self.tokens.wait(deadline.earlier(self.send_deadline))
             client = self._find_or_build(slot)
         return client
 
@@ -534,7 +534,7 @@ class Connections:
         self._being_closed = set()
         # A thread of the parent may have held them at the moment of the fork.
         self.lock = _concurrency.new_lock()
-        self._end_waiters = deque()
+        self._end = _concurrency.WaitQueue()
         self.status = "closed" if self.status == "closing" else "configured"
         self._owner.unregister()
 
@@ -547,7 +547,9 @@ class Connections:
             Lets other greenlets run.
         """
         self._close_left_over()
-        self._wait_while(lambda: bool(self._closing_clients), seconds)
+        self._end.wait_until(
+            lambda: not self._closing_clients, _concurrency.Deadline(seconds)
+        )
 
     def wait_closed(self, seconds: float) -> None:
         """Wait until another task has closed the producer, for at most these seconds.
@@ -555,26 +557,13 @@ class Connections:
         Blocking:
             Lets other greenlets run.
         """
-        self._wait_while(lambda: self.status == "closing", seconds)
+        self._end.wait_until(
+            lambda: self.status != "closing", _concurrency.Deadline(seconds)
+        )
 
     def wake_end_waiters(self) -> None:
         """Wake the callers of `wait_clients_closed` and `wait_closed`."""
-        for waiter in list(self._end_waiters):
-            waiter.wake()
-
-    def _wait_while(self, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = _concurrency.monotonic() + seconds
-        while condition():
-            remaining = deadline - _concurrency.monotonic()
-            if remaining <= 0:
-                return
-            waiter = _concurrency.new_waiter()
-            self._end_waiters.append(waiter)
-            try:
-                if condition():
-                    waiter.wait(remaining)
-            finally:
-                self._end_waiters.remove(waiter)
+        self._end.notify_all()
 
     # --- emitting ----------------------------------------------------------------
 

@@ -1,13 +1,12 @@
-"""The OAuth token of a producer: who is asked for one, when, and who waits for it.
+"""The OAuth token of a producer: refreshing it, and waiting for it.
 
-All clients of the producer share it. Whoever gives tokens is asked on a native thread
-of its own: code that blocks holds no hub there, and what gevent has patched makes a hub
-for that thread. Knows nothing of librdkafka; how clients get a token is passed in.
+All clients of the producer share the token. The provider, or a listener, is called on a
+native thread of its own. Blocking code there holds up no hub, and functions that gevent
+has patched make a hub for that thread. Knows nothing of librdkafka.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,51 +25,53 @@ if TYPE_CHECKING:
     from greendrop.config.settings import Settings
     from greendrop.events import Monitor
 
-#: The part of a token's time after which there should be a new one; librdkafka's rule.
+#: Share of a token's lifetime after which it is refreshed; librdkafka's rule.
 _REFRESH_AT = 0.8
-#: Seconds from a failed refresh to the next one, while there are clients; likewise.
+#: Seconds from a failed refresh to the next one, while there are clients; librdkafka's
+#: rule.
 _RETRY = 10.0
-#: Seconds for which a failure answers all who want to send. Without that, each message
-#: would have the provider asked once more.
+#: Seconds for which senders get the error of a failed refresh. Without that limit each
+#: message would call the provider once more.
 _BRIEFLY = 1.0
 
 _EVENT = "oauthbearer.token_refresh"
 
 
 class _Failure(NamedTuple):
-    """A refresh that failed: what is said of it, why, and when it was."""
+    """A refresh that failed: the text and cause of its error, and its time."""
 
     text: str
     cause: BaseException
     at: float
 
     def error(self) -> OAuthTokenError:
-        # One for each who is told: a traceback grows when an error is raised again.
+        # A new error for each caller: an error's traceback grows when it is raised
+        # again.
         error = OAuthTokenError(self.text)
         error.__cause__ = self.cause
         return error
 
 
 class _Refresh:
-    """A refresh that is under way, and who waits for it."""
+    """A refresh that is under way, and the tasks that wait for it."""
 
-    __slots__ = ("failure", "over", "thread", "waiters")
+    __slots__ = ("failure", "is_over", "thread", "waiting")
 
     def __init__(self) -> None:
         self.failure: _Failure | None = None
-        self.over = False
-        #: The one in which somebody is asked.
+        self.is_over = False
+        #: Identifier of the thread that calls the provider, or the listener.
         self.thread = 0
-        self.waiters: list[_concurrency.Waiter] = []
+        self.waiting = _concurrency.WaitQueue()
 
 
 class TokenRefresher:
     """The token of one producer. Used from any greenlet and thread.
 
     Args:
-        settings: For the provider and the producer's id.
-        monitor: Who is asked where there is no provider.
-        give: Hands a new token to all clients there are.
+        settings: Settings of the producer, with the provider.
+        monitor: Its listeners are asked for a token if there is no provider.
+        give: Hands a new token to all clients.
         now: The clock by which tokens expire.
     """
 
@@ -89,39 +90,38 @@ class TokenRefresher:
         self._token: OAuthToken | None = None
         self._failure: _Failure | None = None
         self._refresh_at = 0.0
-        # The one that is under way, by process: a child of a fork doesn't have the
-        # thread that would end its parent's. No lock, since a child would find that
-        # taken.
+        # The refresh under way, by process: a forked child doesn't have the thread that
+        # would end the refresh of its parent. There is no lock, since it might be held
+        # at the fork.
         self._refreshes: dict[int, _Refresh] = {}
+        # Number of calls of `wake`.
+        self._wake_ups = 0
 
     def current(self) -> OAuthToken | None:
-        """Give the token, if there is one that has not expired."""
+        """Return the token, or None if there is none or it has expired."""
         token = self._token
         return token if token and token.expires_at > self._now() else None
 
     def review(self) -> None:
-        """See to it that there will be a new token in time; never waits."""
+        """Start a refresh if one is due; never waits."""
         if self._is_due():
             self._begin(self._is_due)
 
-    def wait(self, deadline: float) -> None:
-        """Wait for a token; returns as well when `wake` is called.
-
-        Args:
-            deadline: By the monotonic clock.
+    def wait(self, deadline: _concurrency.Deadline) -> None:
+        """Wait for a token; return early when `wake` is called.
 
         Raises:
-            OAuthTokenError: There is none to be had, or not in time.
-            ConfigurationInvalidError: Nobody is there to be asked.
-            IllegalWaitError: The caller is the hub itself, where nobody can wait; or
-                it is who was asked for the token.
+            OAuthTokenError: The refresh failed, or did not end in time.
+            ConfigurationInvalidError: There is neither a provider nor a listener.
+            IllegalWaitError: The caller is the hub itself, or the provider or listener
+                that was asked for the token.
 
         Blocking:
             Lets other greenlets run where the thread has a hub.
         """
         if self.current() is not None:
             return
-        self._check_asked()
+        self._check_source()
         failure = self._failure
         if failure is not None and self._now() - failure.at < _BRIEFLY:
             raise failure.error()
@@ -130,44 +130,39 @@ class TokenRefresher:
             self._wait_for(refresh, deadline)
 
     def wake(self) -> None:
-        """Have those who wait look whether they still should."""
+        """End all calls of `wait`."""
+        self._wake_ups += 1
         for refresh in list(self._refreshes.values()):
-            for waiter in list(refresh.waiters):
-                waiter.wake()
+            refresh.waiting.notify_all()
 
     def _is_due(self) -> bool:
         return self._now() >= self._refresh_at
 
-    def _check_asked(self) -> None:
+    def _check_source(self) -> None:
         if self._provider is None and not self._monitor.listens(_EVENT):
             text = (
-                "sasl.mechanisms is OAUTHBEARER, and nobody gives tokens: set this,"
+                "sasl.mechanisms is OAUTHBEARER, but nothing provides tokens: set this,"
                 f" subscribe to {_EVENT!r} before the first message, or let librdkafka"
                 " get them (sasl.oauthbearer.method=oidc)"
             )
             raise ConfigurationInvalidError({"oauth_token_provider": text})
 
-    def _wait_for(self, refresh: _Refresh, deadline: float) -> None:
-        woken = False
-        if not refresh.over:
-            waiter = self._new_waiter(refresh)
-            refresh.waiters.append(waiter)
-            try:
-                # Asked once more: it may have ended before it knew of us.
-                if not refresh.over:
-                    woken = waiter.wait(deadline - _concurrency.monotonic())
-            finally:
-                with contextlib.suppress(ValueError):
-                    refresh.waiters.remove(waiter)
+    def _wait_for(self, refresh: _Refresh, deadline: _concurrency.Deadline) -> None:
+        wake_ups = self._wake_ups
+        in_time = refresh.waiting.wait_until(
+            lambda: refresh.is_over or self._wake_ups != wake_ups,
+            deadline,
+            lambda: self._new_waiter(refresh),
+        )
         if refresh.failure is not None:
             raise refresh.failure.error()
-        if not refresh.over and not woken:
-            text = f"no OAuth token in time: {self._asked} has not answered yet"
+        if not in_time:
+            text = f"no OAuth token in time: {self._source} has not answered yet"
             raise OAuthTokenError(text)
 
     def _new_waiter(self, refresh: _Refresh) -> _concurrency.Waiter:
         if refresh.thread == _concurrency.get_ident():
-            text = f"{self._asked} can't wait for the token itself; nothing was sent"
+            text = f"{self._source} can't wait for the token itself; nothing was sent"
             raise IllegalWaitError(text)
         try:
             return _concurrency.new_waiter()
@@ -178,18 +173,23 @@ class TokenRefresher:
     # --- asking ------------------------------------------------------------------
 
     @property
-    def _asked(self) -> str:
+    def _source(self) -> str:
         return "oauth_token_provider" if self._provider else f"the listener of {_EVENT}"
 
     def _begin(self, needed: Callable[[], bool]) -> _Refresh | None:
-        """Begin a refresh if none is under way; None if none is needed any more."""
+        """Return the refresh under way, started if there is none.
+
+        Args:
+            needed: Checked before a refresh is started; without a need, None is
+                returned.
+        """
         process, mine = os.getpid(), _Refresh()
         try:
             refresh = self._refreshes.setdefault(process, mine)
             if refresh is not mine:
                 return refresh
-            # Asked once more: the one before may have ended since the caller looked,
-            # and it does so only after its token is there.
+            # Check here: another refresh may have ended since the caller has checked. A
+            # refresh ends only after it has stored its token.
             if needed():
                 _concurrency.spawn_thread(lambda: self._refresh(process, mine))
                 return mine
@@ -208,38 +208,37 @@ class TokenRefresher:
         try:
             try:
                 self._use(self._ask())
-            except BaseException as cause:  # noqa: BLE001 - told
+            except BaseException as cause:  # noqa: BLE001 - emitted
                 refresh.failure = self._failed(cause)
-                self._tell(refresh.failure)
+                self._emit(refresh.failure)
         finally:
             self._end(process, refresh)
 
     def _end(self, process: int, refresh: _Refresh) -> None:
         if self._refreshes.get(process) is refresh:
             del self._refreshes[process]
-        refresh.over = True
-        for waiter in list(refresh.waiters):
-            waiter.wake()
+        refresh.is_over = True
+        refresh.waiting.notify_all()
 
     def _ask(self) -> OAuthToken:
-        """Ask the provider, or the listeners. On a thread of its own."""
+        """Call the provider, or the listeners; on a thread of its own."""
         if self._provider is not None:
             token: object = self._provider()
         else:
             bearer = OAuthBearer()
-            facts = {"producer_id": self._producer_id, "bearer": bearer}
-            self._monitor.emit(_EVENT, facts, swallow=BaseException)
+            payload = {"producer_id": self._producer_id, "bearer": bearer}
+            self._monitor.emit(_EVENT, payload, swallow=BaseException)
             if bearer.failure is not None:
                 raise OAuthTokenError(bearer.failure)
             token = bearer.token
         if not isinstance(token, OAuthToken):
-            # Not what it is instead: that may be the secret itself.
+            # The error names the type only: the value may be the secret itself.
             kind = (
                 "nothing" if token is None else f"no OAuthToken, but a {_kind(token)}"
             )
-            raise OAuthTokenError(f"{self._asked} gave {kind}")
+            raise OAuthTokenError(f"{self._source} gave {kind}")
         if token.expires_at <= self._now():
-            text = f"that of {self._asked} has expired, at {token.expires_at!r}"
+            text = f"that of {self._source} has expired, at {token.expires_at!r}"
             raise OAuthTokenError(text)
         return token
 
@@ -253,22 +252,23 @@ class TokenRefresher:
     def _failed(self, cause: BaseException) -> _Failure:
         now = self._now()
         self._refresh_at = now + _RETRY
-        self._failure = failure = _Failure(self._told(cause), cause, now)
+        self._failure = failure = _Failure(self._text_of(cause), cause, now)
         return failure
 
-    def _told(self, cause: BaseException) -> str:
-        # The text of what the program raised may hold anything. It is in the cause.
+    def _text_of(self, cause: BaseException) -> str:
+        # The text of an exception of the program may contain secrets. The exception is
+        # the cause of the error.
         if isinstance(cause, OAuthTokenError):
             return f"no OAuth token: {cause}"
-        return f"no OAuth token: {self._asked} failed with {_kind(cause)}"
+        return f"no OAuth token: {self._source} failed with {_kind(cause)}"
 
-    def _tell(self, failure: _Failure) -> None:
-        facts = {
+    def _emit(self, failure: _Failure) -> None:
+        payload = {
             "producer_id": self._producer_id,
             "error": failure.error(),
             "type": _EVENT,
         }
-        self._monitor.emit("error.occurred", facts, swallow=BaseException)
+        self._monitor.emit("error.occurred", payload, swallow=BaseException)
 
 
 def _kind(value: object) -> str:

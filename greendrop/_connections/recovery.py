@@ -7,7 +7,6 @@ configuration, and waits before it is built. How it takes over is `core`'s busin
 
 from __future__ import annotations
 
-from collections import deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ class Recovery:
         self._monitor = monitor
         self._replace = replace
         self._stopped = False
-        self._waiters: deque[_concurrency.Waiter] = deque()
+        self._stopping = _concurrency.WaitQueue()
 
     def begins(self, slot: ClientSlot, client: Client, error: BrokerError) -> bool:
         """Tell whether a client may be replaced, and count that; never waits."""
@@ -87,7 +86,10 @@ class Recovery:
             )
             client.purge_queue()
             client.wait_settled(PURGE_TIMEOUT)
-            self._sleep(settings.wait_backoff_on_idempotent_fatal_error)
+            backoff = settings.wait_backoff_on_idempotent_fatal_error
+            self._stopping.wait_until(
+                lambda: self._stopped, _concurrency.Deadline(backoff)
+            )
             if not self._stopped and self._replace(slot, client, settings):
                 facts = {"attempt": attempt, "time": _concurrency.monotonic() - began}
                 self._emit("producer.reloaded", facts)
@@ -103,14 +105,7 @@ class Recovery:
     def stop(self) -> None:
         """End the waits before a new client: the producer closes."""
         self._stopped = True
-        while self._waiters:
-            self._waiters.popleft().wake()
-
-    def _sleep(self, seconds: float) -> None:
-        waiter = _concurrency.new_waiter()
-        self._waiters.append(waiter)
-        if not self._stopped:
-            waiter.wait(seconds)
+        self._stopping.notify_all()
 
     def _emit_error(self, client: Client, error: GreendropError, attempt: int) -> None:
         kind = "librdkafka.idempotent_fatal_error"

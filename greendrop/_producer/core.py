@@ -369,11 +369,10 @@ class Core:
             kind = f"message.{verb}"
             self._connections.emit_error(kind, full, {"message": message})
         again = False
-        deadline = _concurrency.monotonic() + self.settings.wait_timeout_on_queue_full
-        deadline = min(deadline, self._connections.send_deadline)
+        deadline = _concurrency.Deadline(self.settings.wait_timeout_on_queue_full)
+        deadline = deadline.earlier(self._connections.send_deadline)
         while True:
-            remaining = deadline - _concurrency.monotonic()
-            if remaining <= 0:
+            if not (remaining := deadline.remaining()):
                 raise full
             try:
                 self._connect(slot).wait_for_space(remaining, again=again)

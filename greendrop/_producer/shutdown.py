@@ -257,7 +257,7 @@ class Shutdown:
         """Close in spite of an exception, and log a loss that it doesn't report."""
         if self._connections.status != "closed":
             # A signal handler has raised before `_close_clients`, or at its end.
-            self._end_clients(account, started, started)
+            self._end_clients(account, _concurrency.Deadline(0), started)
         if account.loss is not None and account.loss is not error:
             _log.write(ERROR, "producer.messages_abandoned", error=str(account.loss))
 
@@ -307,7 +307,7 @@ class Shutdown:
         *,
         force: bool,
     ) -> None:
-        deadline = started + account.timeout
+        deadline = _concurrency.Deadline(account.timeout)
         try:
             # No client takes over any more: fail the messages that wait for that.
             self._recovery.stop()
@@ -317,12 +317,12 @@ class Shutdown:
             if self._buffer and (account.timeout or not force):
                 self._flush_last(account, deadline)
         except BaseException:
-            deadline = started  # interrupted: wait no longer
+            deadline = _concurrency.Deadline(0)  # interrupted: wait no longer
             raise
         finally:
             self._end_clients(account, deadline, started)
 
-    def _flush_last(self, account: _Account, deadline: float) -> None:
+    def _flush_last(self, account: _Account, deadline: _concurrency.Deadline) -> None:
         """Send the buffered messages; `close` waits for their deliveries later."""
         connections = self._connections
         connections.send_deadline = deadline
@@ -349,7 +349,9 @@ class Shutdown:
         finally:
             connections.final_flush_task = None
 
-    def _flush_all(self, account: _Account, deadline: float) -> list[Message]:
+    def _flush_all(
+        self, account: _Account, deadline: _concurrency.Deadline
+    ) -> list[Message]:
         """Flush the buffer, again without refused messages if these made all fail.
 
         In a transaction one refused message makes all fail. Each round has at least one
@@ -370,7 +372,7 @@ class Shutdown:
                 try:
                     self._send_batch(
                         partial(flush.dispatch, "produce_many_async"),
-                        max(deadline - _concurrency.monotonic(), 0.0),
+                        deadline.remaining(),
                         flush.undo,
                     )
                 except ProduceError as error:
@@ -381,7 +383,9 @@ class Shutdown:
             raise failure from failure.__cause__
         return batch
 
-    def _end_clients(self, account: _Account, deadline: float, started: float) -> None:
+    def _end_clients(
+        self, account: _Account, deadline: _concurrency.Deadline, started: float
+    ) -> None:
         connections = self._connections
         try:
             for client in connections.clients:
@@ -390,7 +394,7 @@ class Shutdown:
             # Also when a wait was interrupted: the producer always ends closed.
             try:
                 for client in connections.clients:
-                    self._end_client(account, client, started)
+                    self._end_client(account, client, _concurrency.Deadline(0))
                 connections.wait_clients_closed(PURGE_TIMEOUT)
             finally:
                 try:
@@ -413,13 +417,14 @@ class Shutdown:
             payload = {"messages": self._buffer.messages()}
             self._connections.emit_error("buffer.flush", error, payload)
 
-    def _end_client(self, account: _Account, client: Client, deadline: float) -> None:
+    def _end_client(
+        self, account: _Account, client: Client, deadline: _concurrency.Deadline
+    ) -> None:
         """Wait for a client's deliveries, drop the rest, and close the client."""
         client.stop_taking()
         account.add(client)
         try:
-            remaining = max(deadline - _concurrency.monotonic(), 0.0)
-            client.wait_delivered(remaining, may_poll=False)
+            client.wait_delivered(deadline.remaining(), may_poll=False)
         finally:
             try:
                 if client.outstanding > 0:
@@ -485,12 +490,11 @@ class Shutdown:
         """Seconds that `close` may take when the interpreter exits."""
         return self._connections.settings.exit_timeout
 
-    def close_before(self, deadline: float, report: Callable[[str], object]) -> None:
-        """Close before a deadline, and report a loss in one line."""
+    def close_at_exit(self, timeout: float, report: Callable[[str], object]) -> None:
+        """Close within some seconds, and report a loss in one line."""
         outstanding = self._connections.outstanding
         try:
-            remaining = max(deadline - _concurrency.monotonic(), 0.0)
-            self.close(remaining, force=False, at_exit=True)
+            self.close(timeout, force=False, at_exit=True)
         except MessagesAbandonedError as error:
             report(str(error))
             return
@@ -522,17 +526,16 @@ def close_in_use(report: Callable[[str], object], timeout: float = math.inf) -> 
     if not ours:
         return
     seconds = min(timeout, max(each.exit_timeout for each in ours))
-    deadline = _concurrency.monotonic() + seconds
+    deadline = _concurrency.Deadline(seconds)
     interrupt = None
     for number, each in enumerate(ours):
         # No producer may use up the time of those that come after it.
-        now = _concurrency.monotonic()
-        share = max(deadline - now, 0.0) / (len(ours) - number)
+        share = deadline.remaining() / (len(ours) - number)
         try:
-            each.close_before(now + share, report)
+            each.close_at_exit(share, report)
         except (KeyboardInterrupt, SystemExit) as error:
             # The producers that are left don't wait.
-            interrupt, deadline = error, now
+            interrupt, deadline = error, _concurrency.Deadline(0)
     if interrupt is not None:
         raise interrupt
 

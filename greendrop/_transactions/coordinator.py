@@ -258,7 +258,8 @@ class Transactions:
 
     def _deadline(self, seconds: float) -> float:
         # Whatever the caller wants, closing has one for all steps of its last flush.
-        return min(_concurrency.monotonic() + seconds, self._connections.send_deadline)
+        deadline = _concurrency.Deadline(seconds)
+        return deadline.earlier(self._connections.send_deadline).at
 
     def _await_turn(self, turn: LockRequest, seconds: float) -> None:
         try:

@@ -84,17 +84,12 @@ class Recorder:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread.
         """
-        deadline = _concurrency.Deadline(timeout)
-        while len(self.named(name)) < count:
-            if deadline.has_expired:
-                found = f"{len(self.named(name))} of {count} {name!r}"
-                text = f"{found} within {_wording.seconds(timeout)}"
-                raise AssertionError(f"{text}; there were {self.names}")
-            self._new_events.wait_until(
-                lambda: len(self.named(name)) >= count,
-                _concurrency.new_waiter(),
-                deadline,
-            )
+        if not self._new_events.wait_until(
+            lambda: len(self.named(name)) >= count, _concurrency.Deadline(timeout)
+        ):
+            found = f"{len(self.named(name))} of {count} {name!r}"
+            text = f"{found} within {_wording.seconds(timeout)}"
+            raise AssertionError(f"{text}; there were {self.names}")
         return self.named(name)
 
     def clear(self) -> None:

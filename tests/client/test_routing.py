@@ -9,6 +9,7 @@ import pytest
 from greendrop import BrokerError, IllegalWaitError, Message, ProducerClosedError
 from greendrop._client import partition_counts as routing
 from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
+from greendrop._concurrency.wait_queue import WaitQueue
 from greendrop._concurrency.waiters import new_waiter
 from tests.tasks import Task, await_true, together
 
@@ -315,7 +316,7 @@ def test_nobody_waits_for_ever(patient, brokers, problem, least, most):
 @pytest.mark.slow
 def test_a_request_that_was_never_made_is_not_waited_for_again(router, brokers):
     """Ctrl-C can come between the decision to ask and the thread that does."""
-    router._asking["t"] = {}
+    router._asking["t"] = WaitQueue()
 
     assert router.count("t") == -1
     router._known.clear()

@@ -72,9 +72,7 @@ def test_condition_that_holds_is_not_waited_for(world):
     """A condition is checked before the first wait, also when no time is left."""
     queue = WaitQueue()
 
-    assert (
-        queue.wait_until(lambda: True, _concurrency.new_waiter(), Deadline(0)) is True
-    )
+    assert queue.wait_until(lambda: True, Deadline(0)) is True
     assert not queue.has_waiters
 
 
@@ -83,7 +81,7 @@ def test_condition_that_never_holds_ends_the_wait_in_time(world):
     queue = WaitQueue()
     began = time.monotonic()
 
-    held = queue.wait_until(never, _concurrency.new_waiter(), Deadline(0.1))
+    held = queue.wait_until(never, Deadline(0.1))
 
     assert held is False
     assert 0.09 < time.monotonic() - began < LONG
@@ -95,8 +93,7 @@ def test_notify_all_wakes_all(world, spawn, until):
     queue, holds, woken = WaitQueue(), [], []
 
     def wait():
-        waiter = _concurrency.new_waiter()
-        woken.append(queue.wait_until(lambda: bool(holds), waiter, Deadline(LONG)))
+        woken.append(queue.wait_until(lambda: bool(holds), Deadline(LONG)))
 
     tasks = [spawn(wait) for _ in range(5)]
     until(lambda: len(queue.waiters) == 5)
@@ -106,6 +103,33 @@ def test_notify_all_wakes_all(world, spawn, until):
         task.join(LONG)
 
     assert woken == [True] * 5
+    assert not queue.has_waiters
+
+
+def test_task_that_is_notified_in_vain_waits_on(world, spawn, until):
+    """A wait does not end before its condition holds, however often it is notified."""
+    queue, checks, holds, results = WaitQueue(), [], [], []
+
+    def condition():
+        checks.append(None)
+        return bool(holds)
+
+    def wait():
+        results.append(queue.wait_until(condition, Deadline(LONG)))
+
+    task = spawn(wait)
+    for _ in range(3):
+        until(lambda: queue.has_waiters)
+        before = len(checks)
+        queue.notify_all()
+        until(lambda before=before: len(checks) > before)
+    assert not results
+    until(lambda: queue.has_waiters)
+    holds.append(True)
+    queue.notify_all()
+    task.join(LONG)
+
+    assert results == [True]
     assert not queue.has_waiters
 
 

@@ -233,7 +233,7 @@ def test_a_login_by_token_needs_a_source_of_tokens():
     """Without provider and listener the first message fails at once."""
     producer = Producer(LOGIN)
 
-    with pytest.raises(ConfigurationInvalidError, match="nobody gives tokens"):
+    with pytest.raises(ConfigurationInvalidError, match="nothing provides tokens"):
         producer.produce_sync(**MESSAGE)
 
     assert producer.status == "configured"
@@ -597,7 +597,7 @@ def tokens(clock, given):
 
 def wait(tokens):
     """Wait for a token, or for the end of the current refresh."""
-    tokens.wait(time.monotonic() + 10)
+    tokens.wait(_concurrency.Deadline(10))
 
 
 def review(tokens, until):
