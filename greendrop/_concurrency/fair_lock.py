@@ -166,7 +166,8 @@ class FairPool(Generic[T]):
     def _hand_over(self) -> None:
         # From here on the item belongs to the request: whether its task wakes, times
         # out or is killed, `release` finds the item there and passes it on.
-        while self._queue and (free := self.free):
+        # The queue last: a signal handler that asks may have emptied it meanwhile.
+        while (free := self.free) and self._queue:
             request = self._queue.popleft()
             # A dead hub accepts a wake-up and never runs it.
             if not (request.is_dead or request.released):

@@ -48,6 +48,8 @@ _PACKAGE = str(Path(client_module.__file__).parent.parent)
 _SIGNAL = signal.SIGUSR1
 #: So many entries of each function are points, by what the handler does.
 _TIMES = {"raise": 2, "async": 1, "sync": 1}
+#: Signals at random moments.
+_MOMENTS = 60
 
 
 class Point(NamedTuple):
@@ -117,7 +119,8 @@ class Sweep:
     Args:
         kind: "plain" or "transactional".
         verb: Its name.
-        action: What the signal's handler does: "raise", "async" or "sync".
+        action: What the signal's handler does: "raise", "async" or "sync". "random" is
+            to raise, and at random moments.
     """
 
     # How often the verb runs to find them.
@@ -128,6 +131,7 @@ class Sweep:
         self._name = verb
         self._verb = {**verbs.VERBS, **verbs.TRANSACTIONAL}[verb]
         self._action = action
+        self._raises = action in ("raise", "random")
         self._servers = servers
         self._exceptions = itertools.cycle(_exceptions())
         #: Where each payload that must be there was sent.
@@ -150,6 +154,8 @@ class Sweep:
 
     def points(self) -> list[Point]:
         """Find the places that the verb runs through, in the order of coming there."""
+        if self._action == "random":
+            return [Point("microseconds", 37 * n) for n in range(1, _MOMENTS + 1)]
         entries: dict[str, int] = {}
         for _ in range(self._rounds):
             program = self._program()
@@ -200,7 +206,8 @@ class Sweep:
         broken: list[str] = []
         exception = next(self._exceptions)
         handle = self._handler(program, exception, broken)
-        before = signal.signal(_SIGNAL, lambda *_: handle())
+        number = signal.SIGALRM if self._action == "random" else _SIGNAL
+        before = signal.signal(number, lambda *_: handle())
         times = itertools.count(1)
         reached = False
 
@@ -213,9 +220,15 @@ class Sweep:
 
         seen: list[BaseException] = []
         try:
-            with Tracer(enter).tracing():
+            if self._action == "random":
+                reached = True
+                signal.setitimer(signal.ITIMER_REAL, point.time / 1e6)
                 self._verb(program)
-                _pause(0.01)
+                _pause(0.02)
+            else:
+                with Tracer(enter).tracing():
+                    self._verb(program)
+                    _pause(0.01)
         except BaseException as error:  # noqa: BLE001 - judged
             seen.append(error)
         # A hub throws it into the main greenlet when that comes to wait.
@@ -223,12 +236,12 @@ class Sweep:
             _pause(0.02)
         except BaseException as error:  # noqa: BLE001 - judged
             seen.append(error)
-        signal.signal(_SIGNAL, before)
+        signal.signal(number, before)
         # They refer to what was interrupted.
         exception.__traceback__ = exception.__context__ = None
         if not reached:
             return []
-        wanted = exception if self._action == "raise" else None
+        wanted = exception if self._raises else None
         return broken + self._judge(seen, wanted)
 
     def _judge(
@@ -267,7 +280,7 @@ class Sweep:
             if seconds > AT_ONCE:
                 broken.append(f"the handler's call took {seconds:.1f} s")
 
-        return raise_it if self._action == "raise" else send
+        return raise_it if self._raises else send
 
     # --- the rules ---------------------------------------------------------------
 
