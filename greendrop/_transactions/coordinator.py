@@ -566,6 +566,7 @@ class Transactions:
             deadline = self._deadline(seconds)
             self._clients.commands.run("abort", native.abort_transaction, deadline)
             client.wait_settled(PURGE_TIMEOUT)
+            self._give_up_if_unsafe(current)
         except FAILURES as error:
             if interrupted or not isinstance(error, BrokerError):
                 self._clients.drop(client)
@@ -575,13 +576,18 @@ class Transactions:
         except BaseException:
             self._clients.drop(client)
             raise
-        if current.may_have_stored_purged_messages or self._clients.offset_guard.alarm:
-            # librdkafka would give the next messages the sequence numbers of those that
-            # it has dropped, and the brokers take them for duplicates of any that they
-            # have stored. A new client begins with an epoch of its own.
-            self._clients.drop(client)
         self._tell("transaction.aborted", began)
         return None
+
+    def _give_up_if_unsafe(self, current: OpenTransaction) -> None:
+        """Let the next transaction have a new client, and so a new epoch, if need be.
+
+        After an abort librdkafka gives the next messages the sequence numbers of those
+        that it has dropped. Brokers that have stored any of these take the next ones
+        for duplicates.
+        """
+        if current.may_have_stored_purged_messages or self._clients.offset_guard.alarm:
+            self._clients.drop(current.client)
 
     def _await_reports_before_abort(self, current: OpenTransaction) -> None:
         """Have the brokers answer for all messages, so that librdkafka drops none.
