@@ -20,7 +20,7 @@ LARGE = {"topic": "t", "payload": b"x" * 10_000}
 
 @pytest.fixture
 def small(mock_cluster, make_producer):
-    """Make producers with a queue of 1,000 kB; answers take `round_trip` seconds."""
+    """Make producers with a queue of 1,000 kB; responses take `round_trip` seconds."""
 
     def make(round_trip, **settings):
         settings.setdefault("instrument_on_wait_queue_full", False)
@@ -32,7 +32,7 @@ def small(mock_cluster, make_producer):
     return make
 
 
-def test_queue_full_of_bytes_refuses_at_once_when_told_so(world, small):
+def test_queue_full_of_bytes_refuses_at_once_when_configured_so(world, small):
     """With a hub, too, as many bytes are accepted as the queue may hold."""
     producer = small(5.0, wait_on_queue_full=False)
     handles = [producer.produce_async(**LARGE) for _ in range(FITTING)]
@@ -64,7 +64,7 @@ def test_senders_wait_while_the_queue_is_full_of_bytes(world, small, stored, ver
     producer = small(0.3, wait_timeout_on_queue_full=LONG)
     most = 0
     handles = []
-    began = time.monotonic()
+    started = time.monotonic()
 
     if verb == "many":
         handles += producer.produce_many_async([LARGE] * 300)
@@ -72,9 +72,9 @@ def test_senders_wait_while_the_queue_is_full_of_bytes(world, small, stored, ver
         for _ in range(300):
             handles.append(producer.produce_async(**LARGE))
             most = max(most, producer.queue_size)
-    took = time.monotonic() - began
+    took = time.monotonic() - started
 
-    # Twice it had to wait for a round trip.
+    # Twice the senders had to wait for a round trip.
     assert took > 0.4
     assert most <= FITTING
     for handle in handles:
@@ -141,13 +141,13 @@ def test_queue_full_of_lingering_messages_is_flushed(world, make_producer, store
         {"queue.buffering.max.messages": 5, "linger.ms": 60_000},
         wait_timeout_on_queue_full=LONG,
     )
-    began = time.monotonic()
+    started = time.monotonic()
 
     for _ in range(23):
         producer.produce_async(topic="t", payload=b"x")
     producer.produce_many_async([{"topic": "t", "payload": b"x"}] * 22)
 
-    assert time.monotonic() - began < LONG
+    assert time.monotonic() - started < LONG
     producer.close(LONG)
     assert stored("t") == 45
 
@@ -181,10 +181,10 @@ def test_never_fitting_message_does_not_wait(world, small):
     producer = small(5.0, wait_timeout_on_queue_full=LONG)
     producer.produce_async(**LARGE)
     kept = producer.variant(max_wait_timeout=LONG)
-    began = time.monotonic()
+    started = time.monotonic()
 
     with pytest.raises(MessageInvalidError):
         kept.produce_async(topic="t", payload=b"x" * 1_024_001)
 
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - started < 4.0
     producer.close(force=True)

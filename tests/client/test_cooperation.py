@@ -1,4 +1,4 @@
-"""Whoever waits for Kafka lets others run; what cuts a wait short breaks nothing."""
+"""Cooperative waits: other greenlets run, and interrupted waits are harmless."""
 
 import threading
 import time
@@ -10,18 +10,18 @@ from greendrop import DeliveryTimeoutError, IllegalWaitError
 from tests.interpreter import MODES
 from tests.tasks import LongestGap, Task, await_true, together
 
-#: Seconds that the hub may stand still.
+#: Seconds that the hub may be held.
 HELD = 0.05
 
 
-class Seen:
-    """A listener that remembers the events it was told."""
+class EventCounter:
+    """A listener that records its events."""
 
     def __init__(self):
         self.events = []
 
     def __call__(self, event):
-        """Remember an event."""
+        """Record an event."""
         self.events.append(event)
 
     def __len__(self):
@@ -40,9 +40,9 @@ def test_greenlets_take_turns_while_one_sends(mock_cluster, make_producer, longe
 
     def send():
         for number in range(5):
-            began = time.monotonic()
+            started = time.monotonic()
             producer.produce_sync(topic=f"new-{number}", payload=b"x")
-            calls.append((began, time.monotonic()))
+            calls.append((started, time.monotonic()))
 
     def tick(sender):
         while not sender.ready():
@@ -55,9 +55,9 @@ def test_greenlets_take_turns_while_one_sends(mock_cluster, make_producer, longe
         gevent.joinall([sender, *tickers], raise_error=True)
 
     assert len(calls) == 5
-    for began, ended in calls:
-        assert ended - began >= 0.2
-        assert [each for each in ticks if began < each < ended]
+    for started, ended in calls:
+        assert ended - started >= 0.2
+        assert [each for each in ticks if started < each < ended]
     assert gap.seconds < HELD
 
 
@@ -67,14 +67,14 @@ def test_many_senders_share_one_round_trip(mock_cluster, make_producer, longest_
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.2)
-    began = time.monotonic()
+    started = time.monotonic()
 
     with longest_gap() as gap:
         reports = together(
             [lambda: producer.produce_sync(topic="events", payload=b"x")] * 20
         )
 
-    took = time.monotonic() - began
+    took = time.monotonic() - started
     assert len({(each.partition, each.offset) for each in reports}) == 20
     assert 0.2 <= took < 0.6
     assert gap.seconds < HELD
@@ -98,8 +98,8 @@ SENDS = """
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", MODES)
-def test_others_run_however_gevent_came_in(mode, mock_cluster, stored, run_script):
-    """Senders let others run in every kind of program, also where gevent is unknown."""
+def test_other_tasks_run_however_gevent_is_used(mode, mock_cluster, stored, run_script):
+    """Senders let others run in every kind of program, also without gevent."""
     mock_cluster.round_trip(0.1)
 
     ended = run_script(SENDS, mode, servers=mock_cluster.bootstrap_servers)
@@ -111,7 +111,7 @@ def test_others_run_however_gevent_came_in(mode, mock_cluster, stored, run_scrip
 
 
 def test_batches_let_others_run(make_producer, longest_gap):
-    """A long batch is queued and awaited without keeping others from their turns."""
+    """A long batch is queued and awaited while other greenlets run."""
     producer = make_producer()
     batch = [{"topic": "events", "payload": b"x"}] * 20_000
 
@@ -123,10 +123,10 @@ def test_batches_let_others_run(make_producer, longest_gap):
 
 
 @pytest.mark.slow
-def test_a_flood_of_reports_leaves_the_hub_its_turns(
+def test_a_flood_of_reports_lets_other_greenlets_run(
     mock_cluster, make_producer, longest_gap
 ):
-    """While 100,000 reports arrive at once, other greenlets have their turns."""
+    """While 100,000 reports arrive at once, other greenlets run."""
     producer = make_producer({"queue.buffering.max.messages": 200_000})
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.5)
@@ -144,10 +144,10 @@ def test_a_flood_of_reports_leaves_the_hub_its_turns(
     assert gap.seconds < HELD
 
 
-# --- one handle, many who wait --------------------------------------------------------
+# --- several waiters for one handle ---------------------------------------------------
 
 
-def test_a_handle_wakes_all_who_wait_for_it(mock_cluster, make_producer, hub):
+def test_a_handle_wakes_all_its_waiters(mock_cluster, make_producer, hub):
     """Greenlets and native threads that wait for one message get the same report."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
@@ -170,7 +170,7 @@ def test_a_handle_wakes_all_who_wait_for_it(mock_cluster, make_producer, hub):
 
 
 def test_gevent_waits_for_handles(mock_cluster, make_producer, hub):
-    """gevent.wait and gevent.iwait take handles, pending ones and settled ones."""
+    """gevent.wait and gevent.iwait accept handles, pending and resolved ones."""
     producer = make_producer()
     settled = producer.produce_async(topic="events", payload=b"first")
     settled.wait(10)
@@ -184,7 +184,7 @@ def test_gevent_waits_for_handles(mock_cluster, make_producer, hub):
 
 
 def test_a_wait_that_runs_out_can_be_repeated(mock_cluster, make_producer, hub):
-    """After a DeliveryTimeoutError the message is still on its way, and arrives."""
+    """After a DeliveryTimeoutError the message is still in flight, and arrives."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.2)
@@ -199,8 +199,8 @@ def test_a_wait_that_runs_out_can_be_repeated(mock_cluster, make_producer, hub):
 
 
 @pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan")])
-def test_no_wait_is_endless(timeout, mock_cluster, make_producer):
-    """A timeout that is no finite time is refused."""
+def test_infinite_timeouts_are_refused(timeout, mock_cluster, make_producer):
+    """A timeout that is not finite is refused."""
     mock_cluster.round_trip(0.1)
     handle = make_producer().produce_async(topic="events", payload=b"x")
 
@@ -208,11 +208,11 @@ def test_no_wait_is_endless(timeout, mock_cluster, make_producer):
         handle.wait(timeout)
 
 
-# --- waits that are cut short ---------------------------------------------------------
+# --- interrupted waits ----------------------------------------------------------------
 
 
-def test_a_killed_sender_leaves_all_in_order(mock_cluster, make_producer, stored, hub):
-    """A greenlet killed while it waits: its message arrives, and later ones do."""
+def test_a_killed_sender_loses_no_message(mock_cluster, make_producer, stored, hub):
+    """A greenlet is killed while it waits: its message and later ones arrive."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.1)
@@ -235,10 +235,10 @@ def test_a_killed_sender_leaves_all_in_order(mock_cluster, make_producer, stored
     assert stored("events") == 22
 
 
-def test_a_gevent_timeout_around_a_send_leaves_all_in_order(
+def test_a_gevent_timeout_around_a_send_loses_no_message(
     mock_cluster, make_producer, stored, hub
 ):
-    """gevent.Timeout cuts a send short: the message arrives, and later ones do."""
+    """gevent.Timeout interrupts a send: its message and later ones arrive."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.1)
@@ -253,11 +253,11 @@ def test_a_gevent_timeout_around_a_send_leaves_all_in_order(
     assert stored("events") == 5
 
 
-# --- where nobody may wait ------------------------------------------------------------
+# --- callers that can't wait ----------------------------------------------------------
 
 
 def test_waiting_in_the_hub_is_refused(mock_cluster, make_producer, hub, stored):
-    """In a callback of the event loop a wait raises; what was sent is sent."""
+    """In a callback of the event loop a wait raises; the message is sent."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.05)
@@ -282,9 +282,9 @@ def test_waiting_in_the_hub_is_refused(mock_cluster, make_producer, hub, stored)
 
 
 def test_waiting_in_a_listener_is_refused(make_producer, hub):
-    """A listener that waits for its own producer gets an error; it hurts nothing."""
+    """A listener that waits for its own producer gets an error; polling goes on."""
     producer = make_producer()
-    failures = Seen()
+    failures = EventCounter()
     producer.monitor.subscribe("error.occurred", failures)
 
     @producer.monitor.subscribe("message.acknowledged")
@@ -301,7 +301,7 @@ def test_waiting_in_a_listener_is_refused(make_producer, hub):
 
 
 def test_a_listener_may_send_without_waiting(make_producer, hub):
-    """A listener may send on with its own producer, and wait for another one."""
+    """A listener may send by its own producer, and wait for another one."""
     producer, other = make_producer(), make_producer()
     reports = []
 
@@ -317,22 +317,22 @@ def test_a_listener_may_send_without_waiting(make_producer, hub):
     assert reports[1].wait(10).topic == "events"
 
 
-# --- listeners hurt nothing -----------------------------------------------------------
+# --- failing and slow listeners -------------------------------------------------------
 
 
 @pytest.mark.parametrize("driver", ["fd", "thread"])
 @pytest.mark.parametrize("error", [ValueError, gevent.Timeout, gevent.GreenletExit])
-def test_a_raising_listener_hurts_nothing(
+def test_a_raising_listener_affects_no_send(
     error, driver, make_producer, request, hub_errors
 ):
-    """Whatever listeners raise, each send succeeds and each listener is told.
+    """Each send succeeds and each listener is called, whatever listeners raise.
 
-    Of the failures the first one is, for a minute.
+    Of equal failures one per minute is reported.
     """
     if driver == "fd":
         request.getfixturevalue("hub")
     producer = make_producer()
-    failures, after = Seen(), Seen()
+    failures, after = EventCounter(), EventCounter()
     producer.monitor.subscribe("error.occurred", failures)
 
     @producer.monitor.subscribe("message.acknowledged")
@@ -340,12 +340,12 @@ def test_a_raising_listener_hurts_nothing(
         raise error
 
     producer.monitor.subscribe("message.acknowledged", after)
-    began = time.monotonic()
+    started = time.monotonic()
 
     for _ in range(3):
         producer.produce_sync(topic="events", payload=b"x")
 
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - started < 0.5
     assert driver == producer.polling
     assert len(after) == 3
     assert [each["type"] for each in failures.events] == ["listener.error"]
@@ -354,7 +354,7 @@ def test_a_raising_listener_hurts_nothing(
 
 @pytest.mark.slow
 def test_a_slow_listener_delays_no_other_producer(make_producer, hub):
-    """While one producer's listener sleeps, another one's messages go through."""
+    """While one producer's listener sleeps, another one's messages are delivered."""
     slow, other = make_producer(), make_producer()
     other.produce_sync(topic="events", payload=b"first")
     sleeping = []
@@ -379,15 +379,15 @@ def test_a_slow_listener_delays_no_other_producer(make_producer, hub):
 
 @pytest.mark.slow
 def test_listeners_that_wait_miss_no_report(make_producer, longest_gap):
-    """A listener that waits while thousands of reports arrive is told of each."""
+    """A listener that waits while thousands of reports arrive is called for each."""
     producer = make_producer()
-    told = []
+    observed = []
 
     @producer.monitor.subscribe("message.acknowledged")
     def wait(event):
         if not event["label"] % 50:
             gevent.sleep(0.001)
-        told.append(event["label"])
+        observed.append(event["label"])
 
     def send(worker):
         for number in range(500):
@@ -400,33 +400,33 @@ def test_listeners_that_wait_miss_no_report(make_producer, longest_gap):
 
     with longest_gap() as gap:
         together([lambda worker=worker: send(worker) for worker in range(10)])
-        await_true(lambda: len(told) == 5_000)
+        await_true(lambda: len(observed) == 5_000)
 
-    assert sorted(told) == list(range(5_000))
+    assert sorted(observed) == list(range(5_000))
     assert gap.seconds < HELD
 
 
-def test_reports_are_told_before_senders_wake(make_producer, hub):
-    """When produce_sync returns, the listeners have been told of its message."""
+def test_listeners_run_before_senders_wake(make_producer, hub):
+    """When produce_sync returns, the listeners have been called for its message."""
     producer = make_producer()
-    told = Seen()
-    producer.monitor.subscribe("message.acknowledged", told)
+    observed = EventCounter()
+    producer.monitor.subscribe("message.acknowledged", observed)
 
     def send(worker):
         for number in range(20):
             label = (worker, number)
             producer.produce_sync(topic="events", payload=b"x", label=label)
-            assert label in [each["label"] for each in told.events]
+            assert label in [each["label"] for each in observed.events]
 
     together([lambda worker=worker: send(worker) for worker in range(10)])
 
-    assert len(told) == 200
+    assert len(observed) == 200
 
 
-def test_a_wait_in_a_native_thread_is_served_by_the_hub(
+def test_the_poller_of_a_hub_wakes_a_native_thread(
     mock_cluster, make_producer, longest_gap
 ):
-    """A native thread waits while the hub serves, and the hub stands still for none."""
+    """A native thread waits while the hub polls, and the hub is not held."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.05)
@@ -448,7 +448,7 @@ def test_a_wait_in_a_native_thread_is_served_by_the_hub(
 
 
 def test_a_greenlet_that_never_waits_still_sends(make_producer, hub, stored):
-    """What is sent without a wait reaches the broker once the hub has its turn."""
+    """A message that is sent without a wait is delivered once the hub runs."""
     producer = make_producer()
     for _ in range(5_000):
         producer.produce_async(topic="events", payload=b"x")

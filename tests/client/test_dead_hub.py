@@ -1,6 +1,6 @@
 """Waits in a thread whose hub died because an exception reached it while it started.
 
-`hub.throw(KeyboardInterrupt)` before the hub has run does what a signal does that
+`hub.throw(KeyboardInterrupt)` before the hub has run has the effect of a signal that
 arrives while the hub runs for the first time.
 """
 
@@ -40,7 +40,7 @@ UNREACHABLE = "127.0.0.1:1"
 def test_messages_are_delivered_after_the_hub_died(
     mode, sent, mock_cluster, run_script, stored
 ):
-    """All that is sent before and after the death of the hub is delivered."""
+    """All messages sent before and after the death of the hub are delivered."""
     program = """
     handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(sent)]
     kill_hub()
@@ -120,7 +120,7 @@ def test_exit_ends_in_time_after_the_hub_died(mode, run_script):
 
 
 @both
-def test_later_sends_are_served_though_nothing_waits(
+def test_later_sends_are_delivered_though_nothing_waits(
     mode, mock_cluster, run_script, stored
 ):
     """A program that only calls `produce_async` after its hub died gets its reports."""
@@ -189,7 +189,7 @@ def test_wait_ends_though_an_exception_hit_its_timer(hub, hub_errors):
         return _concurrency.new_waiter().wait(0.05)
 
     waiting = gevent.spawn(wait)
-    # The hub hands the exception to the main greenlet.
+    # The hub passes the exception on to the main greenlet.
     with pytest.raises(KeyboardInterrupt):
         waiting.join(10)
 
@@ -199,7 +199,7 @@ def test_wait_ends_though_an_exception_hit_its_timer(hub, hub_errors):
 
 
 def test_call_from_a_thread_survives_an_exception_in_the_hub(hub, hub_errors):
-    """An exception while a hub takes calls of other threads loses none of them."""
+    """An exception while a hub runs calls of other threads loses none of them."""
     called = []
     _concurrency.ensure_threadsafe_calls(hub)
 

@@ -42,8 +42,8 @@ PROGRAM = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "unpatched"])
-def test_blocked_event_loop_is_warned_of_once(mode, mock_cluster):
-    """However often sync verbs are called in coroutines, one line names the way out."""
+def test_blocked_event_loop_causes_one_warning(mode, mock_cluster):
+    """However often coroutines call sync verbs, one log line names the alternative."""
     servers = mock_cluster.bootstrap_servers
 
     ended = run(PROGRAM, mode, fails=True, servers=servers, blocks=True)
@@ -55,7 +55,7 @@ def test_blocked_event_loop_is_warned_of_once(mode, mock_cluster):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "unpatched"])
-def test_waits_in_threads_of_asyncio_are_not_warned_of(mode, mock_cluster):
+def test_waits_in_threads_of_asyncio_cause_no_warning(mode, mock_cluster):
     """`to_thread`, `produce_async` and waits after the loop block no event loop."""
     servers = mock_cluster.bootstrap_servers
 

@@ -1,4 +1,4 @@
-"""Who serves a producer when there are several hubs, none, or one that goes away."""
+"""Pollers with several hubs, without a hub, and with a hub that goes away."""
 
 import gc
 import threading
@@ -10,12 +10,12 @@ import pytest
 from greendrop import _concurrency
 from tests.tasks import LongestGap, await_true, together
 
-#: Seconds that a hub may stand still.
+#: Seconds that a hub may be held.
 HELD = 0.05
 
 
 def in_threads(functions):
-    """Run functions in native threads; the calling thread's hub goes on meanwhile."""
+    """Run functions in native threads; the calling thread's hub runs meanwhile."""
     results = []
 
     def run(function):
@@ -35,7 +35,7 @@ def in_threads(functions):
 
 
 def with_own_hub(function):
-    """Give a function that makes a hub for its thread, and destroys it at the end."""
+    """Wrap a function to make a hub for its thread and destroy it at the end."""
 
     def run():
         try:
@@ -47,12 +47,12 @@ def with_own_hub(function):
     return run
 
 
-# --- several hubs, and threads beside them --------------------------------------------
+# --- several hubs and threads ---------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_hubs_of_several_threads_share_a_producer(mock_cluster, make_producer):
-    """Greenlets of three hubs send with one producer; each hub lets others run."""
+    """Greenlets of three hubs send by one producer; each hub lets others run."""
     producer = make_producer()
     mock_cluster.round_trip(0.005)
 
@@ -74,7 +74,7 @@ def test_hubs_of_several_threads_share_a_producer(mock_cluster, make_producer):
 
 
 def test_threads_send_beside_a_hub(make_producer, hub):
-    """Native threads and greenlets send with one producer that the hub serves."""
+    """Native threads and greenlets send by one producer that the hub polls."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
 
@@ -91,7 +91,7 @@ def test_threads_send_beside_a_hub(make_producer, hub):
 
 
 def test_the_thread_pool_of_gevent_may_send(make_producer, longest_gap, mock_cluster):
-    """What runs in gevent's thread pool sends and waits, beside the hub's greenlets."""
+    """Functions in gevent's thread pool send and wait, beside the hub's greenlets."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.05)
@@ -107,8 +107,8 @@ def test_the_thread_pool_of_gevent_may_send(make_producer, longest_gap, mock_clu
     assert gap.seconds < HELD
 
 
-def test_threads_send_while_their_hub_stands_still(make_producer, hub):
-    """A hub whose thread is blocked natively keeps no other thread from its reports."""
+def test_threads_send_while_the_hub_is_blocked(make_producer, hub):
+    """A hub whose thread is blocked natively does not hold up other threads."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     reports = []
@@ -120,14 +120,14 @@ def test_threads_send_while_their_hub_stands_still(make_producer, hub):
 
     thread = threading.Thread(target=send)
     thread.start()
-    # Blocks the thread and its hub.
+    # This blocks the thread and its hub.
     thread.join(15)
 
     assert not thread.is_alive()
     assert len(reports) == 5
 
 
-def test_a_thread_keeps_others_out_of_the_gathering(make_producer, hub):
+def test_threads_and_the_batcher_keep_their_order(make_producer, hub):
     """Messages of the hub and of a thread to one partition keep each one's order."""
     producer = make_producer()
     places = {}
@@ -148,11 +148,11 @@ def test_a_thread_keeps_others_out_of_the_gathering(make_producer, hub):
         assert offsets == sorted(offsets)
 
 
-# --- the first use decides nothing for good -------------------------------------------
+# --- replacing a poller ---------------------------------------------------------------
 
 
 def test_a_hub_takes_over_from_the_thread(make_producer, longest_gap, mock_cluster):
-    """A producer used where there was no hub is served by the hub that comes later."""
+    """A producer first used without a hub is polled by a hub that comes later."""
     producer = make_producer()
     polled = in_threads(
         [lambda: (producer.produce_sync(topic="t", payload=b"x"), producer.polling)]
@@ -169,7 +169,7 @@ def test_a_hub_takes_over_from_the_thread(make_producer, longest_gap, mock_clust
 
 
 def test_taking_over_loses_nothing(mock_cluster, make_producer, stored):
-    """Messages that are on their way when the hub takes over get their reports."""
+    """Messages that are in flight when the hub takes over get their reports."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.05)
@@ -193,7 +193,7 @@ def test_taking_over_loses_nothing(mock_cluster, make_producer, stored):
 
 
 def test_a_destroyed_hub_is_replaced(mock_cluster, make_producer, stored):
-    """After hub.destroy() messages in flight and gathered ones get their reports."""
+    """After hub.destroy() messages in flight and batched ones get their reports."""
     producer = make_producer()
     gevent.get_hub()
     producer.produce_sync(topic="events", payload=b"first")
@@ -211,7 +211,7 @@ def test_a_destroyed_hub_is_replaced(mock_cluster, make_producer, stored):
 
 
 def kill_our_greenlets():
-    """Do what a program does that kills all greenlets it finds."""
+    """Kill all greenlets of greendrop that the garbage collector knows."""
     gevent.killall(
         [
             each
@@ -224,12 +224,12 @@ def kill_our_greenlets():
     )
 
 
-def test_a_killed_serving_task_is_replaced(mock_cluster, make_producer, hub, stored):
-    """Whoever kills the greenlet that serves, early or late, loses no message."""
+def test_a_killed_poller_is_replaced(mock_cluster, make_producer, hub, stored):
+    """No message is lost when the poller's greenlet is killed, early or late."""
     producer = make_producer()
 
     handles = [producer.produce_async(topic="events", payload=b"x")]
-    kill_our_greenlets()  # before its first turn
+    kill_our_greenlets()  # before the poller runs first
     handles.append(producer.produce_async(topic="events", payload=b"x"))
     gevent.sleep(0.01)
     kill_our_greenlets()
@@ -239,9 +239,9 @@ def test_a_killed_serving_task_is_replaced(mock_cluster, make_producer, hub, sto
     kill_our_greenlets()
     assert producer.produce_sync(topic="events", payload=b"x")
     kill_our_greenlets()
-    began = time.monotonic()
+    started = time.monotonic()
     producer.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started < 2
     assert stored("events") == 12
 
 
@@ -286,7 +286,7 @@ HUB_THREAD_ENDS = """
 def test_a_hub_that_ended_with_its_thread_is_replaced(
     then, result, mock_cluster, run_script, stored
 ):
-    """The thread whose hub served ends: another hub, a thread or close takes over."""
+    """When the polling hub's thread ends, another hub, a thread or close takes over."""
     polling, count = result
     mock_cluster.round_trip(0.1)
 
@@ -300,7 +300,7 @@ def test_a_hub_that_ended_with_its_thread_is_replaced(
 
 # --- without the descriptor -----------------------------------------------------------
 
-# What a platform is like whose librdkafka can't be reached: ctypes opens no library.
+# As on a platform where librdkafka can't be reached: ctypes opens no library.
 NO_LIBRARY = """
     import ctypes
 
@@ -378,10 +378,10 @@ EVERY_WAY = """
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("loop", ["libev-cext", "libev-cffi", "libuv"])
-def test_every_loop_of_gevent_will_do(
+def test_every_loop_of_gevent_works(
     loop, mock_cluster, run_script, stored, monkeypatch
 ):
-    """Sync, async, many greenlets, an idle producer and close, on each of the loops."""
+    """Sync, async, many greenlets, an idle producer and close work on each loop."""
     monkeypatch.setenv("GEVENT_LOOP", loop)
     mock_cluster.round_trip(0.01)
 
@@ -417,10 +417,8 @@ LONE_WAITERS = """
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("loop", ["libev-cext", "libev-cffi", "libuv"])
-def test_a_lone_waiter_has_something_to_wait_for(
-    loop, mock_cluster, run_script, monkeypatch
-):
-    """Where nothing else is going on, gevent does not give a wait up with LoopExit."""
+def test_a_lone_waiter_gets_no_loop_exit(loop, mock_cluster, run_script, monkeypatch):
+    """LoopExit is not raised where the program has nothing else to wait for."""
     monkeypatch.setenv("GEVENT_LOOP", loop)
     mock_cluster.round_trip(0.05)
 
@@ -436,28 +434,28 @@ def test_a_thread_without_a_hub_waits_natively(make_producer, mock_cluster):
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"first")
     mock_cluster.round_trip(0.2)
-    began = time.monotonic()
+    started = time.monotonic()
 
     results = in_threads(
         [lambda: producer.produce_sync(topic="events", payload=b"x")] * 8
     )
 
     assert len(results) == 8
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - started < 1.2
     assert producer.polling == "thread"
 
 
 @pytest.mark.slow
 def test_calls_from_threads_keep_the_loop_in_balance(hub):
-    """Two threads call in a hub all the time, while its timers fire.
+    """Two threads call into a hub all the time, while its timers fire.
 
-    gevent's own way loses count of what the loop waits for, within half a second: then
-    the loop ends, with LoopExit, though greenlets wait.
+    gevent's own mechanism miscounts within half a second: then the loop ends with
+    LoopExit, though greenlets wait.
     """
     answered = []
     over = False
     _concurrency.ensure_threadsafe_calls(hub)
-    # Not always 0: the main thread's next loop goes on with the count of the last one.
+    # Not always 0: the main thread's next loop continues the count of the previous one.
     held_before = hub.loop.activecnt
 
     def call():
@@ -467,7 +465,7 @@ def test_calls_from_threads_keep_the_loop_in_balance(hub):
 
     def doze():
         while not over:
-            gevent.sleep(0.001)  # the least that libuv knows
+            gevent.sleep(0.001)  # the shortest timer of libuv
 
     dozing = [gevent.spawn(doze) for _ in range(30)]
     threads = [threading.Thread(target=call) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Signal handlers that send, or raise, at the worst moments."""
+"""Signal handlers that send, or raise, at critical moments."""
 
 import contextlib
 import gc
@@ -27,11 +27,11 @@ from tests.interrupting import at_entry, handling, signal_after, signals_every
 
 
 def interrupt():
-    """Do what Python's own handler of Ctrl-C does."""
+    """Raise KeyboardInterrupt like Python's own handler of Ctrl-C."""
     raise KeyboardInterrupt
 
 
-#: What a first message passes while its client is built.
+#: Functions that a first message calls while its client is built.
 CONNECTING = [Connections._connected, Connections._build, threads.run_apart]
 
 
@@ -130,8 +130,8 @@ def test_ctrl_c_at_the_first_message_raises_keyboard_interrupt_only(
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_the_client_is_built_does_not_stop_that(make_producer, built):
-    """The client that was being built when the interrupt came is the one used next."""
+def test_ctrl_c_while_the_client_is_built_does_not_stop_the_build(make_producer, built):
+    """The client that was being built when the interrupt came is used next."""
     producer = make_producer()
     core = producer._core
     before = built()
@@ -150,7 +150,7 @@ def test_ctrl_c_while_the_client_is_built_does_not_stop_that(make_producer, buil
     assert interrupted == 100
 
 
-#: What gathered messages pass on their way to librdkafka.
+#: Functions that batched messages pass on their way into librdkafka.
 HANDING_OVER = [
     Batcher.maybe_flush,
     Batcher.flush,
@@ -161,10 +161,10 @@ HANDING_OVER = [
 
 
 @pytest.mark.parametrize("place", HANDING_OVER)
-def test_a_handler_that_interrupts_a_hand_over_gets_its_message_delivered(
+def test_a_handler_that_interrupts_a_batch_gets_its_message_delivered(
     hub, make_producer, place
 ):
-    """It goes out with the rest, instead of behind the call that it interrupts."""
+    """The message goes out with the batch, not behind the interrupted call."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"first")
     sent = []
@@ -189,10 +189,10 @@ def test_a_handler_that_interrupts_a_hand_over_gets_its_message_delivered(
 
 # Not the safety timer: messages in flight keep it running.
 @pytest.mark.parametrize("place", [*HANDING_OVER[:-1], Batcher._schedule])
-def test_an_interrupted_hand_over_loses_and_doubles_nothing(
+def test_an_interrupted_batch_loses_and_repeats_nothing(
     hub, make_producer, stored, place, hub_errors
 ):
-    """What the interrupted program has handles of is delivered, once."""
+    """Each message that the interrupted program has a handle of is delivered once."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"first")
     handles = []
@@ -215,7 +215,7 @@ def test_an_interrupted_hand_over_loses_and_doubles_nothing(
         producer.produce_sync(topic="t", payload=b"after")
     for handle in handles:
         handle.wait(10)
-    # What was interrupted may be stored as well: its caller can't know.
+    # An interrupted message may be stored as well: its caller can't know.
     assert 4 + len(handles) <= stored("t") <= 4 + 23
     hub_errors.clear()
 
@@ -256,16 +256,16 @@ def test_greenlets_go_on_after_an_interrupt_at(hub, make_producer, place, hub_er
 
     assert calls
     assert all(each.ready() for each in greenlets)
-    began = time.monotonic()
+    started = time.monotonic()
     for _ in range(3):
         producer.produce_sync(topic="t", payload=b"x")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
     assert all(isinstance(each, ReportLostError) for each in failed)
     hub_errors.clear()
 
 
 def pollers_alive():
-    """Count the pollers that serve some client."""
+    """Count the pollers that poll some client."""
     kinds = (pollers.GreenletPoller, pollers.ThreadPoller)
     return sum(each.alive for each in gc.get_objects() if type(each) in kinds)
 
@@ -284,9 +284,9 @@ def pollers_alive():
 def test_an_interrupted_start_leaves_one_poller(
     hub, make_producer, until, place, raises
 ):
-    """A handler that sends starts one itself, and that one serves from then on.
+    """A handler that sends starts a poller itself, which polls from then on.
 
-    One that a handler has kept from being published ends by itself.
+    The poller that the handler has kept from being published ends by itself.
     """
     producer = make_producer()
     before = pollers_alive()
@@ -351,10 +351,8 @@ def test_an_interrupted_close_still_closes_the_client(
 @pytest.mark.parametrize(
     "place", [Disconnect._detach, Connections.detach, Client.stop_sending, Client.close]
 )
-def test_a_handler_that_sends_while_the_producer_disconnects_is_served(
-    world, make_producer, place
-):
-    """Its message is delivered, and so are those that the program sends next."""
+def test_a_handler_can_send_while_the_producer_disconnects(world, make_producer, place):
+    """The handler's message is delivered, and so are those sent afterwards."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     sent = []

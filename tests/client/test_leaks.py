@@ -1,4 +1,4 @@
-"""Producers that come and go leave nothing; those that stay cost next to nothing."""
+"""Resources: closed producers leave none behind, and idle ones use few."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ PROC = Path("/proc/self")
 
 @pytest.fixture(params=["fd", "thread"])
 def driver(request):
-    """Run a test once in a thread with a hub, and once without any."""
+    """Run a test once in a thread with a hub, and once without a hub."""
     if request.param == "fd":
         request.getfixturevalue("hub")
     return request.param
@@ -31,29 +31,29 @@ def open_files():
 
 
 def native_threads():
-    """Count the threads of this process, librdkafka's too."""
+    """Count the threads of this process, including librdkafka's."""
     return len(os.listdir(PROC / "task"))  # noqa: PTH208
 
 
 def python_threads():
-    """Count the threads that run Python, whoever started them."""
+    """Count the threads that run Python code."""
     return len(sys._current_frames())
 
 
 def in_use():
-    """Count all of that."""
+    """Count descriptors, threads and Python threads."""
     return open_files(), native_threads(), python_threads()
 
 
-def more_in_use(before):
-    """Tell whether anything is in use that was not before.
+def is_more_in_use(before):
+    """Return whether more is in use than before.
 
-    Less is none of our business: a thread of an earlier test may just have ended.
+    Less is irrelevant: a thread of an earlier test may just have ended.
     """
     return any(now > was for now, was in zip(in_use(), before, strict=True))
 
 
-# --- what came is gone ----------------------------------------------------------------
+# --- closed producers -----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -67,8 +67,8 @@ def test_cycles_leak_nothing(driver, make_producer):
         assert open_files() > before[0]
         producer.close()
 
-    # The last thread may be at its last instructions.
-    await_true(lambda: not more_in_use(before))
+    # The last thread may be executing its last instructions.
+    await_true(lambda: not is_more_in_use(before))
 
 
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
@@ -81,14 +81,14 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_refused_configuration_leaks_nothing(bad, driver):
-    """What librdkafka refuses at construction leaves no descriptor and no thread."""
+    """A configuration that librdkafka refuses leaves no descriptor and no thread."""
     before = in_use()
 
     for _ in range(5):
         with pytest.raises(ConfigurationInvalidError):
             Producer(DEAD | BAD[bad])
 
-    assert not more_in_use(before)
+    assert not is_more_in_use(before)
 
 
 @pytest.mark.slow
@@ -99,23 +99,23 @@ def test_a_dead_address_leaks_nothing(driver):
         producer = Producer(DEAD, max_wait_timeout=0.05)
         with pytest.raises(DeliveryTimeoutError):
             producer.produce_sync(topic="events", payload=b"x")
-        assert more_in_use(before)
+        assert is_more_in_use(before)
         producer.close(force=True)
 
-    await_true(lambda: not more_in_use(before))
+    await_true(lambda: not is_more_in_use(before))
 
 
 @pytest.mark.slow
-def test_two_that_come_and_go_do_not_disturb_each_other(driver, make_producer):
+def test_producers_that_come_and_go_do_not_delay_each_other(driver, make_producer):
     """Two tasks make, use and close a producer each, 100 times: no send is late."""
 
     def come_and_go():
         longest = 0.0
         for _ in range(100):
             producer = make_producer()
-            began = time.monotonic()
+            started = time.monotonic()
             producer.produce_sync(topic="events", payload=b"x")
-            longest = max(longest, time.monotonic() - began)
+            longest = max(longest, time.monotonic() - started)
             producer.close()
         return longest
 
@@ -137,12 +137,12 @@ def test_two_that_come_and_go_do_not_disturb_each_other(driver, make_producer):
 
 
 @pytest.mark.slow
-def test_reports_that_come_while_producers_are_made(make_producer, hub):
-    """Reports, statistics and errors that come in while others are made go right."""
-    told = {}
+def test_reports_are_handled_while_producers_are_made(make_producer, hub):
+    """Reports, statistics and errors that arrive meanwhile are handled."""
+    observed = {}
 
     def listen(producer):
-        names = told[producer.id] = set()
+        names = observed[producer.id] = set()
 
         def remember(event):
             names.add(event["producer_id"])
@@ -165,15 +165,15 @@ def test_reports_that_come_while_producers_are_made(make_producer, hub):
     together([send] * 4)
     await_true(lambda: not any(each.is_alive() for each in threads))
 
-    assert len(told) == 60
-    assert [{name} for name in told] == list(told.values())
+    assert len(observed) == 60
+    assert [{name} for name in observed] == list(observed.values())
 
 
 def test_closing_writes_into_no_other_file(tmp_path):
-    """What gets the number of a closed signal's descriptor is left alone.
+    """A file that gets the number of a closed wake-up descriptor is not written to.
 
-    A client's close serves callbacks, which used to signal, into other clients'
-    connections.
+    A client's close runs callbacks, which used to signal, into the connections of
+    other clients.
     """
     signal = WakeupFd()
     number = signal.fileno()
@@ -181,7 +181,7 @@ def test_closing_writes_into_no_other_file(tmp_path):
     path = tmp_path / "stranger"
 
     with path.open("wb") as stranger:
-        # The lowest free number is the next to be given.
+        # The lowest free number is assigned next.
         assert number == stranger.fileno()
         signal.set()
         signal.clear()
@@ -189,21 +189,21 @@ def test_closing_writes_into_no_other_file(tmp_path):
     assert not path.read_bytes()
 
 
-# --- what stays -----------------------------------------------------------------------
+# --- open producers -------------------------------------------------------------------
 
 
 def our_threads():
-    """Name the threads of this process that are not librdkafka's own."""
+    """Return the names of this process's threads that are not librdkafka's."""
     threads = set()
     for thread in (PROC / "task").iterdir():
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the thread has just ended
             if not (thread / "comm").read_text().startswith("rdk:"):
                 threads.add(thread.name)
     return threads
 
 
 def threads_beside(before, wanted):
-    """Count the threads that there weren't before, once they are as many as wanted."""
+    """Count the new threads, once there are as many as expected."""
     # A thread of librdkafka has its name a moment after it was started.
     deadline = time.monotonic() + 5
     while len(our_threads() - before) != wanted and time.monotonic() < deadline:
@@ -213,9 +213,9 @@ def threads_beside(before, wanted):
 
 @pytest.mark.parametrize("count", [1, 10])
 def test_threads_of_a_connected_producer(count, driver, make_producer):
-    """In the hub a producer has no thread but librdkafka's; elsewhere it has one.
+    """In a hub a producer has only librdkafka's threads; elsewhere one more.
 
-    None before the first use and none after the end, and another one gets it anew.
+    It has no thread before its first use and after its end, and a new one afterwards.
     """
     before = our_threads()
     producers = [make_producer() for _ in range(count)]
@@ -242,10 +242,10 @@ def test_nothing_is_opened_before_the_first_message(driver, make_producer):
     producer = make_producer()
     assert "configured" in repr(producer)
     assert producer.queue_size == 0
-    assert not more_in_use(before)
+    assert not is_more_in_use(before)
     producer.close()
 
-    assert not more_in_use(before)
+    assert not is_more_in_use(before)
 
 
 def wakeups():
@@ -255,8 +255,8 @@ def wakeups():
     return int(line.split()[1])
 
 
-def test_a_client_has_room_for_its_attributes(make_producer):
-    """CPython keeps up to 29 of them in the object itself; more cost each message."""
+def test_a_client_has_few_enough_attributes(make_producer):
+    """CPython stores up to 29 of them in the object itself; more slow sends down."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x")
 
@@ -264,11 +264,11 @@ def test_a_client_has_room_for_its_attributes(make_producer):
 
 
 @pytest.mark.slow
-def test_an_idle_producer_sleeps(make_producer, hub):
-    """A connected producer that nobody uses wakes its hub for nothing."""
+def test_an_idle_producer_does_not_wake_its_hub(make_producer, hub):
+    """A connected producer that is not used does not wake its hub."""
     producer = make_producer({"statistics.interval.ms": 0})
     producer.produce_sync(topic="events", payload=b"x")
-    gevent.sleep(1)  # the guard looks once more, and then not again
+    gevent.sleep(1)  # the safety timer fires once more, and then not again
     before = wakeups()
 
     gevent.sleep(2)
@@ -278,7 +278,7 @@ def test_an_idle_producer_sleeps(make_producer, hub):
 
 
 @pytest.mark.slow
-def test_an_idle_thread_hardly_works(make_producer):
+def test_the_thread_of_an_idle_producer_uses_little_time(make_producer):
     """Where a thread polls, an idle producer costs under one percent of a processor."""
     producer = make_producer({"statistics.interval.ms": 0})
     producer.produce_sync(topic="events", payload=b"x")

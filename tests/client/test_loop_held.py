@@ -1,4 +1,4 @@
-"""Messages that are outstanding hold gevent's loop, and an idle producer does not."""
+"""Messages in flight hold gevent's loop, and an idle producer does not."""
 
 import pytest
 
@@ -20,7 +20,7 @@ BEGIN = """
 
 @pytest.fixture
 def run_on(run_script, mock_cluster, monkeypatch):
-    """Run a program on one of gevent's loops, with a slow broker; give its output."""
+    """Run a program on one of gevent's loops, with a slow broker; return its output."""
 
     def run(loop, program, round_trip=0.3, mode="unpatched"):
         monkeypatch.setenv("GEVENT_LOOP", loop)
@@ -35,7 +35,7 @@ def run_on(run_script, mock_cluster, monkeypatch):
 @pytest.mark.parametrize("mode", ["unpatched", "patched"])
 @pytest.mark.parametrize("count", [1, 5000])
 def test_program_may_wait_for_the_event_of_a_listener(loop, mode, count, run_on):
-    """A main greenlet that only waits for a listener's event gets it, no `LoopExit`."""
+    """A main greenlet that waits only for a listener's event gets it, not LoopExit."""
     program = f"""
     event, acknowledged = Event(), []
 
@@ -56,7 +56,7 @@ def test_program_may_wait_for_the_event_of_a_listener(loop, mode, count, run_on)
 
 @every_loop
 def test_greenlet_may_read_a_queue_that_a_listener_fills(loop, run_on):
-    """A greenlet that reads what a listener puts into a queue gets all of it."""
+    """A greenlet that reads a queue filled by a listener gets every item."""
     program = """
     queue = Queue()
     producer.monitor.subscribe("message.acknowledged", queue.put)
@@ -121,8 +121,8 @@ def test_idle_producer_does_not_hold_the_loop(loop, run_on):
 
 
 @every_loop
-def test_producer_of_a_thread_lets_go_of_the_loop(loop, run_on):
-    """A hub whose poller has served a thread's messages is let go, too."""
+def test_producer_of_a_thread_releases_the_loop(loop, run_on):
+    """A hub whose poller has polled for a thread's messages is released too."""
     program = """
     producer.produce_sync(topic="t", payload=b"x")
 
@@ -155,7 +155,7 @@ def test_loop_is_held_until_the_last_report(loop, run_on):
 
 
 def test_forked_child_is_not_held_by_messages_of_its_parent(run_on):
-    """In a forked child the parent's outstanding messages hold nothing for long."""
+    """In a forked child the parent's messages in flight hold the loop only briefly."""
     program = """
     import os
     handle = producer.produce_async(topic="t", payload=b"x")

@@ -23,7 +23,7 @@ from tests.tasks import Task, await_true, together
 
 #: Seconds that nothing here takes when it works.
 LONG = 20.0
-#: Seconds that the hub may stand still.
+#: Seconds that the hub may be held.
 HELD = 0.05
 
 PARTITIONERS = [
@@ -52,12 +52,14 @@ def batch_of(topic, count, **fields):
     ]
 
 
-# -- where they go --------------------------------------------------------------------
+# -- the partition of a key -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
-def test_a_partition_key_leads_where_the_key_would(make_producer, topic, name):
-    """By each of librdkafka's partitioners; the key itself is free for other uses."""
+def test_a_partition_key_selects_the_partition_of_an_equal_key(
+    make_producer, topic, name
+):
+    """Each of librdkafka's partitioners takes it; the key is free for other uses."""
     producer = make_producer({"partitioner": name} if name else None)
     keys = [f"key-{number}" for number in range(30)]
 
@@ -74,8 +76,8 @@ def test_a_partition_key_leads_where_the_key_would(make_producer, topic, name):
     assert len(set(expected)) > 1
 
 
-def test_a_partition_key_comes_before_the_partition(make_producer, topic):
-    """Who gives both means the key; the partition is for unknown topics."""
+def test_a_partition_key_takes_precedence_over_the_partition(make_producer, topic):
+    """The key decides; a partition given as well is used for unknown topics only."""
     producer = make_producer()
 
     reports = producer.produce_many_sync(batch_of(topic, 30))
@@ -87,7 +89,7 @@ def test_a_partition_key_comes_before_the_partition(make_producer, topic):
 def test_a_random_partitioner_ignores_partition_keys(
     make_producer, mock_cluster, topic
 ):
-    """Then librdkafka chooses for each message anew, and nothing is asked for."""
+    """The partition is random for each message, and no metadata is requested."""
     producer = make_producer({"partitioner": "random"})
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.watch_requests()
@@ -104,7 +106,7 @@ def test_a_random_partitioner_ignores_partition_keys(
 def test_the_partition_is_used_as_long_as_the_topic_is_unknown(
     make_producer, mock_cluster, topic
 ):
-    """Once librdkafka knows the topic, the message goes there."""
+    """Once librdkafka knows the topic, the key decides."""
     producer = make_producer()
     mock_cluster.fail_topic(topic, "UNKNOWN_TOPIC_OR_PARTITION")
 
@@ -136,8 +138,8 @@ def test_a_partition_key_waits_for_the_topic(make_producer, mock_cluster, topic,
 
 
 @pytest.mark.slow
-def test_a_request_that_fails_is_made_again(make_producer, mock_cluster, topic):
-    """Also one that has no answer at all, as when the connection breaks."""
+def test_a_failed_request_is_repeated(make_producer, mock_cluster, topic):
+    """A request that gets no response, as from a broken connection, is repeated."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.fail_requests("Metadata", "LEADER_NOT_AVAILABLE", 2)
@@ -149,14 +151,14 @@ def test_a_request_that_fails_is_made_again(make_producer, mock_cluster, topic):
     assert producer.partition_count("other") == 3
 
 
-def test_events_have_the_message_as_it_was(make_producer, topic):
-    """Only what goes to librdkafka has the partition that was chosen."""
+def test_events_have_the_original_message(make_producer, topic):
+    """Only the message in librdkafka has the chosen partition."""
     producer = make_producer()
-    heard = []
+    events = []
     for name in ("message.produced_sync", "message.produced_async"):
-        producer.monitor.subscribe(name, lambda event: heard.append(event["message"]))
+        producer.monitor.subscribe(name, lambda event: events.append(event["message"]))
     producer.monitor.subscribe(
-        "messages.produced_sync", lambda event: heard.extend(event["messages"])
+        "messages.produced_sync", lambda event: events.extend(event["messages"])
     )
     fields = {"topic": topic, "payload": b"x", "partition_key": "k"}
 
@@ -164,16 +166,16 @@ def test_events_have_the_message_as_it_was(make_producer, topic):
     producer.produce_async(**fields)
     producer.produce_many_sync([fields])
 
-    assert [(each.partition_key, each.partition) for each in heard] == [
+    assert [(each.partition_key, each.partition) for each in events] == [
         (b"k", None)
     ] * 3
 
 
-def test_a_message_that_waits_for_room_is_told_as_it_was(make_producer, topic):
-    """And keeps the partition that was chosen."""
+def test_a_message_that_waits_for_space_is_unchanged(make_producer, topic):
+    """The events have the original message, which keeps the chosen partition."""
     producer = make_producer({"queue.buffering.max.messages": 1, "linger.ms": 50})
-    heard = []
-    producer.monitor.subscribe("error.occurred", heard.append)
+    events = []
+    producer.monitor.subscribe("error.occurred", events.append)
 
     reports = producer.produce_many_sync(batch_of(topic, 5))
     single = [
@@ -181,8 +183,8 @@ def test_a_message_that_waits_for_room_is_told_as_it_was(make_producer, topic):
         for n in range(5)
     ]
 
-    assert {each["message"].partition for each in heard} == {None}
-    assert {each["type"] for each in heard} == {
+    assert {each["message"].partition for each in events} == {None}
+    assert {each["type"] for each in events} == {
         "message.produce_many_sync",
         "message.produce_async",
     }
@@ -191,8 +193,8 @@ def test_a_message_that_waits_for_room_is_told_as_it_was(make_producer, topic):
     ]
 
 
-def test_a_full_queue_fails_a_batch_where_nothing_waits_for_room(make_producer, topic):
-    """With `wait_on_queue_full=False`, as without partition keys."""
+def test_a_full_queue_fails_a_batch_that_does_not_wait_for_space(make_producer, topic):
+    """`wait_on_queue_full=False` has the same effect as without partition keys."""
     producer = make_producer(
         {"queue.buffering.max.messages": 2, "linger.ms": 50}, wait_on_queue_full=False
     )
@@ -203,41 +205,43 @@ def test_a_full_queue_fails_a_batch_where_nothing_waits_for_room(make_producer, 
     assert raised.value.failed_index == 2
 
 
-def test_an_unknown_partitioner_is_librdkafkas_to_refuse(make_producer):
-    """Also where settings can't be tried out before, because of a plugin."""
+def test_an_unknown_partitioner_is_refused_by_librdkafka(make_producer):
+    """This includes settings that can't be checked before, because of a plugin."""
     producer = make_producer({"plugin.library.paths": "", "partitioner": "bogus"})
 
     with pytest.raises(ConfigurationInvalidError, match="partitioner"):
         producer.partition_count("t")
 
 
-# -- asking ---------------------------------------------------------------------------
+# -- partition counts -----------------------------------------------------------------
 
 
-def test_partition_count_tells_how_many_there_are(make_producer, mock_cluster, topic):
-    """It connects, and what the producer knows then is used for messages too."""
+def test_partition_count_returns_the_number_of_partitions(
+    make_producer, mock_cluster, topic
+):
+    """It connects, and the count is used for messages too."""
     producer = make_producer()
 
     assert producer.partition_count(topic) == 6
     assert producer.status == "connected"
-    assert producer.partition_count("new") == 4  # created when asked for
+    assert producer.partition_count("new") == 4  # created by the request
 
     mock_cluster.watch_requests()
     producer.produce_many_sync(batch_of(topic, 20))
     assert producer.partition_count(topic) == 6
-    assert mock_cluster.requests().count("Metadata") <= 1  # librdkafka's own
+    assert mock_cluster.requests().count("Metadata") <= 1  # the interval of librdkafka
 
 
 @pytest.mark.slow
 def test_unknown_topics_have_minus_one(make_producer, mock_cluster, topic):
-    """After a while in which it might be created."""
+    """The result comes after a time in which the topic could have been created."""
     mock_cluster.fail_topic(topic, "UNKNOWN_TOPIC_OR_PARTITION")
 
     assert make_producer().partition_count(topic) == -1
 
 
 def test_a_hundred_greenlets_share_one_request(make_producer, mock_cluster, topic, hub):
-    """The first messages of all wait for one answer."""
+    """The first messages of all greenlets wait for one response."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.watch_requests()
@@ -252,8 +256,8 @@ def test_a_hundred_greenlets_share_one_request(make_producer, mock_cluster, topi
     assert mock_cluster.requests().count("Metadata") == 1
 
 
-def test_a_batch_asks_once_for_each_topic(make_producer, mock_cluster):
-    """Also for topics that nobody may see, which are asked for anew after a second."""
+def test_a_batch_requests_each_topic_once(make_producer, mock_cluster):
+    """An inaccessible topic is requested again after a second."""
     producer = make_producer()
     for name in "abc":
         mock_cluster.create_topic(name, 2)
@@ -269,7 +273,7 @@ def test_a_batch_asks_once_for_each_topic(make_producer, mock_cluster):
 
 @pytest.mark.parametrize("topic", ["a b", "", "x" * 250, 5, None])
 def test_bad_topics_are_refused(make_producer, topic):
-    """Before anything is opened."""
+    """A bad topic is refused before anything is opened."""
     producer = make_producer()
 
     with pytest.raises(ValueError, match=r"^topic "):
@@ -279,7 +283,7 @@ def test_bad_topics_are_refused(make_producer, topic):
 
 
 def test_partition_count_needs_a_producer_in_use(make_producer):
-    """Neither before `setup` nor after `close`."""
+    """It is refused before `setup` and after `close`."""
     with pytest.raises(ProducerNotConfiguredError):
         Producer().partition_count("t")
     producer = make_producer(id="p")
@@ -288,11 +292,13 @@ def test_partition_count_needs_a_producer_in_use(make_producer):
         producer.partition_count("t")
 
 
-# -- waiting --------------------------------------------------------------------------
+# -- waiting for the count ------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_slow_answer_holds_nobody_up(make_producer, mock_cluster, topic, longest_gap):
+def test_a_slow_response_does_not_hold_up_others(
+    make_producer, mock_cluster, topic, longest_gap
+):
     """While one greenlet waits for it, the hub runs, and others send."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
@@ -303,9 +309,9 @@ def test_a_slow_answer_holds_nobody_up(make_producer, mock_cluster, topic, longe
             lambda: producer.produce_sync(topic=topic, payload=b"x", partition_key="k")
         )
         gevent.sleep(0.05)
-        began = time.monotonic()
+        started = time.monotonic()
         handles = [producer.produce_async(topic=topic, payload=b"x") for _ in range(10)]
-        assert time.monotonic() - began < HELD
+        assert time.monotonic() - started < HELD
         report = task.join()
         for handle in handles:
             handle.wait(LONG)
@@ -315,8 +321,8 @@ def test_a_slow_answer_holds_nobody_up(make_producer, mock_cluster, topic, longe
 
 
 @pytest.mark.slow
-def test_a_timeout_cuts_the_wait_short(make_producer, mock_cluster, topic, hub, stored):
-    """Then the message was not sent, and the next one is."""
+def test_a_timeout_interrupts_the_wait(make_producer, mock_cluster, topic, hub, stored):
+    """The interrupted message was not sent, and the next one is."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.round_trip(0.5)
@@ -331,7 +337,7 @@ def test_a_timeout_cuts_the_wait_short(make_producer, mock_cluster, topic, hub, 
 
 @pytest.mark.parametrize("verb", ["produce_async", "produce_many_async"])
 def test_in_the_hub_an_unknown_number_is_an_error(make_producer, topic, hub, verb):
-    """Nothing is sent, and it is asked for; known, the message is sent."""
+    """Nothing is sent, and the count is requested; afterwards the message is sent."""
     producer = make_producer()
     fields = {"topic": topic, "payload": b"x", "partition_key": "k"}
     outcomes = []
@@ -356,8 +362,10 @@ def test_in_the_hub_an_unknown_number_is_an_error(make_producer, topic, hub, ver
     assert outcomes[1].wait(LONG).topic == topic
 
 
-def test_in_the_hub_a_batch_tells_what_was_sent_before(make_producer, topic, hub):
-    """Messages without partition keys are sent, up to the first one with."""
+def test_in_the_hub_the_error_of_a_batch_has_the_sent_messages(
+    make_producer, topic, hub
+):
+    """Messages without partition keys are sent, up to the first one with a key."""
     producer = make_producer()
     batch = [Message(topic, b"x"), Message(topic, b"x", partition_key="k")]
     raised = []
@@ -378,34 +386,36 @@ def test_in_the_hub_a_batch_tells_what_was_sent_before(make_producer, topic, hub
 
 
 def test_in_a_listener_an_unknown_number_is_an_error(make_producer, topic):
-    """It is known the next time that one tries."""
+    """The count is known at the next attempt."""
     producer = make_producer()
-    heard = []
+    events = []
 
     def send(event):
-        if len(heard) < 2:
+        if len(events) < 2:
             try:
-                heard.append(
+                events.append(
                     producer.produce_async(topic=topic, payload=b"x", partition_key="k")
                 )
             except IllegalWaitError as error:
-                heard.append(error)
+                events.append(error)
 
     producer.monitor.subscribe("message.acknowledged", send)
     producer.produce_sync(topic=topic, payload=b"x")
     producer.partition_count(topic)
     producer.produce_sync(topic=topic, payload=b"x")
 
-    assert "nothing was sent" in str(heard[0])
-    assert heard[1].wait(LONG).topic == topic
+    assert "nothing was sent" in str(events[0])
+    assert events[1].wait(LONG).topic == topic
 
 
-# -- ending ---------------------------------------------------------------------------
+# -- closing --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_close_sends_away_who_waits(make_producer, mock_cluster, topic, longest_gap):
-    """Their messages were not sent, and librdkafka is left in peace meanwhile."""
+def test_close_ends_the_wait_of_senders(
+    make_producer, mock_cluster, topic, longest_gap
+):
+    """The senders' messages are not sent, and librdkafka gets no more requests."""
     producer = make_producer(id="p")
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.round_trip(1.0)
@@ -436,9 +446,9 @@ def test_close_does_not_close_librdkafka_while_a_call_is_inside(make_producer, t
     client = producer._slot.client
 
     with client.kafka_handle._long_call():
-        began = time.monotonic()
+        started = time.monotonic()
         producer.close()
-        assert 2.0 < time.monotonic() - began < 6.0
+        assert 2.0 < time.monotonic() - started < 6.0
         assert client.kafka_handle.producer.list_topics(topic, LONG).topics
 
     client.kafka_handle.producer.close()
@@ -446,7 +456,7 @@ def test_close_does_not_close_librdkafka_while_a_call_is_inside(make_producer, t
 
 @pytest.mark.slow
 def test_close_waits_for_a_call_that_is_inside(make_producer, mock_cluster, topic):
-    """As short as it can: a request for metadata ends by itself."""
+    """The wait is short: a request for metadata ends by itself."""
     producer = make_producer()
     producer.produce_sync(topic=topic, payload=b"x")
     mock_cluster.round_trip(0.6)
@@ -455,26 +465,26 @@ def test_close_waits_for_a_call_that_is_inside(make_producer, mock_cluster, topi
     )
     time.sleep(0.1)
 
-    began = time.monotonic()
+    started = time.monotonic()
     producer.close()
 
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - started < 2.0
     with pytest.raises(ProducerClosedError):
         task.join()
 
 
 @pytest.mark.slow
-def test_an_unreachable_broker_costs_no_more_than_the_patience(make_producer):
-    """Then librdkafka takes the message, and tells what became of it."""
+def test_an_unreachable_broker_costs_a_limited_wait(make_producer):
+    """Then librdkafka accepts the message, and reports its outcome."""
     producer = make_producer(
         {"bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 500}
     )
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DeliveryError, match="last broker error"):
         producer.produce_sync(topic="t", payload=b"x", partition_key="k")
 
-    assert time.monotonic() - began < 9.0
+    assert time.monotonic() - started < 9.0
 
 
 @pytest.mark.slow
@@ -483,7 +493,7 @@ def test_an_unreachable_broker_costs_no_more_than_the_patience(make_producer):
 def test_partition_keys_work_in_every_kind_of_program(
     mode, mock_cluster, topic, run_script
 ):
-    """Twenty at once, patched or not, with gevent and without; and after a fork."""
+    """Twenty greenlets or threads send at once, also after a fork."""
     run_script(
         """
         from greendrop import Producer, ProducerUsedInParentProcessError
@@ -522,14 +532,14 @@ def test_partition_keys_work_in_every_kind_of_program(
 
 @pytest.fixture
 def memory_cluster():
-    """Start brokers in memory, where a topic can be deleted."""
+    """Start an in-memory cluster, where a topic can be deleted."""
     with MemoryCluster() as cluster:
         yield cluster
 
 
 @pytest.fixture
 def shrunk(world, memory_cluster):
-    """Make a producer that has learned of 8 partitions, of which 2 are left."""
+    """Make a producer that knows 8 partitions, of which 2 are left."""
     made = []
 
     def make(**settings):
@@ -551,7 +561,7 @@ def shrunk(world, memory_cluster):
 def test_messages_to_a_topic_with_fewer_partitions_are_routed_once_more(
     shrunk, memory_cluster
 ):
-    """None fails or is doubled, and each is where its key leads to now."""
+    """None fails or is stored twice, and each is where its key leads now."""
     producer = shrunk()
     batch = [Message("t", b"%d" % n, partition_key=f"key-{n % 7}") for n in range(70)]
 
@@ -592,7 +602,7 @@ def test_a_message_that_is_routed_once_more_keeps_its_fields(shrunk, memory_clus
 
 
 def test_a_message_is_routed_once_more_and_not_again(shrunk, memory_cluster):
-    """If brokers tell a number that is too large, the message fails in the end."""
+    """If brokers return a number that is too large, the message fails in the end."""
     producer = shrunk()
     memory_cluster.fail_messages("_UNKNOWN_PARTITION", times=None)
 
@@ -602,8 +612,8 @@ def test_a_message_is_routed_once_more_and_not_again(shrunk, memory_cluster):
     assert raised.value.name == "_UNKNOWN_PARTITION"
 
 
-def test_routing_once_more_is_seen_by_nobody(shrunk):
-    """Listeners hear of the delivery only, and nothing is left over."""
+def test_routing_once_more_emits_no_events(shrunk):
+    """Listeners get the delivery only, and nothing is left over."""
     producer = shrunk()
     errors, acknowledged = [], []
     producer.monitor.subscribe("error.occurred", errors.append)
@@ -618,7 +628,7 @@ def test_routing_once_more_is_seen_by_nobody(shrunk):
 
 
 def test_payloads_do_not_live_as_long_as_handles(shrunk):
-    """A handle that is kept holds the message only while that is in flight."""
+    """A handle refers to the message only while that is in flight."""
     producer = shrunk()
 
     handles = producer.produce_many_async(batch_of("t", 30))
@@ -628,10 +638,10 @@ def test_payloads_do_not_live_as_long_as_handles(shrunk):
     assert [handle.message for handle in handles] == [None] * 30
 
 
-def test_a_purge_drops_what_is_routed_once_more(shrunk, memory_cluster):
-    """Each of its messages has a verdict at once; none is sent later."""
+def test_a_purge_drops_messages_that_are_routed_once_more(shrunk, memory_cluster):
+    """Each of these messages has an outcome at once; none is sent later."""
     producer = shrunk()
-    memory_cluster.round_trip(0.5)  # also for the question how many partitions
+    memory_cluster.round_trip(0.5)  # also for the request for the partition count
     handles = producer.produce_many_async(batch_of("t", 30))
     await_true(lambda: producer._slot.client._rerouter)
 
@@ -648,7 +658,7 @@ def test_a_purge_drops_what_is_routed_once_more(shrunk, memory_cluster):
 
 @pytest.mark.parametrize("force", [True, False])
 def test_after_close_nothing_is_routed_once_more(shrunk, memory_cluster, force):
-    """Every handle has a verdict, and what is not delivered is told of."""
+    """Every handle has an outcome, and undelivered messages are reported."""
     producer = shrunk()
     memory_cluster.round_trip(0.3)
     handles = producer.produce_many_async(batch_of("t", 30))
@@ -661,7 +671,7 @@ def test_after_close_nothing_is_routed_once_more(shrunk, memory_cluster, force):
 
 
 def test_in_a_transaction_only_the_next_message_is_routed_anew(shrunk, memory_cluster):
-    """The failure rolls back. Doing it again succeeds at once."""
+    """The failure rolls back; repeating the transaction succeeds at once."""
     producer = shrunk(kafka={"transactional.id": "shrunk"})
 
     with pytest.raises(ProduceError), producer.transaction():

@@ -94,7 +94,7 @@ def patient(brokers):
 
 
 def test_brokers_are_asked_once(router, brokers, clock):
-    """One request in 30 s, for as many messages as may come. Acceptance check 83."""
+    """One request in 30 s, for as many messages as may come."""
     assert [router.count("t") for _ in range(1_000)] == [6] * 1_000
     clock.now += 29.9
     assert router.count("t") == 6

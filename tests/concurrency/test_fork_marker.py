@@ -10,11 +10,11 @@ from tests.interpreter import MODES
     params=[_concurrency.fork_marker, _concurrency.PidMarker], ids=["memory", "pid"]
 )
 def mark(request):
-    """Make a mark of either kind."""
+    """Make a marker of either kind."""
     return request.param()
 
 
-def test_a_mark_holds_in_the_process_that_made_it(mark):
+def test_a_marker_is_true_in_the_process_that_made_it(mark):
     """It stays true, however often it is read."""
     assert all(mark[0] for _ in range(3))
     assert all(mark.same_process for _ in range(3))
@@ -22,7 +22,7 @@ def test_a_mark_holds_in_the_process_that_made_it(mark):
 
 @pytest.mark.slow
 @pytest.mark.patched
-def test_a_mark_does_not_hold_in_a_forked_child(run_script):
+def test_a_marker_is_false_in_a_forked_child(run_script):
     """The marker is false in a child, also if C code forked it.
 
     uWSGI forks in C, without running Python's hooks.
@@ -43,8 +43,8 @@ def test_a_mark_does_not_hold_in_a_forked_child(run_script):
     run_script(program, "none")
 
 
-def test_marks_are_cheap_in_linux():
-    """Where memory can be wiped at a fork, asking makes no system call."""
+def test_markers_are_cheap_on_linux():
+    """Where memory can be wiped at a fork, reading a marker makes no system call."""
     assert not isinstance(_concurrency.fork_marker(), _concurrency.PidMarker)
 
 
@@ -52,7 +52,7 @@ def test_marks_are_cheap_in_linux():
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", MODES)
 def test_a_producer_notices_a_fork_in_c(mode, mock_cluster, run_script):
-    """Used in the parent, it raises in a child that no hook has told of the fork."""
+    """A used producer raises in a child although no fork hook has run."""
     program = """
     import ctypes
     from greendrop import Producer, ProducerUsedInParentProcessError
@@ -78,10 +78,10 @@ def test_a_producer_notices_a_fork_in_c(mode, mock_cluster, run_script):
 @pytest.mark.slow
 @pytest.mark.patched
 def test_a_fork_in_c_is_noticed_by_every_use(mock_cluster, run_script, stored):
-    """No hook ran, as in uWSGI: each use raises until reset(), and nothing is resent.
+    """As in uWSGI no hook ran: each use raises until reset(); nothing is resent.
 
-    What the parent buffered or has on its way is sent by the parent alone, also when
-    the child exits in the normal way. The parent is idle when it forks: with threads
+    Messages that the parent buffered or has in flight are sent only by the parent, also
+    when the child exits normally. The parent is idle when it forks: with threads
     that run then, Python itself may hang in the child.
     """
     program = """

@@ -1,4 +1,4 @@
-"""Wait queues: in which order tasks that wait are woken, and what they leave behind."""
+"""Wait queues: the order of wake-ups, and what interrupted waits leave behind."""
 
 import random
 import sys
@@ -18,13 +18,13 @@ LONG = 20.0
 
 
 def never():
-    """Say that nothing is free."""
+    """Return that nothing is free."""
     return False
 
 
 @pytest.fixture
 def enter(spawn, until):
-    """Let a task wait in a fair queue, behind those that do; give it and its result."""
+    """Let a task wait in a fair queue behind others; return it and its result."""
 
     def start(queue, name, served, seconds=LONG, **options):
         def wait():
@@ -45,7 +45,7 @@ def enter(spawn, until):
 
 
 def test_deadline_counts_down():
-    """The seconds that remain shrink, and never below nought."""
+    """The remaining seconds decrease, and never below zero."""
     deadline = Deadline(0.05)
 
     assert 0 < deadline.remaining() <= 0.05
@@ -79,12 +79,12 @@ def test_condition_that_holds_is_not_waited_for(world):
 def test_condition_that_never_holds_ends_the_wait_in_time(world):
     """A wait ends by its deadline and leaves nothing in the queue."""
     queue = WaitQueue()
-    began = time.monotonic()
+    started = time.monotonic()
 
     held = queue.wait_until(never, Deadline(0.1))
 
     assert held is False
-    assert 0.09 < time.monotonic() - began < LONG
+    assert 0.09 < time.monotonic() - started < LONG
     assert not queue.has_waiters
 
 
@@ -133,11 +133,11 @@ def test_task_that_is_notified_in_vain_waits_on(world, spawn, until):
     assert not queue.has_waiters
 
 
-# -- tasks that wait for their turn ---------------------------------------------------
+# -- fair waits -----------------------------------------------------------------------
 
 
-def test_turns_are_granted_in_the_order_of_waiting(world, enter, until):
-    """The task that waits longest is served first."""
+def test_slots_are_granted_in_the_order_of_waiting(world, enter, until):
+    """The task that has waited longest is served first."""
     queue, served = FairQueue(), []
     for name in "abcd":
         enter(queue, name, served)
@@ -152,7 +152,7 @@ def test_turns_are_granted_in_the_order_of_waiting(world, enter, until):
 
 
 def test_task_that_got_nothing_waits_at_the_front(world, enter, until):
-    """A task that had its turn in vain is served before those that came later."""
+    """A task that found nothing free is served before those that came later."""
     queue, served = FairQueue(), []
     enter(queue, "a", served)
     enter(queue, "b", served)
@@ -165,8 +165,8 @@ def test_task_that_got_nothing_waits_at_the_front(world, enter, until):
     assert served == ["again", "a", "b"]
 
 
-def test_only_the_first_task_goes_on_by_itself(world, enter):
-    """A task behind another one does not take what is free."""
+def test_only_the_first_task_takes_a_free_slot(world, enter):
+    """A task behind another one does not take a free slot."""
     queue, served = FairQueue(), []
     waiting = enter(queue, "first", served)
 
@@ -178,8 +178,8 @@ def test_only_the_first_task_goes_on_by_itself(world, enter):
     assert queue.wait(lambda: True, _concurrency.new_waiter(), Deadline(0)) is True
 
 
-def test_share_of_a_task_that_gives_up_goes_to_the_next(hub):
-    """A greenlet that is killed when its share was granted passes it on."""
+def test_slot_of_a_task_that_gives_up_goes_to_the_next(hub):
+    """A greenlet that is killed after its slot was granted passes it on."""
     queue, served = FairQueue(), []
 
     def wait(name):
@@ -199,8 +199,8 @@ def test_share_of_a_task_that_gives_up_goes_to_the_next(hub):
     assert not queue.has_waiters
 
 
-def test_interrupted_task_leaves_no_ghost(hub):
-    """A task that a signal handler kept from leaving is gone with its call."""
+def test_interrupted_task_leaves_no_waiter_behind(hub):
+    """A task that was interrupted while it left the queue is removed with its call."""
     queue = FairQueue()
 
     class BrokenList(list):
@@ -223,7 +223,7 @@ def test_interrupted_task_leaves_no_ghost(hub):
 
 
 def test_greenlets_and_threads_share_a_queue(hub):
-    """A queue serves greenlets and threads in the order in which they came."""
+    """Greenlets and threads are served in the order in which they came."""
     queue, served = FairQueue(), []
 
     def wait(name):
@@ -245,17 +245,17 @@ def test_greenlets_and_threads_share_a_queue(hub):
 
 
 @pytest.fixture
-def hasty():
-    """Have threads take turns as often as they can."""
+def fast_switching():
+    """Let threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("fast_switching")
 def test_no_grant_is_lost_between_threads():
-    """Each share that is granted reaches one task, while tasks come and give up."""
+    """Each granted slot reaches one task, while tasks come and give up."""
     queue, taken, given_up, errors = FairQueue(), [], [], []
     stop = threading.Event()
 
@@ -289,8 +289,8 @@ def test_no_grant_is_lost_between_threads():
     assert len(queue) == 0
 
 
-@pytest.mark.usefixtures("hasty")
-def test_waiting_for_room_races_with_reports():
+@pytest.mark.usefixtures("fast_switching")
+def test_waiting_for_space_races_with_reports():
     """A sender that waits for space while reports come in goes on, and never fails."""
     outstanding = InFlight(5, 1_000_000)
     errors, passed = [], []
