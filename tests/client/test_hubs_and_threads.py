@@ -21,7 +21,7 @@ def in_threads(functions):
     def run(function):
         try:
             results.append(function())
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - raised below
             results.append(error)
 
     threads = [threading.Thread(target=run, args=(each,)) for each in functions]

@@ -150,7 +150,7 @@ def test_ctrl_c_while_the_client_is_built_does_not_stop_the_build(make_producer,
     assert interrupted == 100
 
 
-#: Functions that batched messages pass on their way into librdkafka.
+#: Functions that batched messages pass before librdkafka gets them.
 HANDING_OVER = [
     Batcher.maybe_flush,
     Batcher.flush,

@@ -158,7 +158,7 @@ def test_purge_in_the_hub_returns_at_once(hub, stuck):
     def purge():
         try:
             stuck.purge()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - raised below
             raised.append(error)
 
     hub.loop.run_callback(purge)
