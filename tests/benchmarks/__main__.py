@@ -17,7 +17,7 @@ _FOLDER = _ROOT / "build" / "benchmarks"
 
 
 def main() -> None:
-    """Run the chosen cells and tell."""
+    """Run the chosen cells and print the results."""
     arguments = _arguments()
     rounds = 1 if arguments.quick else arguments.rounds
     seconds = 0.5 if arguments.quick else 1.0
@@ -85,12 +85,12 @@ def _show(results: Results, table: Table) -> None:
 
 
 def _conclude(results: Results) -> None:
-    verdicts = results.verdicts(list(TABLES))
-    if not verdicts:
+    goal_results = results.goal_results(list(TABLES))
+    if not goal_results:
         return
-    missed = [each for each in verdicts if not each.met]
-    print(f"\ngoals\n{reporting.as_text(reporting.goals_grid(verdicts))}")
-    print(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} goals reached")
+    missed = [each for each in goal_results if not each.met]
+    print(f"\ngoals\n{reporting.as_text(reporting.goals_grid(goal_results))}")
+    print(f"\n{len(goal_results) - len(missed)} of {len(goal_results)} goals reached")
     for each in missed:
         print(f"  missed: {each.cell}: {each.goal}, not {each.reached}")
 

@@ -1,6 +1,6 @@
-"""What is measured, beside whom, and what greendrop is meant to reach.
+"""The measurements, their contenders, and the goals of greendrop.
 
-Data only. A table has cells, a cell has a load and the contenders that bear it, each in
+Data only. A table has cells, a cell has a load and the contenders that run it, each in
 a process of its own. The goals are those of the project; seconds throughout.
 """
 
@@ -31,7 +31,7 @@ _FIXED = (UNGATHERED, LINGER_1, LINGER_5)
 
 @dataclass(frozen=True)
 class Load:
-    """What one measurement does.
+    """The work of one measurement.
 
     Attributes:
         kind: "wait" is loops that produce and wait, "fire" sends without waiting,
@@ -39,8 +39,8 @@ class Load:
             once, "memory" fills the queue of a producer without a broker, "idle" does
             nothing while connected, "transact" makes transactions, each worker with a
             producer of its own.
-        workers: Loops at once.
-        crowd: What a worker is; aiokafka's are always tasks.
+        workers: Concurrent loops.
+        worker_kind: The kind of a worker; aiokafka's are always tasks.
         count: Messages, where not the time decides; of a batch, or a transaction, its
             size.
         keys: Different keys; none means no key.
@@ -49,7 +49,7 @@ class Load:
 
     kind: Literal["wait", "fire", "batch", "burst", "memory", "idle", "transact"]
     workers: int = 1
-    crowd: Literal["greenlets", "threads"] = "greenlets"
+    worker_kind: Literal["greenlets", "threads"] = "greenlets"
     count: int = 0
     keys: int = 0
     ticker: bool = False
@@ -57,12 +57,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure of greendrop must reach in a cell.
+    """A limit for one figure of greendrop in a cell.
 
     Attributes:
-        figure: Which one.
-        against: Contenders to be compared with: with the best of them. None at all
-            means that the figure itself is meant.
+        figure: The name of the figure.
+        against: Contenders to be compared with: with the best of them. Without any the
+            figure itself is meant.
         difference: Compare by subtraction, not by division.
         at_least, at_most: The limit; one of them.
     """
@@ -76,7 +76,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Cell:
-    """One load, borne by several contenders."""
+    """One load, run by several contenders."""
 
     name: str
     load: Load
@@ -96,7 +96,7 @@ class Table:
     title: str
     figures: tuple[str, ...]
     cells: tuple[Cell, ...]
-    #: At most; what is bound by a round trip varies little.
+    #: At most; figures that are bound by a round trip vary little.
     rounds: int = field(default=99)
 
 
@@ -121,7 +121,7 @@ def _threads(threads: int) -> Cell:
     goal = Goal("rate", (FLUSH, FLUSH_LINGER_0), at_least=3.0)
     if threads == 1:
         goal = Goal("p50", (FLUSH, FLUSH_LINGER_0), at_most=1.15)
-    load = Load("wait", workers=threads, crowd="threads")
+    load = Load("wait", workers=threads, worker_kind="threads")
     contenders = (GREENDROP, FLUSH, FLUSH_LINGER_0)
     return Cell(f"threads-{threads}", load, contenders, (goal,))
 

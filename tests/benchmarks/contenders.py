@@ -1,7 +1,7 @@
-"""Who is measured: each a way to send to Kafka, behind one interface.
+"""The contenders: each a way to send to Kafka, behind one interface.
 
-All of them ask for all acknowledgements, compress nothing and are not idempotent. What
-isn't named in a constructor is the library's default.
+All of them ask for all acknowledgements, compress nothing and are not idempotent.
+Settings that aren't named in a constructor are the library's defaults.
 """
 
 # ruff: noqa: D102 - what the verbs mean stands in Contender
@@ -34,14 +34,14 @@ _LONGEST_WAIT = 60.0
 
 
 class Place(NamedTuple):
-    """Where messages go."""
+    """The brokers and the topic of a measurement."""
 
     bootstrap_servers: str
     topic: str
 
 
 class Contender:
-    """A way to send. A subclass has those verbs that its loads need."""
+    """A way to send. A subclass has the verbs that its loads need."""
 
     def __init__(self, place: Place) -> None:
         self.bootstrap_servers = place.bootstrap_servers
@@ -52,15 +52,15 @@ class Contender:
         raise NotImplementedError
 
     def send(self) -> None:
-        """Send one message without waiting, except for room."""
+        """Send one message without waiting, except for space in the queue."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Wait until all that was sent is reported."""
+        """Wait until all messages are reported."""
         raise NotImplementedError
 
     def prepare_batch(self, size: int) -> None:
-        """Get ready what a caller of `send_batch` has at hand."""
+        """Prepare the batch that a caller of `send_batch` has at hand."""
         raise NotImplementedError
 
     def send_batch(self) -> None:
@@ -68,19 +68,19 @@ class Contender:
         raise NotImplementedError
 
     def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
-        """Have workers make transactions for some seconds; give each one's seconds."""
+        """Have workers make transactions for some seconds; return the duration of each."""
         raise NotImplementedError
 
     def close(self) -> None:
         """End. Raise an error if messages were lost unnoticed."""
 
     def wait_loops(self, load: cells.Load, seconds: float) -> list[float]:
-        """Have workers send and wait for some seconds; give each wait's seconds."""
+        """Have workers send and wait for some seconds; return the duration of each wait."""
         end = clock() + seconds
         waits: list[float] = []
         loop = partial(self._loop, end=end, waits=waits)
         functions = [partial(loop, own) for own in _keys(load)]
-        (_in_greenlets if load.crowd == "greenlets" else _in_threads)(functions)
+        (_in_greenlets if load.worker_kind == "greenlets" else _in_threads)(functions)
         return waits
 
     def _loop(
@@ -96,7 +96,7 @@ class Contender:
 
 
 def _keys(load: cells.Load) -> list[Iterator[bytes | None]]:
-    """Give each worker all keys for ever; each starts at another one."""
+    """Return an endless iterator over all keys per worker, each starting elsewhere."""
     keys: list[bytes | None]
     keys = [f"key-{number}".encode() for number in range(load.keys)] or [None]
     starts = (worker * len(keys) // load.workers for worker in range(load.workers))
@@ -118,7 +118,7 @@ def _in_threads(functions: Sequence[Callable[[], None]]) -> None:
 
 
 class Greendrop(Contender):
-    """Ours, as it comes; or with a `linger.ms` of the user's.
+    """greendrop with its defaults, or with a `linger.ms` of the user's.
 
     In transactions each greenlet has a producer of its own, up to so many.
     """
@@ -141,7 +141,7 @@ class Greendrop(Contender):
         self.producer.monitor.subscribe("error.occurred", self._on_error)
 
     def _on_error(self, event: Event) -> None:
-        # A full queue is no error here: the sender waits for room.
+        # A full queue is no error here: the sender waits for space.
         if not event["type"].startswith("message."):
             self._errors.append(event)
 
@@ -207,7 +207,7 @@ class Greendrop(Contender):
 
 
 class Ungathered(Greendrop):
-    """Ours with librdkafka's `linger.ms=0` alone: no user can have that."""
+    """greendrop with librdkafka's `linger.ms=0` alone, which users can't configure."""
 
     def send_and_wait(self, key: bytes | None) -> None:
         super().send_and_wait(key)
@@ -222,7 +222,7 @@ class Ungathered(Greendrop):
 
 
 class Raw(Contender):
-    """confluent-kafka, counting what went wrong in one shared callback."""
+    """confluent-kafka, counting errors in one shared callback."""
 
     def __init__(self, place: Place, linger: int | None = None) -> None:
         super().__init__(place)

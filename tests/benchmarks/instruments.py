@@ -1,4 +1,4 @@
-"""What measures inside a measured process: clocks, a ticker, memory, wakeups."""
+"""Instruments inside a measured process: clocks, a ticker, memory, wakeups."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _TICK = 0.001
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Give the value that this share of all values does not exceed."""
+    """Return the value that this share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 class Stopwatch:
-    """Wall time and CPU time of this process since it was made."""
+    """Wall time and CPU time of this process since the stopwatch was created."""
 
     def __init__(self) -> None:
         self._wall = clock()
         self._cpu = time.process_time()
 
     def figures(self, messages: int) -> dict[str, float]:
-        """Give messages per second, and CPU seconds per message of all threads."""
+        """Return messages per second, and CPU seconds per message of all threads."""
         wall = clock() - self._wall
         cpu = time.process_time() - self._cpu
         return {"rate": messages / wall, "cpu": cpu / messages}
 
 
 class Ticker:
-    """A greenlet that wants to run every millisecond, and how late it is.
+    """A greenlet that wants to run every millisecond, and its lateness.
 
-    A context manager. What the garbage collector takes is noted as well: it stops the
-    program whoever made the garbage.
+    A context manager. Times of the garbage collector are recorded as well: it stops the
+    program, whichever part of it made the garbage.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Ticker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # One more tick, so that a gap that is going on is seen whole.
+        # One more tick, so that a gap in progress is measured as a whole.
         self._on = False
         self._greenlet.join()
         gc.callbacks.remove(self._on_collection)
@@ -84,7 +84,7 @@ class Ticker:
             self._lateness_no_gc.append(late - (self._collecting - collecting))
 
     def figures(self) -> dict[str, float]:
-        """Give how late it was, in seconds."""
+        """Return the lateness, in seconds."""
         return {
             "late_p50": percentile(self._lateness, 0.5),
             "late_p99": percentile(self._lateness, 0.99),
@@ -94,18 +94,18 @@ class Ticker:
 
 
 def resident_bytes() -> int:
-    """Give this process's resident memory (Linux)."""
+    """Return this process's resident memory (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def python_threads() -> int:
-    """Count threads that have run Python, those that `threading` doesn't know too."""
+    """Count threads that have run Python, including those unknown to `threading`."""
     return len(sys._current_frames())
 
 
 def wakeups() -> int:
-    """Count how often the calling thread has gone to sleep so far (Linux)."""
+    """Count the times that the calling thread has gone to sleep so far (Linux)."""
     for line in Path("/proc/thread-self/status").read_text().splitlines():
         if line.startswith("voluntary_ctxt_switches"):
             return int(line.split()[1])

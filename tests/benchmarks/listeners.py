@@ -1,14 +1,14 @@
-"""What listeners cost: `python -m tests.benchmarks.listeners`.
+"""The cost of listeners: `python -m tests.benchmarks.listeners`.
 
-Each measurement is a process of its own, that sends messages to a mock cluster in
-another one. What counts is the CPU time of the thread that sends and serves, for each
-message, beside that of a producer without listeners; the measurements of a round follow
+Each measurement is a process of its own, which sends messages to a mock cluster in
+another one. The figure is the CPU time per message of the thread that sends and polls,
+compared with that of a producer without listeners; the measurements of a round follow
 each other closely.
 
     python -m tests.benchmarks.listeners --listener package.module:Name
 
-measures any listener: a class is made without arguments and subscribed, a function is
-given the producer.
+measures any listener: a class is instantiated without arguments and subscribed, a
+function is called with the producer.
 """
 
 # ruff: noqa: PLC0415 - a process imports only what its own measurement needs
@@ -53,7 +53,7 @@ _Figures = dict[str, float]
 
 
 def _none(producer: Producer) -> None:
-    """Nobody listens."""
+    """Subscribe no listener."""
 
 
 def _prometheus(producer: Producer) -> None:
@@ -93,7 +93,7 @@ def _opentelemetry(producer: Producer) -> None:
 
     class Nowhere(SpanExporter):
         def export(self, spans: Any) -> Any:
-            """Drop them."""
+            """Drop the spans."""
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
@@ -147,7 +147,7 @@ def _nowhere() -> TextIO:
     return Path("/dev/null").open("w", encoding="utf-8")  # until the end
 
 
-# Kept open, so that packets are taken and dropped, and not refused.
+# Kept open, so that packets are accepted and dropped, and not refused.
 _agents: list[socket.socket] = []
 
 
@@ -305,10 +305,10 @@ def _table(names: Sequence[str], rounds: Sequence[dict[str, _Figures]]) -> str:
 
 def _page(table: str, rounds: int) -> str:
     facts = about() | {name: version(name) for name in _VENDORS}
-    told = ", ".join(f"{name} {fact}" for name, fact in facts.items())
+    described = ", ".join(f"{name} {fact}" for name, fact in facts.items())
     return f"""# What listeners cost
 
-Written by `python -m tests.benchmarks.listeners --write-docs`; don't edit. {told}.
+Written by `python -m tests.benchmarks.listeners --write-docs`; don't edit. {described}.
 
 Microseconds for each message, of the thread that sends and serves: in the first row all
 that it takes without listeners, in the others what comes on top. The median of {rounds}

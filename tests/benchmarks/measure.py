@@ -1,6 +1,6 @@
 """One measurement, in this process: `python -m tests.benchmarks.measure JSON`.
 
-Bears one load with one contender, after a short warm-up, and writes the figures as one
+Runs one load with one contender, after a short warm-up, and writes the figures as one
 line of JSON. Seconds, bytes, and messages per second.
 """
 
@@ -38,9 +38,9 @@ Figures = dict[str, float]
 #: Seconds of load before the measurement.
 _WARM_UP = 0.3
 #: Messages that a worker sends without waiting before others have a turn, where a
-#: ticker looks on: a loop that never yields is its own author's doing.
+#: ticker measures: a loop that never yields is its own author's doing.
 _PIECE = 100
-#: Seconds of a broker's answer that is to come when all has been sent.
+#: Seconds of a broker's answer that is to come when all messages have been sent.
 _LATE_ANSWER = 2.0
 _IDLE = 3.0
 
@@ -146,7 +146,7 @@ def memory(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
 
 
 def transact(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
-    """Make transactions, one after another, or those of several producers at once."""
+    """Run transactions, one after another, or those of several producers at once."""
     contender = make(place)
     contender.transact_loops(load, _WARM_UP)
     stopwatch = Stopwatch()
@@ -158,7 +158,7 @@ def transact(make: Factory, place: Place, load: Load, seconds: float) -> Figures
 
 
 def idle(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
-    """Be connected and do nothing."""
+    """Stay connected and do nothing."""
     contender = make(place)
     import gevent
 
@@ -203,10 +203,10 @@ LOADS: dict[str, Callable[[Factory, Place, Load, float], Figures]] = {
 
 
 def main() -> None:
-    """Measure what the first argument says."""
+    """Run the measurement described by the first argument."""
     order = json.loads(sys.argv[1])
     load = Load(**order["load"])
-    if load.crowd == "greenlets":
+    if load.worker_kind == "greenlets":
         import gevent
 
         gevent.get_hub()
@@ -214,7 +214,7 @@ def main() -> None:
     make = CONTENDERS[order["contender"]]
     figures = LOADS[load.kind](make, place, load, order["seconds"])
     print(json.dumps(figures), flush=True)
-    # What is queued for a mute broker would be waited for.
+    # Messages queued for a mute broker would be waited for.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What the figures say: medians, goals reached or missed, tables, files."""
+"""Evaluation of the figures: medians, goals reached or missed, tables, files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = (
 
 
 class _Figure(NamedTuple):
-    """How a figure is called and written."""
+    """Name and format of a figure."""
 
     title: str
     write: Callable[[float], str]
@@ -62,8 +62,8 @@ FIGURES = {
 }
 
 
-class Verdict(NamedTuple):
-    """A goal, and what was reached."""
+class GoalResult(NamedTuple):
+    """A goal, and the figure that was reached."""
 
     cell: str
     goal: str
@@ -78,11 +78,11 @@ class Results:
         self._rounds: dict[str, list[dict[str, Outcome]]] = {}
 
     def add(self, cell: Cell, outcomes: dict[str, Outcome]) -> None:
-        """Take one round."""
+        """Add one round."""
         self._rounds.setdefault(cell.name, []).append(outcomes)
 
     def median(self, cell: Cell, contender: str, figure: str) -> float | None:
-        """Give the median over all rounds; None if there is nothing."""
+        """Return the median over all rounds; None without figures."""
         values = [
             figures[figure]
             for figures in self._figures(cell, contender).values()
@@ -99,7 +99,7 @@ class Results:
         return found
 
     def failures(self) -> list[str]:
-        """Name what could not be measured."""
+        """Name the measurements that failed."""
         return sorted(
             {
                 f"{cell}: {contender}: {outcome}"
@@ -110,10 +110,11 @@ class Results:
             }
         )
 
-    def judge(self, cell: Cell, goal: Goal) -> Verdict:
-        """Compare what was reached with a goal.
+    def judge(self, cell: Cell, goal: Goal) -> GoalResult:
+        """Compare a figure with a goal.
 
-        With others, round by round, and the median of that: both had the same weather.
+        Other contenders are compared round by round, and the median of that counts: both
+        ran under the same conditions.
         """
         figure = FIGURES[goal.figure]
         value = self.median(cell, GREENDROP, goal.figure)
@@ -128,9 +129,9 @@ class Results:
         sign = "≤" if goal.at_most is not None else "≥"
         text = f"{what}: {sign} {write(limit)}"
         if value is None:
-            return Verdict(cell.name, text, "not measured", met=False)
+            return GoalResult(cell.name, text, "not measured", met=False)
         met = value <= limit if goal.at_most is not None else value >= limit
-        return Verdict(cell.name, text, write(value), met)
+        return GoalResult(cell.name, text, write(value), met)
 
     def _best(self, cell: Cell, goal: Goal, *, more: bool) -> str | None:
         medians = {
@@ -150,8 +151,8 @@ class Results:
             values.append(one - other if goal.difference else one / other)
         return median(values) if values else None
 
-    def verdicts(self, tables: list[Table]) -> list[Verdict]:
-        """Judge all goals of the cells that were measured."""
+    def goal_results(self, tables: list[Table]) -> list[GoalResult]:
+        """Evaluate all goals of the cells that were measured."""
         return [
             self.judge(cell, goal)
             for table in tables
@@ -161,7 +162,7 @@ class Results:
         ]
 
     def grid(self, table: Table, figure: str) -> list[list[str]]:
-        """Give one figure of a table's contenders in its cells, with a head."""
+        """Return one figure of a table's contenders in its cells, with a head."""
         measured = [cell for cell in table.cells if cell.name in self._rounds]
         contenders = dict.fromkeys(
             name for cell in measured for name in cell.contenders
@@ -212,7 +213,7 @@ def _processor() -> str:
 
 
 def as_text(grid: list[list[str]]) -> str:
-    """Draw a grid for the terminal."""
+    """Format a grid for the terminal."""
     widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
     return "\n".join(
         "  "
@@ -226,18 +227,18 @@ def as_text(grid: list[list[str]]) -> str:
 
 
 def as_markdown(grid: list[list[str]]) -> str:
-    """Write a grid as a Markdown table."""
+    """Format a grid as a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in grid]
     lines.insert(1, "|---" + "|---:" * (len(grid[0]) - 1) + "|")
     return "\n".join(lines)
 
 
-def goals_grid(verdicts: list[Verdict]) -> list[list[str]]:
-    """Put goals and what was reached side by side."""
+def goals_grid(goal_results: list[GoalResult]) -> list[list[str]]:
+    """Return goals and reached figures side by side."""
     rows = [["cell", "goal", "reached", ""]]
     rows += [
         [each.cell, each.goal, each.reached, "" if each.met else "missed"]
-        for each in verdicts
+        for each in goal_results
     ]
     return rows
 
@@ -275,6 +276,6 @@ def docs_page(results: Results, tables: list[Table], rounds: int) -> str:
             parts.append(f"## {table.title}\n")
         for figure, grid in grids:
             parts.append(f"{FIGURES[figure].title}:\n\n{as_markdown(grid)}\n")
-    goals = goals_grid(results.verdicts(tables))
+    goals = goals_grid(results.goal_results(tables))
     parts.append(f"## Goals\n\n{as_markdown(goals)}\n")
     return "\n".join(parts)

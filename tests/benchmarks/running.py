@@ -1,6 +1,6 @@
 """Runs measurements: the servers, and the rounds in which contenders take turns.
 
-Each measurement is a process of its own, so that nobody's threads, hub or garbage
+Each measurement is a process of its own, so that threads, hub and garbage of one don't
 disturb another. The contenders of a cell follow each other closely, round after round,
 so that whatever slows the machine down for a while slows down all of them.
 """
@@ -34,13 +34,13 @@ _WARM_UP = (
     (cells.CALLBACK, Load("fire", count=200_000)),
 )
 
-#: One contender's figures of one measurement; or why there are none.
+#: One contender's figures of one measurement; or the reason of a failure.
 Figures = dict[str, float]
 Outcome = Figures | str
 
 
 class Servers(AbstractContextManager["Servers"]):
-    """Starts what a cell asks for, when the first one does."""
+    """Starts the servers that a cell needs, when the first cell needs them."""
 
     def __init__(self, *, quick: bool) -> None:
         self._quick = quick
@@ -57,11 +57,11 @@ class Servers(AbstractContextManager["Servers"]):
 
     @staticmethod
     def missing(cell: Cell) -> str | None:
-        """Tell why a cell can't be measured here."""
+        """Return why a cell can't be measured here."""
         return unavailable_reason() if cell.server == "kafka" else None
 
     def place(self, cell: Cell, stack: ExitStack) -> Place:
-        """Give a topic of a cell's own; a mock cluster ends with the stack."""
+        """Return a topic of a cell's own; a mock cluster ends with the stack."""
         topic = f"{cell.name}-{uuid.uuid4().hex[:8]}"
         if cell.server == "none":
             return Place("", topic)
@@ -88,7 +88,7 @@ class Servers(AbstractContextManager["Servers"]):
 
 
 def _kafka() -> KafkaCluster:
-    # A minute of this is several hundred megabytes, which nobody reads.
+    # A minute of this is several hundred megabytes, which are not needed.
     few = {
         "log.segment.bytes": 64 << 20,
         "log.retention.bytes": 64 << 20,
@@ -133,5 +133,5 @@ def rounds_of(
                 contender: measure(contender, cell.load, place, seconds)
                 for contender in contenders
             }
-            # Nobody is always the one who comes after the busiest.
+            # No contender always follows the busiest one.
             contenders.reverse()

@@ -1,1 +1,4 @@
-"""Chaos: programs that run while brokers die, and a foreign reader that checks them."""
+"""Chaos.
+
+Programs that run while brokers die, and an independent reader that checks them.
+"""

@@ -1,7 +1,6 @@
-"""What a broker is told: its settings, its Java, its security.
+"""Configuration of a broker: its settings, its Java, its security.
 
-Only text and files; starts nothing and asks nobody. Where the numbers come from is
-told where they stand.
+Only text and files: nothing is started here. Each number has its source beside it.
 """
 
 from __future__ import annotations
@@ -73,18 +72,18 @@ class Addresses(NamedTuple):
 
 @dataclass(frozen=True)
 class Certificates:
-    """An authority and what it has certified, as PEM files."""
+    """An authority, and the PEM files of its certificates."""
 
     ca_file: Path
-    #: Key and certificate chain in one file, the way a broker wants them.
+    #: Key and certificate chain in one file, as brokers want them.
     server_file: Path
     client_cert_file: Path
     client_key_file: Path
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Make an authority, and certificates for 127.0.0.1 and for a client."""
-    # Only here: who needs no TLS needs none of these.
+    """Create an authority, and certificates for 127.0.0.1 and for a client."""
+    # Imported late: only clusters with TLS need trustme.
     import trustme  # noqa: PLC0415
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
 
@@ -119,10 +118,10 @@ def make_certificates(directory: Path) -> Certificates:
 
 
 def cluster_config(addresses: list[Addresses]) -> Config:
-    """Return what all nodes of a cluster have in common."""
+    """Return the settings that all nodes of a cluster share."""
     count = len(addresses)
     voters = (f"{node}@{each.controller}" for node, each in enumerate(addresses, 1))
-    # Of three nodes, any one may be missing.
+    # Any one of three nodes may be missing.
     in_sync = 2 if count > 1 else 1
     return {
         "process.roles": "broker,controller",
@@ -138,7 +137,7 @@ def cluster_config(addresses: list[Addresses]) -> Config:
         "transaction.state.log.min.isr": in_sync,
         "share.coordinator.state.topic.replication.factor": count,
         "share.coordinator.state.topic.min.isr": in_sync,
-        # Not 50: making and loading so many takes its time at the first transaction.
+        # Not 50: creating and loading so many partitions delays the first transaction.
         "offsets.topic.num.partitions": 4,
         "transaction.state.log.num.partitions": 4,
         "share.coordinator.state.topic.num.partitions": 4,
@@ -158,14 +157,15 @@ def node_config(
     certificates: Certificates | None,
     proxy_address: str | None,
 ) -> Config:
-    """Return what a node has of its own.
+    """Return the settings of one node.
 
     Args:
         node_id: From 1.
-        addresses: Where it listens, for the listeners it has.
+        addresses: The addresses of its listeners.
         data: Its folder.
         certificates: For the secure listeners, None for none.
-        proxy_address: What the proxied listener advertises, None for no such listener.
+        proxy_address: The advertised address of the proxied listener, None for no such
+            listener.
     """
     protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
     listeners = {
@@ -184,7 +184,7 @@ def node_config(
     if proxy_address:
         protocols["PROXIED"] = "PLAINTEXT"
         listeners["PROXIED"] = addresses.proxied
-    # Clients are sent on to what a listener advertises, so that is the proxy.
+    # Clients continue at the advertised address, so that is the proxy.
     advertised = {**listeners, "PROXIED": proxy_address}
     return config | {
         "listeners": ",".join(f"{name}://{at}" for name, at in listeners.items()),
@@ -206,7 +206,7 @@ def scram_arguments() -> list[str]:
 
 
 def cluster_id() -> str:
-    """Return a new id the way Kafka writes them: 16 bytes in base64, no padding."""
+    """Return a new id in Kafka's format: 16 bytes in base64, no padding."""
     # The zero makes it start with a letter. With a dash, it would be an option.
     number = b"\0" + secrets.token_bytes(15)
     return base64.urlsafe_b64encode(number).rstrip(b"=").decode()
@@ -217,12 +217,12 @@ def java_command(jars: Path, directory: Path, *, for_benchmarks: bool) -> list[s
 
     Args:
         jars: The folder with the class path.
-        directory: Where the settings of the log go.
+        directory: The folder for the settings of the log.
         for_benchmarks: Whether Java compiles as in production.
     """
     log4j = directory / "log4j2.xml"
     log4j.write_text(_LOG4J)
-    # The broker's own scripts give it 1 GB. For tests: whatever starts fastest.
+    # The broker's own scripts give it 1 GB. Tests need the fastest start.
     options = (
         ["-Xms1g", "-Xmx1g"]
         if for_benchmarks

@@ -1,8 +1,8 @@
-"""A child process of ours that does what it is told and never outlives us.
+"""A child process that executes requests and never outlives its parent.
 
-Knows how to start one of the scripts beside it, to ask it and to end it. Both sides
-hold one end of a socket pair: however this process ends, even by SIGKILL, the child
-reads an end of file and cleans up. (Linux's PR_SET_PDEATHSIG would not do: it is
+Starts one of the scripts beside this module, sends requests to it and ends it. Both
+sides hold one end of a socket pair: however this process ends, even by SIGKILL, the
+child reads an end of file and cleans up. (Linux's PR_SET_PDEATHSIG would not do: it is
 tied to the *thread* that forked, and a shutdown in stages needs more than a signal.)
 """
 
@@ -28,11 +28,11 @@ _ANSWER_TIMEOUT = 30.0
 
 
 class ChildError(Exception):
-    """The child process could not do what it was asked, or is gone."""
+    """The child process could not execute a request, or is gone."""
 
 
 class Child:
-    """A running script of this package, and the line of requests to it.
+    """A running script of this package, and the connection to it.
 
     Args:
         script: File name of the script, beside this module. It gets our process id
@@ -71,10 +71,10 @@ class Child:
         return self._process.pid
 
     def ask(self, do: str, **arguments: Json) -> Json:
-        """Have the child do something, and return its answer.
+        """Send a request to the child, and return its answer.
 
         Raises:
-            ChildError: It could not, or it is gone.
+            ChildError: The child could not execute it, or is gone.
 
         Blocking:
             Until the answer is there, at most 30 s.
@@ -85,8 +85,8 @@ class Child:
                 request = {"do": do, "with": arguments, "number": number}
                 self._socket.sendall(json.dumps(request).encode() + b"\n")
                 answer = json.loads(self._read_line())
-                # A request that was given up half-way (Ctrl-C, a test's time limit)
-                # has left its answer behind.
+                # A request that was abandoned (Ctrl-C, a test's time limit) has left
+                # its answer behind.
                 while answer["number"] != number:
                     answer = json.loads(self._read_line())
         except OSError as error:
@@ -98,15 +98,15 @@ class Child:
         return result
 
     def close(self) -> None:
-        """End the child, with everything that it keeps. More than once is fine.
+        """End the child, with everything that it keeps. Repeated calls do nothing.
 
         Blocking:
             Until it is gone, at most 30 s; then it is killed.
         """
         atexit.unregister(self.close)
         self._socket.close()
-        # A forked copy of this process only lets go of its end: the child is not its
-        # to end, and what tests do in forks must not cost the session its broker.
+        # A forked copy of this process only closes its end: the child belongs to the
+        # parent, and a fork in a test must not cost the session its broker.
         if os.getpid() != self._owner:
             return
         # The copy of our end in a fork that is still running would keep the end of

@@ -1,6 +1,6 @@
-"""The jars of Apache Kafka, from Maven Central into a cache of ours, once.
+"""The jars of Apache Kafka, fetched once from Maven Central into a cache.
 
-Knows what is needed to run a broker (a Java, a Maven) and says when it is missing.
+Knows the requirements of a broker (a Java, a Maven) and reports the missing ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KAFKA_VERSION = "4.3.1"
-#: For the jars' slf4j 1.7, which comes without a binding: without one a broker is mute.
+#: For the jars' slf4j 1.7, which comes without a binding: without one a broker logs
+#: nothing.
 LOG4J_VERSION = "2.25.1"
 JAVA_VERSION = 17
 
@@ -59,14 +60,13 @@ _POM = f"""\
 
 
 class KafkaUnavailableError(Exception):
-    """There is no way to run Apache Kafka here; the text says what is missing."""
+    """Apache Kafka can't run here; the text says what is missing."""
 
 
 def unavailable_reason() -> str | None:
-    """Say why Apache Kafka can't run here, in a few words; None if it can.
+    """Return why Apache Kafka can't run here, in a few words; None if it can.
 
-    That Maven Central can be reached is not tried: an outage is an error, not a
-    reason to skip.
+    Maven Central is not contacted: an outage is an error, not a reason to skip.
     """
     reason = _java_reason(str(java()))
     if reason:
@@ -83,7 +83,7 @@ def java() -> Path:
 
 
 def kafka_jars() -> Path:
-    """Return the folder with the jars, after fetching them if they are not there yet.
+    """Return the folder with the jars, after fetching them if they are missing.
 
     Several processes may do so at once: one fetches, the others wait for it.
 
@@ -98,7 +98,7 @@ def kafka_jars() -> Path:
         return jars
     jars.parent.mkdir(parents=True, exist_ok=True)
     with _locked(jars.with_name(f"{jars.name}.lock")):
-        # Whoever had the lock before us may have fetched them.
+        # The process that had the lock before may have fetched them.
         if not jars.is_dir():
             _fetch(jars)
     return jars
@@ -113,7 +113,7 @@ def _jars_directory() -> Path:
 
 
 def _fetch(jars: Path) -> None:
-    """Have Maven fetch the jars beside their place, then move them there at once."""
+    """Have Maven fetch the jars into a temporary folder, then rename it."""
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=jars.parent) as directory:
         Path(directory, "pom.xml").write_text(_POM)
         fetched = Path(directory, "jars")
@@ -140,7 +140,7 @@ def _fetch(jars: Path) -> None:
             raise KafkaUnavailableError(
                 f"could not fetch Apache Kafka: {error}"
             ) from error
-        # Looked for, because a Maven that could not do it may still say it did.
+        # Checked, because a failed Maven may still exit with 0.
         if maven.returncode or not list(fetched.glob("kafka_2.13-*.jar")):
             raise KafkaUnavailableError(
                 f"could not fetch Apache Kafka, Maven says:\n{maven.stdout[-4000:]}"
@@ -150,7 +150,7 @@ def _fetch(jars: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes respect and that a killed holder loses."""
+    """Hold a lock between processes, which is released if its holder is killed."""
     deadline = time.monotonic() + 2 * _FETCH_TIMEOUT
     with path.open("w") as file:
         while True:
@@ -158,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # flock itself knows no time limit, so ask again and again.
+                # flock itself has no time limit, so poll.
                 if time.monotonic() > deadline:
                     raise KafkaUnavailableError(
                         f"{path} has been locked for {2 * _FETCH_TIMEOUT:.0f} s"
@@ -169,7 +169,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @functools.lru_cache
 def _java_reason(java: str) -> str | None:
-    """Say what is wrong with a Java; it takes 0.1 s to ask it, so once."""
+    """Return the problem with a Java; asking it takes 0.1 s, so once per process."""
     needed = f"no Java {JAVA_VERSION}+"
     try:
         answer = subprocess.run(

@@ -1,8 +1,8 @@
-"""Keep the processes of one cluster and their folder; end both with the parent.
+"""Keeps the processes of one cluster and their folder; ends both with the parent.
 
-A script, standard library only, started by `_child`. The processes are children of
-this one and of nobody else, so that their ids are valid until they are waited for
-here: a signal never reaches a stranger that got a recycled id.
+A script, standard library only, started by `_child`. The processes are children of this
+script alone, so that their ids are valid until they are waited for here: a signal never
+reaches a foreign process with a recycled id.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-#: Seconds between two looks whether the parent still lives. The end of file tells it
-#: at once, unless a fork of the parent holds a copy of the parent's socket.
+#: Seconds between two checks whether the parent still lives. The end of file shows its
+#: end at once, unless a fork of the parent holds a copy of the parent's socket.
 _LOOK_INTERVAL = 1.0
 
-#: Seconds that a killed process may take to be gone.
+#: Seconds until a killed process must be gone.
 _KILL_TIMEOUT = 10.0
 
 
@@ -76,18 +76,18 @@ class Keeper:
 
 
 def answer(keeper: Keeper, line: bytes) -> bytes:
-    """Do what a line asks for and return the line that answers it."""
+    """Execute one request and return the line that answers it."""
     request: dict[str, Any] = json.loads(line)
     reply = {"number": request["number"]}
     try:
         reply["result"] = getattr(keeper, request["do"])(**request["with"])
-    except Exception as error:  # noqa: BLE001 - all of it is told to the one who asked
+    except Exception as error:  # noqa: BLE001 - the answer contains it
         reply["error"] = repr(error)
     return json.dumps(reply).encode() + b"\n"
 
 
 def main() -> None:
-    """Serve requests until the parent is gone or wants an end."""
+    """Serve requests until the parent is gone or ends the script."""
     parent = int(sys.argv[1])
     ending = False
 
@@ -95,8 +95,8 @@ def main() -> None:
         nonlocal ending
         ending = True
 
-    # Only a flag, no exception: one that arrives between the start of a process and
-    # its entry in the table would leave that process to nobody.
+    # Only a flag, no exception: one raised between the start of a process and its entry
+    # in the table would leave that process running.
     wake_read, wake_write = socket.socketpair()
     wake_write.setblocking(False)  # noqa: FBT003 - its only argument
     signal.set_wakeup_fd(wake_write.fileno())

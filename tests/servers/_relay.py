@@ -1,8 +1,8 @@
-"""Relay TCP connections with a delay; end with the parent.
+"""Relays TCP connections with a delay; ends with the parent.
 
 A script, standard library only, started by `_child` for `proxy.TcpProxy`. Arguments:
-the parent's process id, the file descriptor of the listening socket, the target's
-host and port, and the round trip in seconds.
+the parent's process id, the file descriptor of the listening socket, the target's host
+and port, and the round trip in seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import socket
 import sys
 from typing import Any
 
-#: Seconds between two looks whether the parent still lives, as in `_keeper`.
+#: Seconds between two checks whether the parent still lives, as in `_keeper`.
 _LOOK_INTERVAL = 1.0
 
-#: Chunks on their way in one direction. Enough for 64 MB at 64 kB each; beyond it the
-#: sender feels a full window, as it would in a real network.
+#: Chunks queued in one direction. Enough for 64 MB at 64 kB each; beyond it the sender
+#: sees a full window, as it would in a real network.
 _ON_THE_WAY = 1024
 
 
@@ -38,7 +38,7 @@ class Relay:
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
 
     def set_round_trip(self, seconds: float) -> None:
-        """Delay what comes from now on by half of this in each direction."""
+        """Delay later chunks by half of this in each direction."""
         self._round_trip = seconds
 
     def pause(self) -> None:
@@ -47,19 +47,19 @@ class Relay:
         self._answers_flow.clear()
 
     def hold_answers(self) -> None:
-        """Let requests through, and nothing back; connections stay."""
+        """Pass requests on, but no answers; connections stay."""
         self._answers_flow.clear()
 
     def resume(self) -> None:
-        """Let everything through again, and new connections too."""
+        """Pass everything on again, and accept new connections."""
         self._down = False
         self._requests_flow.set()
         self._answers_flow.set()
 
     def cut(self) -> None:
         """Reset all connections, and each new one until `resume`."""
-        # The port stays open meanwhile: closed, it could be somebody else's by the
-        # time of `resume`.
+        # The port stays open meanwhile: another process could take a closed one before
+        # `resume`.
         self._down = True
         for task, writers in list(self._connections.items()):
             for writer in writers:
@@ -90,7 +90,7 @@ class Relay:
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except (OSError, asyncio.CancelledError):
-            pass  # no such target, or cut: in both cases the client is hung up on
+            pass  # no such target, or cut: the client's connection is closed
         finally:
             del self._connections[task]
             for pump in pumps:
@@ -135,12 +135,12 @@ class Relay:
 
 
 def answer(relay: Relay, line: bytes) -> bytes:
-    """Do what a line asks for and return the line that answers it."""
+    """Execute one request and return the line that answers it."""
     request: dict[str, Any] = json.loads(line)
     reply = {"number": request["number"]}
     try:
         reply["result"] = getattr(relay, request["do"])(**request["with"])
-    except Exception as error:  # noqa: BLE001 - all of it is told to the one who asked
+    except Exception as error:  # noqa: BLE001 - the answer contains it
         reply["error"] = repr(error)
     return json.dumps(reply).encode() + b"\n"
 

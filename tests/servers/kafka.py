@@ -1,9 +1,9 @@
 """A real Apache Kafka: one node or three, killed, paused and started at will.
 
-What a broker is told is in `_broker`, where it comes from in `_jars`. A child process
-(`_keeper`) owns the Java processes and the folder with their data; here it is told
-what to do, and the brokers are asked for metadata until they are all there. Needs
-Java 17+, and Maven once. Run as a program, it is a broker for developers::
+Its settings are in `_broker`, its jars in `_jars`. A child process (`_keeper`) owns the
+Java processes and the folder with their data; this module sends requests to it, and
+polls the brokers' metadata until all are there. Needs Java 17+, and Maven once. Run as
+a program, it is a broker for developers::
 
     python -m tests.servers.kafka --nodes 3
 """
@@ -54,13 +54,13 @@ __all__ = [
 #: some 10 s on two idle cores.
 _STEP_TIMEOUT = 90.0
 
-#: Seconds between two looks at something that can't be awaited.
+#: Seconds between two polls.
 _LOOK_INTERVAL = 0.02
 
-#: Seconds for one answer of one broker, before it is asked afresh.
+#: Seconds for one answer of one broker, before it is asked again.
 _METADATA_TIMEOUT = 2.0
 
-#: Starting a cluster is tried so often when somebody else takes one of its ports.
+#: Attempts to start a cluster while other programs take its ports.
 _ATTEMPTS = 3
 
 
@@ -69,12 +69,12 @@ class KafkaStartError(Exception):
 
 
 class _PortTakenError(KafkaStartError):
-    """Somebody else took one of the ports after it was found to be free."""
+    """Another program took one of the ports after it was found to be free."""
 
 
 @dataclass(frozen=True)
 class SecureListeners:
-    """How to get in by the listeners that want a password or a certificate."""
+    """Addresses and credentials of the listeners with a password or a certificate."""
 
     #: SASL without TLS: PLAIN, SCRAM-SHA-256 and OAUTHBEARER with unsecured tokens.
     sasl_bootstrap_servers: str
@@ -98,7 +98,7 @@ class SecureListeners:
         """Return a token and its expiry (seconds since 1970), as `oauth_cb` does.
 
         Args:
-            subject: Who the bearer claims to be; the broker believes it.
+            subject: The claimed identity; the broker believes it.
             lifetime: Seconds.
         """
         now = time.time()
@@ -147,7 +147,7 @@ class Kafka:
 
         Raises:
             confluent_kafka.KafkaException: The brokers refuse.
-            TimeoutError: They don't know it in time.
+            TimeoutError: The leaders are not known in time.
         """
         topic = NewTopic(
             name,
@@ -167,7 +167,7 @@ class Kafka:
         _await(f"{waiting} know the leaders of {name!r}", known)
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic, and wait until the brokers don't know it any more.
+        """Delete a topic, and wait until the brokers have forgotten it.
 
         Raises:
             confluent_kafka.KafkaException: The brokers refuse.
@@ -206,7 +206,7 @@ class KafkaNode:
         self.node_id = node_id
         #: Host and port of the plaintext listener.
         self.address = address
-        #: What the node has said, in all of its lives.
+        #: The log of the node, over all of its starts.
         self.log_file = log_file
         self._command = command
         self._keeper = keeper
@@ -228,18 +228,18 @@ class KafkaNode:
 
     @property
     def paused(self) -> bool:
-        """Whether the process is held up by `pause`."""
+        """Whether the process is stopped by `pause`."""
         return self._paused
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the node, on the data and the ports it had. Nothing if it runs.
+        """Start the node with its data and ports. Does nothing if it runs.
 
         Args:
             wait: Until it answers and counts itself in. Without a majority of the
                 nodes it never does: start them all before waiting for one.
 
         Raises:
-            KafkaStartError: It ended while it was waited for.
+            KafkaStartError: It ended during the wait.
             TimeoutError: It does not answer in time.
         """
         if not self.running:
@@ -252,7 +252,7 @@ class KafkaNode:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the node in good order: it hands its partitions over first.
+        """Shut the node down: it hands its partitions over first.
 
         Raises:
             TimeoutError: It has not ended in time; `kill` ends it.
@@ -261,13 +261,13 @@ class KafkaNode:
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """Hold the process up where it is (SIGSTOP); its connections stay open."""
+        """Stop the process where it is (SIGSTOP); its connections stay open."""
         if self._process and self.running:
             self._process.signal(signal.SIGSTOP)
             self._paused = True
 
     def resume(self) -> None:
-        """Let a paused node go on. After 3 s it needs a moment to be counted in."""
+        """Continue a paused node. After 3 s it needs a moment to be counted in."""
         if self._process and self._paused:
             self._process.signal(signal.SIGCONT)
             self._paused = False
@@ -357,7 +357,7 @@ class KafkaCluster(Kafka):
 
     @property
     def secure_listeners(self) -> SecureListeners:
-        """How to get in by SASL and TLS. Needs `secure=True`."""
+        """Addresses and credentials for SASL and TLS. Needs `secure=True`."""
         if self._secure_listeners is None:
             raise RuntimeError("no listeners: not started, or without secure=True")
         return self._secure_listeners
@@ -390,8 +390,8 @@ class KafkaCluster(Kafka):
                 return
 
     def close(self) -> None:
-        """Kill all nodes and remove all data. More than once is fine."""
-        # Not in good order: that takes seconds, and nobody reads the data again.
+        """Kill all nodes and remove all data. Repeated calls do nothing."""
+        # A shutdown in good order takes seconds, and the data is not read again.
         if self._keeper is not None:
             self._keeper.close()
         if self._proxy is not None:
@@ -412,7 +412,7 @@ class KafkaCluster(Kafka):
         )
 
     def restore(self) -> None:
-        """Undo what was done to it: all nodes run, and the proxy lets all through.
+        """Undo all faults: all nodes run, and the proxy passes everything on.
 
         Raises:
             KafkaStartError: A node does not start.
@@ -429,7 +429,7 @@ class KafkaCluster(Kafka):
             _wait_until_ready(self.nodes)
 
     def _start(self, jars: Path) -> None:
-        """Start it once; what is half done when it fails is left to `close`."""
+        """Start all nodes once; `close` removes what a failure leaves behind."""
         self._keeper = Child("_keeper.py")
         self.directory = Path(str(self._keeper.ask("directory")))
         java = _broker.java_command(
@@ -497,7 +497,7 @@ class _Process:
         self._keeper.ask("signal", pid=self.pid, number=int(number))
 
     def exit_code(self, seconds: float = 0.0) -> int | None:
-        """Wait a little; return the exit code, or None if it still runs."""
+        """Wait briefly; return the exit code, or None if it still runs."""
         answer = self._keeper.ask("wait", pid=self.pid, seconds=seconds)
         return None if answer is None else int(str(answer))
 
@@ -532,8 +532,8 @@ def _wait_until_ready(nodes: Iterable[KafkaNode]) -> None:
     waiting = list(nodes)
 
     def ready() -> bool:
-        # All of them each time: the one that has just ended may be the one that the
-        # one asked is waiting for.
+        # All of them each time: the node that has just ended may be one that the asked
+        # node is waiting for.
         for node in nodes:
             node.check()
         while waiting and waiting[0].sees(node_ids):
@@ -558,7 +558,7 @@ def _tail(file: Path, lines: int = 60) -> str:
 
 
 def _await(what: str, condition: Callable[[], bool]) -> None:
-    """Look until a condition holds."""
+    """Poll until a condition holds."""
     deadline = time.monotonic() + _STEP_TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
@@ -570,8 +570,8 @@ def _admin(bootstrap_servers: str) -> AdminClient:
     return AdminClient(
         {
             "bootstrap.servers": bootstrap_servers,
-            # A broker that is starting refuses connections; that is not news, and it
-            # should be noticed soon when it no longer does.
+            # A broker that is starting refuses connections; that is expected, and its
+            # end should be noticed soon.
             "log_level": 0,
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 100,
@@ -580,9 +580,9 @@ def _admin(bootstrap_servers: str) -> AdminClient:
 
 
 def _metadata(address: str) -> ClusterMetadata | None:
-    """Ask one broker what it knows of the cluster; None if it does not answer."""
-    # A client of its own for each question: one that has learnt of other brokers
-    # would ask any of them.
+    """Return a broker's metadata of the cluster; None if it does not answer."""
+    # A new client for each question: one that has learnt of other brokers would ask any
+    # of them.
     try:
         return _admin(address).list_topics(timeout=_METADATA_TIMEOUT)
     except KafkaException:
@@ -590,13 +590,13 @@ def _metadata(address: str) -> ClusterMetadata | None:
 
 
 def _knows(address: str, topic: str) -> bool:
-    """Ask one broker whether it knows a topic. No answer means that it may."""
+    """Return whether a broker knows a topic. No answer means that it may."""
     metadata = _metadata(address)
     return metadata is None or topic in metadata.topics
 
 
 def _leaders(address: str, topic: str) -> int:
-    """Ask one broker how many partitions of a topic have a leader."""
+    """Return how many partitions of a topic have a leader, according to one broker."""
     metadata = _metadata(address)
     found = metadata.topics.get(topic) if metadata else None
     if found is None:

@@ -22,9 +22,9 @@ class TcpProxy:
     Works from the constructor on; `close` it, or use it as a context manager.
 
     Args:
-        target_host: Where connections go.
-        target_port: Where connections go. Need not be there yet: a client whose
-            connection can't be passed on is hung up on.
+        target_host: The target of the connections.
+        target_port: The target's port. Need not be open yet: a connection that can't be
+            passed on is closed.
         round_trip: Seconds added to a round trip, half of it in each direction.
             Setting up a connection takes no longer than without the proxy.
     """
@@ -62,12 +62,12 @@ class TcpProxy:
 
     @property
     def address(self) -> str:
-        """Host and port that clients connect to."""
+        """The address for clients."""
         return f"{self.host}:{self.port}"
 
     @property
     def round_trip(self) -> float:
-        """Seconds added to a round trip. Can be set; counts for what comes then."""
+        """Seconds added to a round trip. Can be set; applies to later chunks."""
         return self._round_trip
 
     @round_trip.setter
@@ -76,14 +76,14 @@ class TcpProxy:
         self._round_trip = seconds
 
     def pause(self) -> None:
-        """Let nothing through until `resume`; connections stay, nothing is lost."""
+        """Pass nothing on until `resume`; connections stay, nothing is lost."""
         self._child.ask("pause")
 
     def hold_answers(self) -> None:
-        """Let requests through and hold the answers until `resume`.
+        """Pass requests on, and hold the answers until `resume`.
 
-        A `cut` loses the answers that are held: the server has done what it was asked,
-        and the client never learns of it.
+        A `cut` loses the held answers: the server has executed the requests, and the
+        client never learns of it.
         """
         self._child.ask("hold_answers")
 

@@ -1,7 +1,7 @@
-"""What is in a topic, read by a client that shares no code with ours.
+"""The records of a topic, read by a client that shares no code with ours.
 
-kafka-python is written in Python from the protocol up. A record that librdkafka
-wrote and it can read is right, not just consistently wrong.
+kafka-python is written in Python from the protocol up. A record that librdkafka wrote
+and kafka-python can read is right, not just consistently wrong.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def read_topic(
     Raises:
         TimeoutError: The end was not reached in time.
     """
-    # Imported late: who only starts a broker needs no kafka-python. Its way to read its
-    # own files is deprecated since Python 3.11, which is not for us to mend.
+    # Imported late: starting a broker needs no kafka-python. Its way to read its own
+    # files is deprecated since Python 3.11, which is not for us to repair.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from kafka import KafkaConsumer, TopicPartition  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""A server that issues tokens by HTTP, as OAuth wants it; Kafka believes them."""
+"""A server that issues tokens by HTTP, as OAuth defines it; Kafka believes them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class TokenServer:
     """Answers each POST with a new token. A context manager.
 
     Args:
-        make: Makes a token and tells when it expires, in seconds since 1970.
+        make: Returns a token and its expiry, in seconds since 1970.
         delay: Seconds that each answer takes.
     """
 
     def __init__(
         self, make: Callable[[], tuple[str, float]], *, delay: float = 0.0
     ) -> None:
-        #: How many tokens it has issued.
+        #: The number of issued tokens.
         self.issued = 0
         self.delay = delay
         self._make = make
@@ -62,7 +62,7 @@ class TokenServer:
 
     @property
     def url(self) -> str:
-        """Where to ask."""
+        """The address for requests."""
         return f"http://127.0.0.1:{self._server.server_port}/token"
 
     def _issue(self) -> bytes:
