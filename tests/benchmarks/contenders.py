@@ -68,14 +68,14 @@ class Contender:
         raise NotImplementedError
 
     def transact_loops(self, load: cells.Load, seconds: float) -> list[float]:
-        """Have workers make transactions for some seconds; return the duration of each."""
+        """Have workers make transactions for some seconds; return each duration."""
         raise NotImplementedError
 
     def close(self) -> None:
         """End. Raise an error if messages were lost unnoticed."""
 
     def wait_loops(self, load: cells.Load, seconds: float) -> list[float]:
-        """Have workers send and wait for some seconds; return the duration of each wait."""
+        """Have workers send and wait for some seconds; return each duration."""
         end = clock() + seconds
         waits: list[float] = []
         loop = partial(self._loop, end=end, waits=waits)

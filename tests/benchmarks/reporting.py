@@ -113,8 +113,8 @@ class Results:
     def judge(self, cell: Cell, goal: Goal) -> GoalResult:
         """Compare a figure with a goal.
 
-        Other contenders are compared round by round, and the median of that counts: both
-        ran under the same conditions.
+        Other contenders are compared round by round, and the median of that counts:
+        both ran under the same conditions.
         """
         figure = FIGURES[goal.figure]
         value = self.median(cell, GREENDROP, goal.figure)

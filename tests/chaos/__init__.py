@@ -1,4 +1,1 @@
-"""Chaos.
-
-Programs that run while brokers die, and an independent reader that checks them.
-"""
+"""Chaos: programs that run while brokers die, and a reader that checks them."""

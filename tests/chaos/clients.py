@@ -1,8 +1,8 @@
 """Transactional clients for the chaos: greendrop's, and confluent-kafka's alone.
 
 Both run transactions of a few messages, of which some are rolled back on purpose, and
-record what they were told. Run as a program by `transactions`, which is given the
-records as JSON on standard output::
+record the outcomes. Run as a program by `transactions`, which reads the records as JSON
+from standard output::
 
     python -m tests.chaos.clients '{"peer": "greendrop", "bootstrap_servers": ...}'
 """
@@ -30,8 +30,8 @@ Outcome = Literal["committed", "aborted", "unknown"]
 MESSAGES = 5
 #: The share of the transactions that are rolled back on purpose.
 ABORTED = 0.33
-#: Seconds that the block of a transaction lasts which is rolled back, at most: while it
-#: lasts, connections break.
+#: Longest duration, in seconds, of the block of a transaction that is rolled back:
+#: connections break meanwhile.
 _LONGEST_BLOCK = 0.5
 #: Seconds that clients may take to end, once their time is over.
 ENDING = 120.0
@@ -45,13 +45,13 @@ _FIRST_REPORT = 5.0
 
 @dataclass
 class Plan:
-    """What the clients do.
+    """The work of the clients.
 
     Attributes:
         peer: "greendrop", or "raw" for confluent-kafka alone.
         bootstrap_servers: Addresses of the brokers.
-        topic: Where the messages go.
-        clients: How many producers there are.
+        topic: The topic of the messages.
+        clients: The number of producers.
         seconds: How long they begin transactions.
         seed: Of keys and rollbacks.
     """
@@ -64,7 +64,7 @@ class Plan:
     seed: int
 
     def transactional_id(self, client: int) -> str:
-        """Return the name by which the brokers know a client."""
+        """Return the id by which the brokers know a client."""
         return f"{self.topic}-{client}"
 
     def configuration(self, client: int) -> dict[str, Any]:
@@ -81,12 +81,12 @@ class Plan:
 
 @dataclass
 class Record:
-    """What one transaction was told.
+    """The outcome of one transaction.
 
     Attributes:
         name: Its messages have the payloads NAME-0, NAME-1 and so on.
-        outcome: As the producer told it.
-        reports: Partition and offset of each message; None without a good report.
+        outcome: As the producer reported it.
+        reports: Partition and offset of each message; None without a successful report.
     """
 
     name: str
@@ -96,13 +96,13 @@ class Record:
 
 @dataclass
 class Records:
-    """What all clients were told.
+    """The records of all clients.
 
     Attributes:
         transactions: One record each.
         errors: How often each error was raised, by its first words.
-        connections: Native clients that were built, one after the other. More than
-            there are producers mean that some were given up.
+        connections: Native clients that were built, one after the other. A higher
+            number than that of producers means that some were replaced.
         stuck: Clients that did not end in time.
     """
 
@@ -119,7 +119,7 @@ class Records:
 
 @dataclass
 class Wish:
-    """What is wanted of one transaction.
+    """The plan of one transaction.
 
     Attributes:
         name: Of the transaction.
@@ -268,7 +268,7 @@ class RawClient:
         return True
 
     def _call(self, function: Callable[[float], object]) -> None:
-        """Make a call, and again while it has run into its time."""
+        """Make a call, and repeat it after timeouts."""
         from confluent_kafka import KafkaException  # noqa: PLC0415
 
         for _ in range(_CALLS):
@@ -306,7 +306,7 @@ class _RawReport:
 
 
 def run_client(plan: Plan, number: int, records: Records) -> None:
-    """Run the transactions of one client, until its time is over."""
+    """Run the transactions of one client until its time is over."""
     kind: type[GreendropClient | RawClient]
     kind = GreendropClient if plan.peer == "greendrop" else RawClient
     client: Client = kind(plan, number, records)
@@ -361,14 +361,14 @@ def run_threads(plan: Plan, records: Records) -> None:
 
 
 def main() -> None:
-    """Run what the first argument says."""
+    """Run the plan in the first argument."""
     plan = Plan(**json.loads(sys.argv[1]))
     records = Records()
     if plan.peer == "greendrop":
         from gevent import monkey  # noqa: PLC0415
 
         monkey.patch_all()
-        # Brokers that are down are no news here.
+        # Errors of connections are expected here.
         logging.getLogger("greendrop").setLevel(logging.CRITICAL)
         run_greenlets(plan, records)
     else:

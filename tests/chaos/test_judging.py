@@ -1,4 +1,4 @@
-"""The judge of the chaos finds each kind of broken promise, and nothing else."""
+"""The judge of the chaos finds each kind of broken promise, and no others."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.servers.reading import Record as Stored
 
 
 def stored(name, indexes=range(MESSAGES)):
-    """Make the stored messages of a transaction, one partition each."""
+    """Create the stored messages of a transaction, one partition each."""
     return [
         Stored("chaos", index, 10, 0, None, f"{name}-{index}".encode(), [])
         for index in indexes
@@ -37,7 +37,7 @@ def judged(outcome, committed):
     ],
 )
 def test_each_broken_promise_is_found(outcome, committed, broken):
-    """By what is visible, whatever the clients were told besides."""
+    """Visible messages decide, whatever outcome the clients recorded."""
     figures = judged(outcome, committed)
 
     kinds = ("lost", "visible", "torn", "doubled", "misplaced")
@@ -47,8 +47,8 @@ def test_each_broken_promise_is_found(outcome, committed, broken):
     assert figures.is_good == (outcome == "committed" and broken is None)
 
 
-def test_report_that_names_another_place_is_found():
-    """Although the message is there."""
+def test_report_with_a_wrong_place_is_found():
+    """A wrong report is found even though the message is stored."""
     records = Records([Record("0-0", "committed", [(0, 99)] * MESSAGES)])
 
     figures = judge(records, 1, stored("0-0"), stored("0-0"))
@@ -57,7 +57,7 @@ def test_report_that_names_another_place_is_found():
     assert not figures.is_good
 
 
-def test_run_that_commits_nothing_proves_nothing():
-    """As one whose clients are stuck."""
+def test_run_without_commits_proves_nothing():
+    """A run without commits is not good, nor is one with stuck clients."""
     assert not judge(Records(), 1, [], []).is_good
     assert not judge(Records(stuck=1), 1, stored("0-0"), stored("0-0")).is_good

@@ -1,10 +1,10 @@
-"""Transactions while brokers die: is each there as a whole, once, or not at all?
+"""Transactions while brokers die: is each stored as a whole, once, or not at all?
 
 Clients commit and roll back (`clients`) while brokers or the network fail: of three
 nodes of Apache Kafka one after the other is killed or paused, or the network before a
-single node loses answers. Afterwards a client that shares no code with ours reads what
-is stored. Seeds decide the faults and the messages; brokers and clients decide the
-rest, so the same seed gives similar runs, not equal ones::
+single node loses answers. Afterwards an independent client reads the topic.
+Seeds decide the faults and the messages; brokers and clients decide the rest, so the
+same seed gives similar runs, not equal ones::
 
     python -m tests.chaos.transactions --duration 120 --seed 7 --peer greendrop
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 #: More than a transaction has messages, so that most batches are of one message: the
 #: next batch of a partition looks like any other then, to a broker that confuses them.
 _PARTITIONS = 12
-#: Seconds that a killed node stays away, and a paused one stands still. Its leaders
-#: have moved by then.
+#: Seconds that a killed node stays away, or that a pause lasts. The leaders have moved
+#: by then.
 _KILLED, _PAUSED = 2.0, 3.0
 #: Seconds between two faults, on average.
 _EVERY = {"nodes": 4.0, "network": 1.0}
-#: Seconds for which the network holds answers before it loses them, and for which it is
-#: gone then; at most.
+#: Longest durations, in seconds, for which the network holds answers before it loses
+#: them, and for which it is gone then.
 _HELD, _CUT = 0.3, 1.0
 #: Seconds for the clients to begin before the first fault.
 _WARM_UP = 5.0
-#: Seconds to read all that is stored.
+#: Seconds to read the whole topic.
 _READING = 180.0
 #: Broken transactions that are described, one by one.
 _DESCRIBED = 6
@@ -57,11 +57,11 @@ _DESCRIBED = 6
 
 @dataclass
 class Figures:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         faults: How often a node was killed or paused, or answers were lost.
-        committed: Transactions that were committed, as their producer said.
+        committed: Transactions that were committed, as their producer reported.
         aborted: Transactions of which nothing may be visible.
         unknown: Transactions that may be visible, as a whole.
         lost: Committed transactions that lack a message.
@@ -97,18 +97,18 @@ class Fault(Protocol):
     """Breaks something for a moment."""
 
     def __call__(self, dice: random.Random) -> None:
-        """Break it, and mend it."""
+        """Cause the fault, and repair it."""
         ...
 
 
 class BrokenNode:
-    """Kills or pauses one of the nodes, and mends it."""
+    """Kills or pauses one of the nodes, and repairs it."""
 
     def __init__(self, nodes: Sequence[KafkaNode]) -> None:
         self._nodes = nodes
 
     def __call__(self, dice: random.Random) -> None:
-        """Break and mend a node."""
+        """Break and repair a node."""
         node = dice.choice(self._nodes)
         if dice.random() < 0.5:
             node.kill()
@@ -121,13 +121,13 @@ class BrokenNode:
 
 
 class LostAnswers:
-    """Lets requests through, and then cuts all connections before the answers."""
+    """Passes requests on, and then cuts all connections before the answers."""
 
     def __init__(self, proxy: TcpProxy) -> None:
         self._proxy = proxy
 
     def __call__(self, dice: random.Random) -> None:
-        """Lose answers, and be gone for a while."""
+        """Lose answers, and cut the network for a while."""
         self._proxy.hold_answers()
         time.sleep(dice.random() * _HELD)
         self._proxy.cut()
@@ -136,15 +136,15 @@ class LostAnswers:
 
 
 def run(plan: Plan, fault: Fault, every: float) -> tuple[Records, int]:
-    """Run the clients while things break.
+    """Run the clients while faults happen.
 
     Args:
-        plan: What the clients do.
-        fault: What happens.
+        plan: The work of the clients.
+        fault: The fault to cause.
         every: Seconds between two faults, on average.
 
     Returns:
-        What the clients were told, and the number of faults.
+        The records of the clients, and the number of faults.
     """
     program = [sys.executable, "-m", "tests.chaos.clients", json.dumps(asdict(plan))]
     dice = random.Random(plan.seed)
@@ -160,13 +160,13 @@ def run(plan: Plan, fault: Fault, every: float) -> tuple[Records, int]:
             text, _ = clients.communicate(timeout=plan.seconds + 2 * ENDING)
         finally:
             clients.kill()
-    told = json.loads(text)
-    told["transactions"] = [Record(**each) for each in told["transactions"]]
-    return Records(**told), faults
+    records = json.loads(text)
+    records["transactions"] = [Record(**each) for each in records["transactions"]]
+    return Records(**records), faults
 
 
 def end_open_transactions(plan: Plan, bootstrap_servers: str) -> None:
-    """Have the brokers roll back what clients left open: it would hide the rest."""
+    """Have the brokers roll back open transactions, which would hide later messages."""
     for number in range(plan.clients):
         keys = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
         Producer({**plan.configuration(number), **keys}).init_transactions(60)
@@ -175,13 +175,13 @@ def end_open_transactions(plan: Plan, bootstrap_servers: str) -> None:
 def judge(
     records: Records, faults: int, committed: Sequence[Stored], stored: Sequence[Stored]
 ) -> Figures:
-    """Compare what the clients were told with what is there.
+    """Compare the records of the clients with the stored messages.
 
     Args:
-        records: What the clients were told.
-        faults: How many there were.
-        committed: What a reader of committed messages sees.
-        stored: All that is stored.
+        records: The records of the clients.
+        faults: The number of faults.
+        committed: The messages visible to a reader of committed messages.
+        stored: All stored messages.
     """
     visible = Counter(_payload(each) for each in committed)
     places = {_payload(each): (each.partition, each.offset) for each in committed}

@@ -1,7 +1,7 @@
-"""Files with what is to come out, line by line.
+"""Files with expected output, line by line.
 
-After a change that is meant, `GREENDROP_WRITE_GOLDEN=1 pytest ...` writes them anew;
-the diff shows what users will see.
+After an intended change `GREENDROP_WRITE_GOLDEN=1 pytest ...` writes them again; the
+diff shows the effect on users.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _HERE = Path(__file__).parent
 
 
 def given(name: str) -> list[str]:
-    """Give the lines of a file."""
+    """Return the lines of a file."""
     return (_HERE / name).read_text(encoding="utf-8").splitlines()
 
 
 def expected(name: str, lines: list[str]) -> list[str]:
-    """Give the lines of a file; those that came out are written first, if asked for."""
+    """Return the lines of a file; write the actual lines first if requested."""
     if os.environ.get("GREENDROP_WRITE_GOLDEN") == "1":
         text = "".join(f"{line}\n" for line in lines)
         (_HERE / name).write_text(text, encoding="utf-8")

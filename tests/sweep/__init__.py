@@ -2,6 +2,6 @@
 
 A signal handler may raise, or send, at any moment. For each public verb, in each world
 and on each kind of producer, `child` raises a signal at the entry of each function of
-greendrop that the verb runs, one after the other, and looks whether the producer is
-still all right afterwards. `test_sweep` starts the children.
+greendrop that the verb runs, one after the other, and checks the producer afterwards.
+`test_sweep` starts the children.
 """

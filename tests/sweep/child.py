@@ -2,7 +2,7 @@
 
     python -m tests.sweep.child WORLD KIND VERB ACTION [START [STEP]]
 
-Prints a line of JSON for each point that it begins, and for each that broke a rule.
+Prints a line of JSON for each point that it begins, and for each broken rule.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
-#: Seconds within which a verb that a handler calls must have sent, or said why not.
+#: Seconds until a verb called by a handler must have sent the message, or raised.
 AT_ONCE = 3.0
-#: Seconds after which a point is given up, and with it this process.
+#: Seconds after which a point is abandoned, and with it this process.
 _LONGEST = 40.0
 #: Seconds that threads, and the cluster's ends of connections, may take to close.
 _CLOSING = 5.0
@@ -63,7 +63,7 @@ class Point(NamedTuple):
 
 
 class Tracer:
-    """Sees each entry of a function of greendrop in the main thread.
+    """Observes each entry of a function of greendrop in the main thread.
 
     Args:
         on_entry: Called with the function's name.
@@ -74,7 +74,7 @@ class Tracer:
         self._names: dict[CodeType, str | None] = {}
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """See one; what Python calls a trace function."""
+        """Observe an event; Python calls this as its trace function."""
         if event != "call":
             return
         code = frame.f_code
@@ -89,7 +89,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Trace what runs in the block."""
+        """Trace the functions that run in the block."""
         sys.settrace(self)
         try:
             yield
@@ -98,14 +98,14 @@ class Tracer:
 
 
 class Open(NamedTuple):
-    """What the process has open."""
+    """Descriptors, threads and the like that the process has open."""
 
     threads: set[str]
     files: set[tuple[str, str]]
 
     @classmethod
     def now(cls) -> Open:
-        """Look."""
+        """Take stock of the open resources."""
         files = set()
         for file in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(OSError):  # that of the listing itself
@@ -119,7 +119,7 @@ class Sweep:
     Args:
         kind: "plain" or "transactional".
         verb: Its name.
-        action: What the signal's handler does: "raise", "async" or "sync". "random" is
+        action: The action of the handler: "raise", "async" or "sync". "random" is
             to raise, and at random moments.
     """
 
@@ -134,16 +134,16 @@ class Sweep:
         self._raises = action in ("raise", "random")
         self._servers = servers
         self._exceptions = itertools.cycle(_exceptions())
-        #: Where each payload that must be there was sent.
+        #: The topic of each payload that must be stored.
         self.stored: dict[str, str] = {}
-        #: What a hub was told of, or Python, and nobody else.
+        #: Errors that only the hub, or only Python's hook, has seen.
         self._unhandled: list[object] = []
         self._watch_unhandled()
 
     def _watch_unhandled(self) -> None:
         # In a destructor, as that of a generator that was not exhausted, Python itself
         # can do no more than to print an exception.
-        sys.unraisablehook = lambda told: self._unhandled.append(told.exc_value)
+        sys.unraisablehook = lambda hook: self._unhandled.append(hook.exc_value)
         hub_class = getattr(sys.modules.get("gevent.hub"), "Hub", None)
         if hub_class is not None:
             hub_class.print_exception = lambda _, __, *error: self._unhandled.append(
@@ -153,7 +153,7 @@ class Sweep:
     # --- the points --------------------------------------------------------------
 
     def points(self) -> list[Point]:
-        """Find the places that the verb runs through, in the order of coming there."""
+        """Find the points that the verb runs through, in order."""
         if self._action == "random":
             return [Point("microseconds", 37 * n) for n in range(1, _MOMENTS + 1)]
         entries: dict[str, int] = {}
@@ -182,10 +182,10 @@ class Sweep:
         return program
 
     def run(self, point: Point) -> list[str]:
-        """Interrupt the verb at a point; tell which rules were broken."""
+        """Interrupt the verb at a point, and return the broken rules."""
         self._unhandled.clear()
-        # What an earlier point has left was told of there; in a forked child, what
-        # the parent has is the parent's.
+        # An earlier point has reported its own leftovers; in a forked child, the
+        # parent's resources belong to the parent.
         self._earlier = [*_pollers(), *client_module._clients]
         before = Open.now()
         program = self._program()
@@ -193,7 +193,7 @@ class Sweep:
         broken += self._check(program)
         try:
             program.end()
-        except BaseException as error:  # noqa: BLE001 - told
+        except BaseException as error:  # noqa: BLE001 - reported
             broken.append(f"close(force=True) raised {error!r}")
         if program.producer.status != "closed":
             broken.append(f"close(force=True) left it {program.producer.status}")
@@ -231,13 +231,13 @@ class Sweep:
                     _pause(0.01)
         except BaseException as error:  # noqa: BLE001 - judged
             seen.append(error)
-        # A hub throws it into the main greenlet when that comes to wait.
+        # A hub throws it into the main greenlet at its next wait.
         try:
             _pause(0.02)
         except BaseException as error:  # noqa: BLE001 - judged
             seen.append(error)
         signal.signal(number, before)
-        # They refer to what was interrupted.
+        # These objects refer to the interrupted frames.
         exception.__traceback__ = exception.__context__ = None
         if not reached:
             return []
@@ -274,7 +274,7 @@ class Sweep:
                 program.send() if self._action == "sync" else program.send_async()
             except GreendropError:
                 pass
-            except BaseException as error:  # noqa: BLE001 - told
+            except BaseException as error:  # noqa: BLE001 - reported
                 broken.append(f"the handler's call raised {error!r}")
             seconds = time.monotonic() - began
             if seconds > AT_ONCE:
@@ -290,7 +290,7 @@ class Sweep:
         def attempt(what: str, step: Callable[[], object]) -> None:
             try:
                 step()
-            except BaseException as error:  # noqa: BLE001 - told
+            except BaseException as error:  # noqa: BLE001 - reported
                 broken.append(f"{what}: {error!r}")
 
         self._check_handles(program, broken)
@@ -320,7 +320,7 @@ class Sweep:
             while not handle.done and time.monotonic() < deadline:
                 _pause(0.005)
             if not handle.done:
-                broken.append(f"{handle!r} has no verdict")
+                broken.append(f"{handle!r} has no outcome")
             elif handle.report is not None:
                 program.stored.append(handle.label)
         program.handles.clear()
@@ -347,7 +347,7 @@ class Sweep:
 
     @staticmethod
     def in_child(function: Callable[..., Any], *arguments: object) -> Any:
-        """Give what a function returns, called in a forked child."""
+        """Return a function's result from a forked child."""
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
@@ -356,21 +356,21 @@ class Sweep:
             signal.alarm(int(_LONGEST))
             try:
                 result = function(*arguments)
-            except BaseException as error:  # noqa: BLE001 - told
+            except BaseException as error:  # noqa: BLE001 - reported
                 result = [f"in the forked child: {error!r}"]
             os.write(writer, json.dumps(result).encode())
             os._exit(0)
         os.close(writer)
-        told = b""
+        output = b""
         while select.select([reader], [], [], _LONGEST)[0]:
             part = os.read(reader, 65536)
             if not part:
                 break
-            told += part
+            output += part
         os.close(reader)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return json.loads(told) if told else ["the forked child did not end"]
+        return json.loads(output) if output else ["the forked child did not end"]
 
 
 class ForkedSweep(Sweep):
@@ -379,7 +379,7 @@ class ForkedSweep(Sweep):
     _rounds = 1
 
     def points(self) -> list[Point]:
-        """Find them in a forked child."""
+        """Find the points in a forked child."""
         self._shared = super()._program()
         return [Point(*each) for each in self.in_child(Sweep.points, self)]
 

@@ -20,19 +20,19 @@ ACTIONS = ("raise", "async", "sync")
 #: Seconds that the points of one verb may take.
 _LONGEST = 900.0
 
-#: What can't be made harmless, and why: part of the function's name, and of the rule.
+#: Known exceptions with their reasons: part of the function's name, and of the rule.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 
 class Child:
-    """The points of one verb, one process after another until all were run."""
+    """The points of one verb, run by one process after another."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
         #: How many points the verb has, and how many were run.
         self.points = 0
         self.run = 0
-        #: What broke a rule: point, and how.
+        #: The broken rules: point and rule.
         self.broken: list[str] = []
 
     def sweep(self, start: int, step: int) -> None:
@@ -95,11 +95,11 @@ def _cases() -> list[tuple[str, str, str]]:
 @pytest.mark.timeout(3 * _LONGEST)
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(("world", "kind", "verb"), _cases())
-def test_an_interruption_anywhere_harms_nothing(world, kind, verb, action):
-    """A handler raises, or sends, at the entry of every function that the verb runs.
+def test_an_interruption_anywhere_does_no_harm(world, kind, verb, action):
+    """A handler may raise, or send, at the entry of every function that a verb runs.
 
-    The exception keeps its type; what follows works and is stored; nothing is lost
-    without an error; there is one client and one poller; closing leaves nothing.
+    The exception keeps its type; later messages are stored; none is lost without an
+    error; there is one client and one poller; closing leaves nothing behind.
     """
     child = Child(world, kind, verb, action)
 
@@ -112,8 +112,8 @@ def test_an_interruption_anywhere_harms_nothing(world, kind, verb, action):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len((*verbs.VERBS, *verbs.TRANSACTIONAL))))
-def test_an_interruption_harms_nothing_at_a_sample_of_places(number):
-    """Each verb in one of the worlds, at a few places; `make sweep` takes them all."""
+def test_an_interruption_at_sampled_places_does_no_harm(number):
+    """Each verb is interrupted at a few places; `make sweep` takes all."""
     verb = (*verbs.VERBS, *verbs.TRANSACTIONAL)[number]
     world = WORLDS[number % len(WORLDS)]
     kind = "transactional" if verb in verbs.TRANSACTIONAL else KINDS[0]

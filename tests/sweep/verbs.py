@@ -1,4 +1,4 @@
-"""The public verbs, as the sweep runs them: each a few lines of a program."""
+"""The public verbs, in the form that the sweep runs: each a few lines of a program."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from greendrop import Producer, ProducerPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Where all messages go.
+#: The topic of all messages.
 TOPIC = "sweep"
-#: Seconds. Longer than anything takes that is all right; what waits so long is stuck.
+#: Seconds. Longer than any healthy call takes; a longer wait is stuck.
 PATIENCE = 8.0
 
 _numbers = itertools.count(1)
 
 
 class Program:
-    """What one point of the sweep interrupts: a producer, and what it was given.
+    """The subject of one point of the sweep: a producer and its messages.
 
     Args:
         servers: Address of the cluster.
@@ -33,15 +33,15 @@ class Program:
         self._number = next(_numbers)
         self.producer = self.make(0)
         self.pool: ProducerPool | None = None
-        #: Handles of all messages that the program knows to be sent.
+        #: Handles of all messages that the program has sent.
         self.handles: list[Any] = []
-        #: Payloads of messages that the broker is known to have.
+        #: Payloads of messages that the broker has acknowledged.
         self.stored: list[bytes] = []
-        #: Payloads of messages that the buffer has taken.
+        #: Payloads of messages in the buffer.
         self.buffered: list[bytes] = []
 
     def make(self, slot: int) -> Producer:
-        """Make a producer, the program's own or one for a slot of its pool."""
+        """Construct a producer, the program's own or one for a slot of its pool."""
         kafka = {"bootstrap.servers": self.servers, "message.timeout.ms": 6000}
         kafka["statistics.interval.ms"] = 0
         settings: dict[str, Any] = {}
@@ -55,7 +55,7 @@ class Program:
         return Producer(kafka=kafka, max_wait_timeout=PATIENCE, **settings)
 
     def fields(self) -> dict[str, Any]:
-        """Make a message with a payload that no other has."""
+        """Return the fields of a message with a unique payload."""
         number = next(_numbers)
         payload = f"{os.getpid()}-{number}".encode()
         return {"topic": TOPIC, "payload": payload, "label": payload}
@@ -67,11 +67,11 @@ class Program:
         self.stored.append(fields["payload"])
 
     def send_async(self) -> None:
-        """Send one message, and remember its handle."""
+        """Send one message, and keep its handle."""
         self.handles.append(self.producer.produce_async(**self.fields()))
 
     def end(self) -> None:
-        """Close all that was made."""
+        """Close all producers and pools."""
         if self.pool is not None:
             self.pool.close(force=True)
         self.producer.close(force=True)

@@ -1,7 +1,7 @@
 """Every public call, as a user writes it. Only type-checked, by `make types`.
 
-`assert_type` says what a call gives; what a call must not take has an ignore with its
-code, and mypy complains if there is nothing to ignore.
+`assert_type` checks the type of a result; a call with wrong arguments has an ignore
+with its code, and mypy complains about an ignore without an error.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ assert_type(greendrop.__version__, str)
 
 
 def configure() -> Producer:
-    """Make producers in each way."""
+    """Construct producers in each way."""
     later = Producer()
     later.setup(kafka={"bootstrap.servers": "localhost:9092"}, id="later")
     later.setup({"bootstrap.servers": "localhost:9092"})
@@ -133,7 +133,7 @@ def configure() -> Producer:
 
 
 def configure_from_a_mapping(kafka: dict[str, object]) -> None:
-    """Pass settings on, and misspell some."""
+    """Pass settings on, with and without a misspelling."""
     settings: ProducerSettings = {"max_wait_timeout": 3, "statistics_deltas": ["tx"]}
     Producer(kafka, **settings)
     Producer().setup(kafka, **settings)
@@ -153,7 +153,7 @@ def configure_from_a_mapping(kafka: dict[str, object]) -> None:
 
 
 def name_the_types_of_signatures(producer: Producer) -> None:
-    """Annotate what goes into a producer, and comes out of it."""
+    """Annotate arguments and results of a producer."""
     value: HeaderValue = b"1"
     headers: Headers = {"a": value, "b": [value, None]}
     producer.produce_async(topic="t", payload=None, headers=headers)
@@ -173,7 +173,7 @@ def name_the_types_of_signatures(producer: Producer) -> None:
 
 
 def look(producer: Producer) -> None:
-    """Look at a producer."""
+    """Read the attributes of a producer."""
     assert_type(producer.id, str | None)
     assert_type(
         producer.status,
@@ -246,7 +246,7 @@ def send(producer: Producer) -> None:
 
 
 def send_in_a_scope(producer: Producer) -> None:
-    """Wait for what is sent in a block."""
+    """Wait for the messages sent in a block."""
     with producer.scope() as scope:
         assert_type(scope, DeliveryScope)
         producer.produce_async(topic="t", payload=b"x")
@@ -332,7 +332,7 @@ def use_middleware(producer: Producer) -> None:
 
 
 def use_messages(message: Message) -> None:
-    """Look at a message."""
+    """Read the attributes of a message."""
     assert_type(message.topic, str)
     assert_type(message.payload, bytes | str | None)
     assert_type(message.key, bytes | str | None)
@@ -346,7 +346,7 @@ def use_messages(message: Message) -> None:
 
 
 def use_handles(handle: DeliveryHandle) -> None:
-    """Wait for a verdict in each way."""
+    """Wait for a delivery report in each way."""
     assert_type(handle.wait(), DeliveryReport)
     assert_type(handle.wait(5), DeliveryReport)
     assert_type(handle.wait(timeout=0.5), DeliveryReport)
@@ -373,7 +373,7 @@ def use_handles(handle: DeliveryHandle) -> None:
 
 
 def use_reports(report: DeliveryReport) -> None:
-    """Look at a report."""
+    """Read the attributes of a delivery report."""
     assert_type(report.topic, str)
     assert_type(report.partition, int)
     assert_type(report.offset, int | None)
@@ -383,20 +383,20 @@ def use_reports(report: DeliveryReport) -> None:
 
 
 class Listener:
-    """Hears of two events."""
+    """A listener for two events."""
 
     def on_message_acknowledged(self, event: Event) -> None:
-        """Hear that a message is stored."""
+        """Handle an acknowledged message."""
         assert_type(event.name, str)
         assert_type(event["offset"], Any)
         assert_type(event.payload, Mapping[str, Any])
 
     def on_error_occurred(self, event: Event) -> None:
-        """Hear that something failed."""
+        """Handle an error."""
 
 
 def note(event: Event) -> int:
-    """Take an event, and give what nobody asks for."""
+    """Take an event, and return a value that is ignored."""
     return len(event.payload)
 
 
@@ -423,7 +423,7 @@ def listen(producer: Producer) -> None:
 
 
 def log(producer: Producer, logger: object) -> None:
-    """Have lines written."""
+    """Log the events."""
     producer.monitor.subscribe(LogListener())
     listener = LogListener(logger, log_messages=True, limit=20)
     producer.monitor.subscribe(listener)
@@ -431,7 +431,7 @@ def log(producer: Producer, logger: object) -> None:
 
 
 def listen_to_all_producers() -> None:
-    """Subscribe to the process."""
+    """Subscribe to the process monitor."""
     assert_type(greendrop.monitor, Monitor)
 
     @greendrop.monitor.subscribe("producer.configured")
@@ -442,7 +442,7 @@ def listen_to_all_producers() -> None:
 
 
 def vary(producer: Producer) -> None:
-    """Make variants."""
+    """Construct variants."""
     assert_type(producer.variant(), Producer)
     brisk = producer.variant(max_wait_timeout=5)
     brisk.variant(topic_config={"acks": 1, "compression.codec": "gzip"})
@@ -452,7 +452,7 @@ def vary(producer: Producer) -> None:
 
 
 def log_in(event: Event) -> OAuthToken:
-    """Give a token."""
+    """Return a token."""
     token = OAuthToken("value", 1e9, principal="shop", extensions={"pool": "a"})
     OAuthToken("value", 1_000_000_000)
     OAuthToken("value")  # type: ignore[call-arg]
@@ -478,7 +478,7 @@ def end(producer: Producer) -> None:
 
 
 def handle_errors(producer: Producer) -> None:
-    """Catch each error, and ask it."""
+    """Catch each error, and read its attributes."""
     try:
         producer.produce_sync(topic="t", payload=b"x")
     except (
@@ -531,12 +531,12 @@ def handle_errors(producer: Producer) -> None:
 def ask_for_the_state(
     error: ProduceError | NotSentError | NotDeliveredError | OutcomeUnknownError,
 ) -> None:
-    """Ask each branch of errors what became of the message."""
+    """Read the state of the message from each branch of errors."""
     assert_type(error.message_state, MessageState)
 
 
 def make_up_errors() -> tuple[GreendropError, ...]:
-    """Make errors for tests of one's own program."""
+    """Construct errors for tests of a user's own program."""
     return (
         DeliveryError("text"),
         QueueFullError("text"),
@@ -549,7 +549,7 @@ def make_up_errors() -> tuple[GreendropError, ...]:
 
 
 def test_programs(producer: Producer) -> None:
-    """Use what is there for tests of programs."""
+    """Use the helpers for tests of programs."""
     with MockCluster(brokers=3) as cluster:
         assert_type(cluster, MockCluster)
         assert_type(cluster.bootstrap_servers, str)
@@ -576,7 +576,7 @@ def test_programs(producer: Producer) -> None:
 
 
 def listeners(producer: Producer) -> None:
-    """Listeners take their vendors' objects, and any that are like them."""
+    """Construct listeners with their vendors' objects, and with similar ones."""
     producer.monitor.subscribe(PrometheusListener())
     registry = CollectorRegistry()
     PrometheusListener(registry, buckets=[0.1, 1], statistics=False)
@@ -607,7 +607,7 @@ class Tracer:
 
 
 def interceptors(producer: Producer) -> None:
-    """An interceptor is made from the settings."""
+    """Construct an interceptor from the settings."""
     interceptor: Interceptor = Tracer()
     producer.intercept(lambda _: interceptor)
     producer.intercept(lambda settings: Tracer() if settings.id else interceptor)
@@ -615,7 +615,7 @@ def interceptors(producer: Producer) -> None:
 
 
 def transactions(producer: Producer, consumer: Consumer, read: list[Read]) -> None:
-    """A transaction knows the kind of its producer; consumers are confluent's."""
+    """Use transactions of both kinds of producers, with consumers of confluent."""
     with producer.transaction() as tx:
         assert_type(tx, greendrop.Transaction[Producer])
         assert_type(tx.producer, Producer)
@@ -634,7 +634,7 @@ def transactions(producer: Producer, consumer: Consumer, read: list[Read]) -> No
 
 
 def pools(producer: Producer) -> None:
-    """A pool takes factories with a slot's number, and without."""
+    """Construct pools from factories with and without a slot's number."""
     pool = greendrop.ProducerPool(lambda slot: Producer(id=str(slot)), size=2)
     greendrop.ProducerPool(lambda: producer, timeout=1.0)
     with pool.producer() as one, pool.producer(timeout=0.5):
@@ -648,7 +648,7 @@ def pools(producer: Producer) -> None:
 
 
 def test_in_memory(producer: Producer) -> None:
-    """Use brokers in memory, and what reads and records."""
+    """Use in-memory brokers, and the helpers that read and record."""
     with in_memory(partitions=2, create_topics=False) as cluster:
         assert_type(cluster, MemoryCluster)
         cluster.create_topic("events", partitions=3)
@@ -686,7 +686,7 @@ def test_in_memory(producer: Producer) -> None:
 
 
 def hosts(app: Flask, server: object, worker: object) -> None:
-    """What the modules in `contrib` give; Celery, Django and gunicorn have no types."""
+    """Use the modules in `contrib`; Celery, Django and gunicorn have no types."""
     extension = Greendrop(app)
     assert_type(Greendrop(name="audit").init_app(app), Producer)
     assert_type(extension.producer, Producer)
@@ -707,7 +707,7 @@ class Shop(GreendropUser):
     settings: ClassVar[Mapping[str, Any]] = {"max_wait_timeout": 1.0}
 
     def order(self) -> None:
-        """All that a client can."""
+        """Call all methods of the client."""
         sent = self.client.produce_sync(topic="t", payload=b"x", name="order")
         assert_type(sent, DeliveryReport | None)
         later = self.client.produce_async(topic="t", payload=b"x")
