@@ -180,7 +180,7 @@ def wait_for_each(
     handles: list[DeliveryHandle], timeout: float
 ) -> DeliveryTimeoutError | None:
     """Wait for all verdicts; give what is to say if they did not come in time."""
-    deadline = _concurrency.monotonic() + timeout
+    deadline = _concurrency.Deadline(timeout)
     turns = _concurrency.CooperativeLoop()
     for index, handle in enumerate(handles):
         if not index % turns.CHUNK:
@@ -188,7 +188,7 @@ def wait_for_each(
         if handle.done:
             continue
         try:
-            handle.wait(max(deadline - _concurrency.monotonic(), 0.0))
+            handle.wait(deadline.remaining())
         except DeliveryTimeoutError as late:
             return late
         except SENDING_ERRORS:

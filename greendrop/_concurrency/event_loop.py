@@ -1,7 +1,7 @@
-"""asyncio: waits of coroutines, and the question whether a thread runs an event loop.
+"""asyncio's event loop: waits of coroutines, and detecting a running loop.
 
-The only module that knows asyncio. It is looked up and never imported here, since a
-program without it runs no event loop.
+The only module that uses asyncio. It is looked up in `sys.modules` and never imported
+here, since a program without it runs no event loop.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# Tasks of event loops' threads, while they run a verb that never waits there.
+# Tasks in a block of `NoWaits`: they run a verb that never waits in an event loop.
 _no_wait_tasks: set[object] = set()
 
 
 def in_event_loop() -> bool:
-    """Tell whether a wait in the calling thread would block a running event loop."""
+    """Return whether a wait in the calling thread would block a running event loop."""
     return _running_loop() is not None
 
 
 def _running_loop() -> Any:  # noqa: ANN401 - asyncio's or another library's
     asyncio: Any = sys.modules.get("asyncio")
-    # Missing while another thread is importing asyncio.
+    # The attribute is missing while another thread is importing asyncio.
     running_loop = getattr(asyncio, "_get_running_loop", None)
     return None if running_loop is None else running_loop()
 
 
 class NoWaits:
-    """A block in which the calling greenlet or thread may not wait for Kafka."""
+    """A block in which the calling task must not wait."""
 
     __slots__ = ("_task",)
 
     def __init__(self) -> None:
         task = current_task()
-        # An outer block ends it.
+        # In a nested block there is nothing to do: the outer one ends the ban.
         self._task = None if task in _no_wait_tasks else task
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class NoWaits:
 
 
 def check_waits_allowed() -> None:
-    """Refuse to wait in a block of `NoWaits`.
+    """Raise if the caller is in a block of `NoWaits`.
 
     Raises:
         IllegalWaitError: The caller is in such a block.
@@ -64,7 +64,7 @@ def check_waits_allowed() -> None:
 
 
 class EventLoopWaiter:
-    """A coroutine that lets its event loop run others.
+    """A wait of a coroutine, which lets the event loop run others.
 
     Raises:
         RuntimeError: The calling thread runs no event loop.
@@ -72,21 +72,21 @@ class EventLoopWaiter:
 
     __slots__ = ("_future", "_loop", "_woken")
 
-    #: Longest patient wait, in seconds.
+    #: Longest `wait_slice`, in seconds.
     SLICE = 1.0
 
     def __init__(self) -> None:
         self._loop = _running_loop()
         if self._loop is None:
             raise RuntimeError("a handle can be awaited in asyncio only; use wait()")
-        # There while the coroutine waits.
+        # Only during a wait.
         self._future: Future[None] | None = None
         self._woken = False
 
     def wait_slice(self, seconds: float) -> Generator[Any, None, bool]:
-        """Wait until woken, True, or for some seconds or a slice of them, False.
+        """Wait until woken; return False if `seconds`, or `SLICE`, were over first.
 
-        What this yields is for the event loop: use `yield from`.
+        Call it by `yield from`: it yields futures to the event loop.
         """
         future: Future[None] = self._loop.create_future()
         self._future = future
@@ -100,7 +100,7 @@ class EventLoopWaiter:
         return self._woken
 
     def wake(self) -> None:
-        """Wake the coroutine, from any thread, any number of times."""
+        """Wake the coroutine; from any thread, any number of times."""
         self._woken = True
         try:
             self._loop.call_soon_threadsafe(self._resume)

@@ -1,4 +1,4 @@
-"""A file descriptor by which a thread, librdkafka's too, wakes a hub."""
+"""Wake-up descriptors, by which threads of ours and of librdkafka wake a hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from greendrop._concurrency import native
 class WakeupFd:
     """A file descriptor that is readable while set: an eventfd, else a pipe.
 
-    Non-blocking on both ends: librdkafka writes to it while it holds a lock, and a
-    full, blocking pipe would stop it for ever.
+    Both ends are non-blocking: librdkafka writes while it holds a lock, and a full,
+    blocking pipe would stop it for ever.
     """
 
     __slots__ = ("_read", "_write")
@@ -43,19 +43,20 @@ class WakeupFd:
         try:
             os.write(self._write, (1).to_bytes(8, sys.byteorder))
         except OSError:
-            return  # full, which is as good as set; or closed, and nobody listens
+            return  # a full pipe is readable; a closed one has no reader
 
     def clear(self) -> None:
         try:
             os.read(self._read, 4096)
         except OSError:
-            return  # was not set
+            return  # it was not set
 
     def renew(self) -> None:
-        """Put a fresh descriptor behind the same numbers, in a forked child.
+        """Replace the inherited descriptors under the same numbers, in a forked child.
 
-        The child shares the parent's: each wake-up that it reads would be lost to the
-        parent, for good. Closing it here would take it out of a shared epoll set.
+        The child shares them with its parent: each wake-up that the child reads would
+        be lost to the parent for good. Closing the descriptors in the child would
+        remove them from an epoll set that both share.
         """
         read, write = self._open()
         os.dup2(read, self._read, inheritable=False)
@@ -66,10 +67,10 @@ class WakeupFd:
 
     def close(self) -> None:
         write, self._write = self._write, -1
-        # A late `set` must not write into whatever file gets the number next.
+        # A late `set` must not write to another file that gets the same number.
         read, self._read = self._read, -1
         if read < 0:
-            return  # closed before
+            return  # already closed
         native.close_fd(read)
         if write != read:
             native.close_fd(write)

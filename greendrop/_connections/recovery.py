@@ -1,8 +1,8 @@
-"""Replaces the client of an idempotent producer that a fatal error has ended.
+"""Recovery: replacing the client of an idempotent producer after a fatal error.
 
-librdkafka refuses every message after such an error, for good; only a new client can go
-on. This decides whether there may be one, tells the listeners, who may change its
-configuration, and waits before it is built. How it takes over is `core`'s business.
+After such an error librdkafka refuses all messages of a client for good, and only a new
+client can send. `Recovery` decides whether the client is replaced, lets listeners
+change the configuration of the new one, and waits for a backoff before that is built.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 class Recovery:
-    """The rules by which one producer's clients are replaced.
+    """Replaces clients of one producer.
 
     Args:
-        producer_id: For events.
-        monitor: Who listens.
-        replace: Builds the new client and lets it take over; False if the producer
-            closes instead.
+        producer_id: The id of the producer, for events.
+        monitor: The monitor of the producer.
+        replace: Builds the new client and lets it take over; returns False if the
+            producer closes instead.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Recovery:
         self._stopping = _concurrency.WaitQueue()
 
     def begins(self, slot: ClientSlot, client: Client, error: BrokerError) -> bool:
-        """Tell whether a client may be replaced, and count that; never waits."""
+        """Return whether a client may be replaced, and count that; never waits."""
         settings = slot.settings
         if (
             not settings.reload_on_idempotent_fatal_error
@@ -68,20 +68,20 @@ class Recovery:
         return True
 
     def run(self, slot: ClientSlot, client: Client, error: BrokerError) -> None:
-        """Replace a client; in a greenlet or thread of its own.
+        """Replace a client; called in a background task.
 
-        What it had in flight fails. If there can be no new one, so does what was sent
-        since, and the next message tries again.
+        Its messages in flight fail. If no new client can be built, so do messages that
+        were sent meanwhile, and the next message has another one built.
         """
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         attempt = slot.replacements
         try:
             self._emit_error(client, error, attempt)
-            facts: dict[str, object] = {"error": error, "attempt": attempt}
+            payload: dict[str, object] = {"error": error, "attempt": attempt}
             settings = settings_for_new(
                 slot.settings,
-                lambda kafka: self._tell(
-                    client, "producer.reload", {**facts, "kafka": kafka}
+                lambda kafka: self._emit_without_waits(
+                    client, "producer.reload", {**payload, "kafka": kafka}
                 ),
             )
             client.purge_queue()
@@ -91,8 +91,11 @@ class Recovery:
                 lambda: self._stopped, _concurrency.Deadline(backoff)
             )
             if not self._stopped and self._replace(slot, client, settings):
-                facts = {"attempt": attempt, "time": _concurrency.monotonic() - began}
-                self._emit("producer.reloaded", facts)
+                payload = {
+                    "attempt": attempt,
+                    "time": _concurrency.monotonic() - started,
+                }
+                self._emit("producer.reloaded", payload)
             else:
                 client.fail_carried_over(None)
         except GreendropError as failure:
@@ -103,43 +106,46 @@ class Recovery:
             raise
 
     def stop(self) -> None:
-        """End the waits before a new client: the producer closes."""
+        """End all backoffs, and build no more clients; the producer closes."""
         self._stopped = True
         self._stopping.notify_all()
 
     def _emit_error(self, client: Client, error: GreendropError, attempt: int) -> None:
         kind = "librdkafka.idempotent_fatal_error"
-        facts = {"error": error, "type": kind, "attempt": attempt}
-        self._tell(client, "error.occurred", facts)
+        payload = {"error": error, "type": kind, "attempt": attempt}
+        self._emit_without_waits(client, "error.occurred", payload)
 
-    def _tell(self, client: Client, name: str, facts: Mapping[str, object]) -> None:
-        # What a listener sends is kept for the new client, which there is afterwards.
+    def _emit_without_waits(
+        self, client: Client, name: str, payload: Mapping[str, object]
+    ) -> None:
+        # Messages that a listener sends here are queued for the new client, which does
+        # not exist until the listeners return.
         with client.poll_loop.forbid_waits():
-            self._emit(name, facts)
+            self._emit(name, payload)
 
-    def _emit(self, name: str, facts: Mapping[str, object]) -> None:
+    def _emit(self, name: str, payload: Mapping[str, object]) -> None:
         self._monitor.emit(
             name,
-            {"producer_id": self._producer_id, **facts},
+            {"producer_id": self._producer_id, **payload},
             swallow=BaseException,
         )
 
 
 def settings_for_new(
-    settings: Settings, tell: Callable[[dict[str, str]], None]
+    settings: Settings, emit: Callable[[dict[str, str]], None]
 ) -> Settings:
-    """Let listeners change the configuration of a new client; check what they made.
+    """Let listeners change the configuration of a new client, and check the result.
 
     Args:
-        settings: Those of the old one.
-        tell: Gives listeners the configuration, to be changed in place.
+        settings: The settings of the old client.
+        emit: Emits an event whose listeners change the configuration in place.
 
     Raises:
-        ConfigurationInvalidError: They made a bad one.
+        ConfigurationInvalidError: The changed configuration is invalid.
     """
-    # Listeners may log what they are told.
+    # Without secrets, since listeners may log it.
     kafka = settings.redacted_kafka()
-    tell(kafka)
+    emit(kafka)
     settings.restore_secrets(kafka)
     if kafka == settings.kafka:
         return settings
@@ -157,7 +163,7 @@ def settings_for_new(
 
 
 def is_reloadable(settings: Settings, error: BrokerError) -> bool:
-    """Tell whether a new client may follow one that an error has ended."""
+    """Return whether a client that failed with this error may be replaced."""
     return _plain(error.name) not in map(_plain, settings.non_reloadable_errors)
 
 

@@ -110,7 +110,7 @@ def send_and_wait(
     except ProduceManyError as error:
         failure = error
         handles = list(error.dispatched)
-    deadline = _concurrency.monotonic() + timeout
+    deadline = _concurrency.Deadline(timeout)
     reports: list[DeliveryReport] = []
     loop = _concurrency.CooperativeLoop()
     for index, handle in enumerate(handles):
@@ -119,7 +119,7 @@ def send_and_wait(
         report = handle.report
         try:
             if report is None:
-                report = handle.wait(max(deadline - _concurrency.monotonic(), 0.0))
+                report = handle.wait(deadline.remaining())
             reports.append(report)
         except SENDING_ERRORS as error:
             if failure is None:

@@ -932,13 +932,13 @@ def test_close_that_was_interrupted_at_once_can_be_repeated(world, make_producer
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     buffer = producer._core._shutdown._buffer
-    shut = buffer.shut
+    stop = buffer.stop
 
     def interrupted():
-        buffer.shut = shut
+        buffer.stop = stop
         raise KeyboardInterrupt
 
-    buffer.shut = interrupted
+    buffer.stop = interrupted
     with pytest.raises(KeyboardInterrupt):
         producer.close()
     assert producer.status == "closing"
