@@ -11,7 +11,7 @@ from typing import Literal
 
 #: Names of contenders, see `contenders.CONTENDERS`.
 GREENDROP = "greendrop"
-UNGATHERED = "greendrop linger 0 ungathered"
+UNBATCHED = "greendrop linger 0 unbatched"
 LINGER_1 = "greendrop linger 1"
 LINGER_5 = "greendrop linger 5"
 FLUSH = "raw flush"
@@ -26,7 +26,7 @@ TRANSACTIONS_LINGER_0 = "raw transactions in a thread, linger 0"
 AIOKAFKA = "aiokafka on uvloop"
 AIOKAFKA_1_MB = "aiokafka on uvloop, 1 MB batches"
 
-_FIXED = (UNGATHERED, LINGER_1, LINGER_5)
+_FIXED = (UNBATCHED, LINGER_1, LINGER_5)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _threads(threads: int) -> Cell:
 
 
 def _trap(milliseconds: int, greenlets: int) -> Cell:
-    goals = (Goal("rate", (UNGATHERED,), at_least=0.85),) if greenlets == 100 else ()
+    goals = (Goal("rate", (UNBATCHED,), at_least=0.85),) if greenlets == 100 else ()
     return Cell(
         f"trap-{milliseconds}ms-{greenlets}",
         Load("wait", workers=greenlets, keys=1_000),

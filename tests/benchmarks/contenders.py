@@ -206,7 +206,7 @@ class Greendrop(Contender):
             raise RuntimeError(text)
 
 
-class Ungathered(Greendrop):
+class Unbatched(Greendrop):
     """greendrop with librdkafka's `linger.ms=0` alone, which users can't configure."""
 
     def send_and_wait(self, key: bytes | None) -> None:
@@ -217,7 +217,7 @@ class Ungathered(Greendrop):
 
     def close(self) -> None:
         if self.producer._slot.client.poll_loop.batcher is not None:
-            raise RuntimeError("it gathers again")
+            raise RuntimeError("it batches again")
         super().close()
 
 
@@ -424,7 +424,7 @@ class AioKafka(Contender):
 
 CONTENDERS: dict[str, Callable[[Place], Contender]] = {
     cells.GREENDROP: Greendrop,
-    cells.UNGATHERED: partial(Ungathered, linger=0),
+    cells.UNBATCHED: partial(Unbatched, linger=0),
     cells.LINGER_1: partial(Greendrop, linger=1),
     cells.LINGER_5: partial(Greendrop, linger=5),
     cells.FLUSH: Flush,

@@ -49,7 +49,7 @@ _VENDORS = ("structlog", "prometheus-client", "statsd", "datadog", "opentelemetr
 _Figures = dict[str, float]
 
 
-# --- what is measured -----------------------------------------------------------------
+# --- listeners that are measured ------------------------------------------------------
 
 
 def _none(producer: Producer) -> None:
@@ -227,7 +227,7 @@ def _wait(handles: Sequence[Any]) -> None:
         handle.wait()
 
 
-# --- all of them ----------------------------------------------------------------------
+# --- all measurements -----------------------------------------------------------------
 
 
 def main() -> None:

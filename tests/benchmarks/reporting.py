@@ -262,7 +262,7 @@ mock cluster runs in another process. Batches are made of messages that exist al
 - *callback*: one shared callback, without waiting.
 
 "linger 1" and "linger 5" are what the user gets who sets `linger.ms`. "linger 0
-ungathered" is greendrop without gathering, which no setting gives.
+unbatched" is greendrop without batching, which no setting gives.
 """
 
 

@@ -92,7 +92,7 @@ def read_both(read_topic, servers, topic):
     )
 
 
-# What is visible ----------------------------------------------------------------------
+# Visibility ---------------------------------------------------------------------------
 
 
 def test_only_committed_messages_are_visible(kafka, make, topic, read_topic):
@@ -149,7 +149,7 @@ def test_uncommitted_messages_are_hidden_meanwhile(kafka, make, topic, read_topi
     assert after == ([1], [1])
 
 
-# Fenced -------------------------------------------------------------------------------
+# Fencing ------------------------------------------------------------------------------
 
 
 def test_fenced_producer_raises_an_error(kafka, make, fence, topic, read_topic):
@@ -224,7 +224,7 @@ def test_transaction_that_takes_too_long_is_rolled_back(kafka, make, topic, read
     assert read_both(read_topic, kafka.bootstrap_servers, topic)[0] == [1]
 
 
-# Many ---------------------------------------------------------------------------------
+# Concurrent producers -----------------------------------------------------------------
 
 
 def run_storm(producers, topic, cycles):

@@ -142,7 +142,7 @@ def configured():
     structlog.reset_defaults()
 
 
-# -- which lines ----------------------------------------------------------------------
+# -- lines ----------------------------------------------------------------------------
 
 
 def test_every_event_is_either_logged_or_left_out():
@@ -219,7 +219,7 @@ def test_closed_producers_are_forgotten():
     assert listener._logs == {}
 
 
-# -- where they go --------------------------------------------------------------------
+# -- destinations ---------------------------------------------------------------------
 
 
 def test_lines_go_to_logging_when_structlog_is_not_configured(caplog):

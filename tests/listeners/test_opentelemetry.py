@@ -482,7 +482,7 @@ def test_buffered_messages_are_traced_when_flushed(make_traced, spans):
     assert batch.attributes["messaging.batch.message_count"] == 1
 
 
-# --- not recorded ---------------------------------------------------------------------
+# --- spans that are not recorded ------------------------------------------------------
 
 
 def test_unsampled_message_propagates_its_context(make_producer, wire):
@@ -543,7 +543,7 @@ def test_without_sdk_nothing_happens(run_script, mock_cluster):
     assert ended.stderr == ""
 
 
-# --- what belongs to the producer -----------------------------------------------------
+# --- tracing of producers -------------------------------------------------------------
 
 
 def test_tracing_twice_traces_once(make_traced, spans, wire):

@@ -112,7 +112,7 @@ def test_every_metric_is_on_the_page_of_docs():
             assert f"`{label}`" in row
 
 
-# --- what is counted ------------------------------------------------------------------
+# --- counters and gauges --------------------------------------------------------------
 
 
 def test_messages_are_counted_by_topic(world, make_watched, scrape):
@@ -461,7 +461,9 @@ def test_workers_of_gunicorn_are_added_up(mock_cluster, tmp_path, preload):
         victim, survivor = holders
         os.kill(victim, signal.SIGKILL)
         # gunicorn would wait for a worker that is just starting.
-        server.wait_for("begins anew", lambda: len(workers_of(address) - {victim}) == 2)
+        server.wait_for(
+            "starts another worker", lambda: len(workers_of(address) - {victim}) == 2
+        )
         page = Scraped(ask(address, "GET", "/metrics")[0])
         assert page("greendrop_buffer_messages") == holders[survivor]
         assert page(acknowledged, topic="events") == sum(sent.values())

@@ -43,7 +43,7 @@ def payloads(records):
     return [record.payload for record in records]
 
 
-# --- who goes there -------------------------------------------------------------------
+# --- which producers connect ----------------------------------------------------------
 
 
 def test_a_producer_made_before_connects_to_the_cluster(world):
@@ -349,7 +349,7 @@ def test_clear_resets_everything(cluster, producer):
     assert producer.produce_sync(topic="t", payload=b"x", partition=0).offset == 0
 
 
-# --- what goes wrong ------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------
 
 
 def test_messages_fail_as_requested(world, cluster, producer):

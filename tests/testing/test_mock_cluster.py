@@ -337,7 +337,7 @@ def test_impossible_cluster_is_refused():
         MockCluster(0)
 
 
-# -- the cluster in a process of its own --------------------------------------------
+# -- clusters in a process of their own ---------------------------------------------
 
 
 @pytest.mark.slow

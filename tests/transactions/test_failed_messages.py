@@ -23,7 +23,7 @@ FAILURES = [
 ]
 
 
-# -- the reason ----------------------------------------------------------------------
+# -- the reason of a failure ---------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_purge_by_the_program_is_the_reason(hub, connected):
     assert "its transaction has failed" not in str(raised.value)
 
 
-# -- calls that come back at once ----------------------------------------------------
+# -- calls that fail at once ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["commit_transaction", "abort_transaction"])
@@ -145,7 +145,7 @@ def test_call_that_returns_at_once_is_repeated_with_pauses(world, connected, nam
     assert max(pauses) > 5 * pauses[0]
 
 
-# -- dropped by librdkafka -----------------------------------------------------------
+# -- dropped messages ----------------------------------------------------------------
 
 
 def test_client_that_dropped_a_message_is_replaced(world, connected, mock_cluster):
@@ -179,7 +179,7 @@ def test_abort_with_all_reports_keeps_the_client(world, connected, mock_cluster)
     assert events == []
 
 
-# -- the guard -----------------------------------------------------------------------
+# -- the offset guard ----------------------------------------------------------------
 
 
 def test_guard_accepts_offsets_that_grow_from_one_transaction_to_the_next():

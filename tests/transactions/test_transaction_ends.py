@@ -27,7 +27,7 @@ from tests.transactions.transacting import (
 INVALID_PRODUCER_EPOCH = 47
 
 
-# -- interrupted --------------------------------------------------------------------
+# -- interruptions ------------------------------------------------------------------
 
 
 def test_timeout_while_the_commit_waits_for_reports_rolls_back(
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_a_block_at_once(make_producer, connected, mock_cluster, whe
     assert send(producer)[0].report
 
 
-# -- with the rest of a producer's life ---------------------------------------------
+# -- closing, disconnecting and scopes ----------------------------------------------
 
 
 def test_closing_inside_is_refused(world, transactional):

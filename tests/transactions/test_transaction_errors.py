@@ -442,7 +442,7 @@ def test_buffered_messages_survive_a_new_client(world, connected):
     assert producer.flush_sync()[0].label == "kept"
 
 
-# -- the brokers do not let it begin ------------------------------------------------
+# -- transactions that can't begin --------------------------------------------------
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from tests.transactions.transacting import (
 INVALID_PRODUCER_EPOCH = 47
 
 
-# -- one after the other ------------------------------------------------------------
+# -- the order of transactions ------------------------------------------------------
 
 
 @pytest.mark.slow

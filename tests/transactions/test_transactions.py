@@ -31,7 +31,7 @@ from tests.transactions.transacting import (
 INVALID_PRODUCER_EPOCH = 47
 
 
-# -- the block ----------------------------------------------------------------------
+# -- blocks -------------------------------------------------------------------------
 
 
 def test_block_commits(world, transactional):
@@ -333,7 +333,7 @@ def test_failed_message_fails_the_transaction(world, transactional, mock_cluster
     assert events == []
 
 
-# -- alone --------------------------------------------------------------------------
+# -- single messages and batches ----------------------------------------------------
 
 
 def test_single_message_is_a_transaction(world, transactional):
