@@ -50,7 +50,7 @@ def test_lines_are_sent(mock_cluster, servers):
 
 
 def test_options_make_keys_headers_and_partitions(mock_cluster, servers):
-    """They mean what they mean in kcat; the key of a line wins over `-k`."""
+    """Options have kcat's meaning; the key of a line wins over `-k`."""
     options = ("-t", "t", "-k", "all", "-K", "::", "-H", "a=1", "-H", "b=", "-Z")
 
     done = run("produce", "-b", servers, *options, "-p", "3", text="k::v\nw\ngone::\n")
@@ -127,7 +127,7 @@ def test_count_ignores_refused_lines(mock_cluster, servers):
 
 
 def test_settings_come_from_a_file_and_the_environment(mock_cluster, servers, tmp_path):
-    """Options win over both."""
+    """Options win over the file and the environment."""
     file = tmp_path / "kafka.properties"
     file.write_text(f"# ours\nbootstrap.servers = {NOWHERE}\nclient.id=mine\n\n")
 
@@ -185,7 +185,7 @@ def test_wrong_lines_are_printed(mock_cluster, servers):
 
 
 def test_a_line_that_nests_too_deep_does_not_stop_the_others(mock_cluster, servers):
-    """Python can't parse it; the lines after it are sent."""
+    """Python can't parse the line; the lines after it are sent."""
     deep = "[" * 2_000 + "1" + "]" * 2_000
     text = "".join(f'{{"payload": {each}}}\n' for each in ("1", deep, "3"))
 
@@ -207,7 +207,7 @@ def test_numbers_may_be_keys(mock_cluster, servers):
 
 
 def test_bytes_that_are_no_text_are_sent_unchanged(mock_cluster, servers):
-    """This holds for delimiters, keys and headers; a header may have no value."""
+    """Delimiters, keys and headers may have any bytes; a header may have no value."""
     odd = os.fsdecode(b"\xff")
     options = ("-t", "t", "-k", odd, "-D", odd, "-H", f"a={odd}", "-H", "null")
 
@@ -220,7 +220,7 @@ def test_bytes_that_are_no_text_are_sent_unchanged(mock_cluster, servers):
 
 
 def test_large_messages_only_need_message_max_bytes(mock_cluster, servers):
-    """The limit is `message.max.bytes`, as it is set or by default."""
+    """Messages may be as large as `message.max.bytes`, set or by default."""
     text = "x" * 1_100_000
     command = ("produce", "-b", servers, "-t", "t")
 
@@ -313,10 +313,10 @@ def test_lines_are_sent_as_soon_as_they_are_read(mock_cluster, servers):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_an_interrupted_command_delivers_what_it_has(
+def test_an_interrupted_command_delivers_its_messages(
     mock_cluster, servers, number, status
 ):
-    """It prints how many messages it waits for, and none is lost."""
+    """The command prints how many messages it waits for, and none is lost."""
     process = start("produce", "-b", servers, "-t", "t", "--report")
     process.stdin.write("first\n")
     process.stdin.flush()
@@ -361,7 +361,7 @@ def test_a_second_ctrl_c_waits_for_nothing(mock_cluster, servers):
 
 
 def test_a_closed_output_ends_the_command(servers):
-    """It ends at once and silently, as other programs do."""
+    """The command ends at once and silently, as other programs do."""
     process = start("produce", "-b", servers, "-t", "t", "--report")
     with process.stderr:
         process.stdin.write("first\n")
@@ -455,10 +455,10 @@ def test_producing_imports_no_gevent(servers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_after_the_end_of_input_delivers_what_is_in_flight(
+def test_an_interrupt_after_the_end_of_input_delivers_messages_in_flight(
     mock_cluster, servers, number
 ):
-    """The messages in flight get their ten seconds then, too."""
+    """The ten seconds for messages in flight apply after the end of the input, too."""
     process = start("produce", "-b", servers, "-t", "t", "--report")
     process.stdin.write("first\n")
     process.stdin.flush()
@@ -481,7 +481,7 @@ def test_an_interrupt_after_the_end_of_input_delivers_what_is_in_flight(
 
 
 def test_a_line_without_a_key_delimiter_is_refused(mock_cluster, servers):
-    """It would go out whole, without a key; `-k` names a key for such lines."""
+    """Such a line would be a payload without a key; `-k` names a key for all lines."""
     done = run("produce", "-b", servers, "-t", "t", "-K", ":", text="k:v\nwhole\n")
 
     assert done.status == 1
@@ -527,7 +527,7 @@ def test_a_huge_line_is_refused_without_being_kept_in_memory(
 
 
 def test_reading_from_a_terminal_is_announced(mock_cluster, servers):
-    """Otherwise the command would seem to hang."""
+    """Without the announcement the command would seem to hang."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "greendrop", "produce", "-b", servers, "-t", "t"],
@@ -624,7 +624,7 @@ def test_each_command_prints_that_a_port_stays_silent(command):
 
 
 def test_bench_gives_up_when_there_is_no_broker():
-    """It ends by itself within some seconds, and writes no table."""
+    """The command ends by itself within some seconds, and writes no table."""
     done = run("bench", "-t", "t", "-b", NOWHERE)
 
     assert (done.status, done.stdout) == (1, "")
@@ -633,7 +633,7 @@ def test_bench_gives_up_when_there_is_no_broker():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_verify_prints_what_it_waits_for(number):
+def test_verify_announces_its_waits(number):
     """The first signal ends the sending, and the second one the waiting."""
     options = ("--topic", "t", "--max-messages", "3", "--throughput", "1")
     process = start("verify", *options, "--bootstrap-server", NOWHERE)
@@ -688,7 +688,7 @@ def test_doctor_finds_nothing_wrong(mock_cluster, servers):
     ids=["plain", "gevent"],
 )
 def test_doctor_measures_messages(mock_cluster, servers, options, poller):
-    """They are polled for in the way that it has printed before."""
+    """Delivery reports are polled in the way that was printed before."""
     done = run("doctor", "-b", servers, "-t", "t", "--json", *options)
 
     assert done.status == 0, done.stdout
@@ -738,7 +738,7 @@ def test_doctor_needs_one_address_that_answers(servers):
 
 
 def test_doctor_explains_why_messages_fail(mock_cluster, servers):
-    """It prints the broker's own error, and advice."""
+    """The broker's own error is printed, with advice."""
     mock_cluster.fail_requests("Produce", "TOPIC_AUTHORIZATION_FAILED", times=100)
 
     done = run("doctor", "-b", servers, "-t", "t", "--timeout", "5")
@@ -749,7 +749,7 @@ def test_doctor_explains_why_messages_fail(mock_cluster, servers):
 
 
 def test_doctor_shows_no_secrets(tmp_path):
-    """They may come from options or from files."""
+    """Secrets may come from options or from files."""
     file = tmp_path / "secret"
     file.write_text("sasl.password=hunter2\nsecurity.protocol=plaintext\n")
 
@@ -762,7 +762,7 @@ def test_doctor_shows_no_secrets(tmp_path):
 
 
 def test_doctor_reports_each_wrong_setting():
-    """It reports them after the checks that need no settings; the status is 2."""
+    """Wrong settings are reported after checks that need none; the status is 2."""
     done = run("doctor", "-b", NOWHERE, "-X", "bogus=1", "-X", "acks=some")
 
     assert done.status == 2
@@ -775,7 +775,7 @@ def test_doctor_reports_each_wrong_setting():
 
 
 def test_doctor_comments_on_costly_settings(servers):
-    """They become notes, and the status stays 0."""
+    """Costly settings become notes, and the status stays 0."""
     done = run("doctor", "-b", servers, "-X", "linger.ms=20", "-X", "acks=1")
 
     assert done.status == 0
@@ -810,7 +810,7 @@ def test_doctor_knows_uwsgi(monkeypatch, options, state):
     ids=["silent", "closing", "http", "tls", "ssh", "no-tls", "silent-tls"],
 )
 def test_doctor_recognizes_ports_that_are_not_kafka(answer, options, text):
-    """It says what answers there, with advice, and doesn't wait for its time limit."""
+    """The finding names the protocol of the port, and comes before the time limit."""
     with listening(answer) as address:
         done = run("doctor", "-b", address, "-t", "t", *options, "--timeout", "100")
 
@@ -989,7 +989,7 @@ def test_verify_needs_brokers_and_topic():
 
 
 def test_bench_measures_both(servers):
-    """It measures each load with both clients."""
+    """Each load is measured with both clients."""
     done = run(
         *("bench", "-b", servers, "-t", "t", "--seconds", "0.2", "-n", "1,5"),
         "--json",
@@ -1009,7 +1009,7 @@ def test_bench_measures_both(servers):
 
 
 def test_bench_writes_a_table(servers):
-    """Its columns are aligned, and its lines fit 80 columns."""
+    """Columns are aligned, and lines fit 80 columns."""
     options = ("--seconds", "0.1", "-n", "1,1000", "-s", "10")
 
     done = run("bench", "-b", servers, "-t", "t", *options)
@@ -1032,7 +1032,7 @@ def test_help_fits_a_terminal(command):
 
 
 def test_version_is_printed():
-    """It is the version of the library."""
+    """The version is that of the library."""
     assert run("--version").stdout == f"greendrop {greendrop.__version__}\n"
 
 

@@ -29,7 +29,7 @@ class Chunks(io.BytesIO):
     size=st.integers(1, 9),
 )
 def test_lines_do_not_depend_on_chunks(data, delimiter, size):
-    """They are the parts between delimiters; parts that are too long become None."""
+    """Lines are the parts between delimiters; parts that are too long become None."""
     reader = Input(
         delimiter=delimiter,
         key_delimiter=None,

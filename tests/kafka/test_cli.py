@@ -63,7 +63,7 @@ def test_verify_loses_nothing_when_it_is_ended(kafka, topic, read_topic):
 
 
 def test_doctor_finds_no_problem(kafka, topic):
-    """It measures messages, too."""
+    """A healthy broker causes no finding; messages are measured, too."""
     done = run("doctor", "-b", kafka.bootstrap_servers, "-t", topic)
 
     assert done.status == 0, done.stdout
@@ -72,7 +72,7 @@ def test_doctor_finds_no_problem(kafka, topic):
 
 
 def test_doctor_logs_in(kafka_secure, topic):
-    """It logs in with a password; a wrong password is named as the problem."""
+    """The login is by password; a wrong password is named as the problem."""
     listeners = kafka_secure.secure_listeners
     login = listeners.plain
     options = (
@@ -136,7 +136,7 @@ def test_each_command_prints_at_once_that_the_password_is_wrong(
 
 
 def test_doctor_recognizes_a_tls_listener(kafka_secure):
-    """It says so to a client without TLS, and that the certificate is not trusted."""
+    """A client without TLS, or without trust in the certificate, gets the reason."""
     listeners = kafka_secure.secure_listeners
     servers = ("-b", listeners.tls_bootstrap_servers, "--timeout", "4")
     tls = ("-X", "security.protocol=SSL")

@@ -172,7 +172,7 @@ def test_requests_do_not_wait_for_the_telemetry():
 
 
 def test_a_users_tests_pass():
-    """They use the fixtures of greendrop, and open no port."""
+    """The user's tests use greendrop's fixtures, and open no port."""
     output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "testing")
 
     assert "4 passed" in output

@@ -70,7 +70,7 @@ def test_an_interrupted_transaction_lets_the_next_one_begin(
     [FairPool._hand_over, FairPool.acquire, FairPool.release, Transactions.end],
 )
 def test_a_handler_that_sends_gets_an_answer_at_once(world, connected, place):
-    """It can't have the turn of the task that it interrupts, and does not wait."""
+    """The handler can't wait for the transaction that it interrupts, and doesn't."""
     producer = connected()
     answers = []
 
