@@ -8,7 +8,6 @@ verb, tell.
 from __future__ import annotations
 
 import weakref
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ from greendrop._connections.client_slots import (
 )
 from greendrop._hints import REQUIRED, attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
-from greendrop._producer.batches import send_and_wait, validate_all
+from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
 from greendrop._producer.core import Core
 from greendrop.config.settings import build_settings
@@ -45,7 +44,7 @@ from greendrop.scope import DeliveryScope
 from greendrop.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
     from types import TracebackType
 
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
     from greendrop.errors import ProduceError
     from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
-
-    # Queues a batch, given the verb's name.
-    _Send = Callable[[str], list[DeliveryHandle]]
 
 _T = TypeVar("_T")
 
@@ -361,9 +357,7 @@ class Producer(_pickling.PerProcess):
             As `produce_sync`, with one `max_wait_timeout` for the whole batch.
         """
         core = self._core or self._unconfigured()
-        batch = self._checked_batch(core, messages)
-        send = partial(self._dispatch_many, batch)
-        return self._many_sync(batch, send)
+        return self._many_sync(core, self._checked_batch(core, messages))
 
     def produce_many_async(
         self, messages: Iterable[Message | Mapping[str, Any]]
@@ -390,9 +384,7 @@ class Producer(_pickling.PerProcess):
             number of partitions. A long batch lets other greenlets run in between.
         """
         core = self._core or self._unconfigured()
-        batch = self._checked_batch(core, messages)
-        send = partial(self._dispatch_many, batch)
-        return self._many_async(batch, send)
+        return self._many_async(core, self._checked_batch(core, messages))
 
     def _checked_batch(
         self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
@@ -413,46 +405,38 @@ class Producer(_pickling.PerProcess):
         return checked(message, core.size_limit)
 
     def _many_sync(
-        self,
-        batch: list[Message],
-        send: _Send,
-        undo: Callable[[], object] = lambda: None,
+        self, core: Core, batch: list[Message], flush: Flush | None = None
     ) -> list[DeliveryReport]:
-        core = self._core or self._unconfigured()
-        wait = self._max_wait_timeout
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         try:
-            reports = send_and_wait(
-                lambda: core.send_batch(lambda: send("produce_many_sync"), wait, undo),
-                len(batch),
-                wait,
-                core.explain,
+            reports = core.send_batch_and_wait(
+                self._slot, batch, self._max_wait_timeout, flush
             )
         except ProduceManyError as error:
             self._emit_batch_error("messages.produce_many_sync", error, batch)
             raise
         if self.monitor.listens("messages.produced_sync"):
-            self._tell("messages.produced_sync", began, messages=batch)
+            self._tell("messages.produced_sync", started, messages=batch)
         return reports
 
     def _many_async(
-        self,
-        batch: list[Message],
-        send: _Send,
-        undo: Callable[[], object] = lambda: None,
+        self, core: Core, batch: list[Message], flush: Flush | None = None
     ) -> list[DeliveryHandle]:
-        core = self._core or self._unconfigured()
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         try:
             with core.waits_of("produce_many_async"):
                 handles = core.send_batch(
-                    lambda: send("produce_many_async"), self._max_wait_timeout, undo
+                    self._slot,
+                    batch,
+                    "produce_many_async",
+                    self._max_wait_timeout,
+                    flush,
                 )
         except ProduceManyError as error:
             self._emit_batch_error("messages.produce_many_async", error, batch)
             raise
         if self.monitor.listens("messages.produced_async"):
-            self._tell("messages.produced_async", began, messages=batch)
+            self._tell("messages.produced_async", started, messages=batch)
         return handles
 
     # --- tombstones --------------------------------------------------------------
@@ -616,9 +600,7 @@ class Producer(_pickling.PerProcess):
         message = _new_message(Message, fields)
         began = _concurrency.monotonic()
         prepared = self._prepare(message)
-        core.buffer_messages(
-            [BufferedMessage(message, prepared, self._dispatch_buffered)]
-        )
+        core.buffer_messages([BufferedMessage(message, prepared, self._slot)])
         if self.monitor.listens("message.buffered"):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
@@ -642,13 +624,12 @@ class Producer(_pickling.PerProcess):
         """
         core = self._core or self._unconfigured()
         began = _concurrency.monotonic()
-        dispatch = self._dispatch_buffered
         entries: list[BufferedMessage] = []
 
         def read(item: object) -> Message:
             message = as_message(item)
             prepared = self._prepare(message)
-            entries.append(BufferedMessage(message, prepared, dispatch))
+            entries.append(BufferedMessage(message, prepared, self._slot))
             return message
 
         batch = validate_all(messages, read)
@@ -693,7 +674,7 @@ class Producer(_pickling.PerProcess):
         reports: list[DeliveryReport] = []
         with Flush(core.buffer) as flush:
             if batch := flush.take():
-                reports = self._many_sync(batch, flush.dispatch, flush.undo)
+                reports = self._many_sync(core, batch, flush)
         self._tell("buffer.flushed_sync", began, messages=batch)
         return reports
 
@@ -716,7 +697,7 @@ class Producer(_pickling.PerProcess):
         handles: list[DeliveryHandle] = []
         with Flush(core.buffer) as flush:
             if batch := flush.take():
-                handles = self._many_async(batch, flush.dispatch, flush.undo)
+                handles = self._many_async(core, batch, flush)
         self._tell("buffer.flushed_async", began, messages=batch)
         return handles
 
@@ -762,25 +743,7 @@ class Producer(_pickling.PerProcess):
         core.wait_for_sent(timeout)
         if failure is not None:
             raise failure
-        send_and_wait(lambda: handles, len(handles), 0.0, core.explain)
-
-    def _dispatch_many(
-        self, messages: Sequence[Message], verb: str
-    ) -> list[DeliveryHandle]:
-        core = self._core or self._unconfigured()
-        return core.send_many(self._slot, messages, verb)
-
-    def _dispatch_buffered(
-        self,
-        messages: Sequence[Message],
-        verb: str,
-        handles: list[DeliveryHandle],
-        end: int,
-    ) -> list[DeliveryHandle]:
-        core = self._core or self._unconfigured()
-        return core.send_many(
-            self._slot, messages, verb, handles, end, skip_refused=True
-        )
+        wait_reports(handles, 0.0, core.explain)
 
     # --- scopes ------------------------------------------------------------------
 

@@ -1,8 +1,4 @@
-"""Batches: checked as a whole before anything is sent, awaited with one deadline.
-
-This module knows neither producers nor clients: the caller passes the function that
-queues the batch.
-"""
+"""Batches: checked as a whole before anything is sent, awaited with one deadline."""
 
 from __future__ import annotations
 
@@ -87,29 +83,22 @@ def _check_batch(items: object) -> None:
     raise MessageInvalidError({"messages": text})
 
 
-def send_and_wait(
-    send: Callable[[], list[DeliveryHandle]],
-    count: int,
+def wait_reports(
+    handles: list[DeliveryHandle],
     timeout: float,
-    explain: Callable[[ProduceError], ProduceError] = lambda error: error,
+    explain: Callable[[ProduceError], ProduceError],
 ) -> list[DeliveryReport]:
-    """Queue a batch, and wait for the messages that were queued, also if some were not.
+    """Wait for the delivery reports of a batch, all of which was queued.
 
     Args:
-        send: Queues the batch, as `Core.send_many`.
-        count: The number of messages in the batch.
-        timeout: Seconds to wait once the batch is queued.
+        handles: The handles of all messages.
+        timeout: Seconds to wait for all reports together.
         explain: Returns the error to raise in place of one that a handle has raised.
 
     Raises:
-        ProduceManyError: Some messages were not queued or not delivered.
+        ProduceManyError: Some messages were not delivered.
     """
     failure: ProduceManyError | None = None
-    try:
-        handles = send()
-    except ProduceManyError as error:
-        failure = error
-        handles = list(error.dispatched)
     deadline = _concurrency.Deadline(timeout)
     reports: list[DeliveryReport] = []
     loop = _concurrency.CooperativeLoop()
@@ -124,7 +113,7 @@ def send_and_wait(
         except SENDING_ERRORS as error:
             if failure is None:
                 reason = explain(error)
-                text = f"message {index} of {count}: {reason}"
+                text = f"message {index} of {len(handles)}: {reason}"
                 failure = ProduceManyError(text, dispatched=handles, failed_index=index)
                 failure.__cause__ = reason
     if failure is not None:

@@ -4,48 +4,31 @@ A buffered message has passed middleware and checks and waits for a flush. It ha
 handle yet, so only the buffer can report its loss. A flush therefore accounts for every
 message that it takes: the message is queued, refused for good and reported, or put
 back.
-
-This module knows neither producers nor clients: each message has the function that
-sends it.
 """
 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from greendrop import _concurrency, _wording
 from greendrop.errors import DeliveryError, GreendropError, ProduceManyError
 from greendrop.message import detached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from greendrop._connections.client_slots import ClientSlot
     from greendrop.delivery import DeliveryHandle
+    from greendrop.interceptors import SendMany
     from greendrop.message import Message
 
 #: librdkafka's name for a call that the state of a transaction does not allow.
 _WRONG_STATE = "_STATE"
-
-
-class Dispatch(Protocol):
-    """Queues messages, as `Core.send_many` with `skip_refused`.
-
-    Equal for messages of the same producer, or variant: a run of them is one batch.
-    """
-
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        verb: str,
-        handles: list[DeliveryHandle],
-        end: int,
-    ) -> list[DeliveryHandle]:
-        """Queue `messages[len(handles):end]`, and append their handles."""
-        ...
 
 
 class BufferedMessage:
@@ -54,15 +37,15 @@ class BufferedMessage:
     Args:
         message: The message as the caller wrote it.
         prepared: The message after middleware and checks, normalized.
-        dispatch: Queues it as the producer, or the variant, that buffered it.
+        slot: The slot of the producer, or the variant, that buffered it.
     """
 
-    __slots__ = ("dispatch", "message", "prepared")
+    __slots__ = ("message", "prepared", "slot")
 
-    def __init__(self, message: Message, prepared: Message, dispatch: Dispatch) -> None:
+    def __init__(self, message: Message, prepared: Message, slot: ClientSlot) -> None:
         self.message = detached(message)
         self.prepared = prepared
-        self.dispatch = dispatch
+        self.slot = slot
 
 
 class Buffer:
@@ -218,17 +201,21 @@ class Flush:
         self._batch = [entry.prepared for entry in self.entries]
         return self._batch
 
-    def dispatch(self, verb: str) -> list[DeliveryHandle]:
-        """Queue the messages, in order, each by its own `dispatch`.
+    def send(self, send_many: SendMany[ClientSlot], verb: str) -> list[DeliveryHandle]:
+        """Queue the messages, in order; neighbours with the same slot as one batch.
 
         A message that librdkafka refuses for good does not stop the others.
+
+        Args:
+            send_many: Queues the messages of one slot, as `Core.send_many`.
+            verb: The name of the verb in events.
 
         Raises:
             ProduceManyError: Some messages were refused or not queued; `dispatched` has
                 the handles of the others, and of those that were refused for good.
         """
         try:
-            self._dispatch_all(verb)
+            self._send_all(send_many, verb)
         except BaseException as error:
             # Now, and not after the wait for the messages that were queued.
             self._put_back(error)
@@ -239,11 +226,11 @@ class Flush:
             raise failure from failure.__cause__
         return self.handles
 
-    def _dispatch_all(self, verb: str) -> None:
+    def _send_all(self, send_many: SendMany[ClientSlot], verb: str) -> None:
         end = 0
-        for dispatch, run in groupby(self.entries, lambda entry: entry.dispatch):
+        for slot, run in groupby(self.entries, attrgetter("slot")):
             end += sum(1 for _ in run)
-            dispatch(self._batch, verb, self.handles, end)
+            send_many(slot, self._batch, verb, self.handles, end, skip_refused=True)
 
     def _failure(self) -> ProduceManyError | None:
         """Return the error that counts the refused messages; None without any."""

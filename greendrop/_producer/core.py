@@ -9,6 +9,7 @@ in `producer`, and the calls of librdkafka in `client`.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _concurrency, _wording, interceptors
@@ -17,6 +18,7 @@ from greendrop._concurrency.deadline import Deadline
 from greendrop._connections.connections import Connections
 from greendrop._connections.recovery import Recovery
 from greendrop._producer import registry
+from greendrop._producer.batches import wait_reports
 from greendrop._producer.buffer import Buffer, is_final
 from greendrop._producer.disconnect import Disconnect
 from greendrop._producer.shutdown import Shutdown
@@ -47,9 +49,9 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
     from greendrop._connections.connections import Status
-    from greendrop._producer.buffer import BufferedMessage
+    from greendrop._producer.buffer import BufferedMessage, Flush
     from greendrop.config.settings import Settings
-    from greendrop.delivery import DeliveryHandle
+    from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.interceptors import Interceptor, SendMany
@@ -88,9 +90,8 @@ class Core:
             self._connections,
             self.buffer,
             self._recovery,
-            transactions=self.transactions,
-            send_batch=self.send_batch,
-            reset=self.reset,
+            self.transactions,
+            self,
         )
         #: Queues one message, and queues a batch. Interceptors wrap these attributes;
         #: code that sends a message which interceptors have seen calls the methods.
@@ -267,12 +268,10 @@ class Core:
         self, slot: ClientSlot, message: Message, verb: str, seconds: float
     ) -> DeliveryHandle:
         sent: list[DeliveryHandle] = []
-
-        def send() -> None:
-            sent.append(self._send(slot, message, verb, seconds))
-
         try:
-            self.in_transaction(send, seconds)
+            self.in_transaction(
+                lambda: sent.append(self._send(slot, message, verb, seconds)), seconds
+            )
         except TransactionAbortedError:
             first = sent[0].error if sent else None
             # A dropped message was dropped because the transaction failed, so the error
@@ -305,40 +304,39 @@ class Core:
 
     def send_batch(
         self,
-        send: Callable[[], list[DeliveryHandle]],
+        slot: ClientSlot,
+        messages: Sequence[Message],
+        verb: str,
         seconds: float,
-        undo: Callable[[], object] = lambda: None,
+        flush: Flush | None = None,
     ) -> list[DeliveryHandle]:
         """Queue a batch; a transactional producer makes a transaction of it if needed.
 
         Args:
-            send: Queues the batch, as `send_many`.
+            slot: The slot of their topic configuration.
+            messages: Checked and normalized.
+            verb: As for `_send`.
             seconds: How long each step of its own transaction may take.
-            undo: Called if messages were queued that will never be visible: their
-                transaction was rolled back, or never begun.
+            flush: The flush that has taken the messages out of the buffer. It sends
+                each to the slot of its variant, and puts messages back that will never
+                be visible because their transaction failed.
 
         Raises:
             ProduceManyError: A message was not queued, or the transaction failed.
         """
+        sent: list[DeliveryHandle] = []
+        send = partial(self._send_batch_into, sent, slot, messages, verb, flush)
         if self.transactions is None:
             return send()
+        undo = _nothing if flush is None else flush.undo
         if (current := self.transactions.current_for_task()) is not None:
             try:
                 return send()
             except ProduceManyError:
                 current.on_abort.append(undo)
                 raise
-        sent: list[DeliveryHandle] = []
-
-        def send_all() -> None:
-            try:
-                sent.extend(send())
-            except ProduceManyError as error:
-                sent.extend(error.dispatched)
-                raise
-
         try:
-            self.transactions.run_implicit(send_all, seconds, undo)
+            self.transactions.run_implicit(send, seconds, undo)
         except TransactionUnknownError as error:
             text = f"a batch of {_wording.count(len(sent), 'message')}: {error}"
             raise ProduceManyError(text, dispatched=sent, failed_index=0) from error
@@ -346,6 +344,52 @@ class Core:
             failure = _rolled_back(sent, error)
             raise failure from failure.__cause__
         return sent
+
+    def _send_batch_into(
+        self,
+        sent: list[DeliveryHandle],
+        slot: ClientSlot,
+        messages: Sequence[Message],
+        verb: str,
+        flush: Flush | None,
+    ) -> list[DeliveryHandle]:
+        """Queue a batch, and add the handles of all queued messages to a list."""
+        try:
+            if flush is None:
+                sent += self.send_many(slot, messages, verb)
+            else:
+                sent += flush.send(self.send_many, verb)
+        except ProduceManyError as error:
+            sent += error.dispatched
+            raise
+        return sent
+
+    def send_batch_and_wait(
+        self,
+        slot: ClientSlot,
+        messages: Sequence[Message],
+        seconds: float,
+        flush: Flush | None = None,
+    ) -> list[DeliveryReport]:
+        """Queue a batch, and wait for the messages that were queued.
+
+        Args:
+            slot: As for `send_batch`.
+            messages: As for `send_batch`.
+            seconds: To wait once the batch is queued; see also `send_batch`.
+            flush: As for `send_batch`.
+
+        Raises:
+            ProduceManyError: Some messages were not queued or not delivered.
+        """
+        try:
+            handles = self.send_batch(
+                slot, messages, "produce_many_sync", seconds, flush
+            )
+        except ProduceManyError as error:
+            wait_for_each(list(error.dispatched), seconds)
+            raise
+        return wait_reports(handles, seconds, self.explain)
 
     def partition_count(self, slot: ClientSlot, topic: str) -> int:
         """See `Producer.partition_count`."""
@@ -649,6 +693,10 @@ class Core:
     def unregister(self) -> None:
         """Undo `register`, when the producer has nothing to close."""
         self._shutdown.unregister()
+
+
+def _nothing() -> None:
+    """Undo nothing: only a flush puts messages back."""
 
 
 def _rolled_back(

@@ -11,7 +11,6 @@ import contextlib
 import math
 import sys
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency, _wording
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greendrop._client.client import Client
+    from greendrop._connections.client_slots import ClientSlot
     from greendrop._connections.connections import Connections
     from greendrop._connections.recovery import Recovery
     from greendrop._producer.buffer import Buffer
@@ -51,16 +51,23 @@ _in_use: set[Shutdown] = set()
 _exit_hook_marker: _concurrency.ForkMarker | None = None
 
 
-class SendBatch(Protocol):
-    """Queues a batch, in a transaction if need be; see `Core.send_batch`."""
+class ShutdownOwner(Protocol):
+    """The core of a producer, as its shutdown needs it."""
 
-    def __call__(
+    def send_batch(
         self,
-        send: Callable[[], list[DeliveryHandle]],
+        slot: ClientSlot,
+        messages: Sequence[Message],
+        verb: str,
         seconds: float,
-        undo: Callable[[], object],
-        /,
-    ) -> list[DeliveryHandle]: ...
+        flush: Flush | None,
+    ) -> list[DeliveryHandle]:
+        """Queue a batch, in a transaction of its own if needed."""
+        ...
+
+    def reset(self) -> None:
+        """Make the producer usable in a forked child."""
+        ...
 
 
 class _Account:
@@ -143,8 +150,7 @@ class Shutdown:
         buffer: Messages that are sent before the clients close.
         recovery: Stops when the producer closes.
         transactions: `close` waits for the end of an open transaction.
-        send_batch: Sends the buffered messages; see `Core.send_batch`.
-        reset: See `Producer.reset`.
+        owner: The core of the producer.
     """
 
     def __init__(
@@ -152,18 +158,14 @@ class Shutdown:
         connections: Connections,
         buffer: Buffer,
         recovery: Recovery,
-        *,
         transactions: Transactions | None,
-        send_batch: SendBatch,
-        reset: Callable[[], None],
+        owner: ShutdownOwner,
     ) -> None:
         self._connections = connections
         self._buffer = buffer
         self._recovery = recovery
         self._transactions = transactions
-        self._send_batch = send_batch
-        #: See `Producer.reset`.
-        self.reset = reset
+        self._owner = owner
         self._closer: object = None
 
     def register(self) -> None:
@@ -370,10 +372,12 @@ class Shutdown:
                 account.flushes.append(flush)
                 batch = flush.take()
                 try:
-                    self._send_batch(
-                        partial(flush.dispatch, "produce_many_async"),
+                    self._owner.send_batch(
+                        self._connections.main,
+                        batch,
+                        "produce_many_async",
                         deadline.remaining(),
-                        flush.undo,
+                        flush,
                     )
                 except ProduceError as error:
                     failure = failure or error
@@ -474,6 +478,10 @@ class Shutdown:
         connections.emit("producer.disconnected", started)
 
     # --- at exit -----------------------------------------------------------------
+
+    def reset(self) -> None:
+        """See `Producer.reset`."""
+        self._owner.reset()
 
     @property
     def name(self) -> str:

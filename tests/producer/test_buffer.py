@@ -1,5 +1,4 @@
 import contextlib
-import copy
 import os
 import signal
 import threading
@@ -558,7 +557,7 @@ def test_ctrl_c_while_the_queue_is_full_loses_nothing(make_producer):
 def test_messages_are_sent_by_the_variant_that_buffered_them(make_producer):
     """In steps `current_variant` is the copy that buffered, whichever copy flushes."""
     producer = make_producer()
-    variant = copy.copy(producer)
+    variant = producer.variant()
     seen = []
 
     @producer.middleware.append
@@ -585,39 +584,33 @@ class Queued:
 
 
 class Recorder:
-    """Senders that record which messages they queue, and fail at one of them."""
+    """Records which messages a flush sends to which slot, and fails at one of them."""
 
     def __init__(self, stop_at=None):
         self.calls = []
         self._stop_at = stop_at
 
-    def sender(self, name):
-        """Make a sender with functions of its own."""
-
-        def dispatch(messages, verb, handles, end):
-            run = messages[len(handles) : end]
-            self.calls.append((name, payloads(run)))
-            for message in run:
-                if message.payload == self._stop_at:
-                    raise gevent.GreenletExit
-                handles.append(Queued(message))
-            return handles
-
-        return dispatch
+    def send_many(self, slot, messages, _verb, handles, end, **_):
+        """Queue messages, as the method of the core."""
+        run = messages[len(handles) : end]
+        self.calls.append((slot, payloads(run)))
+        for message in run:
+            if message.payload == self._stop_at:
+                raise gevent.GreenletExit
+            handles.append(Queued(message))
+        return handles
 
 
 def test_consecutive_messages_of_one_sender_are_sent_together():
     """Consecutive messages of a variant are one run, and the order is kept."""
     buffer, recorder = Buffer(), Recorder()
-    one, other = recorder.sender("one"), recorder.sender("other")
-    for sender, message in zip([one, one, other, one], numbered(4), strict=True):
-        buffer.append(
-            [BufferedMessage(message, message._replace(label="wire"), sender)]
-        )
+    slots = ["one", "one", "other", "one"]
+    for slot, message in zip(slots, numbered(4), strict=True):
+        buffer.append([BufferedMessage(message, message._replace(label="wire"), slot)])
 
     with Flush(buffer) as flush:
         flush.take()
-        handles = flush.dispatch("verb")
+        handles = flush.send(recorder.send_many, "verb")
 
     assert recorder.calls == [
         ("one", [b"0", b"1"]),
@@ -631,18 +624,14 @@ def test_consecutive_messages_of_one_sender_are_sent_together():
 def test_runs_after_the_one_that_failed_are_put_back():
     """A failure in the second run leaves the first run sent, and the rest back."""
     buffer, recorder = Buffer(), Recorder(stop_at=b"2")
-    one, other = recorder.sender("one"), recorder.sender("other")
-    for sender, message in zip(
-        [one, other, other, other, one], numbered(5), strict=True
-    ):
-        buffer.append(
-            [BufferedMessage(message, message._replace(label="wire"), sender)]
-        )
+    slots = ["one", "other", "other", "other", "one"]
+    for slot, message in zip(slots, numbered(5), strict=True):
+        buffer.append([BufferedMessage(message, message._replace(label="wire"), slot)])
 
     def flush_all():
         with Flush(buffer) as flush:
             flush.take()
-            flush.dispatch("verb")
+            flush.send(recorder.send_many, "verb")
 
     with pytest.raises(gevent.GreenletExit):
         flush_all()
@@ -1221,31 +1210,28 @@ class BufferMachine(RuleBasedStateMachine):
         self.number = 0
         self.room = 0
         self.bad = None
-        self.senders = [self._dispatch(n) for n in range(2)]
 
-    def _dispatch(self, name):
-        def dispatch(messages, verb, handles, end):
-            for message in messages[len(handles) : end]:
-                if message.payload == self.bad:
-                    self.refused.append(message.payload)
-                    error = DeliveryError("bad")
-                    handles.append(refused_handle(message.topic, None, error))
-                    continue
-                if not self.room:
-                    raise RefusedError
-                self.room -= 1
-                self.sent.append((name, message.payload))
-                handles.append(Queued(message))
-            return handles
-
-        return dispatch
+    def send_many(self, slot, messages, _verb, handles, end, **_):
+        """Queue messages, as the method of the core."""
+        for message in messages[len(handles) : end]:
+            if message.payload == self.bad:
+                self.refused.append(message.payload)
+                error = DeliveryError("bad")
+                handles.append(refused_handle(message.topic, None, error))
+                continue
+            if not self.room:
+                raise RefusedError
+            self.room -= 1
+            self.sent.append((slot, message.payload))
+            handles.append(Queued(message))
+        return handles
 
     @rule(names=st.lists(st.integers(0, 1), max_size=5))
     def append(self, names):
         """Buffer some messages through two senders."""
         for name in names:
             message = Message("t", self.number)
-            entry = BufferedMessage(message, message, self.senders[name])
+            entry = BufferedMessage(message, message, name)
             assert self.buffer.append([entry])
             self.waiting.append((name, self.number))
             self.number += 1
@@ -1268,7 +1254,7 @@ class BufferMachine(RuleBasedStateMachine):
         try:
             with Flush(self.buffer) as flush:
                 flush.take()
-                flush.dispatch("verb")
+                flush.send(self.send_many, "verb")
         except RefusedError:
             assert stuck
         except ProduceManyError:
