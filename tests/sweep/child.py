@@ -438,7 +438,9 @@ def _tell(**facts: object) -> None:
 
 def main(kind: str, verb: str, action: str, start: int = 0, step: int = 1) -> None:
     """Run the points of a verb."""
-    with MockCluster() as cluster:
+    # A signal of a timer may end the thread of a cluster in this process.
+    make = MockCluster.spawn if action == "random" else MockCluster
+    with make() as cluster:
         sweep_class = ForkedSweep if verb in verbs.FORKED else Sweep
         sweep = sweep_class(kind, verb, action, cluster.bootstrap_servers)
         points = sweep.points()
