@@ -9,7 +9,7 @@ from greendrop._client import batcher
 from greendrop._client.batcher import Batcher
 from tests.interrupting import at_entry
 
-#: Seconds. Longer than the pace may be, so that the pace is the longest one.
+#: Seconds. Longer than any pace, so that the pace is at its maximum.
 SLOW = 1.0
 
 
@@ -22,7 +22,7 @@ class FakeTimer:
         self._callback = None
 
     def again(self, callback, **_options):
-        """Remember what to call; the options are for real clocks."""
+        """Record the function; the options are for real timers."""
         self._callback = callback
         self.active = True
 
@@ -36,12 +36,12 @@ class FakeTimer:
         self.closed = True
 
     def fire(self):
-        """Let the time be over; a repeating timer goes on by itself."""
+        """Fire; a repeating timer continues."""
         self._callback()
 
 
 class FakeCallback:
-    """What a loop gives for a callback: pending until it begins."""
+    """A loop's handle of a callback: pending until it is called."""
 
     def __init__(self, function):
         self.function = function
@@ -49,7 +49,7 @@ class FakeCallback:
 
 
 class FakeLoop:
-    """gevent's loop, as far as a one_batcher uses it; ticks when the test says so."""
+    """gevent's loop, as far as a batcher uses it; the test ends its ticks."""
 
     def __init__(self):
         self.callbacks = []
@@ -61,12 +61,12 @@ class FakeLoop:
         return self.timers[-1]
 
     def run_callback(self, function):
-        """Remember what to call at the end of the tick."""
+        """Record a function to call at the end of the tick."""
         self.callbacks.append(FakeCallback(function))
         return self.callbacks[-1]
 
     def end_tick(self):
-        """Call what was to be called at the end of this tick."""
+        """Call the recorded functions at the end of this tick."""
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
             callback.pending = False
@@ -74,7 +74,7 @@ class FakeLoop:
 
 
 class FakeHub:
-    """gevent's hub, as far as a one_batcher uses it."""
+    """gevent's hub, as far as a batcher uses it."""
 
     #: Whether an exception has ended it.
     dead = False
@@ -92,20 +92,20 @@ def add(one_batcher, item):
 
 
 def report(one_batcher, count, round_trip):
-    """Report the first items that are under way, as the settler does."""
+    """Report the first items in flight, as the report dispatcher does."""
     del one_batcher._pending[:count]
     one_batcher.on_reports(count, round_trip)
 
 
 class Sink:
-    """Takes hand-overs as librdkafka would, with room for some items or all."""
+    """Accepts batches as librdkafka does, with space for some or all items."""
 
     def __init__(self):
         self.batches = []
         self.room = None
 
     def send_batch(self, items):
-        """Take the items that there is space for."""
+        """Accept the items that there is space for."""
         self.batches.append([])
         while items and self.room != 0:
             if self.room is not None:
@@ -114,7 +114,7 @@ class Sink:
 
     @property
     def items(self):
-        """All that was taken, in order."""
+        """Return all accepted items, in order."""
         return [item for batch in self.batches for item in batch]
 
 
@@ -126,33 +126,33 @@ def fake_hub():
 
 @pytest.fixture
 def sink():
-    """Make a place to hand over to."""
+    """Make a sink for batches."""
     return Sink()
 
 
 @pytest.fixture
 def usual(fake_hub, sink):
-    """Make a one_batcher with nothing under way."""
+    """Make a batcher without items in flight."""
     return Batcher(fake_hub, [], sink)
 
 
 @pytest.fixture
 def one_batcher(usual, monkeypatch):
-    """Make one to which two are many."""
+    """Make a batcher that starts a batch at the second item."""
     monkeypatch.setattr(batcher, "_FEW", 1)
     return usual
 
 
-def test_send_goes_out_at_once_when_nothing_is_under_way(one_batcher, sink):
-    """Who is alone doesn't wait for company."""
+def test_send_goes_out_at_once_when_nothing_is_in_flight(one_batcher, sink):
+    """A send with nothing in flight does not wait."""
     add(one_batcher, 1)
 
     assert sink.batches == [[1]]
     assert len(one_batcher.items) == 0
 
 
-def test_sends_are_gathered_while_something_is_under_way(one_batcher, sink):
-    """The second send waits for the report on the first one."""
+def test_sends_are_batched_while_something_is_in_flight(one_batcher, sink):
+    """The second send waits for the report of the first one."""
     for item in (1, 2, 3):
         add(one_batcher, item)
 
@@ -161,7 +161,7 @@ def test_sends_are_gathered_while_something_is_under_way(one_batcher, sink):
 
 
 def test_a_few_wait_for_the_end_of_their_tick_only(usual, sink, fake_hub):
-    """Whatever is under way: gathering gains nothing with so few."""
+    """With so few items in flight, batching gains nothing."""
     for item in (1, 2, 3):
         add(usual, item)
     assert sink.batches == [[1]]
@@ -173,8 +173,8 @@ def test_a_few_wait_for_the_end_of_their_tick_only(usual, sink, fake_hub):
     assert not fake_hub.loop.timers[0].active
 
 
-def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
-    """One more than a few, and all wait for reports, or for the time to be over."""
+def test_more_than_a_few_are_batched(usual, sink, fake_hub):
+    """One more than a few, and all wait for reports or the timer."""
     (timer,) = fake_hub.loop.timers
     for item in range(batcher._FEW + 1):
         add(usual, item)
@@ -182,12 +182,12 @@ def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
     for _ in range(100):
         usual.flush()
         batches = len(sink.batches)
-        began = time.monotonic()
+        started = time.monotonic()
         add(usual, "late")
         usual.flush()
         add(usual, "later")
         fake_hub.loop.end_tick()
-        if time.monotonic() - began < batcher._MAX_PACE / 2:
+        if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
@@ -199,10 +199,10 @@ def test_more_than_a_few_are_gathered(usual, sink, fake_hub):
     assert sink.batches[batches:] == [["late"], ["later"]]
 
 
-def test_gathered_sends_go_out_together_when_all_is_reported(
+def test_batched_sends_go_out_together_when_all_is_reported(
     one_batcher, sink, fake_hub
 ):
-    """At the end of the tick that brought the last report, the list goes out."""
+    """The batch is flushed at the end of the tick that brought the last report."""
     for item in (1, 2, 3):
         add(one_batcher, item)
     report(one_batcher, 1, SLOW)
@@ -214,9 +214,9 @@ def test_gathered_sends_go_out_together_when_all_is_reported(
 
 
 def test_greenlets_that_reports_freed_join_the_batch(one_batcher, sink, fake_hub):
-    """Sends between the reports and the end of their tick go out with the others.
+    """Sends between the reports and the end of their tick join the batch.
 
-    Without that, a hundred greenlets would trickle: one message a request.
+    Otherwise a hundred greenlets would send one message per request.
     """
     add(one_batcher, 1)
     add(one_batcher, 2)
@@ -229,10 +229,10 @@ def test_greenlets_that_reports_freed_join_the_batch(one_batcher, sink, fake_hub
     assert sink.batches == [[1], [2], [3, 4, 5]]
 
 
-def test_lone_sender_waits_for_nobody(one_batcher, sink, fake_hub):
-    """One greenlet that sends and waits, again and again, is never held up.
+def test_lone_sender_does_not_wait(one_batcher, sink, fake_hub):
+    """One greenlet that sends and waits in turn is never held up.
 
-    Nor is anything done for it at the end of each tick.
+    Nor is any callback scheduled at the end of each tick.
     """
     for item in range(5):
         add(one_batcher, item)
@@ -242,8 +242,8 @@ def test_lone_sender_waits_for_nobody(one_batcher, sink, fake_hub):
     assert fake_hub.loop.callbacks == []
 
 
-def test_reports_of_one_tick_end_it_once(one_batcher, fake_hub):
-    """Ten reports in one tick schedule one hand-over."""
+def test_reports_of_one_tick_schedule_one_flush(one_batcher, fake_hub):
+    """Ten reports in one tick schedule one flush."""
     for item in range(12):
         add(one_batcher, item)
     one_batcher.flush()
@@ -253,8 +253,8 @@ def test_reports_of_one_tick_end_it_once(one_batcher, fake_hub):
     assert len(fake_hub.loop.callbacks) == 1
 
 
-def test_end_of_a_tick_without_sends_hands_over_nothing(one_batcher, sink, fake_hub):
-    """Reports that free nobody cost nothing, and the next send goes out at once."""
+def test_end_of_a_tick_without_sends_flushes_nothing(one_batcher, sink, fake_hub):
+    """Reports without waiting sends cost nothing; the next send goes out at once."""
     add(one_batcher, 1)
     report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
@@ -265,20 +265,20 @@ def test_end_of_a_tick_without_sends_hands_over_nothing(one_batcher, sink, fake_
     assert sink.batches == [[1], [2]]
 
 
-def test_nothing_goes_out_early_while_a_part_is_under_way(one_batcher, sink, fake_hub):
-    """When not all is on_reports, the list waits for a round trip's time."""
+def test_nothing_goes_out_early_while_a_part_is_in_flight(one_batcher, sink, fake_hub):
+    """While some items are in flight, the batch waits for a round trip."""
     for _ in range(100):
-        # A round trip is at most 1 ms to it; a busy machine may take that from us.
+        # A round trip counts as at most 1 ms; a busy machine may exceed that.
         one_batcher.flush()
         batches = len(sink.batches)
-        began = time.monotonic()
+        started = time.monotonic()
         for item in (1, 2, 3):
             add(one_batcher, item)
         one_batcher.flush()
         report(one_batcher, 1, SLOW)
         add(one_batcher, 4)
         fake_hub.loop.end_tick()
-        if time.monotonic() - began < batcher._MAX_PACE / 2:
+        if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
@@ -287,10 +287,8 @@ def test_nothing_goes_out_early_while_a_part_is_under_way(one_batcher, sink, fak
     assert len(one_batcher.items) == 1
 
 
-def test_a_round_trip_after_the_last_hand_over_more_goes_out(
-    one_batcher, sink, fake_hub
-):
-    """A slow broker doesn't slow down those whose messages go elsewhere."""
+def test_more_goes_out_a_round_trip_after_the_last_flush(one_batcher, sink, fake_hub):
+    """A slow broker does not slow down messages to other brokers."""
     for item in (1, 2, 3):
         add(one_batcher, item)
     one_batcher.flush()
@@ -302,8 +300,8 @@ def test_a_round_trip_after_the_last_hand_over_more_goes_out(
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_quick_broker_gets_more_sooner(one_batcher, sink, fake_hub):
-    """With a round trip of nothing, each report lets the next list go."""
+def test_fast_broker_gets_the_next_batch_sooner(one_batcher, sink, fake_hub):
+    """With a round trip of 0, each report flushes the next batch."""
     for item in (1, 2, 3):
         add(one_batcher, item)
     one_batcher.flush()
@@ -314,8 +312,8 @@ def test_quick_broker_gets_more_sooner(one_batcher, sink, fake_hub):
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_failed_reports_say_nothing_about_the_round_trip(one_batcher, sink, fake_hub):
-    """A round trip below 0 stands for none: bad reports don't change the pace."""
+def test_failed_reports_do_not_change_the_round_trip(one_batcher, sink, fake_hub):
+    """A round trip below 0 means unknown: failed reports don't change the pace."""
     report(one_batcher, 1, 0.0)
     fake_hub.loop.end_tick()
     for item in (1, 2, 3):
@@ -328,8 +326,8 @@ def test_failed_reports_say_nothing_about_the_round_trip(one_batcher, sink, fake
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_timer_hands_over_when_no_report_comes(one_batcher, sink, fake_hub):
-    """A list doesn't wait for a report that may take seconds."""
+def test_timer_flushes_when_no_report_comes(one_batcher, sink, fake_hub):
+    """A batch does not wait for a report that may take seconds."""
     add(one_batcher, 1)
     add(one_batcher, 2)
     (timer,) = fake_hub.loop.timers
@@ -342,20 +340,20 @@ def test_timer_hands_over_when_no_report_comes(one_batcher, sink, fake_hub):
 
 
 def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
-    """A timer that fires early, as a coarse one may, hands over nothing early."""
+    """A timer that fires early, as a coarse one may, flushes nothing early."""
     (timer,) = fake_hub.loop.timers
     add(one_batcher, 1)
     report(one_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
     for number in range(100):
         one_batcher.flush()
-        began = time.monotonic()
+        started = time.monotonic()
         add(one_batcher, 2)
         one_batcher.flush()
         batches = list(sink.batches)
         add(one_batcher, number)
         timer.fire()
-        if time.monotonic() - began < batcher._MAX_PACE / 2:
+        if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
     else:
         pytest.fail("this machine never ran ten lines within half a millisecond")
@@ -374,8 +372,8 @@ def test_timer_runs_only_while_something_waits(one_batcher, fake_hub):
     assert not fake_hub.loop.timers[0].active
 
 
-def test_long_list_goes_out_inside_the_call(one_batcher, sink):
-    """A loop that never yields doesn't batcher for ever."""
+def test_long_batch_goes_out_inside_the_call(one_batcher, sink):
+    """A loop that never yields does not extend its batch for ever."""
     count = 3 * batcher._MAX_BATCH + 1
     for item in range(count):
         add(one_batcher, item)
@@ -386,7 +384,7 @@ def test_long_list_goes_out_inside_the_call(one_batcher, sink):
 
 
 def test_order_of_calls_is_kept(one_batcher, sink, fake_hub):
-    """Whatever makes them go out, sends go out in the order of their calls."""
+    """Items are flushed in the order of the calls, whatever triggers the flush."""
     for item in range(5_000):
         add(one_batcher, item)
         if not item % 7:
@@ -400,8 +398,8 @@ def test_order_of_calls_is_kept(one_batcher, sink, fake_hub):
     assert sink.items == list(range(5_000))
 
 
-def test_what_had_no_room_is_kept_in_front(one_batcher, sink, fake_hub):
-    """The rest of a hand-over stays first in the list, and is tried again."""
+def test_items_without_space_stay_at_the_front(one_batcher, sink, fake_hub):
+    """Items without space stay at the front, and are tried again."""
     add(one_batcher, 0)
     for item in range(1, 6):
         add(one_batcher, item)
@@ -418,7 +416,7 @@ def test_what_had_no_room_is_kept_in_front(one_batcher, sink, fake_hub):
 
 
 def test_rest_is_tried_again_by_the_timer(one_batcher, sink, fake_hub):
-    """Without reports, the timer goes on trying until there is room."""
+    """Without reports the timer tries again until there is space."""
     add(one_batcher, 0)
     add(one_batcher, 1)
     sink.room = 0
@@ -434,8 +432,8 @@ def test_rest_is_tried_again_by_the_timer(one_batcher, sink, fake_hub):
     assert sink.items == [0, 1]
 
 
-def test_rest_of_a_first_send_is_not_forgotten(one_batcher, sink, fake_hub):
-    """Also a send that goes out at once may find no room; it is tried again."""
+def test_rest_of_a_first_send_is_kept(one_batcher, sink, fake_hub):
+    """A first send may find no space either, and is tried again."""
     sink.room = 0
     add(one_batcher, 1)
     sink.room = None
@@ -444,15 +442,15 @@ def test_rest_of_a_first_send_is_not_forgotten(one_batcher, sink, fake_hub):
     assert sink.items == [1]
 
 
-def test_hand_over_of_nothing_calls_nobody(one_batcher, sink):
-    """An empty list is not handed over."""
+def test_empty_batch_is_not_flushed(one_batcher, sink):
+    """An empty batch is not flushed."""
     one_batcher.flush()
 
     assert sink.batches == []
 
 
-def test_sends_made_while_handing_over_come_after(fake_hub):
-    """A hand-over that leads to another send doesn't lose or reorder anything."""
+def test_sends_made_during_a_flush_come_after_it(fake_hub):
+    """A flush that causes another send neither loses nor reorders items."""
     taken = []
 
     class SendingSink:
@@ -470,8 +468,8 @@ def test_sends_made_while_handing_over_come_after(fake_hub):
     assert taken == [1, 2, 3]
 
 
-def test_take_gives_up_the_list(one_batcher, sink):
-    """Who closes the client takes what waits, in order; nothing is left."""
+def test_take_empties_the_batch(one_batcher, sink):
+    """The client that closes takes the waiting items in order; none is left."""
     for item in (1, 2, 3):
         add(one_batcher, item)
 
@@ -482,7 +480,7 @@ def test_take_gives_up_the_list(one_batcher, sink):
 
 
 class InterruptedHereError(Exception):
-    """What a signal handler raises."""
+    """The exception of a signal handler."""
 
 
 @pytest.mark.parametrize(
@@ -502,12 +500,12 @@ class InterruptedHereError(Exception):
     ],
 )
 @pytest.mark.parametrize("few", [1, 16])
-def test_an_exception_in_a_batcher_stops_nothing(
+def test_an_exception_in_a_batcher_loses_nothing(
     fake_hub, sink, place, few, monkeypatch
 ):
-    """Wherever a signal handler raises, what was batched goes out with what follows.
+    """Wherever a handler raises, batched items go out with the next ones.
 
-    Or at the next turn of the poller, which lets the batcher resume.
+    If none follows, the poller resumes the batcher.
     """
     monkeypatch.setattr(batcher, "_FEW", few)
     one_batcher = Batcher(fake_hub, [], sink)
@@ -528,7 +526,7 @@ def test_an_exception_in_a_batcher_stops_nothing(
         try_to(fake_hub.loop.end_tick)
         if timer.active:
             try_to(timer.fire)
-        # With everything but one item reported, that one waits for a round trip.
+        # With one item in flight, that item waits for a round trip.
         try_to(add, one_batcher, 5)
         try_to(one_batcher.flush)
         try_to(add, one_batcher, 6)
@@ -552,8 +550,8 @@ def test_an_exception_in_a_batcher_stops_nothing(
     assert calls or few > 1
 
 
-def test_more_reports_than_sends_do_no_harm(one_batcher, sink, fake_hub):
-    """Reports on messages of other threads are counted, too, and never below nought."""
+def test_more_reports_than_sends_are_ignored(one_batcher, sink, fake_hub):
+    """Reports of other threads' messages count too, and never below zero."""
     add(one_batcher, 1)
     report(one_batcher, 1_000, SLOW)
     fake_hub.loop.end_tick()
@@ -563,10 +561,10 @@ def test_more_reports_than_sends_do_no_harm(one_batcher, sink, fake_hub):
     assert sink.batches == [[1], [2]]
 
 
-def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
-    """Sends of other threads must not touch the list, with a hub of theirs or without.
+def test_batcher_is_usable_in_its_own_hub_only(hub, sink):
+    """Other threads must not touch the batch, with or without a hub of their own.
 
-    Nor may those of a thread that has the number of one that ended.
+    Nor may a thread that reuses the number of a thread that ended.
     """
     one_batcher = Batcher(hub, [], sink)
     answers = []
@@ -585,7 +583,7 @@ def test_gatherer_is_here_in_its_own_thread_only(hub, sink):
     assert answers == [False, False]
 
 
-def test_gatherer_of_a_hub_that_is_gone_is_nowhere(hub, sink):
+def test_batcher_of_a_destroyed_hub_is_unusable(hub, sink):
     """Nothing is batched for a hub that will not run again."""
     one_batcher = Batcher(hub, [], sink)
     hub.destroy(destroy_loop=True)

@@ -23,7 +23,7 @@ LONG = 10.0
 
 
 class FakeClient:
-    """Whom a handle asks: makes waiters, and remembers that it was asked."""
+    """The client of a handle: makes waiters, and records calls."""
 
     def __init__(self):
         self.waits = 0
@@ -36,39 +36,39 @@ class FakeClient:
         self.limits.append(len(self.queue))
 
     def new_waiter(self, _is_done):
-        """Make a waiter as the real one does."""
+        """Make a waiter as the real client does."""
         self.waits += 1
         return _concurrency.new_waiter()
 
     def ensure_progress(self):
-        """Serve nobody."""
+        """Do nothing."""
 
     def last_broker_error(self):
-        """Tell what the test has set."""
+        """Return the error that the test has set."""
         return self.complaint
 
     def on_callback_error(self, error):
-        """Remember the error of a callback."""
+        """Record the error of a callback."""
         self.callback_errors.append(error)
 
 
 class FakeMessage:
-    """confluent-kafka's message, as a report brings it."""
+    """confluent-kafka's message, as a delivery report has it."""
 
     def partition(self):
-        """Where it went."""
+        """Return the partition."""
         return 2
 
     def offset(self):
-        """Its place there."""
+        """Return the offset."""
         return 7
 
     def timestamp(self):
-        """Kind and value."""
+        """Return the timestamp's kind and value."""
         return (1, 1_700_000_000_000)
 
     def latency(self):
-        """Seconds."""
+        """Return seconds."""
         return 0.25
 
 
@@ -80,7 +80,7 @@ def client():
 
 @pytest.fixture
 def calls(client):
-    """Collect the lengths at which the queue reported its limit."""
+    """Collect the lengths at which the queue reached its limit."""
     return client.limits
 
 
@@ -93,25 +93,25 @@ def reports(client):
 
 @pytest.fixture
 def handle(reports):
-    """Make a handle that is on its way."""
+    """Make a handle in flight."""
     return DeliveryHandle("orders", "a label", reports)
 
 
 def deliver(handle):
-    """Do what poll and serving task do for a delivered message."""
+    """Report a delivered message as the poller does."""
     handle(None, FakeMessage())
     handle._resolve()
 
 
 def error():
-    """Make a verdict with a cause."""
+    """Make a delivery error with a cause."""
     verdict = DeliveryError("a message was not delivered: message too large")
     verdict.__cause__ = BrokerError("too large", code=10, name="MESSAGE_TOO_LARGE")
     return verdict
 
 
 def refuse(handle):
-    """Do what the client does for a message that librdkafka refuses."""
+    """Refuse a message as the client does when librdkafka refuses it."""
     handle._fail(error())
     handle._resolve()
 
@@ -120,7 +120,7 @@ def refuse(handle):
 
 
 def test_new_handle_is_pending(handle):
-    """Nothing is known of a message that was just sent."""
+    """A message that was just sent has no outcome."""
     assert handle.topic == "orders"
     assert handle.label == "a label"
     assert handle.done is False
@@ -130,8 +130,8 @@ def test_new_handle_is_pending(handle):
     assert repr(handle) == "<DeliveryHandle 'orders' pending label='a label'>"
 
 
-def test_filled_handle_is_pending_until_it_is_settled(handle, reports):
-    """The verdict is known only after the listeners were told."""
+def test_reported_handle_is_pending_until_it_is_resolved(handle, reports):
+    """The outcome is visible only after the listeners have run."""
     handle(None, FakeMessage())
 
     assert list(reports) == [handle]
@@ -139,8 +139,8 @@ def test_filled_handle_is_pending_until_it_is_settled(handle, reports):
     assert handle.report is None
 
 
-def test_delivered_handle_tells_all(handle):
-    """A delivered message has a report with place, time, latency and label."""
+def test_delivered_handle_has_a_report(handle):
+    """The report of a delivered message has place, time, latency and label."""
     deliver(handle)
 
     assert handle.done is True
@@ -157,8 +157,8 @@ def test_delivered_handle_tells_all(handle):
     assert repr(handle) == "<DeliveryHandle 'orders' delivered to 2@7 label='a label'>"
 
 
-def test_failed_handle_tells_why(handle):
-    """A message that was not delivered has an error, with its cause, and no report."""
+def test_failed_handle_has_an_error(handle):
+    """The handle of a failed message has an error with its cause, and no report."""
     refuse(handle)
 
     assert handle.done is True
@@ -167,8 +167,8 @@ def test_failed_handle_tells_why(handle):
     assert repr(handle) == "<DeliveryHandle 'orders' failed label='a label'>"
 
 
-def test_queue_asks_to_be_served_at_its_limit(reports, calls):
-    """From the limit on, each report asks; below it none does."""
+def test_queue_wakes_the_poller_at_its_limit(reports, calls):
+    """From the limit on, each report wakes the poller; below it none does."""
     reports.limit = 3
     for _ in range(4):
         DeliveryHandle("orders", None, reports)(None, FakeMessage())
@@ -176,8 +176,10 @@ def test_queue_asks_to_be_served_at_its_limit(reports, calls):
     assert calls == [3, 4]
 
 
-def test_queue_asks_for_each_report_while_nobody_polls(reports, calls, handle):
-    """A report that another thread brought wakes the serving task."""
+def test_queue_wakes_the_poller_for_each_report_of_other_threads(
+    reports, calls, handle
+):
+    """A report that another thread polled wakes the poller."""
     handle(None, FakeMessage())
 
     assert calls == [1]
@@ -187,14 +189,14 @@ def test_queue_asks_for_each_report_while_nobody_polls(reports, calls, handle):
 
 
 def by_thread(function, *args):
-    """Call a function in a native thread a moment later; in vain if too late."""
+    """Call a function in a native thread a moment later; too late it has no effect."""
     timer = threading.Timer(0.02, function, args)
     timer.start()
     return timer
 
 
-def test_wait_gives_the_report(world, handle):
-    """Who waits gets the report as soon as it is there."""
+def test_wait_returns_the_report(world, handle):
+    """A waiter gets the report as soon as it arrives."""
     timer = by_thread(deliver, handle)
 
     assert handle.wait(LONG).offset == 7
@@ -202,7 +204,7 @@ def test_wait_gives_the_report(world, handle):
 
 
 def test_wait_raises_the_error(world, handle):
-    """Who waits for a message that fails gets its error, with the cause."""
+    """A waiter for a message that fails gets its error, with the cause."""
     timer = by_thread(refuse, handle)
 
     with pytest.raises(DeliveryError) as raised:
@@ -212,8 +214,8 @@ def test_wait_raises_the_error(world, handle):
     timer.join()
 
 
-def test_wait_on_a_settled_handle_returns_at_once(world, handle, client):
-    """A verdict that is known is given to whoever asks, and as often as they ask."""
+def test_wait_on_a_resolved_handle_returns_at_once(world, handle, client):
+    """Every wait for a resolved handle returns the same report."""
     deliver(handle)
 
     assert handle.wait(0) is not None
@@ -222,7 +224,7 @@ def test_wait_on_a_settled_handle_returns_at_once(world, handle, client):
 
 
 def test_each_wait_raises_an_error_of_its_own(handle):
-    """Many may wait for one message; their tracebacks don't mix."""
+    """Many tasks may wait for one message; their tracebacks don't mix."""
     refuse(handle)
     raised = []
     for _ in range(2):
@@ -236,21 +238,21 @@ def test_each_wait_raises_an_error_of_its_own(handle):
     assert handle.error.__traceback__ is None
 
 
-def test_wait_gives_up_after_its_time(world, handle):
-    """No verdict in time: the error says that the message may still be delivered."""
-    began = time.monotonic()
+def test_wait_gives_up_after_its_timeout(world, handle):
+    """Without a report in time the error says that the message may be delivered."""
+    started = time.monotonic()
     with pytest.raises(DeliveryTimeoutError) as raised:
         handle.wait(0.05)
 
-    assert 0.045 <= time.monotonic() - began < LONG / 2
+    assert 0.045 <= time.monotonic() - started < LONG / 2
     text = str(raised.value)
     assert "'orders' within 0.05 s" in text
     assert "may still be delivered" in text
     assert "last broker error" not in text
 
 
-def test_timeout_tells_what_the_broker_said(handle, client):
-    """What librdkafka last complained of is the best guess at the reason."""
+def test_timeout_names_the_last_broker_error(handle, client):
+    """The last broker error is the most likely reason."""
     client.complaint = "127.0.0.1:1: connection refused (_TRANSPORT, -195)"
 
     with pytest.raises(DeliveryTimeoutError, match="connection refused"):
@@ -258,7 +260,7 @@ def test_timeout_tells_what_the_broker_said(handle, client):
 
 
 def test_handle_outlives_a_timeout(world, handle):
-    """Waiting may be tried again, and the verdict still comes."""
+    """The wait can be repeated, and gets the report."""
     with pytest.raises(DeliveryTimeoutError):
         handle.wait(0.01)
     timer = by_thread(deliver, handle)
@@ -268,7 +270,7 @@ def test_handle_outlives_a_timeout(world, handle):
 
 
 def test_wait_that_ended_early_leaves_no_waiter_behind(world, handle):
-    """A thousand short waits on one message cost no memory afterwards."""
+    """A thousand short waits on one message use no memory afterwards."""
     for _ in range(10):
         with pytest.raises(DeliveryTimeoutError):
             handle.wait(0)
@@ -277,21 +279,21 @@ def test_wait_that_ended_early_leaves_no_waiter_behind(world, handle):
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.inf, math.nan])
-def test_wait_needs_a_finite_time(handle, timeout):
-    """Every wait ends; for ever is no time."""
+def test_wait_needs_a_finite_timeout(handle, timeout):
+    """Every wait ends: an infinite timeout is refused."""
     with pytest.raises(ValueError, match="finite seconds"):
         handle.wait(timeout)
 
 
 @pytest.mark.parametrize("timeout", [b"1", "1"])
 def test_wait_needs_a_number(handle, timeout):
-    """Nothing else is a time."""
+    """Other values than numbers are refused."""
     with pytest.raises((TypeError, ValueError)):
         handle.wait(timeout)
 
 
 def test_wait_without_a_timeout_waits_as_long_as_the_producer(client):
-    """`max_wait_timeout` of the producer is the default of all ways to wait."""
+    """`max_wait_timeout` of the producer is the default of all waits."""
     handle = DeliveryHandle("orders", None, ReportQueue(client, 0.05))
 
     for wait in (handle.wait, handle.result, handle.exception):
@@ -300,7 +302,7 @@ def test_wait_without_a_timeout_waits_as_long_as_the_producer(client):
 
 
 def test_result_returns_the_report_or_raises(world, handle, reports):
-    """`result` is `wait` by the name of `concurrent.futures`."""
+    """`result` is `wait` under its name in `concurrent.futures`."""
     refused = DeliveryHandle("orders", None, reports)
     refuse(refused)
     by_thread(deliver, handle)
@@ -311,7 +313,7 @@ def test_result_returns_the_report_or_raises(world, handle, reports):
 
 
 def test_exception_returns_the_error_or_none(world, handle, reports):
-    """`exception` waits for the outcome, and raises only if there is none in time."""
+    """`exception` waits for the outcome, and raises only after its timeout."""
     refused = DeliveryHandle("orders", None, reports)
     with pytest.raises(DeliveryTimeoutError):
         refused.exception(0.01)
@@ -323,7 +325,7 @@ def test_exception_returns_the_error_or_none(world, handle, reports):
 
 
 def test_done_callbacks_are_called_with_the_handle_in_order(handle):
-    """Each function is called once, when the outcome is known and waiters are awake."""
+    """Each function is called once, after the waiters were woken."""
     called = []
     for number in range(3):
         handle.add_done_callback(
@@ -339,7 +341,7 @@ def test_done_callbacks_are_called_with_the_handle_in_order(handle):
 
 
 def test_a_done_callback_of_a_done_handle_is_called_at_once(handle):
-    """A function that is added too late is called by the caller itself."""
+    """A function that is added after the outcome is called in the caller."""
     deliver(handle)
     called = []
 
@@ -348,7 +350,7 @@ def test_a_done_callback_of_a_done_handle_is_called_at_once(handle):
     assert called == [handle]
 
 
-def test_failing_done_callbacks_keep_nothing_from_going_on(handle, client):
+def test_failing_done_callbacks_do_not_stop_the_others(handle, client):
     """The error of a function is reported; the functions after it are called."""
     called = []
     problem = ValueError("mine")
@@ -365,7 +367,7 @@ def test_failing_done_callbacks_keep_nothing_from_going_on(handle, client):
 
 
 def test_a_failing_callback_of_a_done_handle_is_logged(handle, caplog):
-    """The caller that adds a function too late doesn't get the function's error."""
+    """The caller that adds such a function doesn't get the function's error."""
     deliver(handle)
 
     handle.add_done_callback(lambda _: 1 / 0)
@@ -382,7 +384,7 @@ def test_a_done_callback_needs_to_be_callable(handle):
 
 
 def test_done_callbacks_race_with_the_outcome(reports):
-    """However a function is added meanwhile, it is called exactly once."""
+    """Whenever a function is added, it is called exactly once."""
     for _ in range(200):
         handle = DeliveryHandle("orders", None, reports)
         called = []
@@ -422,7 +424,7 @@ def test_done_callbacks_run_in_the_poller(world, make_producer, spawn, until):
 
 
 def test_wait_refused_by_the_client_leaves_nothing(handle, client):
-    """In a listener the client makes no waiter; the handle is as before."""
+    """In a listener the client makes no waiter; the handle does not change."""
 
     def waiter(_done):
         raise IllegalWaitError("in a listener")
@@ -434,7 +436,7 @@ def test_wait_refused_by_the_client_leaves_nothing(handle, client):
     assert handle._waiters is None
 
 
-def test_many_wait_for_one_message(world, handle):
+def test_many_tasks_wait_for_one_message(world, handle):
     """Greenlets and threads may wait for the same message, and all of them wake."""
     results = []
 
@@ -462,7 +464,7 @@ def test_many_wait_for_one_message(world, handle):
 
 
 def count_waiters(handle):
-    """Count who is to be woken."""
+    """Count the waiters of a handle."""
     chain, count = handle._waiters, 0
     while chain is not None:
         chain, count = chain[1], count + 1
@@ -470,7 +472,7 @@ def count_waiters(handle):
 
 
 def test_killed_waiter_leaves_the_others_waiting(hub, handle):
-    """A kill takes one waiter away, and only that one."""
+    """A kill removes one waiter, and only that one."""
     greenlets = [gevent.spawn(handle.wait, LONG) for _ in range(3)]
     gevent.sleep(0.01)
     greenlets[1].kill()
@@ -482,8 +484,8 @@ def test_killed_waiter_leaves_the_others_waiting(hub, handle):
     assert [each.value for each in greenlets[::2]] == [handle.report] * 2
 
 
-def test_gevent_timeout_cuts_a_wait_short(hub, handle):
-    """A `gevent.Timeout` is not taken for a verdict, and the handle goes on."""
+def test_gevent_timeout_interrupts_a_wait(hub, handle):
+    """A `gevent.Timeout` ends the wait and leaves the handle pending."""
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
         handle.wait(LONG)
     assert handle._waiters is None
@@ -493,8 +495,8 @@ def test_gevent_timeout_cuts_a_wait_short(hub, handle):
     assert handle.wait(0).offset == 7
 
 
-def test_settling_races_with_waiting(world, reports):
-    """Whichever comes first, the wait or the verdict, nobody waits for ever."""
+def test_resolving_races_with_waiting(world, reports):
+    """Whether the wait or the report comes first, the wait ends."""
     handles = [DeliveryHandle("orders", None, reports) for _ in range(300)]
     thread = threading.Thread(target=lambda: [deliver(each) for each in handles])
     thread.start()
@@ -509,7 +511,7 @@ def test_settling_races_with_waiting(world, reports):
 
 
 def test_gevent_wait_waits_for_handles(hub, reports):
-    """`gevent.wait` returns when all handles have their verdict."""
+    """`gevent.wait` returns when all handles are resolved."""
     handles = [DeliveryHandle("orders", number, reports) for number in range(3)]
     for number, each in enumerate(handles):
         gevent.spawn_later(0.01 * number, deliver if number else refuse, each)
@@ -520,8 +522,8 @@ def test_gevent_wait_waits_for_handles(hub, reports):
     assert all(each.done for each in handles)
 
 
-def test_gevent_iwait_gives_handles_as_they_come(hub, reports):
-    """`gevent.iwait` gives each handle when it has its verdict."""
+def test_gevent_iwait_yields_handles_as_they_resolve(hub, reports):
+    """`gevent.iwait` yields each handle when it is resolved."""
     handles = [DeliveryHandle("orders", number, reports) for number in range(3)]
     for number, each in enumerate(reversed(handles)):
         gevent.spawn_later(0.02 * (number + 1), deliver, each)
@@ -531,14 +533,14 @@ def test_gevent_iwait_gives_handles_as_they_come(hub, reports):
     assert came == [2, 1, 0]
 
 
-def test_gevent_wait_gives_up_after_its_time(hub, handle):
-    """Handles without a verdict are not returned, and keep no link."""
+def test_gevent_wait_gives_up_after_its_timeout(hub, handle):
+    """Pending handles are not returned, and keep no link."""
     assert gevent.wait([handle], timeout=0.02) == []
     assert handle._waiters is None
 
 
-def test_gevent_wait_returns_settled_handles_at_once(hub, handle):
-    """Also a handle that was settled before is one to wait for."""
+def test_gevent_wait_returns_resolved_handles_at_once(hub, handle):
+    """A handle that was resolved before can be waited for."""
     deliver(handle)
 
     assert gevent.wait([handle], timeout=LONG) == [handle]
@@ -553,16 +555,16 @@ def test_gevent_wait_mixes_handles_with_others(hub, handle):
     assert set(ready) == {handle, greenlet}
 
 
-def test_gevent_wait_wakes_for_a_verdict_of_another_thread(hub, handle):
-    """The verdict may come from a native thread."""
+def test_gevent_wait_wakes_for_a_report_of_another_thread(hub, handle):
+    """The report may come from a native thread."""
     timer = by_thread(deliver, handle)
 
     assert gevent.wait([handle], timeout=LONG) == [handle]
     timer.join()
 
 
-def test_linked_callback_is_called_in_the_hub_of_who_linked(hub, handle):
-    """A link is called with the handle, once, in the thread that made it."""
+def test_linked_callback_is_called_in_the_hub_that_linked_it(hub, handle):
+    """A link is called once, with the handle, in the thread that made it."""
     called = []
     handle.rawlink(lambda each: called.append((each, _concurrency.get_ident())))
     timer = by_thread(deliver, handle)
@@ -574,7 +576,7 @@ def test_linked_callback_is_called_in_the_hub_of_who_linked(hub, handle):
 
 
 def test_unlinked_callback_is_not_called(hub, handle):
-    """Who unlinked hears nothing; the others do."""
+    """An unlinked callback is not called; the others are."""
     called = []
 
     def first(_handle):
@@ -593,8 +595,8 @@ def test_unlinked_callback_is_not_called(hub, handle):
     assert called == [2]
 
 
-def test_link_to_a_settled_handle_is_called_soon(hub, handle):
-    """It is never too late to link."""
+def test_link_to_a_resolved_handle_is_called_soon(hub, handle):
+    """A link that is added after the outcome is called."""
     deliver(handle)
     called = []
     handle.rawlink(called.append)
@@ -604,10 +606,10 @@ def test_link_to_a_settled_handle_is_called_soon(hub, handle):
     assert called == [handle]
 
 
-# -- what it costs --------------------------------------------------------------------
+# -- resources ------------------------------------------------------------------------
 
 
-def test_settled_handle_holds_nothing_of_the_client(reports, handle):
+def test_resolved_handle_does_not_refer_to_the_client(reports, handle):
     """A program may keep its handles; they don't keep the client alive."""
     assert any(each is reports for each in gc.get_referents(handle))
 
@@ -623,8 +625,8 @@ def test_handle_takes_no_attributes(handle):
 
 
 @pytest.mark.parametrize("settle", [deliver, refuse])
-def test_settled_handle_pickles(handle, settle):
-    """A handle with its verdict tells the same in another process."""
+def test_resolved_handle_pickles(handle, settle):
+    """A resolved handle has the same content in another process."""
     settle(handle)
 
     got = pickle.loads(pickle.dumps(handle))
@@ -636,7 +638,7 @@ def test_settled_handle_pickles(handle, settle):
 
 
 def test_pending_handle_pickles(handle):
-    """A handle without a verdict says so in the other process: it won't come there."""
+    """A pending handle can't be resolved in another process, and says so."""
     got = pickle.loads(pickle.dumps(handle))
 
     assert (got.topic, got.label, got.report) == ("orders", "a label", None)

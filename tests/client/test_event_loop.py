@@ -96,7 +96,7 @@ GATHER = """
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
 def test_awaited_handles_let_the_event_loop_run_others(mode, mock_cluster):
-    """Hundreds of handles are awaited at once, while a ticker goes on; no warning."""
+    """Hundreds of awaited handles let a ticker run; no warning is logged."""
     mock_cluster.round_trip(0.5)
     servers = mock_cluster.bootstrap_servers
 
@@ -106,8 +106,8 @@ def test_awaited_handles_let_the_event_loop_run_others(mode, mock_cluster):
     assert "event_loop.blocked" not in ended.stderr
 
 
-def test_an_awaited_handle_raises_what_wait_would(make_producer, mock_cluster):
-    """The error of a message that was not delivered, each time anew."""
+def test_an_awaited_handle_raises_the_error_of_wait(make_producer, mock_cluster):
+    """Each await raises an error of its own for a message that was not delivered."""
     producer = make_producer()
 
     async def main():
@@ -131,7 +131,7 @@ def test_an_awaited_handle_raises_what_wait_would(make_producer, mock_cluster):
 
 
 def test_a_cancelled_await_leaves_the_message_in_flight(make_producer, mock_cluster):
-    """A timeout of asyncio ends the wait only; the handle can be awaited again."""
+    """A timeout of asyncio ends only the wait; the handle can be awaited again."""
     producer = make_producer()
 
     async def main():
@@ -153,7 +153,7 @@ def test_a_cancelled_await_leaves_the_message_in_flight(make_producer, mock_clus
 
 
 def test_an_await_ends_after_max_wait_timeout(mock_cluster):
-    """It has a deadline, as every wait."""
+    """An await has a deadline, like every wait."""
     kafka = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
     producer = Producer(kafka, max_wait_timeout=0.1)
 
@@ -166,7 +166,7 @@ def test_an_await_ends_after_max_wait_timeout(mock_cluster):
 
 
 def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
-    """Waking a coroutine of a closed loop hurts neither poller nor handle."""
+    """Waking a coroutine of a closed loop affects neither poller nor handle."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"connected")
     mock_cluster.round_trip(0.3)
@@ -183,7 +183,7 @@ def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
 
 
 def test_a_handle_is_awaited_in_an_event_loop_only(make_producer):
-    """Without a loop the error says what to use."""
+    """Without a loop the error names the alternative."""
     handle = make_producer().produce_async(topic="t", payload=b"x")
 
     with pytest.raises(RuntimeError, match=r"use wait\(\)"):
@@ -193,7 +193,7 @@ def test_a_handle_is_awaited_in_an_event_loop_only(make_producer):
 
 @pytest.mark.parametrize("many", [False, True])
 def test_produce_async_never_waits_for_space_in_an_event_loop(many):
-    """A full queue is an error at once, which says how to limit the messages."""
+    """A full queue raises at once; the error says how to limit the messages."""
     kafka = {
         "bootstrap.servers": "127.0.0.1:1",
         "log_level": 0,
@@ -210,20 +210,20 @@ def test_produce_async_never_waits_for_space_in_an_event_loop(many):
         else:
             producer.produce_async(**message)
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ProduceManyError if many else QueueFullError) as raised:
         asyncio.run(main())
 
     assert "asyncio.Semaphore" in str(raised.value)
     assert raised.value.message_state == "not_sent"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     producer.close(force=True)
 
 
 def test_produce_async_never_waits_for_partitions_in_an_event_loop(
     make_producer, mock_cluster
 ):
-    """The first message with a `partition_key` is refused; once known, it is sent."""
+    """The first message with a `partition_key` is refused; later ones are sent."""
     mock_cluster.create_topic("t", partitions=3)
     mock_cluster.round_trip(0.3)
     producer = make_producer()
@@ -243,7 +243,7 @@ def test_produce_async_never_waits_for_partitions_in_an_event_loop(
 
 
 def test_produce_async_never_waits_for_a_transaction_in_an_event_loop(connected):
-    """A transactional producer makes none by itself there; in a thread it does."""
+    """No transaction is begun implicitly in an event loop, only in a thread."""
     producer = connected()
     message = {"topic": "t", "payload": b"x"}
 
@@ -264,7 +264,7 @@ def test_produce_async_never_waits_for_a_transaction_in_an_event_loop(connected)
 
 
 def test_produce_async_never_waits_for_a_token_in_an_event_loop():
-    """The provider is asked in the background; the message is refused meanwhile."""
+    """The token is requested in the background; the message is refused meanwhile."""
     asked = threading.Event()
     go_on = threading.Event()
 
@@ -284,18 +284,18 @@ def test_produce_async_never_waits_for_a_token_in_an_event_loop():
     async def main():
         producer.produce_async(topic="t", payload=b"x")
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(IllegalWaitError, match="no OAuth token yet"):
         asyncio.run(main())
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     assert asked.wait(10)
     go_on.set()
     producer.close()
 
 
 def test_sync_verbs_wait_in_an_event_loop_after_async_ones(make_producer):
-    """What holds for the async verbs ends with them."""
+    """The restrictions of async verbs do not apply to later sync verbs."""
     producer = make_producer()
 
     async def main():

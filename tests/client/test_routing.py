@@ -1,4 +1,4 @@
-"""How many partitions a topic has: asked for once, remembered, and never in the way."""
+"""The router: partition counts of topics are requested once and remembered."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ CLOSED = ProducerClosedError("closed")
 
 
 class Brokers:
-    """Brokers that answer what the test says, when it says so."""
+    """Brokers with scripted responses, at scripted times."""
 
     def __init__(self):
         self.answers = {}
@@ -34,7 +34,7 @@ class Brokers:
         self._answering.set()
 
     def __call__(self, topic, seconds):
-        """Answer with what is next for a topic; the last answer goes on for ever."""
+        """Return the next response for a topic; the last one is repeated for ever."""
         self.requests.append((topic, seconds))
         assert self._answering.wait(LONG)
         answers = self.answers[topic]
@@ -48,24 +48,24 @@ class Brokers:
         self._answering.clear()
 
     def go_on(self):
-        """Answer them, and those to come."""
+        """Answer the waiting requests, and later ones."""
         self._answering.set()
 
 
 class Clock:
-    """A clock that goes when the test says so."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 1_000.0
 
     def __call__(self):
-        """Tell the time, in seconds."""
+        """Return the time in seconds."""
         return self.now
 
 
 @pytest.fixture
 def brokers():
-    """Make brokers with a topic of 6 partitions; no request is left waiting there."""
+    """Make brokers with a topic of 6 partitions; after the test no request waits."""
     brokers = Brokers()
     brokers.answers["t"] = [6]
     yield brokers
@@ -85,16 +85,16 @@ def router(brokers, clock):
 
 
 @pytest.fixture
-def patient(brokers):
-    """Make a router on the real clock, to see it try again."""
+def retrying_router(brokers):
+    """Make a router on the real clock, which repeats requests."""
     return Router(None, brokers, new_waiter)
 
 
-# -- once for all ---------------------------------------------------------------------
+# -- one request for all ---------------------------------------------------------------
 
 
-def test_brokers_are_asked_once(router, brokers, clock):
-    """One request in 30 s, for as many messages as may come."""
+def test_partition_count_is_requested_once(router, brokers, clock):
+    """One request in 30 s serves any number of messages."""
     assert [router.count("t") for _ in range(1_000)] == [6] * 1_000
     clock.now += 29.9
     assert router.count("t") == 6
@@ -102,8 +102,8 @@ def test_brokers_are_asked_once(router, brokers, clock):
 
 
 @pytest.mark.parametrize("kind", ["greenlets", "threads"])
-def test_a_hundred_who_ask_share_one_request(router, brokers, request, kind):
-    """Who comes while a request is under way waits for its answer."""
+def test_a_hundred_senders_share_one_request(router, brokers, request, kind):
+    """A sender that comes during a request waits for its response."""
     brokers.stop_answering()
     if kind == "greenlets":
         request.getfixturevalue("hub")
@@ -128,15 +128,15 @@ def test_a_hundred_who_ask_share_one_request(router, brokers, request, kind):
     assert len(brokers.requests) == 1
 
 
-def test_topics_are_asked_for_side_by_side(router, brokers, hub):
-    """One whose answer is slow does not keep the others waiting."""
+def test_topics_are_requested_concurrently(router, brokers, hub):
+    """A slow response for one topic does not hold up other topics."""
     brokers.answers |= {"u": [3], "v": [1]}
     assert together([lambda t=t: router.count(t) for t in "tuv"]) == [6, 3, 1]
     assert sorted(topic for topic, _ in brokers.requests) == ["t", "u", "v"]
 
 
-def test_who_waits_goes_on_in_the_order_of_the_calls(router, brokers, hub):
-    """So that their messages are sent in that order."""
+def test_waiting_senders_go_on_in_the_order_of_their_calls(router, brokers, hub):
+    """Senders go on in order, so that their messages are sent in that order."""
     brokers.stop_answering()
     order = []
     tasks = [Task(lambda n=n: (router.count("t"), order.append(n))) for n in range(50)]
@@ -148,8 +148,8 @@ def test_who_waits_goes_on_in_the_order_of_the_calls(router, brokers, hub):
     assert order == list(range(50))
 
 
-def test_a_killed_waiter_harms_no_other(router, brokers, hub):
-    """The request goes on without the one who made it."""
+def test_a_killed_waiter_does_not_affect_others(router, brokers, hub):
+    """The request goes on without the greenlet that made it."""
     brokers.stop_answering()
     first, second = (gevent.spawn(router.count, "t") for _ in range(2))
     gevent.sleep(0.01)
@@ -161,7 +161,7 @@ def test_a_killed_waiter_harms_no_other(router, brokers, hub):
 
 
 def test_waiting_lets_other_greenlets_run(router, brokers, longest_gap):
-    """However long the brokers take."""
+    """Other greenlets run, however long the brokers take."""
     brokers.stop_answering()
     with longest_gap() as gap:
         task = Task(router.count, "t")
@@ -172,13 +172,11 @@ def test_waiting_lets_other_greenlets_run(router, brokers, longest_gap):
     assert gap.seconds < 0.05
 
 
-# -- for how long ---------------------------------------------------------------------
+# -- the age of a count ----------------------------------------------------------------
 
 
-def test_an_old_number_is_used_while_a_new_one_is_asked_for(
-    router, brokers, clock, hub
-):
-    """After 30 s the brokers are asked again, and nobody waits for that."""
+def test_an_old_count_is_used_while_a_new_one_is_requested(router, brokers, clock, hub):
+    """After 30 s the count is requested again, and no sender waits for it."""
     assert router.count("t") == 6
     clock.now += 30.0
     brokers.answers["t"] = [8]
@@ -191,8 +189,8 @@ def test_an_old_number_is_used_while_a_new_one_is_asked_for(
     assert len(brokers.requests) == 2
 
 
-def test_a_number_of_five_minutes_ago_is_not_used(router, brokers, clock):
-    """After a night without messages the first one waits for what is true now."""
+def test_a_count_of_five_minutes_ago_is_not_used(router, brokers, clock):
+    """After a night without messages the first sender waits for the current count."""
     router.count("t")
     clock.now += 301.0
     brokers.answers["t"] = [8]
@@ -200,10 +198,10 @@ def test_a_number_of_five_minutes_ago_is_not_used(router, brokers, clock):
     assert router.count("t") == 8
 
 
-def test_fewer_partitions_are_believed_once_the_old_number_has_aged(
+def test_fewer_partitions_are_accepted_once_the_old_count_has_aged(
     router, brokers, clock
 ):
-    """A topic may be made anew, with fewer; within 30 s nobody is asked at all."""
+    """A recreated topic may have fewer; within 30 s there is no request at all."""
     router.count("t")
     brokers.answers["t"] = [2]
     assert router.count("t") == 6
@@ -215,7 +213,7 @@ def test_fewer_partitions_are_believed_once_the_old_number_has_aged(
 
 @pytest.mark.slow
 def test_a_topic_that_is_gone_is_unknown(router, brokers, clock):
-    """Once the brokers have said so for as long as its creation would take."""
+    """It is unknown once brokers have denied it for as long as a creation takes."""
     router.count("t")
     clock.now += 30.0
     brokers.answers["t"] = [UNKNOWN_TOPIC]
@@ -225,8 +223,8 @@ def test_a_topic_that_is_gone_is_unknown(router, brokers, clock):
 
 
 @pytest.mark.parametrize("problem", [FORBIDDEN, CLOSED], ids=["refused", "closed"])
-def test_a_known_number_outlives_a_failed_request(router, brokers, clock, problem):
-    """It is used on, and the brokers are left alone for a second."""
+def test_a_known_count_outlives_a_failed_request(router, brokers, clock, problem):
+    """The count stays in use, and the next request comes a second later."""
     router.count("t")
     clock.now += 30.0
     brokers.answers["t"] = [problem]
@@ -240,10 +238,10 @@ def test_a_known_number_outlives_a_failed_request(router, brokers, clock, proble
     await_true(lambda: len(brokers.requests) == 3)
 
 
-def test_a_known_number_is_used_on_when_waiting_for_a_newer_one_was_in_vain(
+def test_a_known_count_is_used_when_requests_for_a_newer_one_fail(
     router, brokers, clock
 ):
-    """However old it is: no answer doesn't make it wrong."""
+    """However old the count is: a missing response does not make it wrong."""
     router.count("t")
     clock.now += 10_000.0
     brokers.answers["t"] = [FORBIDDEN]
@@ -251,7 +249,7 @@ def test_a_known_number_is_used_on_when_waiting_for_a_newer_one_was_in_vain(
     assert router.count("t") == 6
 
 
-def test_unknown_holds_for_a_second(router, brokers, clock):
+def test_an_unknown_topic_is_requested_again_after_a_second(router, brokers, clock):
     """A topic that is created later is found soon."""
     brokers.answers["t"] = [FORBIDDEN, 6]
 
@@ -261,8 +259,8 @@ def test_unknown_holds_for_a_second(router, brokers, clock):
     assert len(brokers.requests) == 2
 
 
-def test_made_up_topics_do_not_fill_the_memory(router, brokers, clock):
-    """What is remembered has a limit; from there on the oldest makes room."""
+def test_memory_for_topics_is_bounded(router, brokers, clock):
+    """The number of remembered topics is limited; the oldest is dropped."""
     for number in range(routing._MAX_TOPICS):
         router._known[f"t{number}"] = routing._Known(1, clock.now + 1)
 
@@ -272,28 +270,28 @@ def test_made_up_topics_do_not_fill_the_memory(router, brokers, clock):
     assert "t0" not in router._known
 
 
-# -- trying again ---------------------------------------------------------------------
+# -- repeated requests -----------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", [NO_LEADER, NO_ANSWER, 0], ids=str)
-def test_what_passes_is_tried_again(patient, brokers, problem):
-    """A topic without leader, a request without answer, a topic just being made."""
+def test_temporary_failures_are_retried(retrying_router, brokers, problem):
+    """These are a missing leader, a missing response, and a topic in creation."""
     brokers.answers["t"] = [problem, problem, 6]
 
-    began = time.monotonic()
-    assert patient.count("t") == 6
+    started = time.monotonic()
+    assert retrying_router.count("t") == 6
 
-    assert 0.6 <= time.monotonic() - began < 1.5
+    assert 0.6 <= time.monotonic() - started < 1.5
     assert len(brokers.requests) == 3
 
 
 @pytest.mark.slow
-def test_a_topic_that_is_created_when_asked_for_is_found(patient, brokers):
-    """Apache Kafka says "unknown" until it has created the topic."""
+def test_a_topic_that_is_created_by_the_request_is_found(retrying_router, brokers):
+    """Apache Kafka reports an unknown topic until it has created it."""
     brokers.answers["t"] = [UNKNOWN_TOPIC, 6]
 
-    assert patient.count("t") == 6
+    assert retrying_router.count("t") == 6
 
 
 @pytest.mark.slow
@@ -302,19 +300,19 @@ def test_a_topic_that_is_created_when_asked_for_is_found(patient, brokers):
     [(UNKNOWN_TOPIC, 0.5, 2.0), (NO_ANSWER, 3.0, 6.0)],
     ids=["unknown", "no answer"],
 )
-def test_nobody_waits_for_ever(patient, brokers, problem, least, most):
-    """No answer for some 5 s is none; a topic is created sooner, or not at all."""
+def test_the_wait_for_a_count_ends(retrying_router, brokers, problem, least, most):
+    """Requests are given up after some 5 s; a topic is created sooner, or never."""
     brokers.answers["t"] = [problem]
 
-    began = time.monotonic()
-    assert patient.count("t") == -1
+    started = time.monotonic()
+    assert retrying_router.count("t") == -1
 
-    assert least < time.monotonic() - began < most
+    assert least < time.monotonic() - started < most
     assert all(0 < seconds <= 2 for _, seconds in brokers.requests)
 
 
 @pytest.mark.slow
-def test_a_request_that_was_never_made_is_not_waited_for_again(router, brokers):
+def test_a_request_that_was_never_made_is_made_by_the_next_sender(router, brokers):
     """Ctrl-C can come between the decision to ask and the thread that does."""
     router._asking["t"] = WaitQueue()
 
@@ -323,24 +321,24 @@ def test_a_request_that_was_never_made_is_not_waited_for_again(router, brokers):
     assert router.count("t") == 6
 
 
-def test_what_does_not_pass_is_not_tried_again(patient, brokers):
-    """Who may not see a topic is told so once."""
+def test_permanent_failures_are_not_retried(retrying_router, brokers):
+    """A sender without permission for a topic gets one error."""
     brokers.answers["t"] = [FORBIDDEN]
 
-    assert patient.count("t") == -1
+    assert retrying_router.count("t") == -1
     assert len(brokers.requests) == 1
 
 
-# -- where nobody can wait ------------------------------------------------------------
+# -- callers that can't wait -----------------------------------------------------------
 
 
 def refuse():
-    """Be where nobody can wait."""
+    """Behave like a caller that can't wait."""
     raise IllegalWaitError("can't wait here")
 
 
-def test_what_is_known_is_told_where_nobody_can_wait(brokers, clock):
-    """What isn't is asked for, so that it is known the next time."""
+def test_known_counts_are_used_by_callers_that_can_not_wait(brokers, clock):
+    """An unknown count is requested, so that it is known the next time."""
     router = Router(None, brokers, refuse, clock)
 
     with pytest.raises(IllegalWaitError, match=r"can't wait here; .* nothing was sent"):
@@ -352,8 +350,8 @@ def test_what_is_known_is_told_where_nobody_can_wait(brokers, clock):
     assert router.count("t") == 6
 
 
-def test_nobody_waits_for_a_router_that_has_stopped(router, brokers, hub):
-    """Who waits is sent away at once, and nobody asks any more."""
+def test_no_sender_waits_for_a_stopped_router(router, brokers, hub):
+    """Waiting senders fail at once, and no request follows."""
     brokers.stop_answering()
     task = Task(router.count, "t")
     gevent.sleep(0.01)
@@ -364,11 +362,11 @@ def test_nobody_waits_for_a_router_that_has_stopped(router, brokers, hub):
     assert len(brokers.requests) == 1
 
 
-# -- choosing -------------------------------------------------------------------------
+# -- choosing a partition --------------------------------------------------------------
 
 
 def test_a_message_goes_where_its_partition_key_leads(router):
-    """All else stays as it was, the caller's message too."""
+    """All other fields are unchanged, and so is the caller's message."""
     message = Message("t", b"x", b"k", [("a", b"1")], 3, b"\x0b", 5, "label")
 
     assert router.routed(message, {}) == message._replace(partition=5)
@@ -377,7 +375,7 @@ def test_a_message_goes_where_its_partition_key_leads(router):
 
 
 def test_a_message_to_an_unknown_topic_keeps_its_partition(router, brokers):
-    """Or has none; then librdkafka chooses."""
+    """Without a partition of its own, librdkafka chooses one."""
     brokers.answers["t"] = [FORBIDDEN]
 
     for partition in (None, 3):
@@ -385,16 +383,16 @@ def test_a_message_to_an_unknown_topic_keeps_its_partition(router, brokers):
         assert router.routed(message, {}) is message
 
 
-def test_random_needs_no_number(patient, brokers):
-    """By itself librdkafka chooses at random, among partitions that can be had."""
+def test_random_needs_no_count(retrying_router, brokers):
+    """A random partitioner chooses among available partitions, in librdkafka itself."""
     message = Message("t", b"x", partition=3, partition_key=b"k")
 
-    assert patient.routed(message, {}).partition is None
+    assert retrying_router.routed(message, {}).partition is None
     assert brokers.requests == []
 
 
-def test_several_are_routed_up_to_the_first_that_can_not_be(brokers, clock):
-    """Those without a `partition_key` pass; the one in the way says what it is."""
+def test_messages_are_routed_up_to_the_first_that_can_not_be(brokers, clock):
+    """Messages without `partition_key` pass; the first unroutable one ends the list."""
     router = Router(lambda key, count: key[0] % count, brokers, refuse, clock)
     plain = Message("t", b"x", partition=3)
     known = Message("t", b"x", partition_key=b"\x07")
@@ -408,8 +406,8 @@ def test_several_are_routed_up_to_the_first_that_can_not_be(brokers, clock):
     await_true(lambda: not router._asking)
 
 
-def test_a_batch_is_routed_by_one_number(router, brokers, clock):
-    """So messages of a key stay together, also when the topic grows meanwhile."""
+def test_a_batch_is_routed_by_one_count(router, brokers, clock):
+    """Messages with one key stay together, also when the topic grows meanwhile."""
     counts = {}
     message = Message("t", b"x", partition_key=b"\x07")
     assert router.routed(message, counts).partition == 1
@@ -421,7 +419,7 @@ def test_a_batch_is_routed_by_one_number(router, brokers, clock):
     assert counts == {"t": 6}
 
 
-# -- routing once more ----------------------------------------------------------------
+# -- routing once more -----------------------------------------------------------------
 
 UNKNOWN_PARTITION = -190
 
@@ -432,16 +430,16 @@ class Failed:
     def __init__(self, key):
         message = Message("t", b"x", partition=5, partition_key=key)
         self.handle = RoutedHandle(message, None)
-        #: How often it was told that its failure is final.
+        #: How often its failure was made final.
         self.given_back = 0
 
     def give_back(self):
-        """Count."""
+        """Count the call."""
         self.given_back += 1
 
 
 class Rerouting:
-    """A rerouter, and what it has sent: keys and partitions, in order."""
+    """A rerouter that records what it sends: keys and partitions, in order."""
 
     def __init__(self, router, *, enabled=True):
         self.sent = []
@@ -455,7 +453,7 @@ class Rerouting:
         )
 
     def fail(self, *failures, code=UNKNOWN_PARTITION):
-        """Report failures; tell which of them were taken."""
+        """Report failures; return the handles that were accepted for routing."""
         taken = [self._it.on_failure(each.handle, code) for each in failures]
         for failure, is_taken in zip(failures, taken, strict=True):
             if is_taken:
@@ -464,7 +462,7 @@ class Rerouting:
         return taken
 
     def drop(self):
-        """Give up what is there; tell how many that was."""
+        """Drop all waiting messages; return their number."""
         return len(self._it.drop())
 
 
@@ -476,8 +474,8 @@ def fewer(router, brokers):
     return router
 
 
-def test_failed_messages_are_routed_by_the_new_number(world, fewer, brokers):
-    """In the order of their failures, after one question for all of them."""
+def test_failed_messages_are_routed_by_the_new_count(world, fewer, brokers):
+    """They go out in the order of their failures, after one request for all."""
     rerouting = Rerouting(fewer)
     failures = [Failed(b"%c" % number) for number in range(10)]
 
@@ -500,8 +498,8 @@ def test_a_message_that_was_routed_once_more_is_not_taken_again(world, fewer):
 
 
 @pytest.mark.parametrize("answer", [6, FORBIDDEN], ids=["the same", "none"])
-def test_a_message_fails_where_nothing_better_is_known(world, fewer, brokers, answer):
-    """It is not sent to the same partition again, nor to any."""
+def test_a_message_fails_where_no_newer_count_is_known(world, fewer, brokers, answer):
+    """It is not sent to the same partition again, nor to any other."""
     brokers.answers["t"] = [answer]
     rerouting = Rerouting(fewer)
     failure = Failed(bytes([5]))
@@ -512,8 +510,8 @@ def test_a_message_fails_where_nothing_better_is_known(world, fewer, brokers, an
     assert (failure.given_back, rerouting.sent) == (1, [])
 
 
-def test_what_is_dropped_is_not_sent(world, fewer, brokers):
-    """Nor told of twice, when the answer comes."""
+def test_dropped_messages_are_not_sent(world, fewer, brokers):
+    """It is not reported twice either, when the response comes."""
     brokers.stop_answering()
     rerouting = Rerouting(fewer)
     failures = [Failed(b"a"), Failed(b"b")]
@@ -531,7 +529,7 @@ def test_what_is_dropped_is_not_sent(world, fewer, brokers):
 
 
 def test_a_closing_client_routes_nothing_once_more(world, fewer, brokers):
-    """What is waiting for an answer fails at once, and what fails later, too."""
+    """Messages that wait for a response fail at once, and so do later failures."""
     brokers.stop_answering()
     rerouting = Rerouting(fewer)
     waiting = Failed(b"a")
@@ -545,8 +543,8 @@ def test_a_closing_client_routes_nothing_once_more(world, fewer, brokers):
     assert rerouting.sent == []
 
 
-def test_in_a_transaction_a_failure_only_renews_the_number(world, fewer):
-    """The message is not sent by itself, and the next one goes where it should."""
+def test_in_a_transaction_a_failure_only_renews_the_count(world, fewer):
+    """The message is not sent again, and the next one goes to the right partition."""
     rerouting = Rerouting(fewer, enabled=False)
 
     assert rerouting.fail(Failed(b"a")) == [False]
@@ -554,8 +552,8 @@ def test_in_a_transaction_a_failure_only_renews_the_number(world, fewer):
 
 
 @pytest.mark.parametrize("code", [3, -188])
-def test_a_topic_that_is_gone_is_asked_for_anew(world, fewer, code):
-    """Its messages fail, and what was known of it is forgotten."""
+def test_a_deleted_topic_is_requested_again(world, fewer, code):
+    """Its messages fail, and its count is forgotten."""
     rerouting = Rerouting(fewer)
 
     assert rerouting.fail(Failed(b"a"), code=code) == [False]
@@ -564,7 +562,7 @@ def test_a_topic_that_is_gone_is_asked_for_anew(world, fewer, code):
 
 @pytest.mark.parametrize("code", [None, -192, 29])
 def test_other_failures_change_nothing(world, fewer, brokers, code):
-    """They say nothing about partitions."""
+    """They have nothing to do with partitions."""
     rerouting = Rerouting(fewer)
 
     assert rerouting.fail(Failed(b"a"), code=code) == [False]
@@ -572,8 +570,8 @@ def test_other_failures_change_nothing(world, fewer, brokers, code):
     assert len(brokers.requests) == 1
 
 
-def test_late_failures_do_not_renew_a_number_that_explains_them(world, fewer, brokers):
-    """A thousand failures of one cause are one question."""
+def test_late_failures_do_not_renew_a_count_that_explains_them(world, fewer, brokers):
+    """A thousand failures with one cause make one request."""
     rerouting = Rerouting(fewer, enabled=False)
     rerouting.fail(Failed(b"a"))
     assert fewer.count("t") == 2

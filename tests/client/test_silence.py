@@ -1,4 +1,4 @@
-"""What a program without a broker reads while it waits for its first message."""
+"""The warning of a program that waits for its first message without a broker."""
 
 import sys
 
@@ -41,7 +41,7 @@ PROGRAM = """
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("silent", [False, True])
-def test_program_without_a_broker_says_so_once(mode, silent):
+def test_program_without_a_broker_logs_one_warning(mode, silent):
     """One line on standard error names the address, without any logging configured."""
     ended = run(PROGRAM, mode, fails=True, silent=silent)
 
@@ -53,7 +53,7 @@ def test_program_without_a_broker_says_so_once(mode, silent):
 
 
 def test_answered_client_is_watched_no_longer(mock_cluster):
-    """Once a broker has described its cluster, nothing is left to warn of."""
+    """Once a broker has described its cluster, there is no warning any more."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     producer.produce_sync(topic="t", payload=b"x")
     poll_loop = producer._core.main.client.poll_loop
@@ -66,7 +66,7 @@ def test_answered_client_is_watched_no_longer(mock_cluster):
 
 
 def test_foreign_objects_have_no_metadata_to_ask_for():
-    """In memory there is nothing to look at, and nobody is warned."""
+    """An in-memory cluster has no metadata to check, and no warning is logged."""
     assert has_metadata(object()) is None
     assert silence.PATIENCE <= 2
 
@@ -97,7 +97,7 @@ INTERRUPTED = """
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("closes", [False, True])
-def test_interrupted_wait_says_what_it_was_for(mode, closes):
+def test_interrupted_wait_names_its_subject(mode, closes):
     """The traceback of Ctrl-C ends with the message, or the producer, it waited for."""
     ended = run(INTERRUPTED, mode, fails=True, closes=closes)
 

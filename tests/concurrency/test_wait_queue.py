@@ -267,7 +267,7 @@ def test_no_grant_is_lost_between_threads():
                 waiter = _concurrency.new_waiter()
                 done = queue.wait(never, waiter, Deadline(seconds))
                 (taken if done else given_up).append(1)
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - raised in the test
             errors.append(error)
 
     threads = [threading.Thread(target=wait, args=(seed,)) for seed in range(6)]
@@ -301,7 +301,7 @@ def test_waiting_for_space_races_with_reports():
             while not stop.is_set():
                 outstanding.wait_for_space(_concurrency.new_waiter(), LONG, again=False)
                 passed.append(1)
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - raised in the test
             errors.append(error)
 
     threads = [threading.Thread(target=send) for _ in range(3)]

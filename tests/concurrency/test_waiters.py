@@ -16,7 +16,7 @@ LONG = 10.0
 
 
 def in_thread(function):
-    """Run a function in a native thread, let this one wait, and give the result."""
+    """Run a function in a native thread, wait for it, and return its result."""
     results = []
     thread = threading.Thread(target=lambda: results.append(function()))
     thread.start()
@@ -24,14 +24,14 @@ def in_thread(function):
     return results[0]
 
 
-def in_hub_itself(hub, function):
-    """Call a function in the hub, as a callback of gevent's loop; give the result."""
+def in_hub(hub, function):
+    """Call a function in the hub, as a callback of gevent's loop; return its result."""
     results = []
 
     def call():
         try:
             results.append(function())
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - raised in the test
             results.append(error)
 
     hub.loop.run_callback(call)
@@ -40,47 +40,47 @@ def in_hub_itself(hub, function):
     return results[0]
 
 
-# -- which kind -----------------------------------------------------------------------
+# -- kinds of waits --------------------------------------------------------------------
 
 
 def test_thread_without_a_hub_blocks():
-    """Where no greenlet lives, waiting is plain blocking."""
+    """In a thread without greenlets, waiting blocks the thread."""
     assert _concurrency.current_hub() is None
     assert isinstance(_concurrency.new_waiter(), ThreadWaiter)
 
 
 def test_thread_with_a_hub_switches(hub):
-    """Where greenlets live, waiting lets them run."""
+    """In a thread with greenlets, waiting lets them run."""
     assert _concurrency.current_hub() is hub
     assert isinstance(_concurrency.new_waiter(), GreenletWaiter)
 
 
-def test_choice_is_made_by_the_calling_thread(hub):
-    """The main thread's hub says nothing about other threads."""
+def test_calling_thread_decides_the_kind_of_wait(hub):
+    """The main thread's hub does not affect other threads."""
     assert isinstance(in_thread(_concurrency.new_waiter), ThreadWaiter)
 
 
-def test_asking_makes_no_hub():
-    """To look for a hub doesn't make one."""
+def test_looking_for_a_hub_makes_none():
+    """Looking for a hub does not make one."""
     _concurrency.new_waiter()
 
     assert gevent._hub_local.get_hub_if_exists() is None
 
 
-def test_hub_itself_can_not_wait(hub):
-    """Whoever would wait in the hub would wait for ever, so it is refused."""
-    answer = in_hub_itself(hub, _concurrency.new_waiter)
+def test_hub_can_not_wait(hub):
+    """A wait in the hub would never end, so it is refused."""
+    answer = in_hub(hub, _concurrency.new_waiter)
 
     assert isinstance(answer, IllegalWaitError)
 
 
-def test_hub_itself_is_known(hub):
+def test_hub_is_recognised(hub):
     """Only a callback of the loop runs in the hub."""
     assert not _concurrency.in_hub()
-    assert in_hub_itself(hub, _concurrency.in_hub) is True
+    assert in_hub(hub, _concurrency.in_hub) is True
 
 
-def test_tasks_are_told_apart(hub):
+def test_tasks_are_distinguished(hub):
     """Each greenlet is a task of its own, and so is each thread."""
     tasks = [
         _concurrency.current_task(),
@@ -93,15 +93,15 @@ def test_tasks_are_told_apart(hub):
 
 
 def test_thread_that_gets_a_hub_stays_the_same_task(request):
-    """A main greenlet goes by its thread, so that its first wait changes nothing."""
+    """A main greenlet has its thread's identity, which its first wait keeps."""
     before = _concurrency.current_task()
     request.getfixturevalue("hub")
 
     assert _concurrency.current_task() == before
 
 
-def test_destroyed_hub_is_gone(hub):
-    """Nothing runs on a destroyed hub any more."""
+def test_destroyed_hub_is_dead(hub):
+    """A destroyed hub runs nothing any more."""
     assert not _concurrency.hub_is_dead(hub)
 
     hub.destroy(destroy_loop=True)
@@ -109,8 +109,8 @@ def test_destroyed_hub_is_gone(hub):
     assert _concurrency.hub_is_dead(hub)
 
 
-def test_hub_of_a_thread_that_ended_is_gone():
-    """A hub whose thread has ended keeps its loop, and yet nothing runs there."""
+def test_hub_of_an_ended_thread_is_dead():
+    """A hub whose thread has ended keeps its loop, but runs nothing."""
 
     def use():
         gevent.sleep(0)
@@ -140,19 +140,19 @@ def new_waiter(request):
 
 
 def test_wake_ends_a_wait(new_waiter):
-    """Another thread wakes the one who waits."""
+    """Another thread wakes the waiter."""
     waiter = new_waiter()
     timer = threading.Timer(0.02, waiter.wake)
     timer.start()
-    began = time.monotonic()
+    started = time.monotonic()
 
     assert waiter.wait(LONG) is True
-    assert time.monotonic() - began < LONG / 2
+    assert time.monotonic() - started < LONG / 2
     timer.join()
 
 
 def test_wake_before_the_wait_counts(new_waiter):
-    """A waiter that was woken first doesn't wait at all."""
+    """A waiter that was woken before does not wait at all."""
     waiter = new_waiter()
     waiter.wake()
 
@@ -160,15 +160,15 @@ def test_wake_before_the_wait_counts(new_waiter):
 
 
 def test_wake_from_another_thread_before_the_wait_counts(new_waiter):
-    """The same when a thread of another kind was first."""
+    """The wake-up may come first from another thread too."""
     waiter = new_waiter()
     in_thread(waiter.wake)
 
     assert waiter.wait(LONG) is True
 
 
-def test_waking_twice_is_waking(new_waiter):
-    """Any number of wake-ups is as good as one."""
+def test_waking_twice_is_waking_once(new_waiter):
+    """Several wake-ups have the effect of one."""
     waiter = new_waiter()
     for _ in range(3):
         waiter.wake()
@@ -177,42 +177,42 @@ def test_waking_twice_is_waking(new_waiter):
     waiter.wake()
 
 
-def test_wait_ends_when_its_time_is_over(new_waiter):
-    """Nobody wakes it: False, in about the time that was given."""
-    began = time.monotonic()
+def test_wait_ends_after_its_timeout(new_waiter):
+    """A waiter that is not woken returns False after about its timeout."""
+    started = time.monotonic()
 
     assert new_waiter().wait(0.02) is False
-    assert 0.015 <= time.monotonic() - began < LONG / 2
+    assert 0.015 <= time.monotonic() - started < LONG / 2
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.0])
-def test_wait_without_time_only_looks(new_waiter, seconds):
-    """No time, or less: the answer comes at once."""
+def test_wait_without_a_timeout_returns_at_once(new_waiter, seconds):
+    """With a timeout of 0 or less the wait returns at once."""
     assert new_waiter().wait(seconds) is False
 
 
 def test_wait_may_be_as_long_as_a_day(new_waiter):
-    """A wait longer than a lock can take is no OverflowError."""
+    """A timeout longer than a lock supports is no OverflowError."""
     waiter = new_waiter()
     waiter.wake()
 
     assert waiter.wait(1e12) is True
 
 
-def test_wake_after_the_time_was_over_does_no_harm(new_waiter):
-    """Who gave up has gone on to something else, and is not disturbed there."""
+def test_wake_after_the_timeout_has_no_effect(new_waiter):
+    """A late wake-up does not disturb what the task does next."""
     waiter = new_waiter()
     assert waiter.wait(0.001) is False
 
     waiter.wake()
-    began = time.monotonic()
+    started = time.monotonic()
     gevent.sleep(0.02)
 
-    assert time.monotonic() - began >= 0.019
+    assert time.monotonic() - started >= 0.019
 
 
-def test_wait_again_after_the_time_was_over(new_waiter):
-    """A wait that is done in pieces misses no wake-up between two of them."""
+def test_wait_can_be_repeated_after_the_timeout(new_waiter):
+    """A wait in several parts misses no wake-up between them."""
     waiter = new_waiter()
     assert waiter.wait(0.001) is False
     waiter.wake()
@@ -221,7 +221,7 @@ def test_wait_again_after_the_time_was_over(new_waiter):
 
 
 def test_many_wakes_race_with_the_wait(new_waiter):
-    """Whenever the wake-up comes, before or in the wait, it is not lost."""
+    """A wake-up is not lost, whether it comes before or during the wait."""
     for _ in range(200):
         waiter = new_waiter()
         thread = threading.Thread(target=waiter.wake)
@@ -231,7 +231,7 @@ def test_many_wakes_race_with_the_wait(new_waiter):
 
 
 def test_greenlets_run_while_one_waits(longest_gap):
-    """Waiting with a hub lets the others run."""
+    """Waiting with a hub lets other greenlets run."""
     with longest_gap() as gap:
         _concurrency.new_waiter().wait(0.2)
 
@@ -245,7 +245,7 @@ def test_lone_greenlet_may_wait(hub):
 
 
 def test_killed_greenlet_stops_waiting(hub):
-    """A kill ends the wait, and a late wake-up goes nowhere."""
+    """A kill ends the wait, and a late wake-up has no effect."""
     waiters = []
 
     def wait():
@@ -263,7 +263,7 @@ def test_killed_greenlet_stops_waiting(hub):
 
 
 def test_gevent_timeout_ends_a_wait(hub):
-    """A `gevent.Timeout` around a wait works as around anything else."""
+    """A `gevent.Timeout` around a wait works as around any other call."""
     waiter = _concurrency.new_waiter()
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
         waiter.wait(LONG)
@@ -272,19 +272,19 @@ def test_gevent_timeout_ends_a_wait(hub):
     assert waiter.wait(LONG) is True
 
 
-# -- patient waits --------------------------------------------------------------------
+# -- the shared timer ------------------------------------------------------------------
 
 
 @pytest.fixture
 def shared_timer(hub):
-    """Make a place where the greenlets of this hub wait patiently."""
+    """Make a timer that is shared by the waiting greenlets of this hub."""
     shared_timer = _concurrency.SharedTimer(hub)
     yield shared_timer
     shared_timer.close()
 
 
-def test_patient_wait_ends_when_woken(hub, shared_timer):
-    """By its own hub's greenlets, and by a thread."""
+def test_slice_of_a_wait_ends_when_woken(hub, shared_timer):
+    """The wake-up may come from its own hub's greenlets, or from a thread."""
     for wake in (lambda waiter: waiter.wake(), lambda waiter: in_thread(waiter.wake)):
         waiter = _concurrency.waiter_in(hub, shared_timer)
         gevent.spawn(wake, waiter)
@@ -292,8 +292,8 @@ def test_patient_wait_ends_when_woken(hub, shared_timer):
         assert waiter.wait_slice(LONG) is True
 
 
-def test_patient_wait_ends_to_have_a_look(hub, shared_timer):
-    """Nobody wakes it: it comes back within its patience, and may wait on."""
+def test_slice_of_a_wait_ends_by_the_shared_timer(hub, shared_timer):
+    """A waiter that is not woken returns after a slice, and may wait on."""
     waiters = [_concurrency.waiter_in(hub, shared_timer)]
 
     def wait():
@@ -302,25 +302,25 @@ def test_patient_wait_ends_to_have_a_look(hub, shared_timer):
         return waiter.wait_slice(LONG)
 
     others = [gevent.spawn(wait) for _ in range(3)]
-    began = time.monotonic()
+    started = time.monotonic()
     assert waiters[0].wait_slice(LONG) is False
-    assert time.monotonic() - began < LONG / 2
+    assert time.monotonic() - started < LONG / 2
     assert [each.get(timeout=LONG) for each in others] == [False] * 3
 
     gevent.spawn(waiters[0].wake)
     assert waiters[0].wait_slice(LONG) is True
 
 
-def test_patient_wait_without_much_time_is_exact(hub, shared_timer):
-    """Its own time is over before its patience."""
-    began = time.monotonic()
+def test_short_timeout_does_not_use_the_shared_timer(hub, shared_timer):
+    """Its own timeout ends before the slice does."""
+    started = time.monotonic()
 
     assert _concurrency.waiter_in(hub, shared_timer).wait_slice(0.02) is False
-    assert time.monotonic() - began < GreenletWaiter.SLICE / 2
+    assert time.monotonic() - started < GreenletWaiter.SLICE / 2
 
 
-def test_killed_greenlet_stops_waiting_patiently(hub, shared_timer):
-    """And what comes too late doesn't switch into it."""
+def test_killed_greenlet_leaves_the_shared_timer(hub, shared_timer):
+    """A late wake-up does not switch into the killed greenlet."""
     waiters = []
 
     def wait():
@@ -342,8 +342,8 @@ def test_killed_greenlet_stops_waiting_patiently(hub, shared_timer):
     assert isinstance(greenlet.value, gevent.GreenletExit)
 
 
-def test_room_holds_the_loop_while_somebody_waits(hub, shared_timer):
-    """Else the lone waiter would get LoopExit; and not a moment longer."""
+def test_shared_timer_holds_the_loop_while_greenlets_wait(hub, shared_timer):
+    """Otherwise a lone waiter would get LoopExit; later the loop is released."""
     waiter = _concurrency.waiter_in(hub, shared_timer)
     threading.Timer(0.05, waiter.wake).start()
     assert waiter.wait_slice(LONG) is True
@@ -351,8 +351,8 @@ def test_room_holds_the_loop_while_somebody_waits(hub, shared_timer):
     assert not shared_timer._timer.active
 
 
-def test_room_forgets_who_could_not_leave(hub, shared_timer, monkeypatch):
-    """A signal handler may raise at any step of the leaving. The loop is let go of."""
+def test_shared_timer_forgets_interrupted_greenlets(hub, shared_timer, monkeypatch):
+    """A signal handler may raise at any step of leaving; the loop is released."""
     waiter = _concurrency.waiter_in(hub, shared_timer)
     gevent.spawn(waiter.wake)
     with monkeypatch.context() as patch:
@@ -366,20 +366,20 @@ def test_room_forgets_who_could_not_leave(hub, shared_timer, monkeypatch):
     assert not shared_timer._old
 
 
-def test_room_that_closes_sends_all_on(hub, shared_timer):
-    """Whoever is there; and who comes later has a timer of its own."""
+def test_closing_the_shared_timer_wakes_all(hub, shared_timer):
+    """Waiting greenlets return; later ones use timers of their own."""
     waiter = _concurrency.waiter_in(hub, shared_timer)
     gevent.spawn(shared_timer.close)
-    began = time.monotonic()
+    started = time.monotonic()
     assert waiter.wait_slice(LONG) is False
-    assert time.monotonic() - began < GreenletWaiter.SLICE / 2
+    assert time.monotonic() - started < GreenletWaiter.SLICE / 2
 
     gevent.spawn_later(0.02, waiter.wake)
     assert waiter.wait_slice(LONG) is True
 
 
 def test_greenlet_of_another_hub_is_woken(hub):
-    """A waiter of a thread's own hub is woken from here."""
+    """A waiter of another thread's hub is woken from this thread."""
     made = []
 
     def wait():
@@ -401,8 +401,8 @@ def test_greenlet_of_another_hub_is_woken(hub):
     assert results == [True]
 
 
-def test_waking_in_a_hub_that_is_gone_is_ignored(hub):
-    """Nobody waits there any more, so there is nobody to wake."""
+def test_waking_in_a_dead_hub_is_ignored(hub):
+    """A destroyed hub has no waiters to wake."""
     waiter = _concurrency.new_waiter()
     assert not waiter.is_dead
     hub.destroy(destroy_loop=True)
@@ -411,16 +411,16 @@ def test_waking_in_a_hub_that_is_gone_is_ignored(hub):
     assert waiter.is_dead
 
 
-def test_thread_that_waits_is_never_gone():
-    """What waits in a thread can be woken for as long as the thread is there."""
+def test_waiter_of_a_thread_is_never_dead():
+    """A waiting thread can be woken as long as it runs."""
     assert not _concurrency.new_waiter().is_dead
 
 
-# -- running natively -----------------------------------------------------------------
+# -- calls in threads ------------------------------------------------------------------
 
 
-def test_native_call_without_a_hub_is_made_on_the_spot():
-    """With nobody to let run, there is no use for a second thread."""
+def test_thread_call_without_a_hub_is_made_directly():
+    """Without other greenlets to run, a second thread would be of no use."""
     assert (
         _concurrency.run_in_thread(_concurrency.get_ident, LONG)
         == _concurrency.get_ident()
@@ -428,8 +428,8 @@ def test_native_call_without_a_hub_is_made_on_the_spot():
 
 
 @pytest.mark.slow
-def test_native_call_with_a_hub_lets_greenlets_run(longest_gap):
-    """What blocks natively blocks another thread than the hub's."""
+def test_thread_call_with_a_hub_lets_greenlets_run(longest_gap):
+    """A blocking call blocks another thread than the hub's."""
     with longest_gap() as gap:
         ident = _concurrency.run_in_thread(
             lambda: (time.sleep(0.3), _concurrency.get_ident())[1], LONG
@@ -440,7 +440,7 @@ def test_native_call_with_a_hub_lets_greenlets_run(longest_gap):
 
 
 @pytest.mark.parametrize("with_hub", [False, True])
-def test_native_call_gives_its_error(request, with_hub):
+def test_thread_call_raises_its_error(request, with_hub):
     """An error of the call is raised in the caller."""
     if with_hub:
         request.getfixturevalue("hub")
@@ -449,8 +449,8 @@ def test_native_call_gives_its_error(request, with_hub):
         _concurrency.run_in_thread(lambda: 1 // 0, LONG)
 
 
-def test_native_call_that_takes_too_long_is_left_alone(hub):
-    """The caller goes on after its time, with a TimeoutError."""
+def test_thread_call_that_takes_too_long_goes_on(hub):
+    """The caller goes on after its timeout, with a TimeoutError."""
     go = threading.Event()
     ended = threading.Event()
 
@@ -465,18 +465,16 @@ def test_native_call_that_takes_too_long_is_left_alone(hub):
     assert ended.wait(LONG)
 
 
-def test_native_call_in_the_hub_itself_is_started(hub):
-    """The hub can't wait for it, so it goes on by itself."""
+def test_thread_call_in_the_hub_is_not_waited_for(hub):
+    """The hub can't wait for the call, so it runs in the background."""
     ended = threading.Event()
 
-    assert (
-        in_hub_itself(hub, lambda: _concurrency.run_in_thread(ended.set, LONG)) is None
-    )
+    assert in_hub(hub, lambda: _concurrency.run_in_thread(ended.set, LONG)) is None
     assert ended.wait(LONG)
 
 
 def test_start_runs_in_a_thread_without_a_hub():
-    """Without a hub, what is started has a thread."""
+    """Without a hub the function runs in a new thread."""
     idents = []
     ended = threading.Event()
     _concurrency.spawn(lambda: (idents.append(_concurrency.get_ident()), ended.set()))
@@ -486,7 +484,7 @@ def test_start_runs_in_a_thread_without_a_hub():
 
 
 def test_start_runs_in_a_greenlet_with_a_hub(hub):
-    """With a hub, what is started has a greenlet of it."""
+    """With a hub the function runs in a greenlet of that hub."""
     idents = []
     _concurrency.spawn(lambda: idents.append(_concurrency.get_ident()))
     assert idents == []
@@ -495,29 +493,29 @@ def test_start_runs_in_a_greenlet_with_a_hub(hub):
     assert idents == [_concurrency.get_ident()]
 
 
-def test_give_way_lets_others_run_once(hub):
-    """Other greenlets have their turn; in the hub itself nothing happens."""
+def test_yield_lets_others_run_once(hub):
+    """Other greenlets run once; in the hub itself nothing happens."""
     turns = []
     gevent.spawn(turns.append, 1)
 
     _concurrency.yield_to_hub()
 
     assert turns == [1]
-    assert in_hub_itself(hub, _concurrency.yield_to_hub) is None
+    assert in_hub(hub, _concurrency.yield_to_hub) is None
 
 
-def test_give_way_without_a_hub_does_nothing():
-    """Threads need nobody to give way, and no hub is made for it."""
+def test_yield_without_a_hub_does_nothing():
+    """Threads need no yield, and no hub is made."""
     _concurrency.yield_to_hub()
 
     assert gevent._hub_local.get_hub_if_exists() is None
 
 
-# -- the descriptor -------------------------------------------------------------------
+# -- the wake-up descriptor ------------------------------------------------------------
 
 
-class PipeSignal(WakeupFd):
-    """A signal as it is where there is no eventfd (macOS)."""
+class PipeWakeup(WakeupFd):
+    """A wake-up descriptor as on platforms without eventfd (macOS)."""
 
     __slots__ = ()
 
@@ -529,23 +527,23 @@ class PipeSignal(WakeupFd):
         return read, write
 
 
-@pytest.fixture(params=[WakeupFd, PipeSignal])
+@pytest.fixture(params=[WakeupFd, PipeWakeup])
 def signal(request):
-    """Make a signal of either kind."""
+    """Make a wake-up descriptor of either kind."""
     made = request.param()
     yield made
     made.close()
 
 
 def readable(signal):
-    """Tell whether a signal's descriptor is readable now."""
+    """Return whether the descriptor is readable now."""
     poll = select.poll()
     poll.register(signal.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
 def fill(signal):
-    """Write until there is no shared_timer for more."""
+    """Write until the descriptor is full."""
     most = (2**64 - 2).to_bytes(8, "little")
     try:
         while True:
@@ -554,8 +552,8 @@ def fill(signal):
         return
 
 
-def test_signal_is_readable_while_set(signal):
-    """Set, it is readable; cleared, it is not; and so again."""
+def test_wakeup_is_readable_while_set(signal):
+    """The descriptor is readable while set, and not when cleared, repeatedly."""
     for _ in range(2):
         assert not readable(signal)
         signal.set()
@@ -564,7 +562,7 @@ def test_signal_is_readable_while_set(signal):
     assert not readable(signal)
 
 
-def test_signal_set_many_times_is_cleared_by_one_clear(signal):
+def test_wakeup_set_many_times_is_cleared_by_one_clear(signal):
     """One clear is enough, however often it was set."""
     for _ in range(100):
         signal.set()
@@ -573,23 +571,23 @@ def test_signal_set_many_times_is_cleared_by_one_clear(signal):
     assert not readable(signal)
 
 
-def test_clearing_an_unset_signal_does_not_block(signal):
-    """There may be nothing to clear."""
+def test_clearing_an_unset_wakeup_does_not_block(signal):
+    """Clearing returns at once when there is nothing to clear."""
     signal.clear()
 
     assert not readable(signal)
 
 
-def test_signal_blocks_at_neither_end(signal):
-    """A blocking descriptor would stop librdkafka while it holds its lock."""
+def test_wakeup_blocks_at_neither_end(signal):
+    """A blocking descriptor would block librdkafka while it holds its lock."""
     assert not os.get_blocking(signal.fileno())
     assert not os.get_blocking(signal.write_fd)
     assert not os.get_inheritable(signal.fileno())
     assert not os.get_inheritable(signal.write_fd)
 
 
-def test_full_signal_can_be_set_again(signal):
-    """A signal that nobody clears takes any number of sets without a word."""
+def test_full_wakeup_can_be_set_again(signal):
+    """A descriptor that is never cleared can be set any number of times."""
     fill(signal)
 
     signal.set()
@@ -597,8 +595,8 @@ def test_full_signal_can_be_set_again(signal):
     assert readable(signal)
 
 
-def test_full_signal_can_be_cleared(signal):
-    """A full one is empty after a few clears, and works as before."""
+def test_full_wakeup_can_be_cleared(signal):
+    """A full descriptor is empty after a few clears, and works as before."""
     fill(signal)
     clears = 0
     while readable(signal):
@@ -610,9 +608,9 @@ def test_full_signal_can_be_cleared(signal):
     assert clears < 100
 
 
-@pytest.mark.parametrize("kind", [WakeupFd, PipeSignal])
-def test_closed_signal_ignores_being_set(kind):
-    """Somebody may set it a moment too late."""
+@pytest.mark.parametrize("kind", [WakeupFd, PipeWakeup])
+def test_closed_wakeup_ignores_being_set(kind):
+    """A thread may set it a moment too late."""
     signal = kind()
     signal.close()
 
@@ -620,8 +618,8 @@ def test_closed_signal_ignores_being_set(kind):
     signal.clear()
 
 
-def test_renewed_signal_has_the_same_numbers_and_is_another(signal):
-    """Behind the same numbers is a descriptor that shares nothing with the old one.
+def test_renewed_wakeup_has_the_same_numbers_and_new_descriptors(signal):
+    """The new descriptor has the same number and shares nothing with the old one.
 
     A forked child that reads the parent's wake-ups would take them from the parent.
     """
@@ -643,7 +641,7 @@ def test_renewed_signal_has_the_same_numbers_and_is_another(signal):
     os.close(old_write)
 
 
-def test_renewed_signal_is_as_good_as_new(signal):
+def test_renewed_wakeup_has_the_flags_of_a_new_one(signal):
     """After renewing, neither end blocks or is inherited by other programs."""
     signal.renew()
 
@@ -653,8 +651,8 @@ def test_renewed_signal_is_as_good_as_new(signal):
     assert not os.get_inheritable(signal.write_fd)
 
 
-def test_child_does_not_take_the_parents_signals(signal):
-    """In a forked child, after renewing, the parent's wake-up stays the parent's."""
+def test_child_does_not_take_the_parents_wakeups(signal):
+    """In a forked child, a renewed descriptor gets no wake-ups of the parent."""
     signal.set()
     pid = os.fork()
     if not pid:
@@ -670,7 +668,7 @@ def test_child_does_not_take_the_parents_signals(signal):
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["unpatched", "patched", "late"])
 def test_descriptors_are_closed_at_once(mode, run_script):
-    """Not when the hub comes round, as gevent's `os.close` does it."""
+    """They are not closed in a later turn of the hub, as by gevent's `os.close`."""
     run_script(
         """
         import gevent, os

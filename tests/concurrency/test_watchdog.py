@@ -1,4 +1,4 @@
-"""The stall alarm: a hub that was held is told of, with who held it."""
+"""The hub watchdog: an event reports a held hub, with the stack that held it."""
 
 import ctypes
 import time
@@ -19,83 +19,83 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def watched(hub, mock_cluster, make_producer):
-    """Make a producer with an alarm, on a slow broker, and the list of what it told."""
+    """Make a producer with a stall alarm, on a slow broker, and its list of stalls."""
     mock_cluster.round_trip(0.2)
     producer = make_producer(stall_alarm=ALARM)
-    heard = []
-    producer.monitor.subscribe("hub.stalled", heard.append)
-    return producer, heard
+    events = []
+    producer.monitor.subscribe("hub.stalled", events.append)
+    return producer, events
 
 
 def hold_the_hub_here():
-    """Block as a handler that should not."""
+    """Block like a function that should not."""
     time.sleep(HELD)
 
 
-def test_held_hub_is_told_of_with_the_culprit(watched):
-    """How long, and the stack of who held it, told by the hub afterwards."""
-    producer, heard = watched
+def test_held_hub_is_reported_with_its_stack(watched):
+    """The event has the duration and the stack; the hub emits it afterwards."""
+    producer, events = watched
     handle = producer.produce_async(topic="t", payload=b"x")
 
     hold_the_hub_here()
     handle.wait(10)
 
-    await_true(lambda: heard)
-    (event,) = heard
+    await_true(lambda: events)
+    (event,) = events
     assert event["producer_id"] == producer.id
-    # Up to a quarter of the alarm is not seen; up to a whole one on a busy machine.
+    # Up to a quarter of the threshold is missed; up to a whole one on a busy machine.
     assert HELD - ALARM < event["seconds"] < HELD * 4
     assert "in hold_the_hub_here" in event["stack"]
     assert "time.sleep(HELD)" in event["stack"]
 
 
-def test_hold_without_messages_is_nobodys_business(watched):
-    """A hub that is held while nothing is on its way makes no message late."""
-    producer, heard = watched
+def test_held_hub_without_messages_is_not_reported(watched):
+    """A hub that is held with no message in flight delays no message."""
+    producer, events = watched
     producer.produce_sync(topic="t", payload=b"x")
 
     hold_the_hub_here()
     gevent.sleep(0.1)
 
-    assert heard == []
+    assert events == []
 
 
-def test_slow_broker_is_no_stall(watched, mock_cluster):
-    """While greenlets run, messages may take as long as they like."""
-    producer, heard = watched
+def test_slow_broker_is_not_a_stall(watched, mock_cluster):
+    """While greenlets run, a slow broker causes no event."""
+    producer, events = watched
     mock_cluster.round_trip(0.5)
 
     producer.produce_sync(topic="t", payload=b"x")
 
-    assert heard == []
+    assert events == []
 
 
-def test_lock_of_the_interpreter_is_told_of_without_a_stack(watched):
-    """Where C code lets no other thread run, nobody can look; that is told, too."""
-    producer, heard = watched
+def test_held_interpreter_lock_is_reported_without_a_stack(watched):
+    """Where C code holds the GIL, no stack can be taken; the event says so."""
+    producer, events = watched
     handle = producer.produce_async(topic="t", payload=b"x")
     gevent.sleep(0.05)
 
     ctypes.PyDLL(None).usleep(int(HELD * 1_000_000))
     handle.wait(10)
 
-    await_true(lambda: heard)
-    assert [event["stack"] for event in heard[-1:]] == [None]
-    assert heard[-1]["seconds"] > ALARM
+    await_true(lambda: events)
+    assert [event["stack"] for event in events[-1:]] == [None]
+    assert events[-1]["seconds"] > ALARM
 
 
-def test_each_hold_is_told_once(watched):
-    """Three holds are three events."""
-    producer, heard = watched
+def test_each_stall_is_reported_once(watched):
+    """Three stalls emit three events."""
+    producer, events = watched
     for count in (1, 2, 3):
         handle = producer.produce_async(topic="t", payload=b"x")
         hold_the_hub_here()
         handle.wait(10)
-        await_true(lambda count=count: len(heard) == count)
+        await_true(lambda count=count: len(events) == count)
 
 
 def wakeups_of_python_threads():
-    """Count how often threads other than librdkafka's and this one have slept."""
+    """Count the wake-ups of threads other than librdkafka's and this one."""
     return {
         task.name: (task / "status").read_text().split("voluntary_ctxt_switches:")[1]
         for task in Path("/proc/self/task").iterdir()
@@ -105,13 +105,13 @@ def wakeups_of_python_threads():
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-def test_idle_watch_sleeps(watched):
+def test_idle_watchdog_sleeps(watched):
     """Without messages the thread never wakes, and it ends with its client."""
     producer, _ = watched
     gevent.sleep(0.2)  # until threads of the set-up have ended
     before = wakeups_of_python_threads()
     producer.produce_sync(topic="t", payload=b"x")
-    gevent.sleep(1.2)  # until the last look at what was on its way
+    gevent.sleep(1.2)  # until the last check of messages in flight
     watching = wakeups_of_python_threads()
     assert len(watching) == len(before) + 1
 
@@ -122,8 +122,8 @@ def test_idle_watch_sleeps(watched):
     await_true(lambda: wakeups_of_python_threads().keys() == before.keys())
 
 
-def test_no_alarm_no_thread(hub, make_producer, monkeypatch):
-    """By default nothing watches."""
+def test_without_the_setting_there_is_no_thread(hub, make_producer, monkeypatch):
+    """By default there is no watchdog thread."""
     made = []
     monkeypatch.setattr(_concurrency.HubWatchdog, "__init__", lambda *a: made.append(a))
     producer = make_producer()
@@ -133,8 +133,8 @@ def test_no_alarm_no_thread(hub, make_producer, monkeypatch):
     assert made == []
 
 
-def test_watch_survives_its_hub(run_script, mock_cluster):
-    """A hub that is destroyed while messages are on their way leaves nobody asking."""
+def test_watchdog_ends_with_its_hub(run_script, mock_cluster):
+    """The watchdog ends when a hub is destroyed while messages are in flight."""
     run_script(
         """
         import gevent, os, time
@@ -153,8 +153,8 @@ def test_watch_survives_its_hub(run_script, mock_cluster):
     )
 
 
-def test_patched_program_is_watched_too(run_script, mock_cluster):
-    """All waits of the watching thread are native; what computes is named."""
+def test_hub_of_a_patched_program_is_watched(run_script, mock_cluster):
+    """All waits of the watchdog are native; the stack names the code that computes."""
     run_script(
         """
         import gevent, time
@@ -180,8 +180,8 @@ def test_patched_program_is_watched_too(run_script, mock_cluster):
     )
 
 
-def test_threads_have_no_hub_to_hold(make_producer):
-    """Without a hub the setting changes nothing."""
+def test_setting_has_no_effect_without_a_hub(make_producer):
+    """Without a hub the setting has no effect."""
     producer = make_producer(stall_alarm=ALARM)
 
     producer.produce_sync(topic="t", payload=b"x")
