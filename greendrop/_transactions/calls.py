@@ -58,15 +58,20 @@ class TransactionCalls:
         Raises:
             BrokerError: librdkafka refused it, for good or too often.
         """
-        self._try("begin", call, _concurrency.monotonic() + _LATE)
+        self._try("begin", call, _concurrency.Deadline(_LATE))
 
-    def run(self, name: str, call: Callable[[float], object], deadline: float) -> None:
+    def run(
+        self,
+        name: str,
+        call: Callable[[float], object],
+        deadline: _concurrency.Deadline,
+    ) -> None:
         """Run a command.
 
         Args:
             name: Its name in `error.occurred`.
             call: Takes how many seconds it may stay inside librdkafka.
-            deadline: By the monotonic clock.
+            deadline: When to give up.
 
         Raises:
             BrokerError: It failed, for good or too often, or did not end in time.
@@ -78,7 +83,9 @@ class TransactionCalls:
         """
         self._try(name, lambda: self._in_pieces(call, deadline), deadline)
 
-    def _try(self, name: str, step: Callable[[], object], deadline: float) -> None:
+    def _try(
+        self, name: str, step: Callable[[], object], deadline: _concurrency.Deadline
+    ) -> None:
         attempts = self._settings.max_attempts_on_transaction_command
         backoff = self._settings.wait_backoff_on_transaction_command
         attempt = 0
@@ -87,7 +94,7 @@ class TransactionCalls:
             try:
                 step()
             except BrokerError as error:
-                left = deadline - _concurrency.monotonic()
+                left = deadline.remaining()
                 in_time = error.code != error_codes.TIMED_OUT and left > 0
                 again = in_time and error.retriable and attempt < attempts
                 facts: dict[str, object] = {"retry": again, "attempt": attempt}
@@ -98,11 +105,13 @@ class TransactionCalls:
             else:
                 return
 
-    def _in_pieces(self, call: Callable[[float], object], deadline: float) -> None:
+    def _in_pieces(
+        self, call: Callable[[float], object], deadline: _concurrency.Deadline
+    ) -> None:
         pause = _FIRST_PAUSE
         while True:
             began = _concurrency.monotonic()
-            left = max(deadline - began, 0.0)
+            left = deadline.remaining()
             try:
                 self._off_hub(partial(call, min(left, _PIECE)))
             except BrokerError as error:

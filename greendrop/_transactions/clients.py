@@ -65,11 +65,11 @@ class TransactionalClients:
             self._connections.settings, self._connections.emit_error
         )
 
-    def acquire(self, deadline: float) -> Client:
+    def acquire(self, deadline: _concurrency.Deadline) -> Client:
         """Give a client that may begin transactions.
 
         Args:
-            deadline: By the monotonic clock.
+            deadline: When to give up.
 
         Raises:
             TransactionAbortedError: The brokers did not let it.
@@ -79,7 +79,7 @@ class TransactionalClients:
             Lets other greenlets run. After another client was replaced, until its
             backoff is over.
         """
-        pause = min(self._not_before, deadline) - _concurrency.monotonic()
+        pause = min(self._not_before, deadline.at) - _concurrency.monotonic()
         if pause > 0:
             _concurrency.new_waiter().wait(pause)
         client = self._connections.connect(self._connections.main)

@@ -256,10 +256,10 @@ class Transactions:
                 self._lock.release(turn)
         return current
 
-    def _deadline(self, seconds: float) -> float:
+    def _deadline(self, seconds: float) -> _concurrency.Deadline:
         # Whatever the caller wants, closing has one for all steps of its last flush.
         deadline = _concurrency.Deadline(seconds)
-        return deadline.earlier(self._connections.send_deadline).at
+        return deadline.earlier(self._connections.send_deadline)
 
     def _await_turn(self, turn: LockRequest, seconds: float) -> None:
         try:
@@ -277,7 +277,7 @@ class Transactions:
         )
 
     def _begin(
-        self, seconds: float, turn: LockRequest | None, deadline: float
+        self, seconds: float, turn: LockRequest | None, deadline: _concurrency.Deadline
     ) -> OpenTransaction:
         began = _concurrency.monotonic()
         client = self._clients.acquire(deadline)
@@ -317,7 +317,7 @@ class Transactions:
             raise TransactionRequiredError(text)
         self._connections.check_not_forked()
         native = current.client.kafka_handle
-        deadline = _concurrency.monotonic() + current.seconds
+        deadline = _concurrency.Deadline(current.seconds)
         try:
             self._clients.commands.run(
                 "store_offset",
@@ -498,7 +498,9 @@ class Transactions:
         self._clients.succeed()
         self._tell("transaction.committed", began)
 
-    def _await_reports(self, current: OpenTransaction, deadline: float) -> None:
+    def _await_reports(
+        self, current: OpenTransaction, deadline: _concurrency.Deadline
+    ) -> None:
         """Wait until each message of a transaction is known to be stored.
 
         Raises:
@@ -507,7 +509,7 @@ class Transactions:
                 did not take, and believes a report that is about another message.
         """
         client = current.client
-        left = max(deadline - _concurrency.monotonic(), 0.0)
+        left = deadline.remaining()
         delivered = client.wait_delivered(left, give_up=current.has_failed)
         if count := current.failed + current.refused:
             failure = current.reason()
@@ -597,7 +599,7 @@ class Transactions:
         limit = self._connections.settings.wait_timeout_on_transaction_abort
         if limit:
             deadline = self._deadline(min(limit, current.seconds))
-            left = max(deadline - _concurrency.monotonic(), 0.0)
+            left = deadline.remaining()
             current.client.wait_delivered(left)
 
     # --- telling -----------------------------------------------------------------
