@@ -1,8 +1,7 @@
-"""What may be sent: `Message`, and the rules that a message must keep.
+"""Messages: the `Message` type, and its validation.
 
-The only place that knows the message contract. Everything below it receives
-messages in wire form: payload and key as bytes, headers as a list of pairs,
-partition and timestamp as numbers.
+Lower layers receive normalized messages: payload and key are bytes, headers a list of
+pairs, partition and timestamp numbers.
 """
 
 from __future__ import annotations
@@ -30,42 +29,42 @@ _TOPIC = re.compile(r"[A-Za-z0-9_.\-]+")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _HALF = timedelta(microseconds=500)  # for rounding to a millisecond
 
-#: Kafka's own limit on a topic's name.
+#: Kafka's limit on the length of a topic's name.
 _TOPIC_LENGTH = 249
 
 #: Bytes that librdkafka adds to payload, key and headers before it compares their sum
-#: with `message.max.bytes`: the most that lengths and offsets of a record can take.
+#: with `message.max.bytes`: the maximum for the lengths and offsets of a record.
 _RECORD_OVERHEAD = 36
 
 # An int is taken for milliseconds in this range only: from 1973 to the year 5138. The
 # same moments in seconds lie below it, in microseconds and nanoseconds above it.
 _EARLIEST, _LATEST = 10**11, 10**14
-# From 1973 on, in seconds and in nanoseconds. Smaller numbers than the first are no
-# times of a clock, and pass: tests and counters use them.
+# From 1973 on, in seconds and in nanoseconds. Smaller numbers than the first are not
+# times of a clock, and are accepted: tests and counters use them.
 _FIRST_SECONDS, _FIRST_NANOSECONDS = 10**8, 10**17
 
-# Names that passed the check: matching again costs more than the look-up. Bounded,
-# because a program that makes up topic names must not grow it for ever.
+# Valid names: the look-up is faster than matching again. Bounded, for programs that
+# generate topic names.
 _known_topics: set[str] = set()
 _KNOWN_TOPICS_LIMIT = 10_000
 
 
 class Message(NamedTuple):
-    """One message. Immutable: `_replace` gives a changed copy.
+    """One message. Immutable: `_replace` returns a changed copy.
 
     Attributes:
         topic: ASCII letters, digits, `_`, `.`, `-`; at most 249 of them.
         payload: Bytes, text (sent as UTF-8) or None, which is a tombstone.
         key: Bytes or text, not empty, or None.
         headers: See `Headers`.
-        partition: Number of the partition, or None (or -1) to have one chosen.
-        partition_key: Bytes or text, not empty, or None. Leads to the partition that
-            the same `key` would lead to, and is not sent. Comes before `partition`,
-            which is used as long as nobody knows how many partitions the topic has.
+        partition: Number of the partition; None (or -1) lets the partitioner choose.
+        partition_key: Bytes or text, not empty, or None. Chooses the partition that the
+            same `key` would choose, and is not sent. Takes precedence over `partition`,
+            which is used while the number of partitions is unknown.
         timestamp: Milliseconds since 1970 (int), an aware datetime, or None (or 0) for
             now. An int that looks like seconds, microseconds or nanoseconds is refused;
             a datetime may be any moment from 1970 on.
-        label: Anything; never sent, found again on handle, report and events.
+        label: Any object; not sent, but available on handle, report and events.
     """
 
     topic: str
@@ -78,7 +77,7 @@ class Message(NamedTuple):
     label: object = None
 
     def __repr__(self) -> str:
-        """Tell the message without its payload, key and header values."""
+        """Return topic and size; no payload, key or header values."""
         payload: object = self.payload
         size = "None" if payload is None else type(payload).__name__
         if isinstance(payload, (bytes, str)):
@@ -96,8 +95,7 @@ class SizeLimit:
         size: Bytes.
         setting: The setting that the limit comes from, as the user writes it.
         queue_bytes: The largest payload that fits into librdkafka's queue.
-        without_overhead: Bytes of payload and key together that are certainly not too
-            many.
+        without_overhead: Bytes of payload and key that are certainly within the limit.
     """
 
     __slots__ = ("queue_bytes", "setting", "size", "without_overhead")
@@ -112,11 +110,11 @@ class SizeLimit:
 
 
 def as_message(item: object) -> Message:
-    """Turn an item of a batch into a `Message`; the item itself is not changed.
+    """Convert an item of a batch to a `Message`; the item itself is not changed.
 
     Raises:
-        MessageInvalidError: Not a message or mapping, or fields are unknown or
-            missing. Nothing was sent.
+        MessageInvalidError: The item is neither a message nor a mapping, or fields are
+            unknown or missing. Nothing was sent.
     """
     if isinstance(item, Message):
         return item
@@ -142,13 +140,13 @@ def as_message(item: object) -> Message:
 
 
 def as_tombstone(item: object, limit: SizeLimit) -> Message:
-    """Turn an item of a batch into a tombstone, checked; the item is not changed.
+    """Convert an item of a batch to a validated tombstone; the item is not changed.
 
-    A payload that it has is left out.
+    A payload of the item is ignored.
 
     Raises:
-        MessageInvalidError: Names every bad field: besides those that break the rules
-            of all messages a key and a partition that are missing.
+        MessageInvalidError: Some fields are invalid, or there is no key or partition;
+            the text names all of them.
     """
     errors: dict[str, str] = {}
     if isinstance(item, Mapping):
@@ -162,7 +160,7 @@ def as_tombstone(item: object, limit: SizeLimit) -> Message:
         known = {name: item[name] for name in Message._fields if name in item}
         message = Message(**known)
     try:
-        checked(message, limit)
+        validate(message, limit)
     except MessageInvalidError as error:
         errors.update(error.errors)
     if message.key is None or errors.get("key", "").startswith("must not be empty"):
@@ -176,10 +174,10 @@ def as_tombstone(item: object, limit: SizeLimit) -> Message:
     return message
 
 
-def detached(message: Message) -> Message:
-    """Give a message that shares nothing with the caller that can change.
+def snapshot(message: Message) -> Message:
+    """Return a message that shares no mutable object with the caller.
 
-    What breaks the rules stays as it is: it is told when the message is checked.
+    Invalid values are kept; validation reports them later.
     """
     topic, payload, key, headers, partition, partition_key, timestamp, label = message
     return Message(
@@ -194,7 +192,7 @@ def detached(message: Message) -> Message:
     )
 
 
-def _frozen(value: Any) -> Any:  # noqa: ANN401 - not checked yet
+def _frozen(value: Any) -> Any:  # noqa: ANN401 - not validated yet
     if isinstance(value, (bytearray, memoryview)):
         try:
             return bytes(value)
@@ -203,7 +201,7 @@ def _frozen(value: Any) -> Any:  # noqa: ANN401 - not checked yet
     return value
 
 
-def _copied(headers: Any) -> Any:  # noqa: ANN401 - not checked yet
+def _copied(headers: Any) -> Any:  # noqa: ANN401 - not validated yet
     if isinstance(headers, Mapping):
         return {
             name: [_frozen(each) for each in value]
@@ -219,19 +217,20 @@ def _copied(headers: Any) -> Any:  # noqa: ANN401 - not checked yet
     return headers
 
 
-def checked(message: Message, limit: SizeLimit) -> Message:
-    """Check a message and return it in wire form.
+def validate(message: Message, limit: SizeLimit) -> Message:
+    """Validate a message and return it normalized.
 
     Args:
-        message: As the caller wrote it; never changed.
-        limit: The largest size of a message.
+        message: The caller's message; never changed.
+        limit: The maximum size of a message.
 
     Raises:
-        MessageInvalidError: Names every bad field. Nothing was sent.
+        MessageInvalidError: Some fields are invalid; the text names all of them.
+            Nothing was sent.
     """
     topic, payload, key, headers, partition, partition_key, timestamp, _ = message
     # The common message needs no conversion: bytes to a known topic. It is returned
-    # unchanged, for a tenth of what the general way costs.
+    # unchanged, at a tenth of the cost of the general case.
     if (
         type(payload) is bytes
         and type(topic) is str
@@ -249,15 +248,15 @@ def checked(message: Message, limit: SizeLimit) -> Message:
         )
     ):
         return message
-    return _converted(message, limit)
+    return _normalize(message, limit)
 
 
 def all_validated(messages: list[Any], limit: SizeLimit) -> TypeGuard[list[Message]]:
-    """Return whether `checked` would return each of these messages unchanged.
+    """Return whether `validate` would return each of these messages unchanged.
 
     Checks column by column, which takes a third of the time of a call for each message.
-    It may be False although all are plain: if the longest key and the longest payload
-    would be too large together, `checked` has to decide.
+    It may return False although all are valid: if the longest key and the longest
+    payload would be too large together, `validate` has to decide.
     """
     if set(map(type, messages)) != {Message}:
         return False
@@ -274,7 +273,7 @@ def all_validated(messages: list[Any], limit: SizeLimit) -> TypeGuard[list[Messa
     )
 
 
-def _converted(message: Message, limit: SizeLimit) -> Message:
+def _normalize(message: Message, limit: SizeLimit) -> Message:
     errors: dict[str, str] = {}
     _check_topic(message.topic, errors)
     payload = _as_bytes("payload", message.payload, errors)
@@ -309,7 +308,7 @@ def _check_size(
     limit: SizeLimit,
     errors: dict[str, str],
 ) -> None:
-    """Refuse a message that is too large; the error names its largest field."""
+    """Check the size of a message; the error names its largest field."""
     sizes = {
         "payload": len(payload or b""),
         "key": len(key or b""),
@@ -337,9 +336,9 @@ def size_of(
     key: bytes | None,
     headers: Iterable[tuple[str, HeaderValue]],
 ) -> int:
-    """Return the size of a message in wire form, as librdkafka counts it."""
-    whole = len(payload or b"") + len(key or b"") + _size_of_headers(headers)
-    return whole + _RECORD_OVERHEAD
+    """Return the size of a normalized message, as librdkafka counts it."""
+    size = len(payload or b"") + len(key or b"") + _size_of_headers(headers)
+    return size + _RECORD_OVERHEAD
 
 
 def _size_of_headers(headers: Iterable[tuple[str, HeaderValue]]) -> int:
@@ -357,10 +356,10 @@ def _size_of_varint(number: int) -> int:
 
 
 def check_topic(topic: object) -> None:
-    """Check the name of a topic that is given by itself.
+    """Check the name of a topic.
 
     Raises:
-        ValueError: No topic can have that name.
+        ValueError: The name is not valid for a topic.
     """
     errors: dict[str, str] = {}
     _check_topic(topic, errors)
@@ -373,7 +372,7 @@ def _check_topic(topic: object, errors: dict[str, str]) -> None:
         errors["topic"] = f"needs text, not {type(topic).__name__}"
     elif not _TOPIC.fullmatch(topic) or len(topic) > _TOPIC_LENGTH:
         errors["topic"] = (
-            f"{topic[:80]!r} is no legal topic name"
+            f"{topic[:80]!r} is not a valid topic name"
             " (ASCII letters, digits, '_', '.', '-'; 1 to 249 of them)"
         )
     else:
@@ -389,7 +388,7 @@ def _as_bytes(name: str, value: object, errors: dict[str, str]) -> bytes | None:
         try:
             return value.encode()
         except UnicodeEncodeError:
-            errors[name] = "holds lone surrogates, which UTF-8 can't encode"
+            errors[name] = "contains lone surrogates, which UTF-8 can't encode"
             return None
     if isinstance(value, (bytes, bytearray, memoryview)):
         try:
@@ -435,7 +434,7 @@ def _as_milliseconds(value: object, errors: dict[str, str]) -> int | None:
 
 
 def _other_unit(value: int) -> str:
-    """Say which unit a number that can't be milliseconds of our time looks like."""
+    """Return the error for a number that looks like another unit than milliseconds."""
     if value < _EARLIEST:
         unit, meant = "seconds", value * 1_000
     elif value < _FIRST_NANOSECONDS:
@@ -462,7 +461,7 @@ def _as_pairs(
             f"needs a mapping or a list of pairs, not {type(headers).__name__}"
         )
         return None
-    wire: list[tuple[str, HeaderValue]] = []
+    normalized: list[tuple[str, HeaderValue]] = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:  # noqa: PLR2004
             errors["headers"] = "each item needs to be a pair of name and value"
@@ -475,11 +474,11 @@ def _as_pairs(
         _as_bytes("name", name, problems)
         if "\0" in name:
             problems["name"] = "holds a NUL, where librdkafka would cut it"
-        wire.append((name, _as_bytes("value", value, problems)))
+        normalized.append((name, _as_bytes("value", value, problems)))
         for part, text in problems.items():
             errors["headers"] = f"{part} of {name!r} {text}"
             return None
-    return wire or None
+    return normalized or None
 
 
 def _spread(headers: Mapping[Any, Any]) -> Iterable[tuple[object, object]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from greendrop import _concurrency
 from greendrop.errors import MiddlewareError
-from greendrop.message import Message, detached
+from greendrop.message import Message, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,7 +80,7 @@ class Middleware:
         Raises:
             MiddlewareError: A step raised, or returned something else than a message.
         """
-        message = detached(message)
+        message = snapshot(message)
         token = _running.set((*_running.get(), (self, sender)))
         try:
             for step in self.steps:

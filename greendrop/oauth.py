@@ -1,7 +1,6 @@
-"""Tokens for SASL/OAUTHBEARER: what a program gives when it is asked for one.
+"""Tokens for SASL/OAUTHBEARER, as providers and listeners return them.
 
-Who asks, and when, is `oauth`. No value of a token is in a `repr` or in the text of
-an error.
+No value of a token appears in a `repr` or in the text of an error.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Kafka takes only a part of these. Mostly this finds the newline at the end of a file.
+# Kafka accepts only some of these. This mostly catches the newline at the end of a
+# file.
 _VALUE = re.compile(r"[\x21-\x7e]+")
-# RFC 7628, section 3.1; librdkafka refuses what is not so, and quotes it.
+# RFC 7628, section 3.1; librdkafka refuses other values, and quotes them.
 _EXTENSION_KEY = re.compile(r"(?!auth\Z)[A-Za-z]+")
 _EXTENSION_VALUE = re.compile(r"[\x20-\x7e\t\r\n]*")
-#: Seconds since 1970 of the year 5138. What is above was written in milliseconds.
+#: Seconds since 1970 of the year 5138. Larger values are in milliseconds.
 _LATEST = 1e11
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class OAuthToken:
-    """A token, and until when it holds.
+    """A token and its expiry.
 
-    Attributes:
-        value: As it goes to the broker, without spaces or line ends.
-        expires_at: Seconds since 1970, as `time.time()` counts them. (The `exp` of a
-            JWT; not its milliseconds, and not how long it holds.)
-        principal: Whose it is. Brokers mostly read that in the token itself.
-        extensions: SASL extensions for the broker (RFC 7628): letters to text.
+    Attributes: value: The token as it is sent to the broker, without spaces or line
+        ends. expires_at: Seconds since 1970, as returned by `time.time()`: the `exp` of
+        a JWT, not milliseconds, and not a duration. principal: The name of the
+        principal. Most brokers read it from the token itself. extensions: SASL
+        extensions for the broker (RFC 7628); keys are letters.
 
     Raises:
-        ValueError: One of them is not so.
+        ValueError: One of the values is invalid.
     """
 
     value: str
@@ -45,7 +44,7 @@ class OAuthToken:
     extensions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what librdkafka would refuse, in texts that don't show it."""
+        """Check what librdkafka would refuse, with texts that show no values."""
         _check_text("value", self.value, _VALUE, "spaces, line ends or nothing at all")
         _check_time(self.expires_at)
         if not isinstance(self.principal, str) or "\0" in self.principal:
@@ -57,19 +56,19 @@ class OAuthToken:
         object.__setattr__(self, "extensions", extensions)
 
     def __repr__(self) -> str:
-        """Tell all but what is secret."""
+        """Return all but the secret value."""
         return (
             f"OAuthToken(value=[hidden], expires_at={self.expires_at!r},"
             f" principal={self.principal!r}, extensions={[*self.extensions]})"
         )
 
 
-def _check_text(name: str, text: object, form: re.Pattern[str], not_so: str) -> None:
+def _check_text(name: str, text: object, form: re.Pattern[str], invalid: str) -> None:
     if not isinstance(text, str):
         kind = type(text).__name__
         raise ValueError(f"{name} of a token needs to be text, not {kind}")  # noqa: TRY004
     if not form.fullmatch(text):
-        raise ValueError(f"{name} of a token holds {not_so}, or is not ASCII")
+        raise ValueError(f"{name} of a token contains {invalid}, or is not ASCII")
 
 
 def _check_time(seconds: object) -> None:
@@ -90,9 +89,9 @@ def _check_time(seconds: object) -> None:
 
 
 class OAuthBearer:
-    """What a listener of `oauthbearer.token_refresh` answers to, before it returns.
+    """A request for a token, in the event `oauthbearer.token_refresh`.
 
-    The first answer holds.
+    A listener answers it before it returns. The first answer counts.
     """
 
     __slots__ = ("_failure", "_token")
@@ -116,16 +115,16 @@ class OAuthBearer:
 
     @property
     def failure(self) -> str | None:
-        """Why there is none, if that was the answer."""
+        """The reason why there is no token, if that was the answer."""
         return self._failure
 
     def set_token(self, token: OAuthToken) -> None:
-        """Give the token.
+        """Answer with a token.
 
         Raises:
-            TypeError: It is none.
+            TypeError: `token` is not an `OAuthToken`.
         """
-        given: object = token  # whatever the caller's types say
+        given: object = token  # not trusting its type
         if not isinstance(given, OAuthToken):
             text = f"set_token needs an OAuthToken, not {type(token).__name__}"
             raise TypeError(text)
@@ -133,10 +132,10 @@ class OAuthBearer:
             self._token = token
 
     def set_failure(self, reason: str) -> None:
-        """Tell that there is none to be had now.
+        """Answer that there is no token now.
 
         Args:
-            reason: For the error's text, so without secrets.
+            reason: Goes into the text of the error, so it must not contain secrets.
         """
         if not self.answered:
             self._failure = str(reason)

@@ -37,7 +37,7 @@ from greendrop.message import (
     as_message,
     as_tombstone,
     check_topic,
-    checked,
+    validate,
 )
 from greendrop.middleware import Middleware
 from greendrop.scope import DeliveryScope
@@ -237,7 +237,7 @@ class Producer(_pickling.PerProcess):
         message = _new_message(Message, fields)
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        message = checked(message, core.size_limit)
+        message = validate(message, core.size_limit)
         told = "message.produced_sync" in self.monitor.listeners
         began = _concurrency.monotonic() if told else 0.0
         try:
@@ -314,7 +314,7 @@ class Producer(_pickling.PerProcess):
         message = _new_message(Message, fields)
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        message = checked(message, core.size_limit)
+        message = validate(message, core.size_limit)
         told = "message.produced_async" in self.monitor.listeners
         began = _concurrency.monotonic() if told else 0.0
         try:
@@ -394,7 +394,7 @@ class Producer(_pickling.PerProcess):
             return validate_all(messages, lambda item: self._prepare(as_message(item)))
         return validate_all(
             messages,
-            lambda item: checked(as_message(item), limit),
+            lambda item: validate(as_message(item), limit),
             lambda items: all_validated(items, limit),
         )
 
@@ -402,7 +402,7 @@ class Producer(_pickling.PerProcess):
         core = self._core or self._unconfigured()
         if self.middleware.steps:
             message = self.middleware.run(message, self)
-        return checked(message, core.size_limit)
+        return validate(message, core.size_limit)
 
     def _many_sync(
         self, core: Core, batch: list[Message], flush: Flush | None = None

@@ -1,8 +1,9 @@
-"""Waiting for one's own messages: those that a greenlet or thread sends in a block.
+"""Delivery scopes: a block that waits for the messages that its task has sent in it.
 
-A scope belongs to the greenlet or thread that entered it, by that one's identity and
-not by a context variable: greenlets and threads that are started in the block may
-inherit its context, but what they send is their own affair.
+A scope belongs to the greenlet or thread that entered it. It is found by the identity
+of
+that task and not by a context variable: greenlets and threads that are started in the
+block may inherit its context, but their messages do not belong to the scope.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
     from greendrop.delivery import DeliveryHandle
 
-#: From so many handles on, those of delivered messages are dropped.
+#: Number of handles from which on those of delivered messages are dropped.
 _MANY = 1_024
 
 
 class DeliveryScope(_pickling.PerProcess):
     """Collects the messages that are sent in a block, and waits for them at its end.
 
-    Made by `Producer.scope`, and entered once. Only what the greenlet or thread that
-    entered it sends counts, by whichever verb of the producer.
+    Made by `Producer.scope`, and entered once. It collects the messages of the greenlet
+    or thread that entered it, by all verbs of the producer.
     """
 
     def __init__(
@@ -41,22 +42,22 @@ class DeliveryScope(_pickling.PerProcess):
     ) -> None:
         self._open_scopes = open_scopes
         self._timeout = timeout
-        # Raises where nobody may wait.
+        # Raises where the caller must not wait.
         self._check = check
         self._task: object = None
-        # In the order of sending. A dictionary, since others may wait meanwhile: each
-        # single step with it is one step to all threads.
+        # In the order of sending. A dictionary, since other tasks may wait meanwhile:
+        # each operation on it is atomic.
         self._handles: dict[DeliveryHandle, None] = {}
         self._many = _MANY
 
     def __enter__(self) -> Self:
-        """Begin to collect.
+        """Start collecting.
 
         Raises:
             IllegalWaitError: In the hub itself, or in a listener of this producer,
                 where the wait at the end of the block could never end.
             ProducerUsedInParentProcessError: See `Producer.reset`.
-            RuntimeError: It was entered before.
+            RuntimeError: The scope was entered before.
         """
         if self._task is not None:
             text = "a scope is entered once; producer.scope() makes a new one"
@@ -72,10 +73,11 @@ class DeliveryScope(_pickling.PerProcess):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for what was sent in the block.
+        """Wait for the messages that were sent in the block.
 
-        An error of the block is the one that is seen, after the wait. What interrupts
-        the block is not held up: Ctrl-C, the end of a greenlet, a `gevent.Timeout`.
+        An exception from the block is raised after the wait, and no other one.
+        Interrupts
+        end the block without a wait: Ctrl-C, a killed greenlet, a `gevent.Timeout`.
 
         Raises:
             ProduceManyError: As `wait`.
@@ -83,7 +85,7 @@ class DeliveryScope(_pickling.PerProcess):
         Blocking:
             As `wait`.
         """
-        # Maybe by another one than entered it, as happens to forgotten generators.
+        # Another task may leave the block, if it is in a generator that was forgotten.
         self._open_scopes.leave(self._task, self)
         try:
             if error is None or isinstance(error, Exception):
@@ -95,21 +97,20 @@ class DeliveryScope(_pickling.PerProcess):
             self._handles.clear()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until all that was sent so far is delivered.
+        """Wait until all messages that were sent so far are delivered.
 
-        What this has told of, good or bad, it does not tell again. Messages without a
-        verdict stay in the scope.
+        Each outcome is reported once: messages with a delivery report leave the scope.
 
         Args:
-            timeout: Seconds to wait for all of them together. None means the
-                scope's own.
+            timeout: Seconds to wait for all of them together; the timeout of the scope
+                if omitted.
 
         Raises:
-            ProduceManyError: Some were not delivered, or have no verdict yet: then
-                the cause is a `DeliveryTimeoutError`, or others of `dispatched` are
-                not done. `dispatched` has the handles in the order of sending, less
-                many that were delivered, if the scope is large; `failed_index` is the
-                place in it of the first that was not delivered.
+            ProduceManyError: Some messages were not delivered, or have no report yet;
+                in that case the cause is a `DeliveryTimeoutError`, or others of
+                `dispatched` are not done. `dispatched` has the handles in the order of
+                sending; in a large scope many delivered ones are left out.
+                `failed_index` is the index of the first one that was not delivered.
             IllegalWaitError: In the hub itself, or in a listener of this producer.
 
         Blocking:
@@ -131,13 +132,13 @@ class DeliveryScope(_pickling.PerProcess):
             raise _failure(handles, failed, late)
 
     def add(self, handles: Iterable[DeliveryHandle]) -> None:
-        """Collect messages that were queued."""
+        """Add messages that were queued."""
         self._handles.update(dict.fromkeys(handles))
         if len(self._handles) >= self._many:
             for handle in list(self._handles):
                 if _delivered(handle):
                     self._handles.pop(handle, None)
-            # In twice as many, so that each is looked at twice or so in all.
+            # Next at twice as many: each handle is checked about twice in all.
             self._many = max(_MANY, 2 * len(self._handles))
 
     def __repr__(self) -> str:
@@ -145,29 +146,26 @@ class DeliveryScope(_pickling.PerProcess):
 
 
 class HandleSink(Protocol):
-    """Who wants to know of what one greenlet or thread sends."""
+    """Receives the handles of the messages that one greenlet or thread sends."""
 
     def add(self, handles: Iterable[DeliveryHandle]) -> None:
-        """Take note of messages that were queued."""
+        """Add messages that were queued."""
         ...
 
 
 class ScopeRegistry(dict[object, "list[HandleSink]"]):
-    """The scopes, and the like, that are open in each greenlet or thread.
+    """The open scopes of each greenlet or thread, by its `current_task`."""
 
-    By its `current_task`.
-    """
+    def enter(self, task: object, scope: HandleSink) -> None:
+        """Open a scope for the messages that a task sends from now on."""
+        self.setdefault(task, []).append(scope)
 
-    def enter(self, task: object, collector: HandleSink) -> None:
-        """Have one collect what a task sends from now on."""
-        self.setdefault(task, []).append(collector)
-
-    def leave(self, task: object, collector: HandleSink) -> None:
-        """Have it collect no more, if it does."""
-        mine = self.get(task, [])
-        if collector in mine:
-            mine.remove(collector)
-            if not mine:
+    def leave(self, task: object, scope: HandleSink) -> None:
+        """Close a scope, if it is open."""
+        scopes = self.get(task, [])
+        if scope in scopes:
+            scopes.remove(scope)
+            if not scopes:
                 del self[task]
 
     def collect(self, handles: Iterable[DeliveryHandle]) -> None:
@@ -179,12 +177,12 @@ class ScopeRegistry(dict[object, "list[HandleSink]"]):
 def wait_for_each(
     handles: list[DeliveryHandle], timeout: float
 ) -> DeliveryTimeoutError | None:
-    """Wait for all verdicts; give what is to say if they did not come in time."""
+    """Wait for all reports; return the error if they did not come in time."""
     deadline = _concurrency.Deadline(timeout)
-    turns = _concurrency.CooperativeLoop()
+    loop = _concurrency.CooperativeLoop()
     for index, handle in enumerate(handles):
-        if not index % turns.CHUNK:
-            turns.checkpoint()
+        if not index % loop.CHUNK:
+            loop.checkpoint()
         if handle.done:
             continue
         try:

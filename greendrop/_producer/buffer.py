@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _concurrency, _wording
 from greendrop.errors import DeliveryError, GreendropError, ProduceManyError
-from greendrop.message import detached
+from greendrop.message import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +43,7 @@ class BufferedMessage:
     __slots__ = ("message", "prepared", "slot")
 
     def __init__(self, message: Message, prepared: Message, slot: ClientSlot) -> None:
-        self.message = detached(message)
+        self.message = snapshot(message)
         self.prepared = prepared
         self.slot = slot
 

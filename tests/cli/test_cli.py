@@ -252,7 +252,7 @@ def test_the_option_wins_over_properties_and_environment(mock_cluster, servers):
         (("-b", NOWHERE, "-X", "acks"), "-X takes NAME=VALUE, and 'acks' is none"),
         (("-b", NOWHERE, "-X", "bogus=1"), "bogus: librdkafka has no such property"),
         (("-b", NOWHERE, "-X", "acks=some"), "acks: Invalid value"),
-        (("-b", NOWHERE, "-t", "a b"), "topic 'a b' is no legal topic name"),
+        (("-b", NOWHERE, "-t", "a b"), "topic 'a b' is not a valid topic name"),
         (("-b", NOWHERE, "-H", "=h"), "-H takes NAME[=VALUE]"),
         (("-b", NOWHERE, "-H", ""), "-H takes NAME[=VALUE]"),
         (("-b", "me:secret@a:1"), "an address has no user or password"),

@@ -120,7 +120,7 @@ def test_a_token_does_not_change():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"value": SECRET + "\n"}, "value of a token holds spaces, line ends"),
+        ({"value": SECRET + "\n"}, "value of a token contains spaces, line ends"),
         ({"value": ""}, "nothing at all"),
         ({"value": SECRET.encode()}, "needs to be text, not bytes"),
         ({"value": SECRET + "ä"}, "not ASCII"),
@@ -132,7 +132,7 @@ def test_a_token_does_not_change():
         ({"principal": "a\0b"}, "principal of a token needs to be text"),
         ({"extensions": {"auth": "x"}}, "extension key of a token"),
         ({"extensions": {"not-letters": "x"}}, "extension key of a token"),
-        ({"extensions": {"a": SECRET + "\0"}}, "extension a of a token holds control"),
+        ({"extensions": {"a": SECRET + "\0"}}, "extension a of a token contains"),
         ({"extensions": {"a": 1}}, "extension a of a token needs to be text, not int"),
     ],
 )

@@ -59,7 +59,7 @@ BAD = [
     ("partition", -1, "needs one, 0 or more"),
     ("partition", -2, "not between"),
     ("partition", "1", "needs an integer"),
-    ("topic", "no topic!", "no legal topic"),
+    ("topic", "no topic!", "not a valid topic"),
     ("headers", 5, "needs a mapping"),
 ]
 

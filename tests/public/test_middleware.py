@@ -254,7 +254,7 @@ def test_steps_see_the_sending_variant(sent, verb):
     Outside a step it is the producer itself, also during another greenlet's call.
     """
     producer, _ = sent
-    variant = copy.copy(producer)
+    variant = producer.variant()
     seen = []
 
     @producer.middleware.append
@@ -274,7 +274,7 @@ def test_steps_see_the_sending_variant(sent, verb):
 def test_current_variant_is_reset_after_each_call(make_producer):
     """After a call that sent or failed, `current_variant` is the producer again."""
     producer, other = make_producer(), make_producer()
-    variant = copy.copy(producer)
+    variant = producer.variant()
     seen = []
 
     @producer.middleware.append
@@ -300,7 +300,7 @@ def test_current_variant_is_reset_after_each_call(make_producer):
 def test_greenlets_do_not_see_each_others_variants(hub):
     """While one greenlet waits in a step, another greenlet sees its own variant."""
     producer = Producer(kafka=NOWHERE)
-    variant = copy.copy(producer)
+    variant = producer.variant()
     inside = gevent.event.Event()
     go_on = gevent.event.Event()
 

@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from greendrop import _concurrency, _wording
 from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
-from greendrop.message import as_message, checked
+from greendrop.message import as_message, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ def produce_on_commit(
     validated = as_message(message)
     core = producer._core  # noqa: SLF001 - for the producer's size limit
     if core is not None and not producer.middleware.steps:
-        checked(validated, core.size_limit)
+        validate(validated, core.size_limit)
 
     def send() -> None:
         producer.produce_async(**validated._asdict())
