@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from greendrop import Message, Producer
-from greendrop._producer import shutdown
+from greendrop._producer import registry
 from greendrop.testing import MockCluster
 from tests import interpreter
 from tests.tasks import LongestGap
@@ -262,7 +262,7 @@ def _note_hub_error(hub: object, context: object, *error: Any) -> None:
 
 
 def _close_producers() -> list[str]:
-    left = list(shutdown._in_use)
+    left = list(registry._in_use)
     for each in left:
         each.close(0.0, force=True)
     return [f"producer {each.name!r} was left open" for each in left]

@@ -118,7 +118,8 @@ class Connections:
         warn_no_effect(settings)
         self.settings = settings
         self.monitor = monitor
-        self._owner = owner
+        #: The core of the producer.
+        self.owner = owner
         self.status: Status = "configured"
         #: The slot of the producer's own topic configuration.
         self.main = ClientSlot(settings, {})
@@ -337,7 +338,7 @@ class Connections:
                 return False
             client = Client(settings, self.monitor, self)
             before = slot.settings, old
-            self._owner.register()
+            self.owner.register()
             # Publish the client before reading the current token. In the opposite order
             # a refresh in between would miss this client, and it would keep the old
             # token.
@@ -356,26 +357,18 @@ class Connections:
                 # this one or this thread sees the status.
                 slot.settings, slot.client = before
                 client.discard()
-                self._owner.unregister()
+                self.owner.unregister()
                 return False
         return True
 
     def on_fatal(self, client: Client, error: BrokerError) -> bool:
         """Handle a fatal error of a client; see `ClientOwner`."""
         slot = next((each for each in self.slots if each.client is client), None)
-        return slot is not None and self._owner.on_fatal(slot, client, error)
+        return slot is not None and self.owner.on_fatal(slot, client, error)
 
     def on_interval(self) -> None:
         """Do periodic checks; called by a poller, so it must not wait."""
-        self._owner.on_interval()
-
-    def register(self) -> None:
-        """Close the producer when the process exits; until then keep it alive."""
-        self._owner.register()
-
-    def unregister(self) -> None:
-        """Undo `register`, when the producer has nothing to close."""
-        self._owner.unregister()
+        self.owner.on_interval()
 
     def _give_token(self, token: OAuthToken) -> None:
         for slot in list(self.slots):
@@ -536,7 +529,7 @@ class Connections:
         self.lock = _concurrency.new_lock()
         self._end = _concurrency.WaitQueue()
         self.status = "closed" if self.status == "closing" else "configured"
-        self._owner.unregister()
+        self.owner.unregister()
 
     # --- waiting for the end -----------------------------------------------------
 

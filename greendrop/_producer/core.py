@@ -445,9 +445,9 @@ class Core:
         self._connections.check_not_forked()
         if not self.buffer.append(messages):
             raise self._connections.closed_error()
-        self._shutdown.register()
+        registry.register(self._shutdown)
         if self.status == "closed":  # by another thread, after the append
-            self._shutdown.unregister()
+            registry.unregister(self._shutdown)
 
     def _refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
         """Report a message that librdkafka refused for good, as the poller would.
@@ -688,11 +688,11 @@ class Core:
 
     def register(self) -> None:
         """Close the producer when the process exits; until then keep it alive."""
-        self._shutdown.register()
+        registry.register(self._shutdown)
 
     def unregister(self) -> None:
         """Undo `register`, when the producer has nothing to close."""
-        self._shutdown.unregister()
+        registry.unregister(self._shutdown)
 
 
 def _nothing() -> None:

@@ -138,13 +138,13 @@ class Disconnect:
         with connections.lock:
             if connections.disconnecting is not token:
                 return None
-            connections.unregister()
+            connections.owner.unregister()
             busy = any(
                 client.outstanding or client.has_waiters
                 for client in connections.clients
             )
             if busy or self._buffer:
-                connections.register()
+                connections.owner.register()
                 connections.cancel_disconnect()
                 return None
             self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)

@@ -1,15 +1,11 @@
 """Shutdown: a producer sends its buffer, waits for deliveries, and closes its clients.
 
-`close` always ends with a closed producer. It also runs when the interpreter exits, and
-when the program drops its last reference to the producer.
+`close` always ends with a closed producer. It also runs when the process exits (see
+`registry`), and when the program drops its last reference to the producer.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import math
-import sys
 import warnings
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +13,7 @@ from greendrop import _concurrency, _wording
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._concurrency.fair_lock import LockRequest
 from greendrop._logging.log import ERROR, Log
+from greendrop._producer import registry
 from greendrop._producer.buffer import Flush
 from greendrop._wording import count_were
 from greendrop.errors import (
@@ -42,13 +39,6 @@ if TYPE_CHECKING:
 
 
 _log = Log("greendrop")
-
-# Producers that are connected or have buffered messages. The references keep a producer
-# with messages in flight from being garbage-collected. All are closed when the
-# interpreter exits.
-_in_use: set[Shutdown] = set()
-# Marks the process that has registered its exit hook.
-_exit_hook_marker: _concurrency.ForkMarker | None = None
 
 
 class ShutdownOwner(Protocol):
@@ -168,16 +158,6 @@ class Shutdown:
         self._owner = owner
         self._closer: object = None
 
-    def register(self) -> None:
-        """Keep this from being garbage-collected, and have it closed at exit."""
-        _in_use.add(self)
-        if _exit_hook_marker is None or not _exit_hook_marker.same_process:
-            _register_exit_hook()
-
-    def unregister(self) -> None:
-        """Undo `register`: nothing can be lost any more."""
-        _in_use.discard(self)
-
     def close(
         self, timeout: float | None, *, force: bool, at_exit: bool = False
     ) -> None:
@@ -290,7 +270,7 @@ class Shutdown:
             connections.status not in ("connected", "disconnecting")
             or connections.inherited
         ):
-            self.unregister()
+            registry.unregister(self)
             return
         # Close before the warning: a filter may make it an error. If no thread can be
         # started, the program is ending, and the exit hook closes the producer.
@@ -409,7 +389,7 @@ class Shutdown:
                     raise
                 finally:
                     connections.status = "closed"
-                    self.unregister()
+                    registry.unregister(self)
                     connections.wake_end_waiters()
                     self._report_unsent(account)
                     connections.emit("producer.closed", started)
@@ -447,7 +427,7 @@ class Shutdown:
             _log.write(ERROR, "producer.messages_abandoned", error=str(error))
 
     def discard(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
-        """Disconnect without delivering anything; see the function `discard`."""
+        """Disconnect without delivering anything; see `registry.discard`."""
         connections = self._connections
         with connections.lock:
             clients = connections.clients
@@ -460,7 +440,7 @@ class Shutdown:
             if not (clients or idle):
                 return
             self._buffer.clear()
-            self.unregister()
+            registry.unregister(self)
             if not clients:
                 return
             connections.disconnecting = None
@@ -517,71 +497,3 @@ class Shutdown:
         if unsent := self._buffer.unsent:  # another task has closed it
             text = f"producer {self.name!r} is closed"
             report(f"{text}; {count_were(unsent, 'buffered message')} not delivered")
-
-
-def close_in_use(report: Callable[[str], object], timeout: float = math.inf) -> None:
-    """Close the producers that this process has in use, because the process ends.
-
-    Args:
-        report: Called with a sentence for each loss.
-        timeout: Seconds for all producers together; never more than the longest
-            `exit_timeout` among them.
-
-    Blocking:
-        Until everything is delivered, or the time is over. Lets other greenlets run.
-    """
-    ours = [each for each in _in_use if each.is_ours]
-    if not ours:
-        return
-    seconds = min(timeout, max(each.exit_timeout for each in ours))
-    deadline = _concurrency.Deadline(seconds)
-    interrupt = None
-    for number, each in enumerate(ours):
-        # No producer may use up the time of those that come after it.
-        share = deadline.remaining() / (len(ours) - number)
-        try:
-            each.close_at_exit(share, report)
-        except (KeyboardInterrupt, SystemExit) as error:
-            # The producers that are left don't wait.
-            interrupt, deadline = error, _concurrency.Deadline(0)
-    if interrupt is not None:
-        raise interrupt
-
-
-def reset_inherited() -> None:
-    """Reset the producers that this process's parent used before the fork."""
-    for each in [each for each in _in_use if not each.is_ours]:
-        each.reset()
-
-
-def _register_exit_hook() -> None:
-    global _exit_hook_marker  # noqa: PLW0603 - once in each process
-    _exit_hook_marker = _concurrency.fork_marker()
-    _concurrency.register_multiprocessing_exit(_close_at_exit)
-
-
-def discard(is_meant: Callable[[Client], bool], *, idle: bool) -> None:
-    """Disconnect producers at once, and drop their messages in flight and buffers.
-
-    For the end of a test: the producers connect again if they are used again.
-
-    Args:
-        is_meant: Returns whether a client is connected to what ends. A producer is
-            disconnected if all of its clients are.
-        idle: Whether the buffers of producers without a client are dropped, too.
-
-    Blocking:
-        Until the dropped messages are reported. Lets other greenlets run.
-    """
-    for each in list(_in_use):
-        each.discard(is_meant, idle=idle)
-
-
-def _close_at_exit() -> None:
-    """Close the producers that the program left open, within a bounded time."""
-    # On standard error, since logging may be shut down already.
-    with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the process ends anyway
-        close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
-
-
-atexit.register(_close_at_exit)

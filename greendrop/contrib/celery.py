@@ -32,7 +32,7 @@ from celery.signals import (
 )
 
 from greendrop import _concurrency
-from greendrop._producer.shutdown import close_in_use, reset_inherited
+from greendrop._producer.registry import close_in_use, reset_inherited
 
 __all__ = ["connect"]
 

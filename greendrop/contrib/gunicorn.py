@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greendrop._producer.shutdown import close_in_use
+from greendrop._producer.registry import close_in_use
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from greendrop._librdkafka import backend
 from greendrop._librdkafka.error_codes import error_code
-from greendrop._producer import shutdown
+from greendrop._producer import registry
 from greendrop.errors import GreendropError
 from greendrop.testing._memory_log import (
     CallFailure,
@@ -264,7 +264,7 @@ class MemoryCluster:
             return
         self._closed = True
         backend.test_backends.remove(self._backend_for)
-        shutdown.discard(self._is_ours, idle=self._accepts_all)
+        registry.discard(self._is_ours, idle=self._accepts_all)
 
     def _begin_in_child(self) -> None:
         # The producers belong to the parent, and one of its threads may have held the

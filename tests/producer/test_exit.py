@@ -216,14 +216,14 @@ def test_warnings_that_are_errors_change_nothing(
     import warnings
 
     handle = producer.produce_async(topic="events", payload=b"x")
-    from greendrop._producer import shutdown
+    from greendrop._producer import registry
     sys.unraisablehook = lambda _: None
     warnings.simplefilter("error")
     del producer
     gc.collect()
     handle.wait(10)
     deadline = time.monotonic() + 5
-    while shutdown._in_use:
+    while registry._in_use:
         assert time.monotonic() < deadline
         sleep(0.01)
     """
