@@ -83,18 +83,18 @@ class FakeHub:
         self.loop = FakeLoop()
 
 
-def add(one_batcher, item):
+def add(small_batcher, item):
     """Add an item as the client does."""
-    one_batcher.items.append(item)
-    one_batcher._pending.append(item)
-    if len(one_batcher.items) >= one_batcher.flush_at:
-        one_batcher.maybe_flush()
+    small_batcher.items.append(item)
+    small_batcher._pending.append(item)
+    if len(small_batcher.items) >= small_batcher.flush_at:
+        small_batcher.maybe_flush()
 
 
-def report(one_batcher, count, round_trip):
+def report(small_batcher, count, round_trip):
     """Report the first items in flight, as the report dispatcher does."""
-    del one_batcher._pending[:count]
-    one_batcher.on_reports(count, round_trip)
+    del small_batcher._pending[:count]
+    small_batcher.on_reports(count, round_trip)
 
 
 class Sink:
@@ -131,61 +131,61 @@ def sink():
 
 
 @pytest.fixture
-def usual(fake_hub, sink):
+def idle_batcher(fake_hub, sink):
     """Make a batcher without items in flight."""
     return Batcher(fake_hub, [], sink)
 
 
 @pytest.fixture
-def one_batcher(usual, monkeypatch):
+def small_batcher(idle_batcher, monkeypatch):
     """Make a batcher that starts a batch at the second item."""
     monkeypatch.setattr(batcher, "_FEW", 1)
-    return usual
+    return idle_batcher
 
 
-def test_send_goes_out_at_once_when_nothing_is_in_flight(one_batcher, sink):
+def test_send_goes_out_at_once_when_nothing_is_in_flight(small_batcher, sink):
     """A send with nothing in flight does not wait."""
-    add(one_batcher, 1)
+    add(small_batcher, 1)
 
     assert sink.batches == [[1]]
-    assert len(one_batcher.items) == 0
+    assert len(small_batcher.items) == 0
 
 
-def test_sends_are_batched_while_something_is_in_flight(one_batcher, sink):
+def test_sends_are_batched_while_something_is_in_flight(small_batcher, sink):
     """The second send waits for the report of the first one."""
     for item in (1, 2, 3):
-        add(one_batcher, item)
+        add(small_batcher, item)
 
     assert sink.batches == [[1]]
-    assert len(one_batcher.items) == 2
+    assert len(small_batcher.items) == 2
 
 
-def test_a_few_wait_for_the_end_of_their_tick_only(usual, sink, fake_hub):
+def test_a_few_wait_for_the_end_of_their_tick_only(idle_batcher, sink, fake_hub):
     """With so few items in flight, batching gains nothing."""
     for item in (1, 2, 3):
-        add(usual, item)
+        add(idle_batcher, item)
     assert sink.batches == [[1]]
     fake_hub.loop.end_tick()
-    add(usual, 4)
+    add(idle_batcher, 4)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
     assert not fake_hub.loop.timers[0].active
 
 
-def test_more_than_a_few_are_batched(usual, sink, fake_hub):
+def test_more_than_a_few_are_batched(idle_batcher, sink, fake_hub):
     """One more than a few, and all wait for reports or the timer."""
     (timer,) = fake_hub.loop.timers
     for item in range(batcher._FEW + 1):
-        add(usual, item)
-    report(usual, 0, SLOW)
+        add(idle_batcher, item)
+    report(idle_batcher, 0, SLOW)
     for _ in range(100):
-        usual.flush()
+        idle_batcher.flush()
         batches = len(sink.batches)
         started = time.monotonic()
-        add(usual, "late")
-        usual.flush()
-        add(usual, "later")
+        add(idle_batcher, "late")
+        idle_batcher.flush()
+        add(idle_batcher, "later")
         fake_hub.loop.end_tick()
         if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
@@ -200,12 +200,12 @@ def test_more_than_a_few_are_batched(usual, sink, fake_hub):
 
 
 def test_batched_sends_go_out_together_when_all_is_reported(
-    one_batcher, sink, fake_hub
+    small_batcher, sink, fake_hub
 ):
     """The batch is flushed at the end of the tick that brought the last report."""
     for item in (1, 2, 3):
-        add(one_batcher, item)
-    report(one_batcher, 1, SLOW)
+        add(small_batcher, item)
+    report(small_batcher, 1, SLOW)
 
     assert sink.batches == [[1]], "the greenlets that were freed have had no turn yet"
     fake_hub.loop.end_tick()
@@ -213,70 +213,72 @@ def test_batched_sends_go_out_together_when_all_is_reported(
     assert sink.batches == [[1], [2, 3]]
 
 
-def test_greenlets_that_reports_freed_join_the_batch(one_batcher, sink, fake_hub):
+def test_greenlets_that_reports_freed_join_the_batch(small_batcher, sink, fake_hub):
     """Sends between the reports and the end of their tick join the batch.
 
     Otherwise a hundred greenlets would send one message per request.
     """
-    add(one_batcher, 1)
-    add(one_batcher, 2)
-    one_batcher.flush()
-    report(one_batcher, 2, SLOW)
+    add(small_batcher, 1)
+    add(small_batcher, 2)
+    small_batcher.flush()
+    report(small_batcher, 2, SLOW)
     for item in (3, 4, 5):
-        add(one_batcher, item)
+        add(small_batcher, item)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2], [3, 4, 5]]
 
 
-def test_lone_sender_does_not_wait(one_batcher, sink, fake_hub):
+def test_lone_sender_does_not_wait(small_batcher, sink, fake_hub):
     """One greenlet that sends and waits in turn is never held up.
 
     Nor is any callback scheduled at the end of each tick.
     """
     for item in range(5):
-        add(one_batcher, item)
-        report(one_batcher, 1, SLOW)
+        add(small_batcher, item)
+        report(small_batcher, 1, SLOW)
 
     assert sink.batches == [[item] for item in range(5)]
     assert fake_hub.loop.callbacks == []
 
 
-def test_reports_of_one_tick_schedule_one_flush(one_batcher, fake_hub):
+def test_reports_of_one_tick_schedule_one_flush(small_batcher, fake_hub):
     """Ten reports in one tick schedule one flush."""
     for item in range(12):
-        add(one_batcher, item)
-    one_batcher.flush()
+        add(small_batcher, item)
+    small_batcher.flush()
     for _ in range(10):
-        report(one_batcher, 1, SLOW)
+        report(small_batcher, 1, SLOW)
 
     assert len(fake_hub.loop.callbacks) == 1
 
 
-def test_end_of_a_tick_without_sends_flushes_nothing(one_batcher, sink, fake_hub):
+def test_end_of_a_tick_without_sends_flushes_nothing(small_batcher, sink, fake_hub):
     """Reports without waiting sends cost nothing; the next send goes out at once."""
-    add(one_batcher, 1)
-    report(one_batcher, 1, SLOW)
+    add(small_batcher, 1)
+    report(small_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
     assert sink.batches == [[1]]
 
-    add(one_batcher, 2)
+    add(small_batcher, 2)
 
     assert sink.batches == [[1], [2]]
 
 
-def test_nothing_goes_out_early_while_a_part_is_in_flight(one_batcher, sink, fake_hub):
+def test_nothing_goes_out_early_while_a_part_is_in_flight(
+    small_batcher, sink, fake_hub
+):
     """While some items are in flight, the batch waits for a round trip."""
     for _ in range(100):
         # A round trip counts as at most 1 ms; a busy machine may exceed that.
-        one_batcher.flush()
+        small_batcher.flush()
         batches = len(sink.batches)
         started = time.monotonic()
         for item in (1, 2, 3):
-            add(one_batcher, item)
-        one_batcher.flush()
-        report(one_batcher, 1, SLOW)
-        add(one_batcher, 4)
+            add(small_batcher, item)
+        small_batcher.flush()
+        report(small_batcher, 1, SLOW)
+        add(small_batcher, 4)
         fake_hub.loop.end_tick()
         if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
@@ -284,52 +286,52 @@ def test_nothing_goes_out_early_while_a_part_is_in_flight(one_batcher, sink, fak
         pytest.fail("this machine never ran ten lines within half a millisecond")
 
     assert [4] not in sink.batches[batches:]
-    assert len(one_batcher.items) == 1
+    assert len(small_batcher.items) == 1
 
 
-def test_more_goes_out_a_round_trip_after_the_last_flush(one_batcher, sink, fake_hub):
+def test_more_goes_out_a_round_trip_after_the_last_flush(small_batcher, sink, fake_hub):
     """A slow broker does not slow down messages to other brokers."""
     for item in (1, 2, 3):
-        add(one_batcher, item)
-    one_batcher.flush()
-    add(one_batcher, 4)
+        add(small_batcher, item)
+    small_batcher.flush()
+    add(small_batcher, 4)
     time.sleep(2 * batcher._MAX_PACE)
-    report(one_batcher, 1, SLOW)
+    report(small_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_fast_broker_gets_the_next_batch_sooner(one_batcher, sink, fake_hub):
+def test_fast_broker_gets_the_next_batch_sooner(small_batcher, sink, fake_hub):
     """With a round trip of 0, each report flushes the next batch."""
     for item in (1, 2, 3):
-        add(one_batcher, item)
-    one_batcher.flush()
-    add(one_batcher, 4)
-    report(one_batcher, 1, 0.0)
+        add(small_batcher, item)
+    small_batcher.flush()
+    add(small_batcher, 4)
+    report(small_batcher, 1, 0.0)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_failed_reports_do_not_change_the_round_trip(one_batcher, sink, fake_hub):
+def test_failed_reports_do_not_change_the_round_trip(small_batcher, sink, fake_hub):
     """A round trip below 0 means unknown: failed reports don't change the pace."""
-    report(one_batcher, 1, 0.0)
+    report(small_batcher, 1, 0.0)
     fake_hub.loop.end_tick()
     for item in (1, 2, 3):
-        add(one_batcher, item)
-    one_batcher.flush()
-    add(one_batcher, 4)
-    report(one_batcher, 1, -1.0)
+        add(small_batcher, item)
+    small_batcher.flush()
+    add(small_batcher, 4)
+    report(small_batcher, 1, -1.0)
     fake_hub.loop.end_tick()
 
     assert sink.batches == [[1], [2, 3], [4]]
 
 
-def test_timer_flushes_when_no_report_comes(one_batcher, sink, fake_hub):
+def test_timer_flushes_when_no_report_comes(small_batcher, sink, fake_hub):
     """A batch does not wait for a report that may take seconds."""
-    add(one_batcher, 1)
-    add(one_batcher, 2)
+    add(small_batcher, 1)
+    add(small_batcher, 2)
     (timer,) = fake_hub.loop.timers
     assert timer.active
 
@@ -339,19 +341,19 @@ def test_timer_flushes_when_no_report_comes(one_batcher, sink, fake_hub):
     assert not timer.active
 
 
-def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
+def test_timer_waits_for_the_round_trip_too(small_batcher, sink, fake_hub):
     """A timer that fires early, as a coarse one may, flushes nothing early."""
     (timer,) = fake_hub.loop.timers
-    add(one_batcher, 1)
-    report(one_batcher, 1, SLOW)
+    add(small_batcher, 1)
+    report(small_batcher, 1, SLOW)
     fake_hub.loop.end_tick()
     for number in range(100):
-        one_batcher.flush()
+        small_batcher.flush()
         started = time.monotonic()
-        add(one_batcher, 2)
-        one_batcher.flush()
+        add(small_batcher, 2)
+        small_batcher.flush()
         batches = list(sink.batches)
-        add(one_batcher, number)
+        add(small_batcher, number)
         timer.fire()
         if time.monotonic() - started < batcher._MAX_PACE / 2:
             break
@@ -365,65 +367,65 @@ def test_timer_waits_for_the_round_trip_too(one_batcher, sink, fake_hub):
     assert sink.batches == [*batches, [number]]
 
 
-def test_timer_runs_only_while_something_waits(one_batcher, fake_hub):
+def test_timer_runs_only_while_something_waits(small_batcher, fake_hub):
     """A send that goes out at once starts no timer."""
-    add(one_batcher, 1)
+    add(small_batcher, 1)
 
     assert not fake_hub.loop.timers[0].active
 
 
-def test_long_batch_goes_out_inside_the_call(one_batcher, sink):
+def test_long_batch_goes_out_inside_the_call(small_batcher, sink):
     """A loop that never yields does not extend its batch for ever."""
     count = 3 * batcher._MAX_BATCH + 1
     for item in range(count):
-        add(one_batcher, item)
+        add(small_batcher, item)
 
-    assert len(one_batcher.items) < batcher._MAX_BATCH
-    one_batcher.flush()
+    assert len(small_batcher.items) < batcher._MAX_BATCH
+    small_batcher.flush()
     assert sink.items == list(range(count))
 
 
-def test_order_of_calls_is_kept(one_batcher, sink, fake_hub):
+def test_order_of_calls_is_kept(small_batcher, sink, fake_hub):
     """Items are flushed in the order of the calls, whatever triggers the flush."""
     for item in range(5_000):
-        add(one_batcher, item)
+        add(small_batcher, item)
         if not item % 7:
-            report(one_batcher, 3, 0.0)
+            report(small_batcher, 3, 0.0)
         if not item % 11:
             fake_hub.loop.end_tick()
         if not item % 501 and fake_hub.loop.timers[0].active:
             fake_hub.loop.timers[0].fire()
-    one_batcher.flush()
+    small_batcher.flush()
 
     assert sink.items == list(range(5_000))
 
 
-def test_items_without_space_stay_at_the_front(one_batcher, sink, fake_hub):
+def test_items_without_space_stay_at_the_front(small_batcher, sink, fake_hub):
     """Items without space stay at the front, and are tried again."""
-    add(one_batcher, 0)
+    add(small_batcher, 0)
     for item in range(1, 6):
-        add(one_batcher, item)
+        add(small_batcher, item)
     sink.room = 2
-    one_batcher.flush()
-    assert len(one_batcher.items) == 3
-    add(one_batcher, 6)
+    small_batcher.flush()
+    assert len(small_batcher.items) == 3
+    add(small_batcher, 6)
 
     sink.room = None
-    report(one_batcher, 3, 0.0)
+    report(small_batcher, 3, 0.0)
     fake_hub.loop.end_tick()
 
     assert sink.items == list(range(7))
 
 
-def test_rest_is_tried_again_by_the_timer(one_batcher, sink, fake_hub):
+def test_rest_is_tried_again_by_the_timer(small_batcher, sink, fake_hub):
     """Without reports the timer tries again until there is space."""
-    add(one_batcher, 0)
-    add(one_batcher, 1)
+    add(small_batcher, 0)
+    add(small_batcher, 1)
     sink.room = 0
     (timer,) = fake_hub.loop.timers
     timer.fire()
     timer.fire()
-    assert len(one_batcher.items) == 1
+    assert len(small_batcher.items) == 1
     assert timer.active
     sink.room = None
 
@@ -432,19 +434,19 @@ def test_rest_is_tried_again_by_the_timer(one_batcher, sink, fake_hub):
     assert sink.items == [0, 1]
 
 
-def test_rest_of_a_first_send_is_kept(one_batcher, sink, fake_hub):
+def test_rest_of_a_first_send_is_kept(small_batcher, sink, fake_hub):
     """A first send may find no space either, and is tried again."""
     sink.room = 0
-    add(one_batcher, 1)
+    add(small_batcher, 1)
     sink.room = None
     fake_hub.loop.timers[0].fire()
 
     assert sink.items == [1]
 
 
-def test_empty_batch_is_not_flushed(one_batcher, sink):
+def test_empty_batch_is_not_flushed(small_batcher, sink):
     """An empty batch is not flushed."""
-    one_batcher.flush()
+    small_batcher.flush()
 
     assert sink.batches == []
 
@@ -458,24 +460,24 @@ def test_sends_made_during_a_flush_come_after_it(fake_hub):
             while items:
                 taken.append(items.popleft())
                 if taken[-1] == 2:
-                    add(one_batcher, 3)
+                    add(small_batcher, 3)
 
-    one_batcher = Batcher(fake_hub, [], SendingSink())
-    add(one_batcher, 1)
-    add(one_batcher, 2)
-    one_batcher.flush()
+    small_batcher = Batcher(fake_hub, [], SendingSink())
+    add(small_batcher, 1)
+    add(small_batcher, 2)
+    small_batcher.flush()
 
     assert taken == [1, 2, 3]
 
 
-def test_take_empties_the_batch(one_batcher, sink):
+def test_take_empties_the_batch(small_batcher, sink):
     """The client that closes takes the waiting items in order; none is left."""
     for item in (1, 2, 3):
-        add(one_batcher, item)
+        add(small_batcher, item)
 
-    assert list(one_batcher.take()) == [2, 3]
-    assert not one_batcher.take()
-    one_batcher.flush()
+    assert list(small_batcher.take()) == [2, 3]
+    assert not small_batcher.take()
+    small_batcher.flush()
     assert sink.items == [1]
 
 
@@ -508,7 +510,7 @@ def test_an_exception_in_a_batcher_loses_nothing(
     If none follows, the poller resumes the batcher.
     """
     monkeypatch.setattr(batcher, "_FEW", few)
-    one_batcher = Batcher(fake_hub, [], sink)
+    small_batcher = Batcher(fake_hub, [], sink)
 
     def raise_it():
         raise InterruptedHereError
@@ -520,28 +522,28 @@ def test_an_exception_in_a_batcher_loses_nothing(
     (timer,) = fake_hub.loop.timers
     with at_entry(place, raise_it) as calls:
         for item in range(5):
-            try_to(add, one_batcher, item)
+            try_to(add, small_batcher, item)
         time.sleep(2 * batcher._MAX_PACE)
-        try_to(report, one_batcher, 1, SLOW)
+        try_to(report, small_batcher, 1, SLOW)
         try_to(fake_hub.loop.end_tick)
         if timer.active:
             try_to(timer.fire)
         # With one item in flight, that item waits for a round trip.
-        try_to(add, one_batcher, 5)
-        try_to(one_batcher.flush)
-        try_to(add, one_batcher, 6)
+        try_to(add, small_batcher, 5)
+        try_to(small_batcher.flush)
+        try_to(add, small_batcher, 6)
         try_to(fake_hub.loop.end_tick)
         if timer.active:
             try_to(timer.fire)
-    one_batcher.resume()
+    small_batcher.resume()
     fake_hub.loop.end_tick()
     if timer.active:
         time.sleep(2 * batcher._MAX_PACE)
         timer.fire()
 
     assert sink.items == list(range(7))
-    add(one_batcher, 7)
-    one_batcher.resume()
+    add(small_batcher, 7)
+    small_batcher.resume()
     fake_hub.loop.end_tick()
     if timer.active:
         time.sleep(2 * batcher._MAX_PACE)
@@ -550,13 +552,13 @@ def test_an_exception_in_a_batcher_loses_nothing(
     assert calls or few > 1
 
 
-def test_more_reports_than_sends_are_ignored(one_batcher, sink, fake_hub):
+def test_more_reports_than_sends_are_ignored(small_batcher, sink, fake_hub):
     """Reports of other threads' messages count too, and never below zero."""
-    add(one_batcher, 1)
-    report(one_batcher, 1_000, SLOW)
+    add(small_batcher, 1)
+    report(small_batcher, 1_000, SLOW)
     fake_hub.loop.end_tick()
-    add(one_batcher, 2)
-    add(one_batcher, 3)
+    add(small_batcher, 2)
+    add(small_batcher, 3)
 
     assert sink.batches == [[1], [2]]
 
@@ -566,41 +568,41 @@ def test_batcher_is_usable_in_its_own_hub_only(hub, sink):
 
     Nor may a thread that reuses the number of a thread that ended.
     """
-    one_batcher = Batcher(hub, [], sink)
+    small_batcher = Batcher(hub, [], sink)
     answers = []
 
     def ask():
-        answers.append(one_batcher.in_own_hub())
+        answers.append(small_batcher.in_own_hub())
         gevent.get_hub()
-        answers.append(one_batcher.in_own_hub())
+        answers.append(small_batcher.in_own_hub())
         gevent.get_hub().destroy(destroy_loop=True)
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
 
-    assert one_batcher.in_own_hub()
+    assert small_batcher.in_own_hub()
     assert answers == [False, False]
 
 
 def test_batcher_of_a_destroyed_hub_is_unusable(hub, sink):
     """Nothing is batched for a hub that will not run again."""
-    one_batcher = Batcher(hub, [], sink)
+    small_batcher = Batcher(hub, [], sink)
     hub.destroy(destroy_loop=True)
 
-    assert not one_batcher.in_own_hub()
+    assert not small_batcher.in_own_hub()
     gevent.get_hub()
-    assert not one_batcher.in_own_hub()
+    assert not small_batcher.in_own_hub()
 
 
-def test_dead_hub_batches_nothing(one_batcher, fake_hub, sink):
+def test_dead_hub_batches_nothing(small_batcher, fake_hub, sink):
     """When the hub has died no tick will end, so a send goes out at once."""
-    one_batcher.current_hub = lambda: fake_hub
-    add(one_batcher, 1)
+    small_batcher.current_hub = lambda: fake_hub
+    add(small_batcher, 1)
     fake_hub.dead = True
-    one_batcher.items.append(2)
+    small_batcher.items.append(2)
 
-    add(one_batcher, 3)
+    add(small_batcher, 3)
 
     assert sink.batches == [[1], [2, 3]]
-    assert not one_batcher.in_own_hub()
+    assert not small_batcher.in_own_hub()

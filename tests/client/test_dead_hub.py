@@ -103,7 +103,7 @@ def test_waits_end_by_their_deadline_after_the_hub_died(mode, run_script):
 
 
 @both
-def test_exit_ends_in_time_after_the_hub_died(mode, run_script):
+def test_exit_takes_the_exit_timeout_after_the_hub_died(mode, run_script):
     """Without a broker a program whose hub died ends within `exit_timeout`."""
     program = """
     for _ in range(50):

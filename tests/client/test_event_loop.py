@@ -79,10 +79,10 @@ GATHER = """
         await producer.produce_async(topic="t", payload=b"connected")
         gaps = []
         ticker = asyncio.create_task(tick(gaps))
-        began = time.monotonic()
+        started = time.monotonic()
         handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(200)]
         reports = await asyncio.gather(*handles)
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         ticker.cancel()
         assert len({(report.partition, report.offset) for report in reports}) == 200
         assert took > 0.5, took

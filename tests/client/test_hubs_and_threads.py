@@ -265,11 +265,11 @@ HUB_THREAD_ENDS = """
     first = producer.polling
     if then == "hub":
         gevent.sleep(0)
-    began = time.monotonic()
+    started = time.monotonic()
     if then == "close":
         producer.close()
     reports = [each.wait(10) for each in handles]
-    took = time.monotonic() - began
+    took = time.monotonic() - started
     if then != "close":
         producer.produce_sync(topic="events", payload=b"x")
     print(first, producer.polling, len(reports), took < 3)
@@ -366,9 +366,9 @@ EVERY_WAY = """
         reports = sum(together([send] * 200), [])
     assert (producer.polling, producer.queue_size) == ("fd", 0)
     # Nothing is left to wait for while the producer is idle.
-    began = time.monotonic()
+    started = time.monotonic()
     assert gevent.wait() is True
-    idle = time.monotonic() - began
+    idle = time.monotonic() - started
     producer.produce_sync(topic="events", payload=b"x")
     producer.close()
     print(len(reports), idle < 1, gap.seconds)
@@ -446,7 +446,7 @@ def test_a_thread_without_a_hub_waits_natively(make_producer, mock_cluster):
 
 
 @pytest.mark.slow
-def test_calls_from_threads_keep_the_loop_in_balance(hub):
+def test_calls_from_threads_do_not_end_the_loop(hub):
     """Two threads call into a hub all the time, while its timers fire.
 
     gevent's own mechanism miscounts within half a second: then the loop ends with

@@ -212,7 +212,7 @@ def threads_beside(before, wanted):
 
 
 @pytest.mark.parametrize("count", [1, 10])
-def test_threads_of_a_connected_producer(count, driver, make_producer):
+def test_a_connected_producer_has_few_threads(count, driver, make_producer):
     """In a hub a producer has only librdkafka's threads; elsewhere one more.
 
     It has no thread before its first use and after its end, and a new one afterwards.

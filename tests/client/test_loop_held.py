@@ -111,9 +111,9 @@ def test_idle_producer_does_not_hold_the_loop(loop, run_on):
                 handle = producer.produce_async(topic="t", payload=b"x")
             assert gevent.wait(timeout=20) is True
             assert handle.done
-        began = time.monotonic()
+        started = time.monotonic()
         assert gevent.wait(timeout=20) is True
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - started < 5
     print("returned")
     """
 

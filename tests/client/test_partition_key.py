@@ -670,7 +670,9 @@ def test_after_close_nothing_is_routed_once_more(shrunk, memory_cluster, force):
     assert producer.queue_size == 0
 
 
-def test_in_a_transaction_only_the_next_message_is_routed_anew(shrunk, memory_cluster):
+def test_in_a_transaction_only_the_next_message_is_routed_by_the_new_count(
+    shrunk, memory_cluster
+):
     """The failure rolls back; repeating the transaction succeeds at once."""
     producer = shrunk(kafka={"transactional.id": "shrunk"})
 

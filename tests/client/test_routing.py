@@ -487,7 +487,7 @@ def test_failed_messages_are_routed_by_the_new_count(world, fewer, brokers):
     assert len(brokers.requests) == 2
 
 
-def test_a_message_that_was_routed_once_more_is_not_taken_again(world, fewer):
+def test_a_message_is_routed_only_once_more(world, fewer):
     """Its second failure is final."""
     rerouting = Rerouting(fewer)
     failure = Failed(b"a")

@@ -52,7 +52,7 @@ def test_program_without_a_broker_logs_one_warning(mode, silent):
     assert ("no answer within 1.5 s" if silent else "Connection refused") in line
 
 
-def test_answered_client_is_watched_no_longer(mock_cluster):
+def test_client_with_metadata_is_not_watched(mock_cluster):
     """Once a broker has described its cluster, there is no warning any more."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     producer.produce_sync(topic="t", payload=b"x")
@@ -65,8 +65,8 @@ def test_answered_client_is_watched_no_longer(mock_cluster):
     producer.close()
 
 
-def test_foreign_objects_have_no_metadata_to_ask_for():
-    """An in-memory cluster has no metadata to check, and no warning is logged."""
+def test_other_objects_have_no_metadata():
+    """A producer in memory has no metadata, so no warning is logged."""
     assert has_metadata(object()) is None
     assert silence.PATIENCE <= 2
 

@@ -166,14 +166,14 @@ def test_hub_of_a_patched_program_is_watched(run_script, mock_cluster):
             while time.monotonic() < ends:
                 sum(range(100))
 
-        heard = []
+        stalls = []
         with Producer({"bootstrap.servers": servers}, stall_alarm=0.1) as producer:
-            producer.monitor.subscribe("hub.stalled", heard.append)
+            producer.monitor.subscribe("hub.stalled", stalls.append)
             producer.produce_async(topic="t", payload=b"x")
             compute_for_long()
-            await_true(lambda: heard)
-        assert len(heard) == 1
-        assert "in compute_for_long" in heard[0]["stack"]
+            await_true(lambda: stalls)
+        assert len(stalls) == 1
+        assert "in compute_for_long" in stalls[0]["stack"]
         """,
         "patched",
         servers=mock_cluster.bootstrap_servers,

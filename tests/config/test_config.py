@@ -142,13 +142,13 @@ def test_id_needs_text(value):
 
 
 @pytest.mark.parametrize("value", [1, 1_000_012, 2**40])
-def test_max_payload_size_takes_whole_numbers_from_1(value):
+def test_max_payload_size_accepts_whole_numbers_from_1(value):
     """Any size from one byte on is accepted."""
     assert settings(max_payload_size=value).max_payload_size == value
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 10.0, True, "10", None])
-def test_max_payload_size_takes_nothing_else(value):
+def test_max_payload_size_accepts_nothing_else(value):
     """Sizes below one byte, fractions and booleans are refused."""
     assert list(problems(max_payload_size=value)) == ["max_payload_size"]
 
@@ -225,14 +225,14 @@ def test_values_in_milliseconds_are_refused_with_a_hint():
 
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [True, False])
-def test_switches_take_booleans(name, value):
+def test_switches_accept_booleans(name, value):
     """True and False are accepted."""
     assert getattr(settings(**{name: value}), name) is value
 
 
 @pytest.mark.parametrize("name", sorted(BOOLEANS))
 @pytest.mark.parametrize("value", [0, 1, "true", None])
-def test_switches_take_nothing_else(name, value):
+def test_switches_accept_nothing_else(name, value):
     """Truthy and falsy values that are not booleans are refused."""
     assert list(problems(**{name: value})) == [name]
 
@@ -361,7 +361,7 @@ def test_another_spelling_of_the_addresses_key_is_pointed_out(key):
         "PLAINTEXT://a:1",
     ],
 )
-def test_addresses_of_brokers_are_taken(addresses):
+def test_addresses_of_brokers_are_accepted(addresses):
     """Names, IPv4 and bracketed IPv6 are accepted, with and without a port."""
     assert settings({"bootstrap.servers": addresses}).kafka["bootstrap.servers"] == (
         addresses
@@ -816,7 +816,6 @@ def test_guarantees_are_read_as_by_librdkafka(kafka, idempotent, transactional):
     """Transactions imply idempotence; booleans have several spellings.
 
     The guarantees are read once, when the settings are built.
-    check 60.
     """
     built = settings(kafka)
 

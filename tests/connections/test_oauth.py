@@ -460,7 +460,7 @@ def test_an_invalid_message_requests_no_token(producer, provider):
 # -- waiting ---------------------------------------------------------------------------
 
 
-def test_the_hub_itself_does_not_wait(hub, producer, provider):
+def test_the_hub_does_not_wait_for_a_token(hub, producer, provider):
     """A send in the hub raises and queues nothing, but a token is requested."""
     caught = []
 
@@ -717,7 +717,7 @@ def test_an_idle_producer_gets_new_tokens(world, provider, until):
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_a_fork_during_a_refresh(mode, run_script):
+def test_a_child_forked_during_a_refresh_gets_its_own_token(mode, run_script):
     """The child calls the provider itself, whatever the parent's thread was doing."""
     program = """
     import ctypes, os, sys, time
@@ -759,7 +759,7 @@ def test_a_fork_during_a_refresh(mode, run_script):
 @pytest.mark.slow
 @pytest.mark.patched
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_exit_with_a_provider_that_hangs(mode, run_script):
+def test_exit_does_not_wait_for_a_provider_that_hangs(mode, run_script):
     """The process ends within `exit_timeout`, and reports what was not sent.
 
     Python 3.12 starts no thread then, so it ends only when the provider returns.

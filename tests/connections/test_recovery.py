@@ -77,7 +77,7 @@ def test_message_after_a_fatal_error_goes_to_a_new_client(world, reloading):
     assert producer.status == "connected"
 
 
-def test_order_of_events(world, reloading):
+def test_events_of_a_recovery_are_in_order(world, reloading):
     """The events are the error, `producer.reload`, and the new client's connection."""
     producer = reloading()
     events = events_of(
@@ -494,7 +494,7 @@ def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
     observed = []
 
     @producer.monitor.subscribe(name)
-    def send_word(event):
+    def send_from_listener(event):
         if event.payload.get("type") in (None, "librdkafka.idempotent_fatal_error"):
             try:
                 producer.produce_sync(topic="audit", payload=b"x")

@@ -301,9 +301,9 @@ def test_wake_ends_a_short_poll():
         for _ in range(5):
             waker = threading.Timer(0.01, queue.wake)
             waker.start()
-            began = time.monotonic()
+            started = time.monotonic()
             producer.poll(0.19)
-            took.append(time.monotonic() - began)
+            took.append(time.monotonic() - started)
             waker.join()
         assert min(took) < 0.15, took
         """,

@@ -80,7 +80,7 @@ def test_lines_have_kinds_and_keywords(collected_lines):
         ("WHATEVER", "x", "other", 17),
     ],
 )
-def test_kinds(facility, text, kind, level):
+def test_lines_are_classified(facility, text, kind, level):
     """The kind of a line is derived from its facility or from its text."""
     assert classify(17, facility, text) == (kind, level)
 

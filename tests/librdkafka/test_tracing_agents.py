@@ -78,7 +78,9 @@ print(json.dumps({"headers": headers, "names": names, "gap": gap.seconds}))
 
 @pytest.mark.parametrize("provider", ["ddtrace", "opentelemetry"])
 @pytest.mark.parametrize("order", ["greendrop first", "agents first"])
-def test_beside_other_agents(run_script, mock_cluster, provider, order):
+def test_headers_have_one_context_beside_other_agents(
+    run_script, mock_cluster, provider, order
+):
     """The headers have one context, each message has one span, and no hub is held up.
 
     Both agents have patched confluent-kafka. Spans go to OpenTelemetry's SDK, or

@@ -165,7 +165,7 @@ def make_for_two(slot, other):
         (make_for_two, None),
     ],
 )
-def test_factory_takes_the_slot_number_or_nothing(factory, name):
+def test_factory_accepts_the_slot_number_or_nothing(factory, name):
     """A factory gets the slot's number if it has a parameter for it.
 
     A factory with other parameters is refused at once.
@@ -185,7 +185,7 @@ def test_factory_must_be_callable():
         ProducerPool(Producer(NOWHERE))
 
 
-def test_factory_must_give_a_producer_of_its_own_each_time():
+def test_factory_must_return_a_new_producer_each_time():
     """A producer that another slot has, or that is closed, is refused."""
     shared = Producer(NOWHERE)
     pool = ProducerPool(lambda: shared, size=2)
@@ -338,7 +338,7 @@ def test_blocks_of_a_task_may_end_in_any_order(world):
     assert pool.available == 1
 
 
-def test_blocks_as_a_decorator(world):
+def test_blocks_can_decorate_functions(world):
     """`producer` decorates functions, as any context manager does."""
     pool = ProducerPool(make, size=1)
 
@@ -782,7 +782,7 @@ def test_no_slot_is_lost_between_threads_and_greenlets(hub):
 
 
 @pytest.mark.slow
-def test_pool_under_load(world, make_connected, spawn):
+def test_pool_under_load_returns_all_reports(world, make_connected, spawn):
     """3 producers, 10 workers with 5 messages each: 50 reports."""
     pool = ProducerPool(make_connected, size=3)
     reports = []

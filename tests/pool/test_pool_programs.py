@@ -74,7 +74,7 @@ def test_tasks_share_the_producers_of_a_pool(mode, mock_cluster, run_script, sto
 
 
 @every_mode
-def test_made_before_the_fork_works_on_both_sides(
+def test_pool_made_before_the_fork_works_on_both_sides(
     mode, mock_cluster, run_script, stored
 ):
     """A pool that was not used before the fork needs no reset."""
@@ -199,9 +199,9 @@ def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_scri
     """Closing in the child returns at once, for good; the parent goes on."""
     program = """
     def close():
-        began = time.monotonic()
+        started = time.monotonic()
         pool.close()
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         return took < 0.5, caught(send), caught(pool.close), pool.reset(), caught(send)
 
     for fork in forks().values():
@@ -218,7 +218,9 @@ def test_closing_in_a_child_leaves_the_parent_alone(mode, mock_cluster, run_scri
 
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_forking_while_others_use_the_pool(mode, mock_cluster, run_script):
+def test_forking_while_others_use_the_pool_does_not_hang(
+    mode, mock_cluster, run_script
+):
     """A child does not hang, whatever another thread was doing with the pool."""
     program = """
     def churn():

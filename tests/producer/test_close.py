@@ -83,7 +83,7 @@ def test_closing_again_does_nothing(world, make_producer):
     assert len(events) == 1
 
 
-def test_closing_what_was_never_used_opens_nothing(mock_cluster, make_producer):
+def test_closing_an_unused_producer_opens_nothing(mock_cluster, make_producer):
     """A producer that sent nothing closes without a connection."""
     producer = make_producer()
     mock_cluster.watch_requests()
@@ -152,7 +152,7 @@ def test_delivery_reports_outlive_the_producer(world, make_producer):
     assert handle.wait(0).topic == "t"
 
 
-def test_five_producers_one_after_the_other(world, make_producer):
+def test_five_producers_in_a_row_deliver(world, make_producer):
     """Five producers in a row open, send and close."""
     for count in range(5):
         producer = make_producer()
@@ -461,13 +461,13 @@ def test_forced_close_by_another_waits_for_the_first(world, make_producer, spawn
     send(producer)
     raised = []
 
-    def patient():
+    def close_with_timeout():
         try:
             producer.close(timeout=0.5)
         except MessagesAbandonedError as error:
             raised.append(error.count)
 
-    tasks = [spawn(patient), spawn(lambda: producer.close(force=True))]
+    tasks = [spawn(close_with_timeout), spawn(lambda: producer.close(force=True))]
     for task in tasks:
         task.join(LONG)
 
@@ -574,7 +574,7 @@ def test_forced_close_while_others_send_reports_every_message(
 # -- callers that can't wait ----------------------------------------------------------
 
 
-def test_close_on_the_first_acknowledgement(world, make_producer, until):
+def test_listener_may_close_on_the_first_acknowledgement(world, make_producer, until):
     """A listener may close its own producer, which ends closed."""
     producer = make_producer()
     times = []
@@ -604,7 +604,7 @@ def test_three_producers_close_themselves(world, make_producer, until):
 
 
 @pytest.mark.slow
-def test_close_in_the_middle_of_many_acknowledgements(
+def test_close_during_many_acknowledgements_loses_nothing(
     world, make_producer, spawn, until, pause
 ):
     """The 50th of 100 acknowledgements closes, while messages are being sent.
@@ -637,7 +637,7 @@ def test_close_in_the_middle_of_many_acknowledgements(
     assert all(each.report for each in handles)
 
 
-def test_close_in_a_listener_of_closing(world, make_producer):
+def test_close_in_a_listener_of_closing_returns(world, make_producer):
     """A listener of `producer.closing` that closes too doesn't wait for itself."""
     producer = make_producer(max_wait_timeout=1.0)
     producer.monitor.subscribe("producer.closing", lambda _: producer.close())
@@ -650,7 +650,7 @@ def test_close_in_a_listener_of_closing(world, make_producer):
     assert producer.status == "closed"
 
 
-def test_closed_producer_in_a_listener_of_closed(world, make_producer):
+def test_close_in_a_listener_of_closed_returns_at_once(world, make_producer):
     """When `producer.closed` is emitted, a second close returns at once."""
     producer = make_producer(max_wait_timeout=1.0)
     seen = []
@@ -706,7 +706,7 @@ def test_close_in_the_hub_continues_in_a_greenlet(hub, mock_cluster, make_produc
     assert handle.report
 
 
-def test_close_of_an_unused_producer_in_the_hub_itself(hub, make_producer):
+def test_unused_producer_is_closed_at_once_in_the_hub(hub, make_producer):
     """Closing has nothing to wait for, so it is done at once."""
     producer = make_producer()
     states = []
@@ -722,7 +722,9 @@ def test_close_of_an_unused_producer_in_the_hub_itself(hub, make_producer):
     assert states == ["closed"]
 
 
-def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_producer):
+def test_close_in_the_hub_does_not_wait_for_another_close(
+    hub, mock_cluster, make_producer
+):
     """The hub neither waits for the greenlet that closes nor raises."""
     producer = make_producer()
     warm_up(producer)
@@ -741,7 +743,9 @@ def test_close_in_the_hub_itself_while_another_closes(hub, mock_cluster, make_pr
 
 
 @pytest.mark.slow
-def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
+def test_close_in_a_signal_handler_without_a_hub_ends_closed(
+    mock_cluster, make_producer
+):
     """A handler that interrupts a waiting thread closes without a deadlock.
 
     The thread's own message is delivered.
@@ -768,7 +772,9 @@ def test_close_in_a_signal_handler_without_a_hub(mock_cluster, make_producer):
 
 
 @pytest.mark.slow
-def test_close_in_a_signal_handler_of_gevent(hub, mock_cluster, make_producer):
+def test_close_in_a_signal_handler_of_gevent_ends_closed(
+    hub, mock_cluster, make_producer
+):
     """Gevent runs a handler in a greenlet of its own, which may wait."""
     producer = make_producer()
     mock_cluster.round_trip(0.3)
@@ -887,9 +893,7 @@ def test_no_reference_keeps_an_unused_producer(mock_cluster, used):
     assert [each() for each in watched] == [None, None]
 
 
-def test_producer_without_references_closes_by_itself(
-    world, make_producer, mock_cluster, until
-):
+def test_unreferenced_producer_is_closed(world, make_producer, mock_cluster, until):
     """A producer without references closes, and warns."""
     producer = Producer({"bootstrap.servers": mock_cluster.bootstrap_servers})
     handles = send(producer, 3)

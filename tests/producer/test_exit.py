@@ -116,7 +116,7 @@ def test_sys_exit_in_a_greenlet_delivers_what_was_sent(
 
 
 @three_modes
-def test_an_unreachable_broker_takes_no_time_from_other_producers(
+def test_an_unreachable_broker_does_not_delay_other_producers(
     mode, mock_cluster, run_script, stored
 ):
     """Each producer has its share of `exit_timeout`, in whatever order they close."""

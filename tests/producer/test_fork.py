@@ -173,7 +173,9 @@ def test_a_child_that_exits_leaves_the_parent_alone(
 
 
 @every_mode
-def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_script):
+def test_producer_closed_before_the_fork_is_closed_after_it(
+    mode, mock_cluster, run_script
+):
     """A producer that was closed stays closed in the child, whatever is called."""
     program = """
     def use():
@@ -195,7 +197,7 @@ def test_closed_before_the_fork_is_closed_after_it(mode, mock_cluster, run_scrip
 
 
 @every_mode
-def test_configured_before_the_fork_works_on_both_sides(
+def test_producer_configured_before_the_fork_works_on_both_sides(
     mode, mock_cluster, run_script, stored
 ):
     """A producer that is only constructed before the fork needs no care."""
@@ -219,7 +221,7 @@ def test_configured_before_the_fork_works_on_both_sides(
 
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_forking_during_a_load(mode, mock_cluster, run_script, stored):
+def test_forking_during_a_load_loses_no_message(mode, mock_cluster, run_script, stored):
     """Forks during a load from other tasks cause no hang and lose no message."""
     program = """
     def load():
@@ -271,7 +273,9 @@ def test_forking_during_a_load(mode, mock_cluster, run_script, stored):
 
 
 @pytest.mark.parametrize("mode", ["none", "unpatched", "patched"])
-def test_children_of_multiprocessing(mode, mock_cluster, run_script, stored):
+def test_children_of_multiprocessing_can_use_a_producer(
+    mode, mock_cluster, run_script, stored
+):
     """A process of multiprocessing, forked or spawned, is a child like any other."""
     program = """
     import multiprocessing

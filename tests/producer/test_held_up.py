@@ -99,12 +99,12 @@ def test_close_ends_though_the_caller_holds_the_lock_of_logging(mode, run_script
     log = logging.getLogger("new")
     producer.monitor.subscribe("error.occurred", lambda _: log.error("an error"))
     producer.produce_async(topic="t", payload=b"x")
-    began = time.monotonic()
+    started = time.monotonic()
     with logging._lock:
         try:
             producer.close(timeout=1)
         except MessagesAbandonedError:
-            took = time.monotonic() - began
+            took = time.monotonic() - started
     assert 0.9 < took < limit, took
     """
 

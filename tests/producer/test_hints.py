@@ -1,4 +1,4 @@
-"""What programs are told that call the producer as they would call another client's."""
+"""Hints for programs that call a producer like another Kafka client's."""
 
 import inspect
 
@@ -30,7 +30,7 @@ def producer():
     ],
 )
 def test_methods_of_other_clients_name_ours(producer, name, ours):
-    """The AttributeError of such a method says what to use; `hasattr` is false."""
+    """The AttributeError names the method to use instead; `hasattr` is false."""
     with pytest.raises(AttributeError) as raised:
         getattr(producer, name)
 
@@ -39,8 +39,8 @@ def test_methods_of_other_clients_name_ours(producer, name, ours):
     assert not hasattr(producer, name)
 
 
-def test_other_missing_attributes_read_as_always(producer):
-    """Without a hint the text is Python's, and Python may suggest a name."""
+def test_other_missing_attributes_have_pythons_text(producer):
+    """Without a hint the text is Python's, which may suggest a name."""
     with pytest.raises(AttributeError) as raised:
         producer.produce_snyc(**GOOD)
 
@@ -64,7 +64,7 @@ def test_other_missing_attributes_read_as_always(producer):
     ],
 )
 def test_arguments_of_other_clients_name_ours(producer, verb, arguments, ours):
-    """A wrong keyword is a TypeError that names ours; nothing is sent."""
+    """A wrong keyword raises a TypeError that names ours; nothing is sent."""
     with pytest.raises(TypeError) as raised:
         getattr(producer, verb)(**arguments)
 
@@ -84,7 +84,7 @@ def test_arguments_of_other_clients_name_ours(producer, verb, arguments, ours):
     ],
 )
 def test_positional_arguments_are_explained(producer, verb, argument, ours):
-    """Whatever is given without a name, the error says how to call the verb."""
+    """The error for positional arguments says how to call the verb."""
     with pytest.raises(TypeError) as raised:
         getattr(producer, verb)(argument)
     with pytest.raises(TypeError):
@@ -95,7 +95,7 @@ def test_positional_arguments_are_explained(producer, verb, argument, ours):
 
 @pytest.mark.parametrize("verb", ["tombstone_sync", "tombstone_async"])
 def test_tombstones_are_explained(producer, verb):
-    """They have hints, too."""
+    """Tombstone verbs have hints too."""
     with pytest.raises(TypeError, match="missing 'key', 'partition'"):
         getattr(producer, verb)(topic="t")
     with pytest.raises(TypeError, match="add_done_callback"):
@@ -105,8 +105,8 @@ def test_tombstones_are_explained(producer, verb):
 
 
 @pytest.mark.parametrize("verb", ONE)
-def test_signatures_show_what_verbs_take(verb):
-    """Editors and documentation see the fields, without what catches mistakes."""
+def test_signatures_show_the_fields_of_messages(verb):
+    """Editors and documentation see the fields, without the catch-all parameters."""
     parameters = inspect.signature(getattr(Producer, verb)).parameters
 
     assert list(parameters) == ["self", *Message._fields]

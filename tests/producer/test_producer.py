@@ -315,7 +315,7 @@ def send_in(status, producer):
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_what_each_status_allows(world, make_producer, status):
+def test_status_decides_whether_sends_are_accepted(world, make_producer, status):
     """Sending connects, proceeds, or is refused with the status."""
     producer = Producer() if status == "initial" else make_producer()
     refusal, disconnects = STATUSES[status]
@@ -1030,9 +1030,7 @@ def test_many_senders_through_a_small_queue_lose_nothing(
 
 
 @pytest.mark.slow
-def test_a_thousand_greenlets_through_a_queue_of_ten_thousand(
-    hub, make_producer, stored
-):
+def test_a_thousand_greenlets_lose_no_message(hub, make_producer, stored):
     """A thousand greenlets push a quarter of a million messages."""
 
     def together(functions):

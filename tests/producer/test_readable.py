@@ -53,7 +53,7 @@ def test_variants_show_their_own_settings():
         ({"transactional.id": "mine"}, True, True),
     ],
 )
-def test_a_producer_says_whether_it_is_idempotent_or_transactional(
+def test_a_producer_shows_whether_it_is_idempotent_or_transactional(
     kafka, idempotent, transactional
 ):
     """The values follow the configuration; a `transactional.id` implies both."""
@@ -88,7 +88,7 @@ def test_in_flight_counts_messages_without_an_outcome(world, make_producer):
     producer.purge()
 
 
-def test_a_producer_says_whether_it_would_disconnect(world, connected):
+def test_a_producer_shows_whether_it_would_disconnect(world, connected):
     """It would if it is connected, with an empty buffer and no open transaction."""
     producer = connected()
     unused = Producer(NOWHERE)

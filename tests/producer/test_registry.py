@@ -156,7 +156,7 @@ def test_process_number_in_a_name_is_that_of_the_child(run_script):
 @pytest.mark.parametrize("mode", ["none", "patched"])
 @pytest.mark.patched
 @pytest.mark.slow
-def test_names_of_a_forked_child(run_script, mode):
+def test_names_of_the_parent_are_free_in_a_forked_child(run_script, mode):
     """In a child the parent's used producer has no name until it is reset there.
 
     A producer that was only configured belongs to the child too, with its name.
@@ -196,8 +196,8 @@ def test_names_of_a_forked_child(run_script, mode):
 
         for fork in forks().values():
             assert Fork(child, fork).result() == [True, True, "connected", True]
-            told = Fork(child_that_closes, fork).result()
-            assert told == ["closed", "configured"]
+            statuses = Fork(child_that_closes, fork).result()
+            assert statuses == ["closed", "configured"]
         used.close()
         """,
         mode,

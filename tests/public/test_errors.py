@@ -84,7 +84,7 @@ def example_of(kind):
     return error
 
 
-def drawn_tree():
+def documented_tree():
     """Parse the diagram in the docstring of errors.py: class name -> parent's name."""
     parents, path = {}, ["GreendropError"]
     for line in errors.__doc__.splitlines():
@@ -96,7 +96,7 @@ def drawn_tree():
     return parents
 
 
-def test_tree_is_as_drawn():
+def test_tree_is_as_documented():
     """The diagram in the docstring of errors.py shows each class below its parent."""
     real = {
         each.__name__: next(
@@ -106,7 +106,7 @@ def test_tree_is_as_drawn():
         if each is not GreendropError
     }
 
-    assert drawn_tree() == real
+    assert documented_tree() == real
 
 
 def test_every_error_can_be_imported_from_the_package():

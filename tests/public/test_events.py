@@ -516,7 +516,7 @@ def test_events_of_a_producer_are_in_order(world, make_producer):
 
 
 @pytest.mark.slow
-def test_payloads_are_as_the_table_says(world, make_producer):
+def test_payloads_match_the_table(world, make_producer):
     """Each event that a producer emits has the keys of its row in `EVENTS`.
 
     Error events have further keys of their own.

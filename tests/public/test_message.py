@@ -533,7 +533,7 @@ def test_headers_changed_after_the_call_are_not_sent():
 # -- items of batches -----------------------------------------------------------------
 
 
-def test_message_in_a_batch_is_taken_as_it_is():
+def test_message_in_a_batch_is_used_unchanged():
     """A `Message` needs no conversion."""
     message = Message("t", b"x")
 
@@ -613,12 +613,12 @@ def test_repr_shows_the_destination_and_not_the_content():
     assert repr(message) == "<Message topic='orders' payload=7 long>"
 
 
-def test_repr_of_a_tombstone():
+def test_repr_shows_a_tombstone():
     """The repr of a tombstone says that it is one."""
     assert "payload=None" in repr(Message("orders", None))
 
 
-def test_repr_of_a_message_that_breaks_the_rules():
+def test_repr_of_an_invalid_message_does_not_raise():
     """A repr never raises, since it is needed to find the mistake."""
     assert "orders" in repr(Message("orders", 5))
 
@@ -655,7 +655,7 @@ good_messages = st.builds(
 )
 
 
-def on_the_wire(value):
+def wire_bytes(value):
     """Return the bytes that a value is sent as: text becomes UTF-8."""
     return value.encode() if isinstance(value, str) else value
 
@@ -666,7 +666,7 @@ def pairs_of(headers):
         return []
     items = headers.items() if isinstance(headers, Mapping) else headers
     return [
-        (name, on_the_wire(one))
+        (name, wire_bytes(one))
         for name, value in items
         for one in (value if isinstance(value, list) else [value])
     ]
@@ -678,9 +678,9 @@ def test_accepted_message_keeps_its_meaning(message):
     wire = validate(message, ROOMY)
 
     assert wire.topic == message.topic
-    assert wire.payload == on_the_wire(message.payload)
-    assert wire.key == on_the_wire(message.key)
-    assert wire.partition_key == on_the_wire(message.partition_key)
+    assert wire.payload == wire_bytes(message.payload)
+    assert wire.key == wire_bytes(message.key)
+    assert wire.partition_key == wire_bytes(message.partition_key)
     assert wire.partition == message.partition
     assert wire.label is message.label
     assert (wire.headers or []) == pairs_of(message.headers)

@@ -216,7 +216,7 @@ def test_removing_the_default_pool_emits_no_setup_event(process_events):
 # -- names ----------------------------------------------------------------------------
 
 
-def test_payloads_are_as_the_table_says(process_events, make_producer):
+def test_payloads_match_the_table(process_events, make_producer):
     """Each payload has the keys of its row in the table."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")

@@ -264,7 +264,7 @@ def test_interruption_leaves_the_block_at_once(mock_cluster, make_producer, kind
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
-def test_timeout_cuts_the_wait_at_the_end_short(mock_cluster, make_producer):
+def test_timeout_interrupts_the_wait_at_the_end_of_a_block(mock_cluster, make_producer):
     """A gevent.Timeout around the block ends the wait; the messages stay in flight."""
     producer = make_producer()
     producer.produce_sync(topic="events", payload=b"x", partition=0)
@@ -426,7 +426,7 @@ def test_scope_in_a_listener_is_refused_at_once(make_producer):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_scope_in_the_hub_itself_is_refused_at_once(hub, make_producer, used):
+def test_scope_in_the_hub_is_refused_at_once(hub, make_producer, used):
     """The hub can't wait for messages, whether or not the producer was used before."""
     producer = make_producer()
     if used:
