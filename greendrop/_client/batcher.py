@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import repeat, starmap
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from gevent.hub import Hub
 
-#: The arguments of confluent-kafka's `produce`, in its order: topic, payload, key,
-#: partition, delivery callback, None, timestamp, headers.
-Wire: TypeAlias = "tuple[Any, ...]"
+    from greendrop._librdkafka.handle import Wire
 
 #: Maximum seconds between two hand-overs while sends wait, whatever the round trip: a
 #: slow broker must not slow down messages to other brokers.

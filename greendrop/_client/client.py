@@ -11,7 +11,7 @@ import contextlib
 import os
 import weakref
 from collections import deque
-from itertools import repeat, starmap, tee
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
@@ -26,11 +26,10 @@ from greendrop.errors import ProduceError, ProducerClosedError
 from greendrop.message import UNASSIGNED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from greendrop._client.batcher import Wire
     from greendrop._librdkafka.backend import Backend
-    from greendrop._librdkafka.handle import KafkaHandle
+    from greendrop._librdkafka.handle import KafkaHandle, Wire
     from greendrop.config.settings import Settings
     from greendrop.errors import BrokerError, QueueFullError
     from greendrop.events import Monitor
@@ -59,8 +58,6 @@ _TOPIC, _HANDLE = 0, 4
 
 # Clients of this process, for the hook that runs in a forked child.
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-# Exhausts an iterator in one call into C.
-_exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 
 
 class ClientOwner(Protocol):
@@ -340,7 +337,9 @@ class Client:
         try:
             with self._send_lock:
                 if not self._stopped:
-                    self._give(wires)
+                    while refused := self.kafka_handle.enqueue_all(wires):
+                        if not self._on_refused(*refused, wires):
+                            break
                 elif self._on_carried_over is None:
                     self._drop(wires)
                 else:
@@ -355,35 +354,28 @@ class Client:
             if poller is not None and not poller.keeps_loop_alive:
                 poller.start_safety_timer()
 
-    def _give(self, wires: deque[Wire]) -> None:
-        # Each message leaves the queue and reaches librdkafka in one step in C, which
-        # no signal handler can interrupt. One that librdkafka refuses is the next in
-        # the copy.
-        going, given = tee(starmap(wires.popleft, repeat((), len(wires))))
-        steps = zip(starmap(self._produce, going), given, strict=False)
-        while True:
-            try:
-                _exhaust(steps)
-            except IndexError:
-                return  # a signal handler that sends has handed over the rest
-            except BufferError:
-                wire = next(given)
-                if self.in_flight.count > len(wires) + 1:
-                    wires.appendleft(wire)
-                    self.in_flight.mark_full()
-                    return
-                # Nothing else is in the queue, and still it doesn't fit: waiting for
-                # room would be for ever.
-                self._refuse(wire, self._queue_full())
-            except Exception as error:  # noqa: BLE001 - told on the handle
-                wire = next(given)
-                if self._is_replaced_for(error):
-                    wires.appendleft(wire)
-                    self._carry_over(wires)
-                    return
-                self._refuse(wire, error)
-            else:
-                return
+    def _on_refused(self, wire: Wire, error: Exception, wires: deque[Wire]) -> bool:
+        """Handle a message that librdkafka refused; return whether to go on.
+
+        Args:
+            wire: The refused message.
+            error: The exception of confluent-kafka.
+            wires: The messages behind it.
+        """
+        if isinstance(error, BufferError):
+            if self.in_flight.count > len(wires) + 1:
+                wires.appendleft(wire)
+                self.in_flight.mark_full()
+                return False
+            # librdkafka's queue is empty, and still has no space for this message.
+            # Waiting would never end.
+            error = self._queue_full()
+        elif self._is_replaced_for(error):
+            wires.appendleft(wire)
+            self._carry_over(wires)
+            return False
+        self._refuse(wire, error)
+        return True
 
     def _refuse(self, wire: Wire, error: Exception) -> None:
         wire[_HANDLE]._fail(self.kafka_handle.enqueue_error(wire[_TOPIC], error))

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from gevent.hub import Hub
 
-    from greendrop._client.batcher import Wire
     from greendrop._client.in_flight import InFlight
+    from greendrop._librdkafka.handle import Wire
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.events import Monitor

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from itertools import repeat, starmap, tee
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from confluent_kafka import cimpl
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from greendrop.errors import DeliveryError
     from greendrop.oauth import OAuthToken
 
+#: A message as the arguments of confluent-kafka's `produce`, in its order: topic,
+#: payload, key, partition, delivery callback, None, timestamp, headers.
+Wire: TypeAlias = "tuple[Any, ...]"
+
 #: Delivery reports that one poll returns at most, so that other greenlets can run.
 #: Handling 500 reports takes 1 to 2 ms, including their waiters.
 _REPORTS_PER_POLL = 500
@@ -51,6 +56,9 @@ warnings.filterwarnings(
 )
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
+
+# Exhausts an iterator in one call into C.
+_exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 
 # Producers of the parent process, in a forked child. They are never freed: the
 # destructor would wait 1 s for each thread that the child doesn't have, or hang.
@@ -148,6 +156,32 @@ class KafkaHandle:
     def empty(self) -> bool:
         """Whether there is neither a message in librdkafka nor an unhandled report."""
         return not (len(self.producer) or self._reports)
+
+    # --- sending -----------------------------------------------------------------
+
+    def enqueue_all(self, wires: deque[Wire]) -> tuple[Wire, Exception] | None:
+        """Give messages to librdkafka, in order, until it refuses one.
+
+        Hold `send_lock`, and check before that the handle is not closed. Each message
+        leaves the queue and reaches librdkafka in one step in C, which no signal
+        handler can interrupt.
+
+        Args:
+            wires: The messages. Those that librdkafka gets, and the refused one, are
+                removed.
+
+        Returns:
+            The refused message and its error, or None if librdkafka got all messages.
+        """
+        # `taken` is a second view of the removed messages, behind by the refused one.
+        going, taken = tee(starmap(wires.popleft, repeat((), len(wires))))
+        try:
+            _exhaust(zip(starmap(self.producer.produce, going), taken, strict=False))
+        except IndexError:
+            return None  # a signal handler that sends has given the rest to librdkafka
+        except Exception as error:  # noqa: BLE001 - returned
+            return next(taken), error
+        return None
 
     # --- polling -----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from greendrop._client.poll_loop import PollLoop
 from greendrop._client.reports import ReportDispatcher
 from greendrop._concurrency import threads, waiters
 from greendrop._connections.connections import Connections
+from greendrop._librdkafka.handle import KafkaHandle
 from greendrop._producer.disconnect import Disconnect
 from greendrop.delivery import DeliveryHandle
 from greendrop.errors import (
@@ -155,7 +156,7 @@ HANDING_OVER = [
     Batcher.maybe_flush,
     Batcher.flush,
     Client.send_batch,
-    Client._give,
+    KafkaHandle.enqueue_all,
     pollers.GreenletPoller.start_safety_timer,
 ]
 
