@@ -33,7 +33,7 @@ def interrupt():
 
 
 #: Functions that a first message calls while its client is built.
-CONNECTING = [Connections._connected, Connections._build, threads.run_apart]
+CONNECTING = [Connections._find_or_build, Connections._build, threads.run_apart]
 
 
 @pytest.fixture
