@@ -350,7 +350,8 @@ def test_an_interrupted_close_still_closes_the_client(
 
 
 @pytest.mark.parametrize(
-    "place", [Disconnect._detach, Connections.detach, Client.stop_sending, Client.close]
+    "place",
+    [Disconnect._detach, Connections.detach_all, Client.stop_sending, Client.close],
 )
 def test_a_handler_can_send_while_the_producer_disconnects(world, make_producer, place):
     """The handler's message is delivered, and so are those sent afterwards."""
