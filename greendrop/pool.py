@@ -137,7 +137,12 @@ class ProducerPool(_pickling.PerProcess):
         finally:
             checkout.depth -= 1
             if not checkout.depth:
-                self._check_in(checkout)
+                try:
+                    self._check_in(checkout)
+                except BaseException:
+                    # A signal handler may have raised before the slot was free.
+                    self._check_in(checkout)
+                    raise
 
     @contextmanager
     def transaction(
