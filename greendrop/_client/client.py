@@ -121,7 +121,7 @@ class Client:
         #: librdkafka has accepted the name of the partitioner.
         self.router = Router(
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
-            self.kafka_handle.ask_partition_count,
+            self.kafka_handle.fetch_partition_count,
             self.poll_loop.new_waiter,
         )
         self._rerouter = Rerouter(
@@ -313,7 +313,7 @@ class Client:
                     error = self.kafka_handle.enqueue_error(wire[_TOPIC], error)
                     if self._rerouter.on_failure(wire[_HANDLE], error.code):
                         wire[_HANDLE]._fail(error)
-                        self.kafka_handle.signal.set()
+                        self.kafka_handle.wakeup.set()
                         return
                 self.in_flight.drop(wire[_HANDLE])
                 if isinstance(error, BufferError):
@@ -379,7 +379,7 @@ class Client:
 
     def _refuse(self, wire: Wire, error: Exception) -> None:
         wire[_HANDLE]._fail(self.kafka_handle.enqueue_error(wire[_TOPIC], error))
-        self.kafka_handle.signal.set()
+        self.kafka_handle.wakeup.set()
 
     def resend_failed(self, handle: DeliveryHandle) -> bool:
         """Return whether a message that failed is sent once more."""
@@ -390,7 +390,7 @@ class Client:
             self.kafka_handle.refused += refused
             handle._error = error
             self._reports.append(handle)
-            self.kafka_handle.signal.set()
+            self.kafka_handle.wakeup.set()
 
         code = error.code if refused else error.code()
         if not self._rerouter.on_failure(handle, code):
@@ -407,7 +407,7 @@ class Client:
 
     def _on_interrupt(self) -> None:
         self.kafka_handle.interrupted = True
-        self.kafka_handle.signal.set()
+        self.kafka_handle.wakeup.set()
 
     def _drop(self, wires: deque[Wire], why: Exception | None = None) -> None:
         try:
@@ -425,7 +425,7 @@ class Client:
             self.kafka_handle.interrupted = True
             raise
         finally:
-            self.kafka_handle.signal.set()
+            self.kafka_handle.wakeup.set()
         if self.kafka_handle.closed:  # the poller has ended
             _concurrency.spawn(self.poll_loop.dispatcher.dispatch)
 
@@ -492,7 +492,7 @@ class Client:
             return
         with self._send_lock:
             native = self.kafka_handle
-            empty = native.closed or native.empty
+            empty = native.closed or native.is_empty
             if not empty or self._carried_over or self._rerouter:
                 return
             native.interrupted = False
@@ -611,7 +611,7 @@ class Client:
             _concurrency.spawn_in_hub(batcher.hub, function)
 
     def _is_replaced_for(self, error: BaseException) -> bool:
-        reason = self.kafka_handle.reason(error)
+        reason = self.kafka_handle.broker_error(error)
         return (
             reason is not None and reason.fatal and self._owner.on_fatal(self, reason)
         )

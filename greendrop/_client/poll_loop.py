@@ -165,7 +165,7 @@ class PollLoop:
             text = "this producer was used before the fork; call reset() in the child"
             raise ProducerUsedInParentProcessError(text)
         poller = self.poller
-        hub = _concurrency.current_hub() if self.kafka_handle.signals else None
+        hub = _concurrency.current_hub() if self.kafka_handle.wakes_poller else None
         if poller is not None and poller.alive and (poller.kind == "fd" or hub is None):
             return
         batcher = self.batcher
@@ -213,7 +213,7 @@ class PollLoop:
         self, previous: GreenletPoller | ThreadPoller | None, hub: Hub
     ) -> None:
         poller = GreenletPoller(
-            hub, self, self.kafka_handle.signal, self._settings.stall_alarm
+            hub, self, self.kafka_handle.wakeup, self._settings.stall_alarm
         )
         batcher = None
         if self._client.may_batch:
@@ -280,7 +280,7 @@ class PollLoop:
 
         librdkafka must not write to the descriptor any more.
         """
-        poller, close = self.poller, self.kafka_handle.signal.close
+        poller, close = self.poller, self.kafka_handle.wakeup.close
         if isinstance(poller, GreenletPoller):
             poller.on_end = close
             if not poller.has_ended:

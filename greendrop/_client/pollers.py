@@ -81,7 +81,7 @@ class GreenletPoller:
     Args:
         hub: The hub of the calling thread.
         target: The poll loop.
-        signal: The descriptor that librdkafka writes to.
+        wakeup: The descriptor that librdkafka writes to.
         stall_threshold: Seconds for which the hub may be blocked before `note_stall` is
             called; 0 for no watchdog.
     """
@@ -89,11 +89,11 @@ class GreenletPoller:
     kind: Literal["fd"] = "fd"
 
     def __init__(
-        self, hub: Hub, target: PollTarget, signal: WakeupFd, stall_threshold: float
+        self, hub: Hub, target: PollTarget, wakeup: WakeupFd, stall_threshold: float
     ) -> None:
         self.hub = hub
         self._target: PollTarget | None = target
-        self._signal = signal
+        self._wakeup = wakeup
         self._stopped = False
         self._ended = False
         #: Called when the poller has ended.
@@ -108,7 +108,7 @@ class GreenletPoller:
         # alive: a program that waits only for an action of a listener would get
         # `LoopExit`.
         loop: Any = hub.loop
-        self._io = loop.io(signal.fileno(), 1, ref=False)
+        self._io = loop.io(wakeup.fileno(), 1, ref=False)
         # libuv shares one handle between the watchers of a descriptor, and does not
         # pass `ref` on to it.
         shared = getattr(self._io, "_watcher_ref", None)
@@ -174,7 +174,7 @@ class GreenletPoller:
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
-        self._signal.set()
+        self._wakeup.set()
         if self._watchdog is not None:
             self._watchdog.stop()
         if self.greenlet.dead and not self._ended:
@@ -249,7 +249,7 @@ class GreenletPoller:
     def _poll_and_sleep(self) -> BaseException | None:
         # Drain the descriptor first: an event that arrives between the drain and the
         # poll signals again. In the opposite order its signal could be drained unseen.
-        self._signal.clear()
+        self._wakeup.clear()
         target = self._target
         interrupt = None if target is None else target.poll_and_dispatch(0, 0)
         if interrupt is None and not self._stopped:
@@ -287,7 +287,7 @@ class GreenletPoller:
             self._safety_timer.stop()
         else:
             self.start_safety_timer()
-            self._signal.set()
+            self._wakeup.set()
 
 
 class ThreadPoller:

@@ -116,15 +116,15 @@ class KafkaHandle:
         self._calls = 0
         self._call_ended = _concurrency.ThreadWaiter()
         #: Set when a report or a client event has arrived.
-        self.signal = WakeupFd()
+        self.wakeup = WakeupFd()
         try:
             self.producer: Any = self._build(statistics=statistics)
         except BaseException:
-            self.signal.close()
+            self.wakeup.close()
             raise
         self._queue = self.backend.main_queue(self.producer)
         queue = self._queue
-        if queue is not None and not queue.signal_on(self.signal.write_fd):
+        if queue is not None and not queue.signal_on(self.wakeup.write_fd):
             queue.release()
             self._queue = None
 
@@ -148,12 +148,12 @@ class KafkaHandle:
             raise ConfigurationInvalidError({"kafka": text}) from None
 
     @property
-    def signals(self) -> bool:
-        """Whether arriving reports and client events set `signal`."""
+    def wakes_poller(self) -> bool:
+        """Whether arriving reports and client events set `wakeup`."""
         return self._queue is not None
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there is neither a message in librdkafka nor an unhandled report."""
         return not (len(self.producer) or self._reports)
 
@@ -198,7 +198,7 @@ class KafkaHandle:
         if not seconds and self._poll_ident not in (0, ident):
             # Another thread is polling and will handle the reports. A hub must not wait
             # for that thread: it polls again after other greenlets have run.
-            self.signal.set()
+            self.wakeup.set()
             return None
         reports = self._reports
         try:
@@ -243,7 +243,7 @@ class KafkaHandle:
                     self.producer.flush(0.001)
                 except cimpl.KafkaException as error:
                     self.client_events.append(("error", error.args[0]))
-                    self.signal.set()
+                    self.wakeup.set()
                 except BaseException:
                     self.interrupted = True
                     raise
@@ -254,7 +254,7 @@ class KafkaHandle:
         The callback runs in `poll`, or in a flush or close by another thread.
         """
         if _concurrency.get_ident() != self._poll_ident:
-            self.signal.set()
+            self.wakeup.set()
         elif len(self._reports) >= _REPORTS_PER_POLL and self._queue is not None:
             # librdkafka keeps the other reports in order, and signals again.
             self._queue.yield_poll()
@@ -262,13 +262,13 @@ class KafkaHandle:
     def note_stall(self, seconds: float, stack: str | None) -> None:
         """Enqueue the client event of a stalled hub. Called from any thread."""
         self.client_events.append(("stall", (seconds, stack)))
-        self.signal.set()
+        self.wakeup.set()
 
     def _enqueue(self, kind: str, content: Any) -> None:  # noqa: ANN401
         # A callback of librdkafka, which may do no more than append.
         self.client_events.append((kind, content))
         if not self._reports.limit:
-            self.signal.set()
+            self.wakeup.set()
 
     # --- OAuth -------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class KafkaHandle:
 
     # --- errors ------------------------------------------------------------------
 
-    def reason(self, error: BaseException) -> BrokerError | None:
+    def broker_error(self, error: BaseException) -> BrokerError | None:
         """Translate an exception of confluent-kafka; None for any other exception."""
         if isinstance(error, cimpl.KafkaException):
             return self.error_translator.translate(error.args[0])
@@ -301,7 +301,9 @@ class KafkaHandle:
     def enqueue_error(self, topic: str, error: Exception) -> DeliveryError:
         """Create the error of a message that librdkafka refused, and count it."""
         self.refused += 1
-        return self.error_translator.enqueue_error(topic, self.reason(error) or error)
+        return self.error_translator.enqueue_error(
+            topic, self.broker_error(error) or error
+        )
 
     def queue_full(self, outstanding: int) -> QueueFullError:
         """Create the error of a message for which the queue has no space.
@@ -319,7 +321,7 @@ class KafkaHandle:
 
     # --- long calls --------------------------------------------------------------
 
-    def ask_partition_count(self, topic: str, seconds: float) -> int:
+    def fetch_partition_count(self, topic: str, seconds: float) -> int:
         """Ask a broker for the number of partitions of a topic.
 
         The broker may create the topic.
@@ -518,7 +520,7 @@ class KafkaHandle:
         with self.send_lock:
             if not self.closed:
                 self.producer.purge()
-        self.signal.set()
+        self.wakeup.set()
 
     def tear_down(self, *, close_descriptor: bool) -> None:
         """End librdkafka's threads. Only the first call has an effect.
@@ -558,7 +560,7 @@ class KafkaHandle:
             # watches the descriptor. Leaking the descriptor is better than closing it:
             # another file could get its number, and the hub would watch that file.
             if close_descriptor:
-                self.signal.close()
+                self.wakeup.close()
 
     def _abort_quickly(self) -> bool:
         """Abort the open transaction, and return whether that succeeded."""
@@ -573,7 +575,7 @@ class KafkaHandle:
         if self.producer is not None and self.producer not in _inherited:
             _inherited.append(self.producer)
             if not self.closed:
-                self.signal.renew()
+                self.wakeup.renew()
 
 
 class _Logger:
