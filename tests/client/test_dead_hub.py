@@ -204,7 +204,7 @@ def test_call_from_a_thread_survives_an_exception_in_the_hub(hub, hub_errors):
     _concurrency.ensure_threadsafe_calls(hub)
 
     def raise_once(frame, event, argument):
-        if frame.f_code is _concurrency.ThreadsafeCalls._open.__code__:
+        if frame.f_code is _concurrency.ThreadsafeCalls._schedule.__code__:
             sys.settrace(None)
             raise KeyboardInterrupt
 
