@@ -7,26 +7,23 @@ calls it. Nothing here runs unless a call or an attribute is wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from greendrop.message import Message
-
-#: The default of required arguments, so that a verb can say which one is missing.
-REQUIRED: Any = object()
-
+_PRODUCE = (
+    "use produce_async(topic=..., payload=...), which returns a handle, or"
+    " produce_sync(topic=..., payload=...), which waits for the delivery report"
+)
 _TRANSACTION = "use `with producer.transaction() as transaction:`"
 
 #: Methods and attributes of other producers.
 _METHODS: Mapping[str, str] = MappingProxyType(
     {
-        "produce": "use produce_async(topic=..., payload=...), which returns a handle,"
-        " or produce_sync(topic=..., payload=...), which waits for the delivery report",
+        "produce": f"{_PRODUCE}; the handle takes the place of on_delivery=",
         "produce_batch": "use produce_many_async or produce_many_sync",
-        "send": "use produce_async(topic=..., payload=...), which returns a handle, or"
-        " produce_sync(topic=..., payload=...), which waits for the delivery report",
+        "send": _PRODUCE,
         "send_and_wait": "use produce_sync(topic=..., payload=...)",
         "send_batch": "use produce_many_async or produce_many_sync",
         "poll": "it is not needed: delivery reports and events arrive by themselves",
@@ -54,13 +51,13 @@ _HANDLE = (
 #: Arguments of the methods that send one message.
 _ARGUMENTS: Mapping[str, str] = MappingProxyType(
     {
-        "value": "use payload=",
-        "message": "use payload=",
-        "data": "use payload=",
+        "value": "use payload",
+        "message": "use payload",
+        "data": "use payload",
         "on_delivery": _HANDLE,
         "callback": _HANDLE,
-        "opaque": "use label=",
-        "timestamp_ms": "use timestamp=",
+        "opaque": "use label",
+        "timestamp_ms": "use timestamp",
         "partitioner": "set it in `kafka`, or in the topic_config of a variant",
         "timeout": "use a variant(max_wait_timeout=...), or the timeout of handle.wait",
     }
@@ -78,67 +75,46 @@ def attribute_error(owner: object, name: str) -> AttributeError:
 
 
 def hinted(verb: _F) -> _F:
-    """Have a verb itself raise the `call_error` of a wrong call.
-
-    The verb accepts any arguments, and its required ones become `REQUIRED` if they are
-    missing. Documentation and type checkers still see which arguments it takes.
-    """
-    function: Any = verb
+    """Hide from documentation what a verb accepts only to explain it: `call_error`."""
     signature = inspect.signature(verb)
     named = [
         each
         for each in signature.parameters.values()
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
-    required = [each.name for each in named[1:] if each.default is each.empty]
+    function: Any = verb
     function.__signature__ = signature.replace(parameters=named)
-    defaults = dict.fromkeys(required, REQUIRED)
-    function.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **defaults}
     return verb
 
 
 def call_error(
     verb: str,
-    positional: Iterable[object],
+    positional: Sequence[object],
     unknown: Iterable[str],
-    required: Mapping[str, object],
+    fields: Sequence[str],
 ) -> TypeError:
     """Make the error of a verb that was called with the wrong arguments.
+
+    Python itself names those that are missing.
 
     Args:
         verb: Its name.
         positional: Arguments without a name.
         unknown: Names of arguments that it doesn't have.
-        required: The arguments that it needs; those that are missing are `REQUIRED`.
+        fields: Names of those of a message.
     """
-    missing = [name for name, value in required.items() if value is REQUIRED]
-    mistakes = [f"{name!r} is no argument; {_hint_of(name)}" for name in unknown]
-    for argument in positional:
-        mistakes.append(_positional_hint(verb, argument, required))
-        missing = []
-        break
-    if missing and not mistakes:
-        names = ", ".join(map(repr, missing))
-        mistakes.append(f"missing {names}")
+    mistakes = []
+    for name in unknown:
+        hint = argument_hint(name, fields)
+        mistakes.append(f"{name!r} is no argument{hint and f'; {hint}'}")
+    if positional:
+        mistakes.append("all arguments are keywords")
     return TypeError(f"Producer.{verb}(): {'; '.join(mistakes)}")
 
 
-def _hint_of(name: str) -> str:
+def argument_hint(name: str, fields: Sequence[str]) -> str:
+    """Say what to use instead of an unknown argument, or key, of a message; or ""."""
     if name in _ARGUMENTS:
         return _ARGUMENTS[name]
-    near = get_close_matches(name, Message._fields, 1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"there are {', '.join(Message._fields)}"
-
-
-def _positional_hint(verb: str, argument: object, required: Iterable[str]) -> str:
-    if isinstance(argument, Message):
-        return f"pass the fields of a Message: {verb}(**message._asdict())"
-    if isinstance(argument, Mapping):
-        return f"pass the fields of a mapping: {verb}(**message)"
-    if isinstance(argument, (list, tuple)):
-        many = "buffer_many" if verb == "buffer" else verb.replace("_", "_many_")
-        return f"several messages are sent by {many}(messages)"
-    fields = ", ".join(f"{name}=..." for name in required)
-    return f"all arguments are keywords: {verb}({fields})"
+    near = get_close_matches(name, fields, 1)
+    return f"did you mean {near[0]!r}?" if near else ""

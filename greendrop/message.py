@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
+from greendrop._hints import argument_hint
 from greendrop.errors import MessageInvalidError
 
 #: A header's value: bytes, text (sent as UTF-8) or None.
@@ -128,9 +128,8 @@ def as_message(item: object) -> Message:
                 shown = str(name)
             except ValueError:  # a number of more than 4,300 digits
                 shown = f"({type(name).__name__})"
-            near = get_close_matches(shown, Message._fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            errors[shown] = f"no such field{hint}"
+            hint = argument_hint(shown, Message._fields)
+            errors[shown] = f"no such field{hint and f'; {hint}'}"
     for name in ("topic", "payload"):
         if name not in item:
             errors[name] = "this field is required"

@@ -17,7 +17,7 @@ from greendrop._connections.client_slots import (
     check_wait_timeout,
     merged_topic_config,
 )
-from greendrop._hints import REQUIRED, attribute_error, call_error, hinted
+from greendrop._hints import attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
@@ -220,9 +220,8 @@ class Producer(_pickling.PerProcess):
             thread; for `max_wait_timeout` seconds at most, after what `produce_async`
             waits for.
         """
-        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
-            required = {"topic": topic, "payload": payload}
-            raise call_error("produce_sync", positional, unknown, required)
+        if positional or unknown:
+            raise call_error("produce_sync", positional, unknown, Message._fields)
         core = self._core or self._unconfigured()
         fields = (
             topic,
@@ -297,9 +296,8 @@ class Producer(_pickling.PerProcess):
             the thread has a hub, else blocks the thread. Never in a running asyncio
             event loop, where it raises instead; the handle can be awaited there.
         """
-        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
-            required = {"topic": topic, "payload": payload}
-            raise call_error("produce_async", positional, unknown, required)
+        if positional or unknown:
+            raise call_error("produce_async", positional, unknown, Message._fields)
         core = self._core or self._unconfigured()
         fields = (
             topic,
@@ -473,13 +471,8 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_sync`.
         """
-        if (
-            positional
-            or unknown
-            or any(each is REQUIRED for each in (topic, key, partition))
-        ):
-            required = {"topic": topic, "key": key, "partition": partition}
-            raise call_error("tombstone_sync", positional, unknown, required)
+        if positional or unknown:
+            raise call_error("tombstone_sync", positional, unknown, Message._fields)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         message = self._tombstone(_new_message(Message, fields))
         return self.produce_sync(**message._asdict())
@@ -507,13 +500,8 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_async`.
         """
-        if (
-            positional
-            or unknown
-            or any(each is REQUIRED for each in (topic, key, partition))
-        ):
-            required = {"topic": topic, "key": key, "partition": partition}
-            raise call_error("tombstone_async", positional, unknown, required)
+        if positional or unknown:
+            raise call_error("tombstone_async", positional, unknown, Message._fields)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         message = self._tombstone(_new_message(Message, fields))
         return self.produce_async(**message._asdict())
@@ -583,9 +571,8 @@ class Producer(_pickling.PerProcess):
             MiddlewareError: A step of `middleware` failed. It was not kept.
             ProducerClosedError, ProducerUsedInParentProcessError: It was not kept.
         """
-        if positional or unknown or topic is REQUIRED or payload is REQUIRED:
-            required = {"topic": topic, "payload": payload}
-            raise call_error("buffer", positional, unknown, required)
+        if positional or unknown:
+            raise call_error("buffer", positional, unknown, Message._fields)
         core = self._core or self._unconfigured()
         fields = (
             topic,

@@ -26,10 +26,10 @@ LAYERS = (
     {"_client"},
     {"_librdkafka"},
     {
-        *("events", "interceptors", "middleware", "config", "_hints"),
+        *("events", "interceptors", "middleware", "config"),
         *("delivery", "scope", "_logging"),
     },
-    {"message", "oauth", "errors", "_concurrency", "_pickling", "_wording"},
+    {"message", "oauth", "errors", "_concurrency", "_pickling", "_wording", "_hints"},
 )
 LEAVES = LAYERS[0]
 
