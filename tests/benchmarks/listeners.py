@@ -201,9 +201,9 @@ def _measure(name: str, servers: str, count: int) -> _Figures:
     figures = {}
     for load, send in (("produce_async", _one_by_one), ("batches", _batches)):
         _wait(send(producer, _WARM_UP))
-        began = time.thread_time()
+        started_at = time.thread_time()
         _wait(send(producer, count))
-        figures[load] = (time.thread_time() - began) / count
+        figures[load] = (time.thread_time() - started_at) / count
     producer.close()
     return figures
 

@@ -119,10 +119,10 @@ def burst(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
         contender = make(Place(cluster.bootstrap_servers, place.topic))
         _get_connected(contender)
         cluster.round_trip(_LATE_ANSWER)
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         for _ in range(load.count):
             contender.send()
-        if time.perf_counter() - began > _LATE_ANSWER:
+        if time.perf_counter() - started_at > _LATE_ANSWER:
             raise RuntimeError("sending took longer than the broker")
         with Ticker() as ticker:
             contender.finish()

@@ -28,14 +28,14 @@ def test_an_acknowledgement_takes_a_round_trip(
     producer = producer_on_cluster()
     producer.produce_sync(topic=topic, payload=b"x")
     cluster.round_trip(0.15)
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     handle = producer.produce_async(topic=topic, payload=b"x")
     assert not handle.done
     assert producer.queue_size == 1
     report = handle.wait(10)
 
-    assert 0.14 < time.monotonic() - began < 5
+    assert 0.14 < time.monotonic() - started_at < 5
     assert 0.14 < report.latency < 5
 
 

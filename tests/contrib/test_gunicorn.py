@@ -63,9 +63,9 @@ def ask(server, path):
         connection.request("GET", path)
         assert connection.getresponse().status == 200
     server.terminate()
-    began = time.monotonic()
+    started_at = time.monotonic()
     status = server.wait()
-    return status, time.monotonic() - began
+    return status, time.monotonic() - started_at
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])

@@ -434,10 +434,10 @@ def test_a_timeout_around_a_send_only_ends_the_wait(
     waits = []
 
     def send(number):
-        began = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
             producer.produce_sync(topic=topic, payload=f"late-{number}")
-        waits.append(time.monotonic() - began)
+        waits.append(time.monotonic() - started_at)
 
     with producer_of(config) as producer:
         producer.produce_sync(topic=topic, payload="before")
@@ -489,9 +489,9 @@ def test_a_forced_close_reports_dropped_messages(
         load.await_progress(20)
         node.pause()
         gevent.sleep(0.2)
-        began = time.monotonic()
+        started_at = time.monotonic()
         producer.close(force=True)
-        took = time.monotonic() - began
+        took = time.monotonic() - started_at
         load.stop()
     node.resume()
 

@@ -198,7 +198,7 @@ def test_topic_deleted_within_a_transaction_rolls_it_back(
     producer = transactional(kafka={"message.timeout.ms": 5_000})
     producer.produce_sync(topic=topic, payload="1", partition=0)
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     expected = pytest.raises(TransactionAbortedError)
     with expected as raised, producer.transaction():
         away(kafka_proxied.delete_topic, topic)
@@ -206,7 +206,7 @@ def test_topic_deleted_within_a_transaction_rolls_it_back(
 
     assert str(handle.error) in str(raised.value)
     assert raised.value.name == handle.error.name
-    assert time.monotonic() - began < LONG
+    assert time.monotonic() - started_at < LONG
 
 
 def test_librdkafka_alone_reuses_sequence_numbers(kafka_proxied, keys, values, topic):

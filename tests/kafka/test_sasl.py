@@ -36,10 +36,10 @@ def test_a_producer_that_rests_over_sasl_still_sends(
         if statistics:
             producer.monitor.subscribe("statistics.emitted", lambda _: None)
         for number in range(5):
-            began = time.monotonic()
+            started_at = time.monotonic()
             producer.produce_sync(topic=topic, payload=f"one {number}")
             producer.produce_many_sync([{"topic": topic, "payload": f"many {number}"}])
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - started_at < 10
             pause(0.3 if number < 4 else 1.5)
 
     assert heard == []

@@ -411,14 +411,14 @@ def connect(proxy):
 
 def exchange(connection, data=b"x"):
     """Send some bytes, wait until all are back, and return the seconds it took."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     connection.sendall(data)
     left = len(data)
     while left:
         received = len(connection.recv(65536))
         assert received, "hung up on"
         left -= received
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 def test_a_proxy_adds_latency(echo):
@@ -492,10 +492,10 @@ def test_a_proxied_broker_is_always_slow(kafka_proxied, topic):
     assert send(producer, topic, b"warm") == [None]
 
     kafka_proxied.proxy.round_trip = 0.2
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert send(producer, topic, b"slow") == [None]
 
-    assert 0.2 <= time.monotonic() - began < 1.0
+    assert 0.2 <= time.monotonic() - started_at < 1.0
 
 
 def test_a_cut_broker_is_reached_again_after_resume(kafka_proxied, topic, read_topic):

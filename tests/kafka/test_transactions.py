@@ -262,11 +262,11 @@ def test_storm_of_commits_and_aborts_causes_no_error(kafka, make, topic, read_to
     With 640 transactions, half of them rolled back right after a commit.
     """
     producers = [make(name=f"{topic}-{number}") for number in range(8)]
-    began = time.monotonic()
+    started_at = time.monotonic()
 
     committed, errors = run_storm(producers, topic, 40)
 
-    assert time.monotonic() - began < 300
+    assert time.monotonic() - started_at < 300
     assert errors == []
     assert len(committed) == 320
     seen = read_both(read_topic, kafka.bootstrap_servers, topic)[0]

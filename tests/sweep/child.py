@@ -269,14 +269,14 @@ class Sweep:
             raise exception
 
         def send() -> None:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 program.send() if self._action == "sync" else program.send_async()
             except GreendropError:
                 pass
             except BaseException as error:  # noqa: BLE001 - reported
                 broken.append(f"the handler's call raised {error!r}")
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started_at
             if seconds > AT_ONCE:
                 broken.append(f"the handler's call took {seconds:.1f} s")
 

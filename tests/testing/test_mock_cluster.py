@@ -69,9 +69,9 @@ def send(producer, topic="events", **message):
 
 def seconds_to_send(producer) -> float:
     """Send a message and return the seconds until its report."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert send(producer)[0] is None
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 def test_messages_are_delivered(cluster, producer_on):
@@ -449,9 +449,9 @@ def test_spawned_cluster_works_in_a_patched_program():
             servers = {"bootstrap.servers": cluster.bootstrap_servers}
             with Producer(kafka=servers) as producer:
                 producer.produce_sync(topic="events", payload=b"x")
-                began = time.monotonic()
+                started_at = time.monotonic()
                 producer.produce_sync(topic="events", payload=b"x")
-                assert time.monotonic() - began > 0.045
+                assert time.monotonic() - started_at > 0.045
         """,
         "patched",
     )

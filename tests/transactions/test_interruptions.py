@@ -75,12 +75,12 @@ def test_a_handler_that_sends_gets_an_answer_at_once(world, connected, place):
     answers = []
 
     def send():
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
             answers.append(producer.produce_sync(topic="t", payload=b"handler"))
         except GreendropError as error:
             answers.append(error)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - started_at < 10
 
     with (
         handling(signal.SIGUSR1, send) as raise_signal,
