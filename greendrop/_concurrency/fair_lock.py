@@ -95,7 +95,7 @@ class FairPool(Generic[T]):
     @property
     def free(self) -> list[T]:
         """The items that no task holds; the last one is handed over next."""
-        held = {id(each.item) for each in self.holders}
+        held = {id(each.item) for each in list(self.handed_over) if not each.released}
         return [each for each in self._items if id(each) not in held]
 
     @property

@@ -98,7 +98,7 @@ class _Entry:
 
     def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        #: Whether it was granted what it waits for.
+        #: Whether it was granted a share.
         self.granted = False
 
 
@@ -112,13 +112,15 @@ class FairQueue:
     __slots__ = ("_granted", "_lock", "entries")
 
     def __init__(self) -> None:
-        # Weak references: an entry lives as long as the call of its task. A signal
-        # handler may raise while a task leaves; what it leaves behind is then gone.
+        # Weak references: an entry lives as long as the call of its task. If a signal
+        # handler raises while a task leaves the queue, the entry disappears all the
+        # same.
         #: The waiting tasks. Its truth value is the cheapest check for waiters.
         self.entries: deque[weakref.ref[_Entry]] = deque()
         self._granted: list[weakref.ref[_Entry]] = []
-        # Held over code that doesn't wait. Without it a task could give up between
-        # leaving the queue by `grant` and getting its share, which would be lost.
+        # Held over code that doesn't wait. Without it, `grant` could remove an entry
+        # from the queue, then its task could give up, and then the share would be
+        # granted to that task and lost.
         self._lock = native.new_lock()
 
     @property
@@ -128,7 +130,7 @@ class FairQueue:
 
     @property
     def granted(self) -> int:
-        """How many shares were granted and not taken yet."""
+        """Number of shares that were granted and not taken yet."""
         if not self._granted:
             return 0
         return sum(reference() is not None for reference in list(self._granted))
@@ -164,10 +166,10 @@ class FairQueue:
 
         Args:
             is_free: Whether the first task in the queue may go on without a grant.
-            waiter: The caller's.
+            waiter: A waiter of the calling task.
             deadline: When to give up.
-            first: The caller had its turn, and got nothing after all: it enters at the
-                front.
+            first: Whether to enter at the front, because the caller's turn came before
+                and it got nothing after all.
             on_wait: Called each time before the first task of the queue waits; returns
                 the seconds after which it is called again.
 
@@ -179,7 +181,8 @@ class FairQueue:
         taken = False
         try:
             (self.entries.appendleft if first else self.entries.append)(reference)
-            # Checked after entering: what became free in between was granted to others.
+            # Check after entering: shares that became free in between were granted to
+            # other tasks.
             while not entry.granted:
                 pause = _RECHECK_EVERY
                 if self._first() is entry:
@@ -193,7 +196,7 @@ class FairQueue:
             taken = True
             return True
         finally:
-            # In line: a signal handler may raise at the entry of any function.
+            # Not a method: a signal handler may raise at the entry of any function.
             with self._lock:
                 if reference in self.entries:
                     self.entries.remove(reference)
