@@ -102,14 +102,14 @@ class Sink:
 
     def __init__(self):
         self.batches = []
-        self.room = None
+        self.space = None
 
     def send_batch(self, items):
         """Accept the items that there is space for."""
         self.batches.append([])
-        while items and self.room != 0:
-            if self.room is not None:
-                self.room -= 1
+        while items and self.space != 0:
+            if self.space is not None:
+                self.space -= 1
             self.batches[-1].append(items.popleft())
 
     @property
@@ -405,12 +405,12 @@ def test_items_without_space_stay_at_the_front(small_batcher, sink, fake_hub):
     add(small_batcher, 0)
     for item in range(1, 6):
         add(small_batcher, item)
-    sink.room = 2
+    sink.space = 2
     small_batcher.flush()
     assert len(small_batcher.items) == 3
     add(small_batcher, 6)
 
-    sink.room = None
+    sink.space = None
     report(small_batcher, 3, 0.0)
     fake_hub.loop.end_tick()
 
@@ -421,13 +421,13 @@ def test_rest_is_tried_again_by_the_timer(small_batcher, sink, fake_hub):
     """Without reports the timer tries again until there is space."""
     add(small_batcher, 0)
     add(small_batcher, 1)
-    sink.room = 0
+    sink.space = 0
     (timer,) = fake_hub.loop.timers
     timer.fire()
     timer.fire()
     assert len(small_batcher.items) == 1
     assert timer.active
-    sink.room = None
+    sink.space = None
 
     timer.fire()
 
@@ -436,9 +436,9 @@ def test_rest_is_tried_again_by_the_timer(small_batcher, sink, fake_hub):
 
 def test_rest_of_a_first_send_is_kept(small_batcher, sink, fake_hub):
     """A first send may find no space either, and is tried again."""
-    sink.room = 0
+    sink.space = 0
     add(small_batcher, 1)
-    sink.room = None
+    sink.space = None
     fake_hub.loop.timers[0].fire()
 
     assert sink.items == [1]

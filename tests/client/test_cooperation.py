@@ -172,14 +172,14 @@ def test_a_handle_wakes_all_its_waiters(mock_cluster, make_producer, hub):
 def test_gevent_waits_for_handles(mock_cluster, make_producer, hub):
     """gevent.wait and gevent.iwait accept handles, pending and resolved ones."""
     producer = make_producer()
-    settled = producer.produce_async(topic="events", payload=b"first")
-    settled.wait(10)
+    resolved = producer.produce_async(topic="events", payload=b"first")
+    resolved.wait(10)
     mock_cluster.round_trip(0.1)
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(10)]
 
-    assert gevent.wait([*handles, settled], timeout=10, count=1) == [settled]
+    assert gevent.wait([*handles, resolved], timeout=10, count=1) == [resolved]
     assert gevent.wait(handles, timeout=0.01) == []
-    assert set(gevent.iwait([*handles, settled], timeout=10)) == {*handles, settled}
+    assert set(gevent.iwait([*handles, resolved], timeout=10)) == {*handles, resolved}
     assert all(each.report for each in handles)
 
 

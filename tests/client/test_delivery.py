@@ -105,9 +105,9 @@ def deliver(handle):
 
 def error():
     """Make a delivery error with a cause."""
-    verdict = DeliveryError("a message was not delivered: message too large")
-    verdict.__cause__ = BrokerError("too large", code=10, name="MESSAGE_TOO_LARGE")
-    return verdict
+    error = DeliveryError("a message was not delivered: message too large")
+    error.__cause__ = BrokerError("too large", code=10, name="MESSAGE_TOO_LARGE")
+    return error
 
 
 def refuse(handle):
@@ -624,10 +624,10 @@ def test_handle_takes_no_attributes(handle):
         handle.anything = 1
 
 
-@pytest.mark.parametrize("settle", [deliver, refuse])
-def test_resolved_handle_pickles(handle, settle):
+@pytest.mark.parametrize("resolve", [deliver, refuse])
+def test_resolved_handle_pickles(handle, resolve):
     """A resolved handle has the same content in another process."""
-    settle(handle)
+    resolve(handle)
 
     got = pickle.loads(pickle.dumps(handle))
 

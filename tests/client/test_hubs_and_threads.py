@@ -354,7 +354,7 @@ EVERY_WAY = """
 
     producer = Producer({"bootstrap.servers": servers})
     gevent.sleep(0)
-    # The main greenlet is the only one that waits, for nothing but the report.
+    # Only the main greenlet waits, and only for the report.
     producer.produce_sync(topic="events", payload=b"x")
     handles = [producer.produce_async(topic="events", payload=b"x") for _ in range(100)]
     assert len(gevent.wait(handles, timeout=10)) == 100

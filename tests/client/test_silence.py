@@ -15,7 +15,7 @@ MODES = ["none", "unpatched", "patched"]
 PROGRAM = """
     import logging, socket
 
-    # What tests leave out by default.
+    # The test suite's own programs suppress this warning.
     logging.getLogger("greendrop.librdkafka").handlers.clear()
 
     from greendrop import DeliveryError, Producer

@@ -744,7 +744,7 @@ def test_a_child_forked_during_a_refresh_gets_its_own_token(mode, run_script):
     task = Task(send)
     await_true(lambda: asked)
     ways = forks()
-    if "gevent" not in sys.modules:  # which reaps children of its own ways only
+    if "gevent" not in sys.modules:  # which reaps only children that gevent has forked
         ways["fork in C"] = ctypes.PyDLL(None).fork
     for fork in ways.values():
         assert Fork(send, fork).result() == [1, 1]

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.patched, pytest.mark.slow]
 
 SCRIPT = """
 import json, os, sys
-# Nothing of this program is anybody else's business.
+# The agents must not report anything.
 os.environ["DD_INSTRUMENTATION_TELEMETRY_ENABLED"] = "false"
 os.environ["DD_REMOTE_CONFIGURATION_ENABLED"] = "false"
 os.environ["DD_KAFKA_PROPAGATION_ENABLED"] = "true"

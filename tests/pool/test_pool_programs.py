@@ -30,7 +30,7 @@ BEGIN = """
             return type(error).__name__
 
     def slots():
-        # Of all producers that can be had at once.
+        # The ids of all producers of the pool.
         ids = []
         def use():
             with pool.producer(0) as producer:

@@ -1208,7 +1208,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.refused = []
         self.model_refused = []
         self.number = 0
-        self.room = 0
+        self.space = 0
         self.bad = None
 
     def send_many(self, slot, messages, _verb, handles, end, **_):
@@ -1219,9 +1219,9 @@ class BufferMachine(RuleBasedStateMachine):
                 error = DeliveryError("bad")
                 handles.append(refused_handle(message.topic, None, error))
                 continue
-            if not self.room:
+            if not self.space:
                 raise RefusedError
-            self.room -= 1
+            self.space -= 1
             self.sent.append((slot, message.payload))
             handles.append(Queued(message))
         return handles
@@ -1236,17 +1236,17 @@ class BufferMachine(RuleBasedStateMachine):
             self.waiting.append((name, self.number))
             self.number += 1
 
-    @rule(room=st.integers(0, 12), bad=st.none() | st.integers(0, 40))
-    def flush(self, room, bad):
+    @rule(space=st.integers(0, 12), bad=st.none() | st.integers(0, 40))
+    def flush(self, space, bad):
         """Flush with some space; maybe librdkafka refuses one message."""
-        self.room, self.bad = room, bad
+        self.space, self.bad = space, bad
         expected = []
         stuck = False
         while self.waiting and not stuck:
             if self.waiting[0][1] == bad:
                 expected.append(self.waiting.pop(0)[1])
-            elif room:
-                room -= 1
+            elif space:
+                space -= 1
                 self.model_sent.append(self.waiting.pop(0))
             else:
                 stuck = True

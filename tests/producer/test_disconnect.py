@@ -430,7 +430,7 @@ def test_idle_watch_measures_from_the_last_activity():
     now = [0.0]
     watch = IdleWatch(10.0, lambda: now[0])
     observed = []
-    for now[0], settled, busy in [
+    for now[0], reported, busy in [
         (0.0, 1, False),
         (9.0, 1, False),
         (9.5, 2, False),
@@ -442,7 +442,7 @@ def test_idle_watch_measures_from_the_last_activity():
         (39.3, 2, False),
         (39.4, 2, False),
     ]:
-        observed.append(watch.is_idle(settled, busy=busy))
+        observed.append(watch.is_idle(reported, busy=busy))
 
     assert observed == [False] * 6 + [True, False, False, True]
 

@@ -235,7 +235,7 @@ def test_warnings_that_are_errors_change_nothing(
 
 
 NO_MORE_THREADS = """
-    # As Python 3.12 does from the end of the main thread on, before any exit handler.
+    # Python 3.12 does so when the main thread has ended, before any exit handler.
     from greendrop import _concurrency
 
     def refuse(*_):
@@ -372,7 +372,7 @@ def test_ctrl_c_while_reports_are_handled_loses_none(mode, mock_cluster, run_scr
     if "gevent" in sys.modules:
         sys.modules["gevent"].get_hub().print_exception = lambda *_: None
     signal.signal(signal.SIGALRM, signal.default_int_handler)
-    # It may come up in the callback of a weak reference, too, where Python drops it.
+    # It may also arrive in the callback of a weak reference, where Python drops it.
     sys.unraisablehook = lambda _: None
     for _ in range(40):
         producer = Producer({"bootstrap.servers": servers})

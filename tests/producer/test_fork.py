@@ -233,7 +233,7 @@ def test_forking_during_a_load_loses_no_message(mode, mock_cluster, run_script, 
                 )
                 count += len([each.wait(10) for each in handles])
             except ProducerUsedInParentProcessError:
-                # A child has copies of all greenlets, and they go on. Threads that
+                # A child has copies of all greenlets, which go on running. Threads that
                 # end there are an error to `threading`, when they are greenlets.
                 sleep(60)
         return count
