@@ -8,7 +8,7 @@ import pytest
 from greendrop import Message, Producer, ProducerClosedError, StatisticsNotEnabledError
 from greendrop._producer.idle import IdleWatch
 from greendrop.config import rules
-from tests.client.test_leaks import in_use, more_in_use
+from tests.client.test_leaks import in_use, is_more_in_use
 from tests.tasks import await_true
 
 #: Seconds. Nothing here takes nearly as long when it works.
@@ -302,7 +302,7 @@ def test_rounds_leak_nothing(world, make_producer):
         clients.append(weakref.ref(producer._slot.client))
         producer.disconnect()
 
-    await_true(lambda: not more_in_use(before))
+    await_true(lambda: not is_more_in_use(before))
     gc.collect()
     assert sum(each() is not None for each in clients) <= 1
 
