@@ -173,7 +173,8 @@ class KafkaHandle:
         Returns:
             The refused message and its error, or None if librdkafka got all messages.
         """
-        # `taken` is a second view of the removed messages, behind by the refused one.
+        # `taken` repeats the removed messages. After an error its next one is the
+        # message that librdkafka refused.
         going, taken = tee(starmap(wires.popleft, repeat((), len(wires))))
         try:
             _exhaust(zip(starmap(self.producer.produce, going), taken, strict=False))
@@ -215,9 +216,8 @@ class KafkaHandle:
             # would be a bug. Neither may end the poller.
             self.interrupted = True
             if isinstance(error, SystemError):
-                # Up to Python 3.11 confluent-kafka drops an exception without a value,
-                # and then C code without result and error is a SystemError. Ctrl-C
-                # raises such an exception.
+                # Up to Python 3.11 confluent-kafka loses an exception without a value,
+                # such as that of Ctrl-C, and Python raises SystemError instead.
                 return KeyboardInterrupt()
             return error
         finally:

@@ -29,7 +29,6 @@ _BROKER = re.compile(r"(?P<broker>\S+:\d+/[^\s:]+): ")
 # A host name may have IPv4 and IPv6 addresses, and one line is enough for all of them.
 _CHANGING = re.compile(r"ipv[46]#\S+|\d+")
 
-
 # Brokers close idle connections, and the next message opens a new one. If the broker is
 # down, other lines follow.
 _HUNG_UP = r".*\bdisconnected\b.*\(after \d+ms in state UP\b"
