@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
+from functools import partial
 from itertools import repeat, starmap, tee
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -92,7 +93,7 @@ class KafkaHandle:
         #: Translates the errors of this producer.
         self.error_translator = ErrorTranslator(
             fatal_error=lambda: self.backend.fatal_error(self.producer),
-            name_of=lambda code: cimpl.KafkaError(code).name(),
+            name_of=_error_name,
             redact=settings.redact,
         )
         self.closed = False
@@ -132,9 +133,9 @@ class KafkaHandle:
         kafka: dict[str, Any] = dict(self._settings.kafka)
         if self._settings.transactional:
             kafka["transactional.id"] = self._settings.transactional_id
-        kafka["error_cb"] = lambda error: self._enqueue("error", error)
+        kafka["error_cb"] = partial(self._enqueue, "error")
         if statistics:
-            kafka["stats_cb"] = lambda text: self._enqueue("statistics", text)
+            kafka["stats_cb"] = partial(self._enqueue, "statistics")
         else:
             kafka["statistics.interval.ms"] = "0"
         try:
@@ -286,8 +287,7 @@ class KafkaHandle:
             text = "can't set the OAuth token: greendrop can't reach this librdkafka"
             raise OAuthTokenError(text)
         if code:
-            name = cimpl.KafkaError(code).name()
-            text = f"librdkafka refuses the OAuth token ({name}, {code})"
+            text = f"librdkafka refuses the OAuth token ({_error_name(code)}, {code})"
             raise OAuthTokenError(text)
 
     # --- errors ------------------------------------------------------------------
@@ -576,6 +576,11 @@ class KafkaHandle:
             _inherited.append(self.producer)
             if not self.closed:
                 self.wakeup.renew()
+
+
+def _error_name(code: int) -> str:
+    name: str = cimpl.KafkaError(code).name()
+    return name
 
 
 class _Logger:
