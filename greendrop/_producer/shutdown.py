@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from greendrop.delivery import DeliveryHandle
     from greendrop.message import Message
 
+    _Step = Callable[["_Account"], None]
 
 _log = Log("greendrop")
 
@@ -65,16 +66,26 @@ class _Account:
 
     Args:
         timeout: Seconds that `close` may take.
+        force: Whether `close` drops messages without raising an error.
 
     Attributes:
+        task: The task that closes.
+        started: When `close` began, by the monotonic clock.
+        deadline: When the waits for flush and deliveries end.
+        clients: The clients that `close` has found.
         flushes: The last flush of the buffer, and its repetitions.
         failure: The error that kept buffered messages from being queued.
         is_late: Whether messages were dropped at the timeout.
         loss: The error that `close` raises; None if everything was delivered.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, *, force: bool) -> None:
         self.timeout = timeout
+        self.force = force
+        self.task = _concurrency.current_task()
+        self.started = _concurrency.monotonic()
+        self.deadline = _concurrency.Deadline(timeout)
+        self.clients: Sequence[Client] = ()
         self.flushes: list[Flush] = []
         self.failure: Exception | None = None
         self.is_late = False
@@ -156,112 +167,122 @@ class Shutdown:
         self._recovery = recovery
         self._transactions = transactions
         self._owner = owner
-        self._closer: object = None
+        self._running: _Account | None = None
 
     def close(
         self, timeout: float | None, *, force: bool, at_exit: bool = False
     ) -> None:
         """See `Producer.close`."""
-        connections = self._connections
+        connections, transactions = self._connections, self._transactions
         if connections.inherited:
             # The clients are the parent's: don't touch them, and emit nothing.
             connections.status = "closing"
             connections.reset()
             self._buffer.stop()
             return
-        in_hub = _concurrency.in_hub() and bool(
-            connections.anything_open or self._buffer
-        )
-        if in_hub or connections.in_listener():
+        if self._needs_a_task():
             _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
             return
-        if timeout is None:
-            timeout = 0.0 if force else connections.settings.max_wait_timeout
-        if self._transactions is None:
-            self._close_with_note(timeout, _concurrency.monotonic(), force=force)
-            return
-        if self._transactions.held_by_me and self._transactions.notifying:
-            _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
-            return
-        if self._transactions.held_by_me and not at_exit:
+        if transactions is not None and transactions.held_by_me and not at_exit:
             text = f"producer {self.name!r} can't be closed inside its own transaction"
             raise ProducerTransactionalCloseAttemptError(text)
-        started = _concurrency.monotonic()
+        if timeout is None:
+            timeout = 0.0 if force else connections.settings.max_wait_timeout
+        account = _Account(timeout, force=force)
+        in_flight = connections.outstanding
         request = LockRequest(_concurrency.current_task())
         try:
-            # Wait for an open transaction; after the timeout, close all the same.
-            self._transactions.block(request, timeout)
-            self._close_with_note(timeout, started, force=force)
-        finally:
-            request.released = True
-            self._transactions.unblock(request)
-
-    def _close_with_note(self, timeout: float, started: float, *, force: bool) -> None:
-        in_flight = self._connections.outstanding
-        try:
-            self._close(timeout, started, force=force)
+            if transactions is not None:
+                # Wait for an open transaction; after the timeout, close all the same.
+                transactions.block(request, timeout)
+            self._close(account)
         except KeyboardInterrupt as interrupt:
             messages = _wording.count(in_flight, "message")
             text = f"interrupted while closing producer {self.name!r}"
             _wording.add_note(interrupt, f"{text}, with {messages} in flight")
             raise
+        finally:
+            if transactions is not None:
+                request.released = True
+                transactions.unblock(request)
 
-    def _close(self, timeout: float, started: float, *, force: bool) -> None:
+    def _needs_a_task(self) -> bool:
+        """Return whether the caller can't wait, so that another task has to close."""
+        connections, transactions = self._connections, self._transactions
+        if _concurrency.in_hub() and (connections.anything_open or self._buffer):
+            return True
+        if connections.in_listener():
+            return True
+        return (
+            transactions is not None
+            and transactions.held_by_me
+            and transactions.notifying
+        )
+
+    def _close(self, account: _Account) -> None:
         connections = self._connections
-        task = _concurrency.current_task()
-        account = _Account(timeout)
-        first = False
         try:
-            with connections.lock:
-                first = self._closer is None and connections.status != "closed"
-                if first:
-                    self._closer = task
-                    connections.status = "closing"
-                    self._buffer.stop()
-                connections.disconnecting = None
-                for slot in connections.slots:
-                    slot.active = None
-                clients = connections.clients
-            if first:
-                self._close_now(account, clients, started, force=force)
-            elif self._closer != task:  # else a listener of producer.closing
-                connections.wait_closed(timeout + PURGE_TIMEOUT)
-        except BaseException as error:
-            if first:
-                self._finish(account, started, error)
+            self._begin(account)
+            running = self._running
+            if running is account:
+                for client in account.clients:
+                    account.add(client)
+                connections.tokens.wake()
+                self._run(account, (self._announce, self._flush, *self._last_steps))
+            elif running is None or running.task != account.task:
+                connections.wait_closed(account.timeout + PURGE_TIMEOUT)
+            # Else the caller is a listener of producer.closing.
+        except BaseException:
+            if self._running is account and connections.status != "closed":
+                # A signal handler has raised between two steps.
+                account.deadline = _concurrency.Deadline(0)
+                self._run(account, self._last_steps)
+            if account.loss is not None:
+                text = str(account.loss)
+                _log.write(ERROR, "producer.messages_abandoned", error=text)
             raise
         finally:
-            # If `_finish` was interrupted as well, the next `close` starts again.
-            if first:
-                self._closer = None
-
-    def _finish(self, account: _Account, started: float, error: BaseException) -> None:
-        """Close in spite of an exception, and log a loss that it doesn't report."""
-        if self._connections.status != "closed":
-            # A signal handler has raised before `_close_clients`, or at its end.
-            self._end_clients(account, _concurrency.Deadline(0), started)
-        if account.loss is not None and account.loss is not error:
-            _log.write(ERROR, "producer.messages_abandoned", error=str(account.loss))
-
-    def _close_now(
-        self,
-        account: _Account,
-        clients: Sequence[Client],
-        started: float,
-        *,
-        force: bool,
-    ) -> None:
-        connections = self._connections
-        for client in clients:
-            account.add(client)
-        connections.tokens.wake()
-        try:
-            connections.emit("producer.closing")
-        finally:
-            # Also when a listener was interrupted: the producer always ends closed.
-            self._close_clients(account, clients, started, force=force)
-        if account.loss is not None and not force:
+            # If the last steps were interrupted as well, the next `close` starts again.
+            if self._running is account:
+                self._running = None
+        if account.loss is not None and not account.force:
             raise account.loss
+
+    def _begin(self, account: _Account) -> None:
+        """Accept no more messages; become the running close, if there is none."""
+        connections = self._connections
+        with connections.lock:
+            if self._running is None and connections.status != "closed":
+                self._running = account
+                connections.status = "closing"
+                self._buffer.stop()
+            connections.disconnecting = None
+            for slot in connections.slots:
+                slot.active = None
+            account.clients = connections.clients
+
+    @staticmethod
+    def _run(account: _Account, steps: Sequence[_Step]) -> None:
+        """Run steps of a close, each also if those before it were interrupted.
+
+        The producer always ends closed. The last exception of a step is raised
+        afterwards.
+        """
+        failure: BaseException | None = None
+        for step in steps:
+            try:
+                step(account)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failure = error
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # or the traceback would refer to itself
+
+    @property
+    def _last_steps(self) -> tuple[_Step, ...]:
+        return self._deliver, self._drop, self._sum_up, self._finish
 
     def release(self) -> None:
         """Close in the background: the program has dropped the last `Producer`."""
@@ -281,37 +302,62 @@ class Shutdown:
             stacklevel=2,
         )
 
-    def _close_clients(
-        self,
-        account: _Account,
-        clients: Sequence[Client],
-        started: float,
-        *,
-        force: bool,
-    ) -> None:
-        deadline = _concurrency.Deadline(account.timeout)
+    # --- the steps of a close ----------------------------------------------------
+
+    def _announce(self, _account: _Account) -> None:
+        self._connections.emit("producer.closing")
+
+    def _flush(self, account: _Account) -> None:
+        """Send the buffered messages, unless there is no time for that."""
         try:
             # No client takes over any more: fail the messages that wait for that.
             self._recovery.stop()
-            for client in clients:
+            for client in account.clients:
                 client.fail_carried_over(None)
             # A forced close without a timeout has no time to deliver anything.
-            if self._buffer and (account.timeout or not force):
-                self._flush_last(account, deadline)
+            if self._buffer and (account.timeout or not account.force):
+                self._flush_last(account)
         except BaseException:
-            deadline = _concurrency.Deadline(0)  # interrupted: wait no longer
+            account.deadline = _concurrency.Deadline(0)  # interrupted: wait no longer
             raise
-        finally:
-            self._end_clients(account, deadline, started)
 
-    def _flush_last(self, account: _Account, deadline: _concurrency.Deadline) -> None:
+    def _deliver(self, account: _Account) -> None:
+        """Wait for the deliveries, and close the clients."""
+        for client in self._connections.clients:
+            self._end_client(account, client)
+
+    def _drop(self, account: _Account) -> None:
+        """Close the clients that `_deliver` has left open, without waiting."""
+        account.deadline = _concurrency.Deadline(0)
+        for client in self._connections.clients:
+            self._end_client(account, client)
+        self._connections.wait_clients_closed(PURGE_TIMEOUT)
+
+    def _sum_up(self, account: _Account) -> None:
+        try:
+            account.sum_up(self.name, self._buffer)
+        except BaseException:
+            # Interrupted: put undelivered messages back all the same.
+            account.sum_up(self.name, self._buffer)
+            raise
+
+    def _finish(self, account: _Account) -> None:
+        self._connections.status = "closed"
+        registry.unregister(self)
+        self._connections.wake_end_waiters()
+        self._report_unsent(account)
+        self._connections.emit("producer.closed", account.started)
+
+    # --- their parts -------------------------------------------------------------
+
+    def _flush_last(self, account: _Account) -> None:
         """Send the buffered messages; `close` waits for their deliveries later."""
         connections = self._connections
-        connections.send_deadline = deadline
+        connections.send_deadline = account.deadline
         connections.final_flush_task = _concurrency.current_task()
         started = _concurrency.monotonic()
         try:
-            batch = self._flush_all(account, deadline)
+            batch = self._flush_all(account)
         except Exception as error:  # noqa: BLE001 - nothing may stop the teardown
             account.failure = error
             # Other errors may quote a message.
@@ -331,9 +377,7 @@ class Shutdown:
         finally:
             connections.final_flush_task = None
 
-    def _flush_all(
-        self, account: _Account, deadline: _concurrency.Deadline
-    ) -> list[Message]:
+    def _flush_all(self, account: _Account) -> list[Message]:
         """Flush the buffer, again without refused messages if these made all fail.
 
         In a transaction one refused message makes all fail. Each round has at least one
@@ -356,7 +400,7 @@ class Shutdown:
                         self._connections.main,
                         batch,
                         "produce_many_async",
-                        deadline.remaining(),
+                        account.deadline.remaining(),
                         flush,
                     )
                 except ProduceError as error:
@@ -367,33 +411,6 @@ class Shutdown:
             raise failure from failure.__cause__
         return batch
 
-    def _end_clients(
-        self, account: _Account, deadline: _concurrency.Deadline, started: float
-    ) -> None:
-        connections = self._connections
-        try:
-            for client in connections.clients:
-                self._end_client(account, client, deadline)
-        finally:
-            # Also when a wait was interrupted: the producer always ends closed.
-            try:
-                for client in connections.clients:
-                    self._end_client(account, client, _concurrency.Deadline(0))
-                connections.wait_clients_closed(PURGE_TIMEOUT)
-            finally:
-                try:
-                    account.sum_up(self.name, self._buffer)
-                except BaseException:
-                    # Interrupted: put undelivered messages back all the same.
-                    account.sum_up(self.name, self._buffer)
-                    raise
-                finally:
-                    connections.status = "closed"
-                    registry.unregister(self)
-                    connections.wake_end_waiters()
-                    self._report_unsent(account)
-                    connections.emit("producer.closed", started)
-
     def _report_unsent(self, account: _Account) -> None:
         """Emit an error if buffered messages were not delivered."""
         if account.loss is not None and self._buffer.unsent:
@@ -401,14 +418,12 @@ class Shutdown:
             payload = {"messages": self._buffer.messages()}
             self._connections.emit_error("buffer.flush", error, payload)
 
-    def _end_client(
-        self, account: _Account, client: Client, deadline: _concurrency.Deadline
-    ) -> None:
+    def _end_client(self, account: _Account, client: Client) -> None:
         """Wait for a client's deliveries, drop the rest, and close the client."""
         client.stop_taking()
         account.add(client)
         try:
-            client.wait_delivered(deadline.remaining(), may_poll=False)
+            client.wait_delivered(account.deadline.remaining(), may_poll=False)
         finally:
             try:
                 if client.outstanding > 0:

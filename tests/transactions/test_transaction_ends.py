@@ -224,6 +224,36 @@ def test_closing_does_not_wait_for_ever(transactional, spawn, until, force):
     assert "closed" in str(caught[1])
 
 
+@pytest.mark.slow
+def test_closing_has_one_timeout_for_all_of_its_waits(
+    mock_cluster, transactional, spawn, until
+):
+    """The wait for a transaction leaves that much less for the deliveries."""
+    producer = transactional()
+    with producer.transaction():
+        send(producer)
+    stop, caught = [], []
+
+    def run():
+        try:
+            with producer.transaction() as tx:
+                mock_cluster.round_trip(30.0)
+                send(producer)
+                caught.append(tx)
+                until(lambda: stop)
+        except TransactionAbortedError as error:
+            caught.append(error)
+
+    task = spawn(run)
+    until(lambda: caught)
+    started_at = time.monotonic()
+    producer.close(timeout=2.0, force=True)
+
+    assert 1.9 < time.monotonic() - started_at < 3.7
+    stop.append(1)
+    task.join()
+
+
 def test_closed_producer_refuses_transactions(world, transactional):
     """Beginning a transaction after `close` raises the error for closed producers."""
     producer = transactional()
