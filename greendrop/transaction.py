@@ -1,7 +1,7 @@
-"""One transaction: a block whose messages are all visible in the end, or none.
+"""Transaction blocks: either all messages of a block become visible, or none.
 
-What happens at its begin and its end is for `coordinator`; what is here is what the
-program holds meanwhile.
+A `Transaction` is the object that a program has inside the block. The `coordinator`
+begins and ends the transaction.
 """
 
 from __future__ import annotations
@@ -28,40 +28,41 @@ if TYPE_CHECKING:
         Transactions,
     )
 
-#: The kind of producer that it was made by.
+#: The type of the producer that made the transaction.
 _P = TypeVar("_P")
 
 
 class GroupConsumer(Protocol):
-    """What is used of a `confluent_kafka.Consumer`."""
+    """The part of a `confluent_kafka.Consumer` that transactions use."""
 
     def consumer_group_metadata(self) -> Any:  # noqa: ANN401 - an object of librdkafka
-        """Give what tells the brokers on behalf of which group offsets are sent."""
+        """Return the metadata of the consumer group, for the brokers."""
         ...
 
 
 class ConsumedMessage(Protocol):
-    """What is used of a `confluent_kafka.Message` that a consumer has read."""
+    """The part of a consumed `confluent_kafka.Message` that transactions use."""
 
     def topic(self) -> str | None:
-        """Where it was read."""
+        """Return the topic of the message."""
         ...
 
     def partition(self) -> int | None:
-        """Where it was read."""
+        """Return the partition of the message."""
         ...
 
     def offset(self) -> int | None:
-        """Its place there."""
+        """Return the offset of the message in its partition."""
         ...
 
 
 class Transaction(_pickling.PerProcess, Generic[_P]):
     """A block whose messages are committed at its end, or rolled back.
 
-    Made by `Producer.transaction`, and entered once. All that the greenlet or thread
-    that entered it sends in the block is part of it, by whichever verb and variant of
-    the producer. Inside of another one it joins that: only the outer one commits.
+    `Producer.transaction` makes the object, which can be entered once. All messages
+    that the greenlet or thread sends in the block are part of the transaction,
+    whichever method or variant of the producer sends them. A block inside of another
+    transaction joins that one, and only the outer block commits.
     """
 
     def __init__(
@@ -69,36 +70,37 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         producer: _P,
         transactions: Transactions,
         seconds: float,
-        tell: Callable[..., None],
+        emit: Callable[..., None],
     ) -> None:
-        #: What it was made by: to send with, where a pool gave it.
+        #: The producer that made the transaction. Send with it if a pool chose the
+        #: producer.
         self.producer = producer
         self._transactions = transactions
         self._seconds = seconds
-        self._tell = tell
+        self._emit = emit
         self._current: OpenTransaction | None = None
         self._joined = False
 
     def __enter__(self) -> Self:
-        """Wait for the caller's turn, and begin.
+        """Wait until no other task has a transaction, and begin.
 
         Raises:
             TransactionBusyError: The transaction of another greenlet or thread did not
                 end within `max_wait_timeout`.
-            TransactionAbortedError: The brokers did not let it begin; the cause says
-                why. The next one may.
+            TransactionAbortedError: The brokers refused to begin the transaction; the
+                cause says why. The next transaction may succeed.
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
             IllegalWaitError: In the hub itself, or in a listener of this producer.
-            RuntimeError: It was entered before.
+            RuntimeError: The transaction was entered before.
 
-        Blocking:
-            While another one is open, first come, first served; the first time also
-            until the brokers have ended what a producer of the same `transactional.id`
-            has left open. Lets other greenlets run where the thread has a hub, else
-            blocks the thread. For `max_wait_timeout` at most.
+        Blocking: Waits while another transaction is open, in the order of arrival. The
+            first time, also waits until the brokers have ended a transaction that an
+            earlier producer with the same `transactional.id` left open. Lets other
+            greenlets run where the thread has a hub, else blocks the thread. For
+            `max_wait_timeout` at most.
         """
         if self._current is not None:
-            text = "a transaction is entered once; transaction() makes a new one"
+            text = "a transaction can be entered once; transaction() makes a new one"
             raise RuntimeError(text)
         joined = self._transactions.current_for_task()
         if joined is None:
@@ -116,18 +118,18 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
     ) -> bool:
         """Commit, or roll back if an exception leaves the block.
 
-        That exception goes on, whatever else goes wrong, but for an `AbortTransaction`:
-        that one ends here.
+        The exception is raised again, even if the rollback fails. Only an
+        `AbortTransaction` ends here.
 
         Raises:
-            TransactionAbortedError: It could not be committed, and was rolled back.
+            TransactionAbortedError: The transaction could not be committed, and was
+                rolled back.
             TransactionUnknownError: The commit failed, and may have happened.
 
-        Blocking:
-            Until all messages are reported and the brokers have answered: for
-            `max_wait_timeout` each at most. Lets other greenlets run where the thread
-            has a hub, else blocks the thread. An exception that interrupts (Ctrl-C, a
-            `gevent.Timeout`, the end of a greenlet) is held up for 2 s at most.
+        Blocking: Waits for the delivery reports of all messages, and then for the
+            brokers: for `max_wait_timeout` each at most. Lets other greenlets run where
+            the thread has a hub, else blocks the thread. Delays an interrupt (Ctrl-C, a
+            `gevent.Timeout`, the end of a greenlet) by 2 s at most.
         """
         if self._current is None:
             return False
@@ -138,15 +140,15 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         try:
             return self._transactions.end(self._current, error)
         except BaseException:
-            # A signal handler may have raised before the end had begun.
+            # A signal handler may have raised before `end` did anything.
             self.__del__()
             raise
 
     def __del__(self) -> None:
-        """Give up a transaction whose block was left without its end.
+        """Abandon a transaction that was not ended when its block was left.
 
-        So it is when a signal handler raises at the very start of `__exit__`: Python
-        doesn't call that twice.
+        A signal handler that raises at the very start of `__exit__` has this effect,
+        since Python does not call that method again.
         """
         current = getattr(self, "_current", None)
         if current is not None and not self._joined and not current.is_over:
@@ -154,7 +156,7 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
 
     @property
     def outcome(self) -> Outcome | None:
-        """How it ended: "committed", "aborted", "unknown"; None while it is open.
+        """The outcome: "committed", "aborted" or "unknown"; None while it is open.
 
         "unknown" after a `TransactionUnknownError`, or when the commit was interrupted.
         """
@@ -162,19 +164,21 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         return current.outcome if current is not None and current.is_over else None
 
     def abort(self) -> NoReturn:
-        """Roll back, and leave the block: raises `AbortTransaction`, which ends there.
+        """Leave the block by raising `AbortTransaction`, and roll back.
 
-        If something in between catches that, it is rolled back all the same, at the
-        end. The outer one, too, if it is in another one.
+        The exception ends with the block. If code inside of the block catches the
+        exception, the transaction is still rolled back at the end of the block. Inside
+        of an outer transaction, that one is rolled back.
 
         Raises:
             AbortTransaction: Always.
-            TransactionRequiredError: It is not open, or it is that of another greenlet
-                or thread.
+            TransactionRequiredError: The transaction is not open, or it is that of
+                another greenlet or thread.
         """
-        current = self._open("aborted")
+        current = self._open("abort")
         text = "the program has aborted the transaction"
-        # Not the one that is raised: with its traceback it would keep this alive.
+        # A second exception: the traceback of the one raised here would keep this
+        # object alive.
         current.abort_reason = current.abort_reason or AbortTransaction(text)
         raise AbortTransaction(text)
 
@@ -184,27 +188,28 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         message: ConsumedMessage,
         metadata: str | None = None,
     ) -> None:
-        """Make it part of the transaction that a message was read and dealt with.
+        """Commit the offset of a consumed message with the transaction.
 
-        The consumer's group goes on after it if the transaction is committed. The
-        consumer must not commit offsets itself (`enable.auto.commit` is False).
+        If the transaction is committed, the consumer's group continues after the
+        message. The consumer must not commit offsets itself (`enable.auto.commit` is
+        False).
 
         Args:
-            consumer: The `confluent_kafka.Consumer` that has read it.
-            message: As it has given it.
+            consumer: The `confluent_kafka.Consumer` that has read the message.
+            message: The message that the consumer returned.
             metadata: Text to be stored with the offset.
 
         Raises:
-            TransactionRequiredError: Outside of the block, or by another greenlet or
-                thread than has entered it.
+            TransactionRequiredError: The caller is outside of the block, or in another
+                greenlet or thread.
             TransactionalOffsetInvalidError: Names each bad argument. The transaction
                 goes on.
-            TransactionAbortedError: The brokers refused, for example since another
+            TransactionAbortedError: The brokers refused, for example because another
                 consumer has the partition by now. The transaction will be rolled back.
 
         Blocking:
-            Until the brokers have answered, for `max_wait_timeout` at most. Lets other
-            greenlets run where the thread has a hub, else blocks the thread.
+            Waits for the brokers, for `max_wait_timeout` at most. Lets other greenlets
+            run where the thread has a hub, else blocks the thread.
         """
         self.mark_many_as_consumed(consumer, (message,), metadata)
 
@@ -214,39 +219,40 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         messages: Iterable[ConsumedMessage],
         metadata: str | None = None,
     ) -> None:
-        """Do so for many messages, of any partitions, at the cost of one.
+        """Commit the offsets of many consumed messages with the transaction.
 
-        Of each partition the message that comes last counts, in whatever order they
-        are given.
+        One request covers the messages of all partitions. In each partition the message
+        with the highest offset counts, in whatever order the messages are passed.
 
         Raises, Blocking:
             As `mark_as_consumed`.
         """
-        current = self._open("marked in")
+        current = self._open("mark messages as consumed in")
         last = _last_of_each(consumer, messages, metadata)
         if not last:
             return
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         try:
             group = consumer.consumer_group_metadata()
-        except RuntimeError as error:  # closed
-            wrong = {"consumer": str(error)}
-            raise TransactionalOffsetInvalidError(wrong) from error
+        except RuntimeError as error:  # the consumer is closed
+            errors = {"consumer": str(error)}
+            raise TransactionalOffsetInvalidError(errors) from error
         self._transactions.send_offsets(current, list(last), group)
         for message in last.values():
-            self._tell(
+            self._emit(
                 "transaction.marked_as_consumed",
-                began,
+                started,
                 message=message,
                 offset_metadata=metadata,
             )
 
-    def _open(self, verb: str) -> OpenTransaction:
+    def _open(self, action: str) -> OpenTransaction:
         current = self._current
         if current is None or current.is_over or current.ending:
-            raise TransactionRequiredError(f"only an open transaction can be {verb}")
+            text = f"can't {action} a transaction that is not open"
+            raise TransactionRequiredError(text)
         if self._transactions.current_for_task() is not current:
-            text = f"a transaction is {verb} by the task that has begun it"
+            text = f"can't {action} a transaction of another greenlet or thread"
             raise TransactionRequiredError(text)
         return current
 
@@ -259,7 +265,7 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
 def _last_of_each(
     consumer: object, messages: Iterable[Any], metadata: object
 ) -> dict[Offset, Any]:
-    """Give where each partition is to be read on, and the message before that.
+    """Return the next offset of each partition, and the message before that offset.
 
     Raises:
         TransactionalOffsetInvalidError: Names each bad argument.
@@ -272,12 +278,12 @@ def _last_of_each(
         errors["metadata"] = f"needs text or None, not {type(metadata).__name__}"
     last: dict[tuple[str, int], tuple[int, Any]] = {}
     for message in messages:
-        place = _place(message)
-        if place is None:
+        position = _position(message)
+        if position is None:
             kind = type(message).__name__
-            errors["message"] = f"needs what a consumer has read, not {kind}"
+            errors["message"] = f"needs a consumed message, not {kind}"
             break
-        topic, partition, offset = place
+        topic, partition, offset = position
         if offset >= last.get((topic, partition), (-1, None))[0]:
             last[topic, partition] = (offset, message)
     if errors:
@@ -289,7 +295,7 @@ def _last_of_each(
     }
 
 
-def _place(message: Any) -> tuple[str, int, int] | None:  # noqa: ANN401
+def _position(message: Any) -> tuple[str, int, int] | None:  # noqa: ANN401
     try:
         topic, partition, offset = (
             message.topic(),

@@ -1,31 +1,32 @@
-"""The offset guard: notices delivery reports that can't be about their own message.
+"""The offset guard: detects delivery reports that can't be about their own message.
 
-The messages of a transaction come after those of all transactions before it. A report
-that names an offset from before the transaction is about another message: the broker
-has taken the message for one that it had stored already, and has stored nothing. The
-guard is the second line of defence: `Transactions` gives up each client of which this
-is to be expected, before it can happen. See docs/decisions/0023.
+Within a partition, the messages of a transaction come after those of all transactions
+before it. A report with an offset from before the transaction is about another message:
+the broker has taken the message for a duplicate of one that it has, and stored nothing.
+The guard is the second line of defence. The first one is `Transactions`, which gives up
+each client that could send such messages. See docs/decisions/0023.
 """
 
 from __future__ import annotations
 
 
 class OffsetGuard:
-    """Checks the delivery reports of one transactional producer, client after client.
+    """Checks the delivery reports of one transactional producer, across its clients.
 
     A topic that was deleted and created again starts at offset 0, which looks the same.
-    So an alarm costs one transaction and one client at most: it forgets all offsets.
+    So an alarm makes the guard forget all offsets, and costs one transaction and one
+    client at most.
     """
 
     def __init__(self) -> None:
         # The highest offset in each partition: before this transaction, and in it.
         self._before: dict[tuple[str, int], int] = {}
         self._highest: dict[tuple[str, int], int] = {}
-        #: What was noticed in this transaction.
+        #: Describes the first impossible offset of this transaction; None without one.
         self.alarm: str | None = None
 
     def begin(self) -> None:
-        """Begin a transaction; all reports of the last one are in."""
+        """Begin a transaction, when all reports of the previous one have arrived."""
         self._before.update(self._highest)
         self._highest.clear()
         self.alarm = None
@@ -33,13 +34,14 @@ class OffsetGuard:
     def check(self, topic: str, partition: int, offset: int | None) -> None:
         """Check the report of a delivered message.
 
-        Called for each message of a transactional producer. Reports of one transaction
-        come in any order: a poll that yields between two batches turns them round.
+        The poller calls this for each message of a transactional producer. The reports
+        of one transaction may arrive out of order, because a poll that yields between
+        two batches of reports can reverse these.
 
         Args:
-            topic: Where the message went.
-            partition: Where the message went.
-            offset: None or below 0 where the broker has acknowledged without one.
+            topic: The topic of the message.
+            partition: The partition of the message.
+            offset: None or below 0 if the broker has acknowledged without an offset.
         """
         if offset is None or offset < 0:
             return

@@ -1,8 +1,8 @@
-"""How a transactional client is told to begin, commit and abort.
+"""The calls into librdkafka that begin, commit and abort transactions.
 
-Each command blocks inside librdkafka, so it runs on a native thread, in pieces, and is
-tried again where that helps. What a failed one means for a transaction is for
-`coordinator` to say.
+Each call blocks inside librdkafka, so it runs on a native thread, in slices of a
+second. A call that failed with a retriable error is retried. `coordinator` decides what
+a failed call means for the transaction.
 """
 
 from __future__ import annotations
@@ -20,45 +20,48 @@ if TYPE_CHECKING:
 
     from greendrop.config.settings import Settings
 
-#: Seconds that a command stays inside librdkafka in one go; then it is called again,
-#: and goes on where it was. Who is interrupted, or closes, waits no longer than that.
-_PIECE = 1.0
-#: Seconds before a command is called again that came back before its time was over:
-#: at first, and as the pause has doubled several times.
+#: Seconds that a call stays inside librdkafka at a time. After that the call is
+#: repeated and continues where it was. An interrupted caller, and `close`, wait no
+#: longer than this for the thread.
+_SLICE = 1.0
+#: Seconds before a call is repeated that timed out before its slice was over: the first
+#: pause, and the longest one, which doubling the pause leads to.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
-#: Seconds that a native thread may take beyond that to come back.
+#: Seconds that a native thread may need beyond its slice until it returns.
 _LATE = 10.0
 
 
 class EmitError(Protocol):
-    """Tells `error.occurred`."""
+    """Emits `error.occurred`."""
 
     def __call__(
-        self, kind: str, error: BaseException, facts: dict[str, object], /
+        self, kind: str, error: BaseException, extra: dict[str, object], /
     ) -> None: ...
 
 
 class TransactionCalls:
-    """The commands of one client, one at a time.
+    """The transaction calls of one client, one at a time.
 
     Args:
-        settings: How often a command is tried.
-        emit_error: Told of each try that failed.
+        settings: Hold the number of attempts and the backoff between them.
+        emit_error: Called for each failed attempt.
     """
 
     def __init__(self, settings: Settings, emit_error: EmitError) -> None:
         self._settings = settings
         self._emit_error = emit_error
-        # One whose caller was interrupted, while it is inside librdkafka.
-        self._left: _concurrency.ThreadCall | None = None
+        # A call that is still inside librdkafka after its caller was interrupted.
+        self._interrupted: _concurrency.ThreadCall | None = None
 
     def begin(self, call: Callable[[], object]) -> None:
-        """Run the one that asks no broker, and so need not leave the hub.
+        """Make the call that begins a transaction.
+
+        That call asks no broker, so it runs on the thread of the caller.
 
         Raises:
-            BrokerError: librdkafka refused it, for good or too often.
+            BrokerError: The last attempt failed, or the error is not retriable.
         """
-        self._try("begin", call, _concurrency.Deadline(_LATE))
+        self._retry("begin", call, _concurrency.Deadline(_LATE))
 
     def run(
         self,
@@ -66,24 +69,26 @@ class TransactionCalls:
         call: Callable[[float], object],
         deadline: _concurrency.Deadline,
     ) -> None:
-        """Run a command.
+        """Make a call on a native thread.
 
         Args:
-            name: Its name in `error.occurred`.
-            call: Takes how many seconds it may stay inside librdkafka.
+            name: The name of the call in `error.occurred`.
+            call: Takes the seconds that it may stay inside librdkafka.
             deadline: When to give up.
 
         Raises:
-            BrokerError: It failed, for good or too often, or did not end in time.
+            BrokerError: The last attempt failed, the error is not retriable, or the
+                call did not end before the deadline.
             ProducerClosedError: The client is closed.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the
-            thread. Ctrl-C and the like end the wait, not the command: at most 1 s.
+            thread. An exception from outside, such as Ctrl-C, ends the wait, and the
+            call goes on for 1 s at most.
         """
-        self._try(name, lambda: self._in_pieces(call, deadline), deadline)
+        self._retry(name, lambda: self._in_slices(call, deadline), deadline)
 
-    def _try(
+    def _retry(
         self, name: str, step: Callable[[], object], deadline: _concurrency.Deadline
     ) -> None:
         attempts = self._settings.max_attempts_on_transaction_command
@@ -94,47 +99,47 @@ class TransactionCalls:
             try:
                 step()
             except BrokerError as error:
-                left = deadline.remaining()
-                in_time = error.code != error_codes.TIMED_OUT and left > 0
-                again = in_time and error.retriable and attempt < attempts
-                facts: dict[str, object] = {"retry": again, "attempt": attempt}
-                self._emit_error(f"transaction.{name}", error, facts)
-                if not again:
+                remaining = deadline.remaining()
+                in_time = error.code != error_codes.TIMED_OUT and remaining > 0
+                retry = in_time and error.retriable and attempt < attempts
+                payload: dict[str, object] = {"retry": retry, "attempt": attempt}
+                self._emit_error(f"transaction.{name}", error, payload)
+                if not retry:
                     raise
-                _concurrency.new_waiter().wait(min(backoff * attempt, left))
+                _concurrency.new_waiter().wait(min(backoff * attempt, remaining))
             else:
                 return
 
-    def _in_pieces(
+    def _in_slices(
         self, call: Callable[[float], object], deadline: _concurrency.Deadline
     ) -> None:
         pause = _FIRST_PAUSE
         while True:
-            began = _concurrency.monotonic()
-            left = deadline.remaining()
+            started = _concurrency.monotonic()
+            remaining = deadline.remaining()
             try:
-                self._off_hub(partial(call, min(left, _PIECE)))
+                self._off_hub(partial(call, min(remaining, _SLICE)))
             except BrokerError as error:
-                if error.code != error_codes.TIMED_OUT or left <= _PIECE:
+                if error.code != error_codes.TIMED_OUT or remaining <= _SLICE:
                     raise
             else:
                 return
-            if _concurrency.monotonic() - began < _PIECE / 2:
-                # librdkafka says "timed out" at once in some states, thousands of times
-                # a second.
+            if _concurrency.monotonic() - started < _SLICE / 2:
+                # In some states librdkafka times out at once: without a pause,
+                # thousands of times a second.
                 _concurrency.new_waiter().wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _off_hub(self, function: Callable[[], Any]) -> None:
-        if self._left is not None:
-            self._end_left(self._left)
+        if self._interrupted is not None:
+            self._wait_for_interrupted(self._interrupted)
         call = _concurrency.ThreadCall(function)
         try:
-            call.wait(_PIECE + _LATE)
+            call.wait(_SLICE + _LATE)
         finally:
-            self._left = None if call.ended else call
+            self._interrupted = None if call.ended else call
 
-    def _end_left(self, call: _concurrency.ThreadCall) -> None:
-        """Wait until librdkafka is free again; what came of it nobody wants to know."""
+    def _wait_for_interrupted(self, call: _concurrency.ThreadCall) -> None:
+        """Wait until an interrupted call has left librdkafka; ignore its result."""
         with contextlib.suppress(BrokerError):
-            call.wait(_PIECE + _LATE)
+            call.wait(_SLICE + _LATE)

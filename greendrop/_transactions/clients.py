@@ -1,7 +1,8 @@
-"""Which client the transactions of a producer are made by, one after the other.
+"""The clients of a transactional producer: one at a time.
 
-Has the brokers let each new one begin, and takes it out of use when it can't go on.
-What that means for a transaction is for `coordinator` to say.
+`TransactionalClients` initializes each new client at the brokers, and takes a client
+out of use that can't make further transactions. `coordinator` decides what that means
+for the open transaction.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
     from greendrop.config.settings import Settings
 
 
-#: What says that a command has failed. Anything else has interrupted it.
+#: Errors of a failed call. Any other exception has interrupted the call.
 FAILURES = (BrokerError, ProducerClosedError, TimeoutError)
 
 
 class TransactionalClients:
-    """The clients of one transactional producer, of which it has one at a time.
+    """Acquires and replaces the clients of one transactional producer.
 
     Args:
-        connections: What it has open.
-        adopt: Makes changed settings the producer's, or raises
+        connections: The connections of the producer.
+        adopt: Applies changed settings to the producer, or raises
             `ConfigurationInvalidError`.
     """
 
@@ -46,18 +47,19 @@ class TransactionalClients:
     ) -> None:
         self._connections = connections
         self._adopt = adopt
-        #: Of all clients that follow each other.
+        #: Shared by all clients of the producer, one after the other.
         self.offset_guard = OffsetGuard()
-        # The one that the brokers have let begin.
+        # The client that was initialized and may begin transactions.
         self._ready: Client | None = None
-        #: Those of the client.
-        self.commands = self._new_calls()
-        # How many were replaced in a row, with nothing committed since.
+        #: The calls of the current client.
+        self.calls = self._new_calls()
+        # Number of clients that were replaced since the last commit.
         self._attempts = 0
+        # The monotonic time before which no new client may begin.
         self._not_before = 0.0
 
     def copy(self) -> TransactionalClients:
-        """Give what has no client yet, for a forked child."""
+        """Return an object without a client, for a forked child."""
         return TransactionalClients(self._connections, self._adopt)
 
     def _new_calls(self) -> TransactionCalls:
@@ -66,17 +68,17 @@ class TransactionalClients:
         )
 
     def acquire(self, deadline: _concurrency.Deadline) -> Client:
-        """Give a client that may begin transactions.
+        """Return a client that may begin transactions.
 
         Args:
             deadline: When to give up.
 
         Raises:
-            TransactionAbortedError: The brokers did not let it.
+            TransactionAbortedError: The brokers did not initialize the client.
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
 
         Blocking:
-            Lets other greenlets run. After another client was replaced, until its
+            Lets other greenlets run. After a client was replaced, also waits until the
             backoff is over.
         """
         pause = min(self._not_before, deadline.at) - _concurrency.monotonic()
@@ -88,10 +90,10 @@ class TransactionalClients:
             client = self._connections.connect(self._connections.main)
         if client is self._ready:
             return client
-        self.commands = self._new_calls()
+        self.calls = self._new_calls()
         client.poll_loop.dispatcher.offset_guard = self.offset_guard
         try:
-            self.commands.run("init", client.kafka_handle.init_transactions, deadline)
+            self.calls.run("init", client.kafka_handle.init_transactions, deadline)
         except FAILURES as error:
             if isinstance(error, BrokerError) and error.fatal:
                 self.replace(client, error)
@@ -106,35 +108,37 @@ class TransactionalClients:
 
     def _is_left_over(self, client: Client) -> bool:
         """Return whether a signal handler raised between two steps with a client."""
-        native = client.kafka_handle
-        if native.fatal_error is not None:
-            return False  # the next step says so
-        return native.in_transaction or (
-            client is not self._ready and native.is_initialized
+        handle = client.kafka_handle
+        if handle.fatal_error is not None:
+            return False  # the next step raises the error
+        return handle.in_transaction or (
+            client is not self._ready and handle.is_initialized
         )
 
-    def succeed(self) -> None:
-        """Take note that something was committed."""
+    def on_commit(self) -> None:
+        """Reset the number of replaced clients, after a commit."""
         self._attempts = 0
 
     def replace(self, client: Client, error: BrokerError) -> None:
-        """Let the next transaction have a new client, if that may be.
+        """Replace a client after an error, if the settings and the error allow it.
+
+        The next transaction connects the new client.
 
         Blocking:
             Lets other greenlets run; some milliseconds.
         """
         settings = self._connections.settings
-        most = settings.max_attempts_on_transaction_fatal_error
+        limit = settings.max_attempts_on_transaction_fatal_error
         client.purge()
         client.wait_settled(PURGE_TIMEOUT)
         if (
             self._connections.closing_or_closed
             or not settings.reload_on_transaction_fatal_error
             or not is_reloadable(settings, error)
-            or self._attempts >= most
+            or self._attempts >= limit
         ):
             return
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         self._attempts += 1
         try:
             changed = settings_for_new(
@@ -142,22 +146,26 @@ class TransactionalClients:
             )
             if changed is not settings:
                 self._adopt(changed)
-        except ConfigurationInvalidError as bad:
+        except ConfigurationInvalidError as invalid:
             attempt = {"attempt": self._attempts}
-            self._connections.emit_error("transaction.reload", bad, attempt)
+            self._connections.emit_error("transaction.reload", invalid, attempt)
             return
         self._discard(client)
         now = _concurrency.monotonic()
         self._not_before = now + settings.wait_backoff_on_transaction_fatal_error
-        facts = {"producer_id": settings.id, "attempt": self._attempts}
+        payload = {"producer_id": settings.id, "attempt": self._attempts}
         self._connections.monitor.emit(
-            "producer.reloaded", {**facts, "time": now - began}
+            "producer.reloaded", {**payload, "time": now - started}
         )
 
     def _emit_reload(self, error: BrokerError, kafka: dict[str, str]) -> None:
-        facts = {"error": error, "attempt": self._attempts, "kafka": kafka}
-        own = {"producer_id": self._connections.settings.id}
-        self._connections.monitor.emit("producer.reload", {**own, **facts})
+        payload = {
+            "producer_id": self._connections.settings.id,
+            "error": error,
+            "attempt": self._attempts,
+            "kafka": kafka,
+        }
+        self._connections.monitor.emit("producer.reload", payload)
 
     def _discard(self, client: Client) -> None:
         self._retire(client)
@@ -167,14 +175,14 @@ class TransactionalClients:
 
     def _retire(self, client: Client) -> None:
         self._ready = None
-        # Its last reports may come while the next transaction runs.
+        # The last reports of the client may arrive during the next transaction.
         client.poll_loop.dispatcher.offset_guard = None
         client.purge_for_good()
 
     def drop(self, client: Client) -> None:
-        """Take a client out of use, in the background: who does it is in a hurry.
+        """Take a client out of use, and close it in the background.
 
-        The next transaction has a new one.
+        The next transaction connects a new client.
         """
         try:
             self._retire(client)
@@ -184,6 +192,6 @@ class TransactionalClients:
 
 
 def not_begun(error: Exception) -> TransactionAbortedError:
-    """Make the error of a transaction that could not begin."""
+    """Return the error of a transaction that could not begin."""
     text = f"no transaction was begun, and nothing sent: {error}"
     return TransactionAbortedError(text)

@@ -1,9 +1,9 @@
-"""The transactions of one producer: one after the other, each with one end.
+"""The coordinator of one producer's transactions, which run one after the other.
 
-Who may begin, what an error means for the transaction, and what is told. The first
-error is the one that is seen, and nothing is rolled back twice. Knows nothing of
-librdkafka's calls (`handle`), of how they are tried (`calls`), of what becomes of
-a client (`clients`), nor of the verbs.
+`Transactions` decides which task may begin, what an error means for the transaction,
+and which events are emitted. The caller gets the first error of a transaction, and
+nothing is rolled back twice. Other modules make librdkafka's calls (`handle`), retry
+these (`calls`), and replace clients (`clients`).
 """
 
 from __future__ import annotations
@@ -49,48 +49,56 @@ _E = TypeVar("_E", bound=Exception)
 #: How a transaction ended.
 Outcome = Literal["committed", "aborted", "unknown"]
 
-#: Seconds for which Ctrl-C, a `gevent.Timeout` or the end of a greenlet is held up
-#: while its transaction is rolled back. If that takes longer the brokers have to do it.
+#: Seconds by which a rollback may delay Ctrl-C, a `gevent.Timeout` or the end of a
+#: greenlet. If the rollback takes longer it is left to the brokers.
 _GRACE = 2.0
 
 
 class Offset(NamedTuple):
-    """How far a partition was read."""
+    """The position of a consumer in a partition."""
 
     topic: str
     partition: int
-    #: Of the next message.
+    #: The offset of the next message.
     offset: int
     metadata: str | None
 
 
 class OpenTransaction:
-    """A transaction that was begun and has not ended, or how it did.
+    """The state of a transaction that was begun.
 
     Attributes:
-        seconds: How long each of its commands, and the wait for its reports, may take.
-        client: By which its messages go.
-        turn: Its use of the lock; None if that was there before.
-        on_abort: Called, the last one first, once it was rolled back.
-        doomed: Why it is going to be rolled back whatever comes, if it is.
-        ending: Its block was left.
-        is_over: It has ended, and that was told.
-        outcome: None until it has ended.
+        seconds: The time limit of each call, and of the wait for the reports.
+        client: The client that sends the messages of the transaction.
+        request: The hold of the lock that ends with the transaction. None if the task
+            held the lock before.
+        started: The monotonic time at which the transaction was begun.
+        task: The greenlet or thread that has begun the transaction.
+        on_abort: Called in reverse order after a rollback.
+        abort_reason: The error because of which the transaction will be rolled back
+            at the end of its block; None if there is no such error yet.
+        ending: Whether the block was left.
+        is_over: Whether the transaction has ended and the events were emitted.
+        outcome: None until the transaction starts to end.
     """
 
     def __init__(
-        self, seconds: float, client: Client, turn: LockRequest | None, began: float
+        self,
+        seconds: float,
+        client: Client,
+        request: LockRequest | None,
+        started: float,
     ) -> None:
         self.seconds = seconds
         self.client = client
-        self.turn = turn
-        self.began = began
+        self.request = request
+        self.started = started
         self.task = _concurrency.current_task()
-        verdicts = client.kafka_handle.error_translator
-        verdicts.first_failure = None
+        translator = client.kafka_handle.error_translator
+        translator.first_failure = None
         self._refused_before = client.kafka_handle.refused
-        self._failed_before = verdicts.failed
-        self._purged_before = verdicts.purged_by_librdkafka
+        self._failed_before = translator.failed
+        self._purged_before = translator.purged_by_librdkafka
         self.on_abort: list[Callable[[], object]] = []
         self.abort_reason: BaseException | None = None
         self.ending = False
@@ -99,30 +107,30 @@ class OpenTransaction:
 
     @property
     def failed(self) -> int:
-        """How many of its messages librdkafka took and did not deliver."""
+        """Number of messages that librdkafka accepted and did not deliver."""
         return self.client.kafka_handle.error_translator.failed - self._failed_before
 
     @property
     def refused(self) -> int:
-        """How many of its messages librdkafka was never given, or did not take."""
+        """Number of messages that librdkafka refused or never received."""
         return self.client.kafka_handle.refused - self._refused_before
 
     @property
     def may_have_stored_purged_messages(self) -> bool:
         """Whether the brokers may have a message that librdkafka counts as not sent."""
-        verdicts = self.client.kafka_handle.error_translator
-        purged = verdicts.purged_by_librdkafka - self._purged_before
+        translator = self.client.kafka_handle.error_translator
+        purged = translator.purged_by_librdkafka - self._purged_before
         return purged > 0 or self.client.outstanding > 0
 
     def has_failed(self) -> bool:
-        """Whether any of its messages has failed, so that it can't be committed."""
+        """Return whether a message has failed, which rules out a commit."""
         return self.failed > 0 or self.refused > 0
 
     def reason(self) -> Exception | None:
-        """Return what its first failed message failed by, or None.
+        """Return the error of the first message that failed, or None.
 
-        librdkafka drops all messages of a transaction that has failed as a whole. Then
-        it is the error of the transaction, and not that of the message.
+        librdkafka drops all messages of a transaction that has failed as a whole. In
+        that case the error of the transaction is returned, not that of the message.
         """
         first = self.client.kafka_handle.error_translator.first_failure
         if first is None or isinstance(first, MessagePurgedError):
@@ -134,9 +142,9 @@ class Transactions:
     """Begins and ends the transactions of one producer.
 
     Args:
-        connections: What it has open.
-        check_can_wait: Raises where nobody may wait.
-        adopt: Makes changed settings the producer's, or raises
+        connections: The connections of the producer.
+        check_can_wait: Raises `IllegalWaitError` if the caller can't wait.
+        adopt: Applies changed settings to the producer, or raises
             `ConfigurationInvalidError`.
     """
 
@@ -150,61 +158,65 @@ class Transactions:
         self._check_can_wait = check_can_wait
         self._lock = FairLock()
         self._current: OpenTransaction | None = None
-        #: Whether listeners are just told of one.
+        #: Whether listeners of an event about a transaction are running.
         self.notifying = False
         self._clients = TransactionalClients(connections, adopt)
 
-    # --- whose turn it is --------------------------------------------------------
+    # --- the lock ----------------------------------------------------------------
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has a transaction, or is about to have one."""
+        """Whether a task has a transaction, or is about to begin one."""
         return self._lock.holder is not None
 
     @property
     def held_by_me(self) -> bool:
-        """Whether the caller has one, be it about to begin or to end."""
+        """Whether the caller has a transaction, or is about to begin or end one."""
         return self._lock.held_by_me
 
     @property
     def inherited(self) -> bool:
-        """Whether it is the parent's turn, in a forked child."""
+        """Whether this is a forked child, and a task of the parent holds the lock."""
         return self._lock.inherited
 
     def current_for_task(self) -> OpenTransaction | None:
-        """Give the caller's own transaction, if it has one that is open.
+        """Return the open transaction of the caller, or None.
 
         Raises:
-            IllegalWaitError: It is just being ended: the caller is a listener.
-            ProducerUsedInParentProcessError: It is the parent's.
+            IllegalWaitError: The transaction is ending, so the caller is a listener.
+            ProducerUsedInParentProcessError: The transaction is that of the parent
+                process.
         """
-        now = self._current
-        if now is None or not _concurrency.is_current(now.task):
+        current = self._current
+        if current is None or not _concurrency.is_current(current.task):
             return None
-        if not now.client.mark.same_process:
+        if not current.client.mark.same_process:
             self._connections.check_not_forked()
-        if now.ending:
+        if current.ending:
             text = (
-                "can't send in a listener that is told how a transaction ends: it has"
-                " not ended yet; nothing was sent"
+                "can't send in a listener of an event about the end of a transaction:"
+                " the transaction has not ended yet; nothing was sent"
             )
             raise IllegalWaitError(text)
-        return now
+        return current
 
-    def block(self, turn: LockRequest, seconds: float) -> bool:
-        """Let no transaction begin until `admit`; False if one didn't end in time.
+    def block(self, request: LockRequest, seconds: float) -> bool:
+        """Keep transactions from beginning until `unblock`.
+
+        Returns:
+            False if a transaction that was open did not end in time.
 
         Blocking:
             Lets other greenlets run.
         """
         try:
-            return self._lock.acquire(turn, _concurrency.Deadline(seconds))
+            return self._lock.acquire(request, _concurrency.Deadline(seconds))
         except (DeadlockError, OwnerInParentError):
             return False
 
-    def unblock(self, turn: LockRequest) -> None:
-        """Let transactions begin again; however `exclude` went."""
-        self._lock.release(turn)
+    def unblock(self, request: LockRequest) -> None:
+        """Let transactions begin again, whatever `block` has returned or raised."""
+        self._lock.release(request)
 
     def reset(self) -> None:
         """Forget the parent's transactions, in a forked child."""
@@ -215,14 +227,14 @@ class Transactions:
     # --- begin -------------------------------------------------------------------
 
     def begin(self, seconds: float) -> OpenTransaction:
-        """Wait for the caller's turn, and begin.
+        """Wait for the transactions of other tasks, and begin one.
 
         Args:
-            seconds: How long that may take, and later each other command.
+            seconds: The time limit of that, and of each later step of the transaction.
 
         Raises:
             TransactionBusyError: Another task's transaction did not end in time.
-            TransactionAbortedError: The brokers or librdkafka did not let it begin.
+            TransactionAbortedError: The brokers or librdkafka refused to begin it.
             ProducerClosedError, ProducerUsedInParentProcessError: See there.
             IllegalWaitError: The caller can't wait.
 
@@ -230,45 +242,47 @@ class Transactions:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread.
         """
-        now = self._connections
-        now.check_not_forked()
-        if now.closing_or_closed and not now.is_final_flush_task:
-            raise now.closed_error()
+        connections = self._connections
+        connections.check_not_forked()
+        if connections.closing_or_closed and not connections.is_final_flush_task:
+            raise connections.closed_error()
         try:
             self._check_can_wait()
         except IllegalWaitError as error:
             raise IllegalWaitError(f"{error}; nothing was sent") from error
-        if self._lock.held_by_me and not now.is_final_flush_task:
-            text = "can't begin a transaction in a listener that is told of another one"
-            raise IllegalWaitError(f"{text}; nothing was sent")
+        if self._lock.held_by_me and not connections.is_final_flush_task:
+            raise IllegalWaitError(
+                "can't begin a transaction in a listener of an event about another"
+                " transaction; nothing was sent"
+            )
         deadline = self._deadline(seconds)
-        turn = (
+        request = (
             None if self._lock.held_by_me else LockRequest(_concurrency.current_task())
         )
         current = None
         try:
-            if turn is not None:
-                self._await_turn(turn, seconds)
-            current = self._begin(seconds, turn, deadline)
+            if request is not None:
+                self._acquire_lock(request, seconds)
+            current = self._begin(seconds, request, deadline)
         finally:
-            if current is None and turn is not None:
-                turn.released = True
-                self._lock.release(turn)
+            if current is None and request is not None:
+                request.released = True
+                self._lock.release(request)
         return current
 
     def _deadline(self, seconds: float) -> _concurrency.Deadline:
-        # Whatever the caller wants, closing has one for all steps of its last flush.
+        # All steps of the last flush in `close` share a deadline, which may be earlier.
         deadline = _concurrency.Deadline(seconds)
         return deadline.earlier(self._connections.send_deadline)
 
-    def _await_turn(self, turn: LockRequest, seconds: float) -> None:
+    def _acquire_lock(self, request: LockRequest, seconds: float) -> None:
         try:
-            if self._lock.acquire(turn, _concurrency.Deadline(seconds)):
+            if self._lock.acquire(request, _concurrency.Deadline(seconds)):
                 return
             within = _wording.seconds(seconds)
-            text = f"that of another task did not end within {within}"
+            text = f"the transaction of another task did not end within {within}"
         except DeadlockError:
-            text = "the signal handler that sends has interrupted this task's wait"
+            text = "the caller is a signal handler that has interrupted such a wait"
         except OwnerInParentError as error:
             raise self._connections.inherited_error() from error
         raise TransactionBusyError(
@@ -277,51 +291,58 @@ class Transactions:
         )
 
     def _begin(
-        self, seconds: float, turn: LockRequest | None, deadline: _concurrency.Deadline
+        self,
+        seconds: float,
+        request: LockRequest | None,
+        deadline: _concurrency.Deadline,
     ) -> OpenTransaction:
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         client = self._clients.acquire(deadline)
-        native = client.kafka_handle
+        handle = client.kafka_handle
         try:
-            if native.fatal_error is not None:
-                raise native.fatal_error
-            self._clients.commands.begin(native.begin_transaction)
+            if handle.fatal_error is not None:
+                raise handle.fatal_error
+            self._clients.calls.begin(handle.begin_transaction)
         except BrokerError as error:
             self._clients.replace(client, error)
             raise not_begun(error) from error
         self._clients.offset_guard.begin()
-        current = self._current = OpenTransaction(seconds, client, turn, began)
+        current = self._current = OpenTransaction(seconds, client, request, started)
         try:
-            self._tell("transaction.started", began)
+            self._emit("transaction.started", started)
         except BaseException as error:
             self.end(current, error)
             raise
         return current
 
-    # --- in between --------------------------------------------------------------
+    # --- inside of a transaction -------------------------------------------------
 
     def send_offsets(
         self, current: OpenTransaction, offsets: Sequence[Offset], group: object
     ) -> None:
-        """Make what was read part of a transaction.
+        """Add the offsets of a consumer to a transaction.
 
         Raises:
-            TransactionRequiredError: It is not open, or not the caller's.
-            TransactionAbortedError: It failed, and so will the transaction.
+            TransactionRequiredError: The transaction is not open, or not that of the
+                caller.
+            TransactionAbortedError: The call failed, so the transaction will be rolled
+                back.
 
         Blocking:
             Lets other greenlets run.
         """
         if self.current_for_task() is not current:
-            text = "messages are marked as consumed inside of their own transaction"
-            raise TransactionRequiredError(text)
+            raise TransactionRequiredError(
+                "messages can only be marked as consumed in an open transaction of the"
+                " same task"
+            )
         self._connections.check_not_forked()
-        native = current.client.kafka_handle
+        handle = current.client.kafka_handle
         deadline = _concurrency.Deadline(current.seconds)
         try:
-            self._clients.commands.run(
+            self._clients.calls.run(
                 "store_offset",
-                lambda seconds: native.send_offsets(offsets, group, seconds),
+                lambda seconds: handle.send_offsets(offsets, group, seconds),
                 deadline,
             )
         except FAILURES as error:
@@ -337,15 +358,15 @@ class Transactions:
         seconds: float,
         undo: Callable[[], object] = lambda: None,
     ) -> _T:
-        """Send in a transaction of its own.
+        """Begin a transaction, send in it, and end it.
 
         Args:
-            send: Does it.
-            seconds: How long each step may take.
-            undo: Called if it was rolled back, or never begun.
+            send: Sends the messages.
+            seconds: The time limit of each step.
+            undo: Called if the transaction was rolled back or could not begin.
 
         Raises:
-            What `send`, `begin` and `end` raise.
+            BaseException: The errors of `send`, `begin` and `end`.
         """
         try:
             current = self.begin(seconds)
@@ -363,13 +384,14 @@ class Transactions:
         return result
 
     def explain(self, error: _E) -> _E | MessagePurgedError:
-        """Return the error that tells the caller why its message was dropped.
+        """Return an error that says why the caller's message was dropped.
 
         librdkafka drops all messages of a transaction that has failed. In the block of
-        that transaction the reason is its error, and not the drop.
+        that transaction, the error of the transaction is added as the cause.
 
         Args:
-            error: What the caller has met.
+            error: The error of the caller's send. Any other error than the drop of a
+                message is returned as it is.
         """
         current = self._current
         if (
@@ -390,127 +412,132 @@ class Transactions:
     # --- end ---------------------------------------------------------------------
 
     def end(self, current: OpenTransaction, error: BaseException | None) -> bool:
-        """Commit, or roll back because of an error; then it is the next one's turn.
+        """Commit, or roll back because of an error; then let the next one begin.
 
         Args:
-            current: What `begin` gave.
-            error: What the transaction's block was left by. The caller raises it
-                again.
+            current: The result of `begin`.
+            error: The exception that left the block of the transaction, or None. The
+                caller raises it again.
 
         Returns:
-            Whether that was an `AbortTransaction`, and all is done.
+            Whether the exception was an `AbortTransaction`, which ends here.
 
         Raises:
-            TransactionAbortedError: It was rolled back, and not because of `error`.
+            TransactionAbortedError: The transaction was rolled back, and not because
+                of `error`.
             TransactionUnknownError: The commit failed, and may have happened.
 
         Blocking:
             Lets other greenlets run where the thread has a hub, else blocks the
-            thread. When interrupted it ends at once; the outcome says how.
+            thread. An interrupt ends the transaction at once; `outcome` says how.
         """
         if not current.client.mark.same_process:
             self._connections.check_not_forked()
             return False
         current.ending = True
         try:
-            why = current.abort_reason if error is None else error
-            if why is None:
+            reason = current.abort_reason if error is None else error
+            if reason is None:
                 self._commit(current)
                 return False
-            failure = self._abort(current, why)
+            failure = self._abort(current, reason)
             if error is None or isinstance(error, AbortTransaction):
-                self._raise_outcome(why, failure)
+                self._raise_outcome(reason, failure)
             return isinstance(error, AbortTransaction)
         finally:
             try:
                 self._finish(current)
             finally:
-                # Whatever a signal handler has prevented, the next one may begin.
+                # A signal handler may have raised in any step above. The next
+                # transaction may begin all the same.
                 current.is_over = True
                 if self._current is current:
                     self._current = None
-                if current.turn is not None:
-                    current.turn.released = True
-                    self._lock.release(current.turn)
+                if current.request is not None:
+                    current.request.released = True
+                    self._lock.release(current.request)
 
     def abandon(self, current: OpenTransaction) -> None:
-        """Let the brokers roll back a transaction that was not ended; never waits."""
-        if not current.client.mark[0] or current.is_over:
+        """Leave the rollback of a transaction to the brokers, without waiting."""
+        if not current.client.mark.same_process or current.is_over:
             return
         current.ending = current.is_over = True
         current.outcome = current.outcome or "aborted"
         if self._current is current:
             self._current = None
-        if current.turn is not None:
-            current.turn.released = True
-            self._lock.release(current.turn)
+        if current.request is not None:
+            current.request.released = True
+            self._lock.release(current.request)
         self._clients.drop(current.client)
         while current.on_abort:
             current.on_abort.pop()()
 
     @staticmethod
-    def _raise_outcome(why: BaseException, failure: Exception | None) -> None:
-        """Raise, unless the program wanted it so and it went well."""
-        if not isinstance(why, AbortTransaction):
-            text = f"not committed: what is part of it has failed: {why}"
-            raise TransactionAbortedError(text) from why
+    def _raise_outcome(reason: BaseException, failure: Exception | None) -> None:
+        """Raise, unless the program asked for the rollback and that succeeded."""
+        if not isinstance(reason, AbortTransaction):
+            text = f"not committed: a part of the transaction failed: {reason}"
+            raise TransactionAbortedError(text) from reason
         if failure is not None:
             text = (
-                f"rolling back failed: {failure}; nothing was committed, and brokers"
-                " roll back when the next one begins or transaction.timeout.ms is over"
+                f"the rollback failed: {failure}; nothing was committed, and the"
+                " brokers roll back when the next transaction begins or"
+                " transaction.timeout.ms is over"
             )
             raise TransactionAbortedError(text) from failure
 
     def _finish(self, current: OpenTransaction) -> None:
-        if current.outcome is None:  # an exception in between two steps
+        if current.outcome is None:  # a signal handler has raised between two steps
             current.outcome = "aborted"
             self._clients.drop(current.client)
         if current.outcome == "aborted":
             while current.on_abort:
                 current.on_abort.pop()()
-        facts = {"outcome": current.outcome}
-        self._tell("transaction.finished", current.began, facts)
+        payload = {"outcome": current.outcome}
+        self._emit("transaction.finished", current.started, payload)
 
     def _commit(self, current: OpenTransaction) -> None:
-        began = _concurrency.monotonic()
+        started = _concurrency.monotonic()
         deadline = self._deadline(current.seconds)
-        native = current.client.kafka_handle
+        handle = current.client.kafka_handle
         try:
             self._await_reports(current, deadline)
         except BaseException as error:
             self._abort(current, error)
             raise
-        if native.closed:
+        if handle.closed:
             current.outcome = "aborted"
             raise TransactionAbortedError(
                 "not committed: the producer was closed before"
             )
-        # From here on it may be committed, whatever happens to us.
+        # From here on the brokers may commit, whatever happens in this process.
         current.outcome = "unknown"
         try:
-            self._clients.commands.run("commit", native.commit_transaction, deadline)
+            self._clients.calls.run("commit", handle.commit_transaction, deadline)
         except FAILURES as error:
             self._fail_commit(current, error)
         except BaseException:
             self._clients.drop(current.client)
             raise
         current.outcome = "committed"
-        self._clients.succeed()
-        self._tell("transaction.committed", began)
+        self._clients.on_commit()
+        self._emit("transaction.committed", started)
 
     def _await_reports(
         self, current: OpenTransaction, deadline: _concurrency.Deadline
     ) -> None:
-        """Wait until each message of a transaction is known to be stored.
+        """Wait until the brokers have stored each message of a transaction.
+
+        Without this check librdkafka could commit a part of the messages. It does not
+        know the messages that it refused, and it believes a report that is about
+        another message.
 
         Raises:
-            TransactionAbortedError: One failed, or has no report in time. Without this
-                librdkafka would commit the others: it knows nothing of those that it
-                did not take, and believes a report that is about another message.
+            TransactionAbortedError: A message failed, or has no report in time.
         """
         client = current.client
-        left = deadline.remaining()
-        delivered = client.wait_delivered(left, give_up=current.has_failed)
+        remaining = deadline.remaining()
+        delivered = client.wait_delivered(remaining, give_up=current.has_failed)
         if count := current.failed + current.refused:
             failure = current.reason()
             more = f"{count} of its messages failed; the first: " if count > 1 else ""
@@ -531,16 +558,17 @@ class Transactions:
         raise TransactionAbortedError(f"not committed: {text}") from late
 
     def _fail_commit(self, current: OpenTransaction, error: Exception) -> None:
-        """Find out what a failed commit means, and raise that."""
+        """Raise the error that a failed commit means for the transaction."""
         if isinstance(error, BrokerError) and error.abortable:
             if self._abort(current, error) is None:
                 raise TransactionAbortedError(f"not committed: {error}") from error
-            # It was too late for that: the commit may have come before.
+            # The rollback failed, too: the brokers may have committed before it.
             current.outcome = "unknown"
         elif isinstance(error, BrokerError):
             self._clients.replace(current.client, error)
             if current.failed:
-                # librdkafka has not asked for the commit, as a message had failed.
+                # A message had failed, so librdkafka has not asked the brokers to
+                # commit.
                 current.outcome = "aborted"
                 raise TransactionAbortedError(f"not committed: {error}") from error
         else:
@@ -548,27 +576,29 @@ class Transactions:
         text = f"the commit failed, and may have happened all the same: {error}"
         raise TransactionUnknownError(text) from error
 
-    def _abort(self, current: OpenTransaction, why: BaseException) -> Exception | None:
-        """Roll back, once; give what went wrong with that.
+    def _abort(
+        self, current: OpenTransaction, reason: BaseException
+    ) -> Exception | None:
+        """Roll back, and return the error of the rollback, or None.
 
-        Whatever that is, nothing was committed.
+        Nothing was committed, even if the rollback failed.
         """
         current.outcome = "aborted"
-        client, native = current.client, current.client.kafka_handle
-        if ended := native.fatal_error:
-            self._clients.replace(client, ended)
-            return ended
-        began = _concurrency.monotonic()
-        interrupted = not isinstance(why, Exception)
+        client, handle = current.client, current.client.kafka_handle
+        if fatal := handle.fatal_error:
+            self._clients.replace(client, fatal)
+            return fatal
+        started = _concurrency.monotonic()
+        interrupted = not isinstance(reason, Exception)
         seconds = min(current.seconds, _GRACE) if interrupted else current.seconds
         try:
-            if not interrupted and not _has_timed_out(why):
+            if not interrupted and not _has_timed_out(reason):
                 self._await_reports_before_abort(current)
             client.drop_batched()
             deadline = self._deadline(seconds)
-            self._clients.commands.run("abort", native.abort_transaction, deadline)
+            self._clients.calls.run("abort", handle.abort_transaction, deadline)
             client.wait_settled(PURGE_TIMEOUT)
-            self._give_up_if_unsafe(current)
+            self._drop_client_if_unsafe(current)
         except FAILURES as error:
             if interrupted or not isinstance(error, BrokerError):
                 self._clients.drop(client)
@@ -578,49 +608,53 @@ class Transactions:
         except BaseException:
             self._clients.drop(client)
             raise
-        self._tell("transaction.aborted", began)
+        self._emit("transaction.aborted", started)
         return None
 
-    def _give_up_if_unsafe(self, current: OpenTransaction) -> None:
-        """Let the next transaction have a new client, and so a new epoch, if need be.
+    def _drop_client_if_unsafe(self, current: OpenTransaction) -> None:
+        """Drop a client whose next messages the brokers could take for duplicates.
 
-        After an abort librdkafka gives the next messages the sequence numbers of those
-        that it has dropped. Brokers that have stored any of these take the next ones
-        for duplicates.
+        After an abort librdkafka reuses the sequence numbers of the messages that it
+        has dropped. If a broker has stored one of these messages, it takes a later one
+        with the same number for a duplicate, and does not store that. A new client gets
+        a new epoch.
         """
         if current.may_have_stored_purged_messages or self._clients.offset_guard.alarm:
             self._clients.drop(current.client)
 
     def _await_reports_before_abort(self, current: OpenTransaction) -> None:
-        """Have the brokers answer for all messages, so that librdkafka drops none.
+        """Wait for the reports of all messages, so that librdkafka need not drop any.
 
-        See docs/decisions/0020 and 0023. After the limit the client is given up.
+        See docs/decisions/0020 and 0023. If the reports take longer than the limit, the
+        client is dropped after the abort.
         """
         limit = self._connections.settings.wait_timeout_on_transaction_abort
         if limit:
             deadline = self._deadline(min(limit, current.seconds))
-            left = deadline.remaining()
-            current.client.wait_delivered(left)
+            current.client.wait_delivered(deadline.remaining())
 
-    # --- telling -----------------------------------------------------------------
+    # --- events ------------------------------------------------------------------
 
-    def _tell(
+    def _emit(
         self,
         name: str,
-        began: float | None,
-        facts: Mapping[str, object] = MappingProxyType({}),
+        started: float,
+        extra: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        time = {} if began is None else {"time": _concurrency.monotonic() - began}
-        own = {"producer_id": self._connections.settings.id}
+        payload = {
+            "producer_id": self._connections.settings.id,
+            **extra,
+            "time": _concurrency.monotonic() - started,
+        }
         self.notifying = True
         try:
-            self._connections.monitor.emit(name, {**own, **facts, **time})
+            self._connections.monitor.emit(name, payload)
         finally:
             self.notifying = False
 
 
-def _has_timed_out(why: BaseException) -> bool:
-    """Return whether reports were waited for already, in vain."""
-    return isinstance(why, DeliveryTimeoutError) or isinstance(
-        why.__cause__, DeliveryTimeoutError
+def _has_timed_out(reason: BaseException) -> bool:
+    """Return whether a wait for the reports has already timed out."""
+    return isinstance(reason, DeliveryTimeoutError) or isinstance(
+        reason.__cause__, DeliveryTimeoutError
     )
