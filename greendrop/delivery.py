@@ -1,7 +1,7 @@
-"""What became of one message: its handle, and the report that settles it.
+"""Delivery handles and reports: the outcome of one message.
 
-A handle is filled inside librdkafka's poll and settled by the client's serving task,
-after the listeners were told. It may be waited for from any greenlet and any thread.
+A handle is filled inside librdkafka's poll, and resolved by the poller after the
+listeners have run. Any greenlet and any thread may wait for it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _log = Log("greendrop")
 
 
 class DeliveryReport(NamedTuple):
-    """The broker has the message.
+    """The report of a message that the broker has stored.
 
     Attributes:
-        topic: Where it went.
+        topic: Its topic.
         partition: Its partition.
-        offset: Its place there; None where the broker tells none (`acks=0`).
+        offset: Its offset there; None if the broker sends none (`acks=0`).
         timestamp: Milliseconds since 1970, as stored.
         latency: Seconds from librdkafka's queue to the acknowledgement.
         label: The message's label.
@@ -183,35 +183,35 @@ class DeliveryHandle:
     def __init__(self, topic: str, label: object, reports: ReportQueue) -> None:
         self.topic = topic
         self.label = label
-        # None once the verdict is known; `_error` is there once the report is in.
+        # None once the outcome is known; `_error` is set when the report has arrived.
         self._reports: ReportQueue | None = reports
         self._error: Any
         self._waiters: _Chain = None
 
     def __call__(self, error: Any, message: Any) -> None:  # noqa: ANN401
-        """Take the report; called by librdkafka, inside its poll.
+        """Record the report; called by librdkafka, inside its poll.
 
-        Only fills and appends: a greenlet switch, a lock or an exception here can
-        abort the process.
+        Only fills and appends: a greenlet switch, a lock or an exception here can abort
+        the process.
         """
         reports: Any = self._reports
         if reports is None:
-            return  # told as lost, and here it is after all
+            return  # it was reported as lost before
         self._error = error
         self._partition = message.partition()
         if error is None:
             self._offset = message.offset()
             self._timestamp = message.timestamp()[1]
             self._latency = message.latency()
-        # Appended first, then asked: the serving task sets the limit to nought and
-        # looks into the queue in the opposite order, so one of the two sees the other.
+        # Append first, then read the limit: the poller sets the limit to 0 first and
+        # then looks into the queue, so one of the two sees the other.
         reports.append(self)
         if len(reports) >= reports.limit:
             reports.source.on_limit()
 
     @property
     def done(self) -> bool:
-        """Whether the verdict is known. Never blocks."""
+        """Whether the outcome is known. Never blocks."""
         return self._reports is None
 
     @property
@@ -275,7 +275,7 @@ class DeliveryHandle:
             try:
                 waiter = reports.source.new_waiter(self.ready)
             except IllegalWaitError as illegal:
-                text = f"{illegal}; the message is on its way all the same"
+                text = f"{illegal}; the message is in flight all the same"
                 raise IllegalWaitError(text, "unknown") from illegal.__cause__
             deadline = _concurrency.monotonic() + timeout
             left = timeout
@@ -399,7 +399,7 @@ class DeliveryHandle:
         return hasattr(self, last) or isinstance(self._error, ProduceError)
 
     def _resolve(self) -> None:
-        """Make the verdict known and wake who waits; by the serving task only.
+        """Publish the outcome and wake all waiters; called by the poller only.
 
         When interrupted it can be called again.
         """
@@ -413,20 +413,20 @@ class DeliveryHandle:
                 callbacks.append(chain[0])
             chain[0].wake()
             chain = chain[1]
-        # The poller is nobody's greenlet: a `gevent.Timeout` is not meant for it.
+        # A `gevent.Timeout` is not meant for the poller's greenlet.
         for callback in reversed(callbacks):
             callback.call(self, swallow=BaseException)
         self._waiters = None
 
     def _fail(self, error: ProduceError) -> None:
-        """Report from our side, where librdkafka has nothing to report."""
+        """Fail the message where librdkafka reports nothing."""
         self._error = error
         reports: Any = self._reports
         if reports is not None:
             reports.append(self)
 
     def rawlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
-        """Have a function called in this hub when the verdict is known (for gevent)."""
+        """Call a function in this hub when the outcome is known (for gevent)."""
         waiter = _concurrency.link(callback, self)
         self._add(waiter)
         if self.done:

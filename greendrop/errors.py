@@ -55,7 +55,7 @@ from greendrop import _pickling
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: What became of a message: see `ProduceError.message_state`.
+#: The state of a message: see `ProduceError.message_state`.
 MessageState: TypeAlias = Literal["not_sent", "not_delivered", "unknown"]
 
 
@@ -87,7 +87,7 @@ class GreendropError(Exception):
     _always_pickles = True
 
     def __str__(self) -> str:
-        """Tell what happened; not what else the error carries."""
+        """Return the text; without the other values that the error carries."""
         return str(self.args[0]) if self.args else ""
 
     def add(self, text: str) -> None:
@@ -110,7 +110,7 @@ class GreendropError(Exception):
 
 
 class _FieldsError(GreendropError):
-    """Several fields are wrong; all of them are told at once."""
+    """Several fields are wrong; the text names all of them."""
 
     #: Field name (dotted for nested ones) -> what is wrong with it.
     errors: dict[str, str]
@@ -120,7 +120,7 @@ class _FieldsError(GreendropError):
         super().__init__(self.errors, *more)
 
     def __str__(self) -> str:
-        """Tell all mistakes in one line."""
+        """Return all mistakes in one line."""
         mistakes = (f"{key}: {text}" for key, text in self.errors.items())
         return "; ".join((*mistakes, *self.args[1:]))
 
@@ -181,7 +181,7 @@ class ProduceError(GreendropError):
 
     @property
     def message_state(self) -> MessageState:
-        """What became of the message.
+        """The state of the message.
 
         - "not_sent": nothing was sent, so sending it again can't duplicate it.
         - "not_delivered": it will not be delivered. If a broker had stored it and only

@@ -1,7 +1,7 @@
 """Middleware: steps that change each message before it is validated and sent.
 
-Steps run in the caller. `Producer.current_variant` tells a step which producer or
-variant sends the message.
+Steps run in the caller. `Producer.current_variant` is the producer or variant
+that sends the message.
 """
 
 from __future__ import annotations

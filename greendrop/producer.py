@@ -1,8 +1,7 @@
-"""The public verbs.
+"""`Producer` and its verbs.
 
-What a call means and what it promises; how it is done is `core`'s business. Each
-verb reads the same: build and check the message, dispatch it, wait if it is a sync
-verb, tell.
+Every verb has the same steps: build and validate the message, dispatch it, wait if it
+is a sync verb, emit an event. The work is done by `_producer.core`.
 """
 
 from __future__ import annotations
@@ -67,18 +66,19 @@ _new_message = tuple.__new__
 
 
 class Producer(_pickling.PerProcess):
-    """Sends messages to Kafka, and knows what became of each.
+    """Sends messages to Kafka, and reports the outcome of each.
 
-    One producer serves all greenlets and threads of a process. Constructing it opens
-    nothing, so it may be made at module level and before a fork; it connects when the
-    first message is sent. Use it as a context manager, or call `close`.
+    One producer serves all greenlets and threads of a process. Construction opens
+    nothing, so a producer may be constructed at module level and before a fork; it
+    connects when the first message is sent. Use it as a context manager, or call
+    `close`.
 
     Args:
-        kafka: librdkafka's configuration, by its own keys and in its own units.
-        **settings: See docs/reference/settings.md. Durations are seconds.
+        kafka: librdkafka's configuration, with its own keys and units.
+        **settings: See docs/reference/settings.md. Durations are in seconds.
 
-    Raises:
-        ConfigurationInvalidError: Names every bad setting.
+    Raises: ConfigurationInvalidError: Some settings are invalid; the text names all of
+        them.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Producer(_pickling.PerProcess):
     ) -> None:
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor()
-        #: Steps that each message goes through before it is checked.
+        #: Steps that change each message before it is validated.
         self.middleware = Middleware()
         self._core: Core | None = None
-        self._slot: ClientSlot  # there when `core` is
+        self._slot: ClientSlot  # set together with `_core`
         self._max_wait_timeout: float
-        # What a variant was made from: gone, it would close what they share.
+        # The producer of a variant: garbage-collected, it would close the shared core.
         self._origin: Producer | None = None
         self._emit_process("producer.created")
         if kafka is not None or settings:
@@ -104,17 +104,19 @@ class Producer(_pickling.PerProcess):
         kafka: Mapping[str, object] | None = None,
         **settings: Unpack[ProducerSettings],
     ) -> None:
-        """Configure a producer that was made without settings; once.
+        """Configure a producer that was constructed without settings; possible once.
 
         Raises:
-            ProducerAlreadyConfiguredError: It was configured before.
-            ConfigurationInvalidError: Names every bad setting; it may be tried again.
+            ProducerAlreadyConfiguredError: The producer has settings already.
+            ConfigurationInvalidError: Some settings are invalid; the text names all of
+                them. `setup` may be called again.
         """
         if self._core is not None:
             text = f"producer {self.id!r} is configured already"
             raise ProducerAlreadyConfiguredError(text)
         core = Core(build_settings(kafka, settings), self.monitor)
-        # Weakly: the core leads to the listeners, and these often to the producer.
+        # A weak reference: the core refers to the listeners, which often refer to the
+        # producer.
         weakref.finalize(self, _release, weakref.ref(core)).atexit = False
         self._slot = core.main
         self._max_wait_timeout = core.settings.max_wait_timeout
@@ -129,26 +131,28 @@ class Producer(_pickling.PerProcess):
         max_wait_timeout: float | None = None,
         topic_config: Mapping[str, object] | None = None,
     ) -> Self:
-        """Give a producer that shares everything with this one, but for two things.
+        """Return a producer that shares all with this one, except for two settings.
 
-        Cheap: make one where you need it, as with structlog's `bind`, or keep it. A
-        variant of a variant keeps what it doesn't change, key by key. Events, state
-        and `close` are those of the producer; that a variant is gone closes nothing.
+        Variants are cheap: make one where it is needed, as with structlog's `bind`, or
+        keep it. A variant of a variant keeps what it doesn't change, key by key.
+        Events, state and `close` are those of the producer; a variant that is
+        garbage-collected closes nothing.
 
         Args:
-            max_wait_timeout: Seconds that its sync verbs wait.
-            topic_config: Keys of librdkafka that hold for a topic: acks,
+            max_wait_timeout: Seconds that the sync verbs of the variant wait.
+            topic_config: librdkafka's keys that apply to a topic: acks,
                 request.timeout.ms, message.timeout.ms, partitioner, compression.codec,
-                compression.level. Each distinct one gets a connection of its own, at
-                first use; there may be 16. The order of messages is kept within one.
+                compression.level. Each distinct `topic_config` gets a connection of its
+                own at first use; there may be 16. Order is kept within one of them.
 
         Raises:
-            VariantInvalidError: Names every bad key. Nothing was opened.
-            ProducerNotConfiguredError, ProducerClosedError: Not yet, or no longer.
+            VariantInvalidError: Some keys are invalid; the text names all of them.
+                Nothing was opened.
+            ProducerNotConfiguredError: The producer has no settings yet.
+            ProducerClosedError: The producer is closed.
 
         Blocking:
-            A `topic_config` that is used for the first time is tried out: one to three
-            milliseconds.
+            A new `topic_config` is tried out: one to three milliseconds.
         """
         core = self._core or self._unconfigured()
         core.check_open()
@@ -166,17 +170,17 @@ class Producer(_pickling.PerProcess):
         return variant
 
     def intercept(self, build: Callable[[Settings], Interceptor]) -> None:
-        """Have all that is sent from now on pass an interceptor: for tracing.
+        """Pass all further messages through an interceptor, for tracing.
 
-        It sees messages last, after middleware and checks, and those of all variants.
-        Each costs what the interceptor takes; without one nothing is paid. A second one
-        sees what the first was given.
+        It sees the messages of all variants, after middleware and validation. Without
+        interceptors there is no cost. A second interceptor receives the messages that
+        the first one returns.
 
         Args:
-            build: Makes the interceptor, given the producer's settings.
+            build: Returns the interceptor; called with the producer's settings.
 
         Raises:
-            ProducerNotConfiguredError: See `setup`.
+            ProducerNotConfiguredError: The producer has no settings yet.
         """
         core = self._core or self._unconfigured()
         core.intercept(build(core.settings))
@@ -197,28 +201,30 @@ class Producer(_pickling.PerProcess):
         label: object = None,
         **unknown: Never,
     ) -> DeliveryReport:
-        """Send one message and wait until the broker has it.
+        """Send one message and wait until the broker has stored it.
 
-        The fields are those of `Message`.
+        The arguments are the fields of `Message`.
 
         Raises:
-            MessageInvalidError: Names every bad field. Nothing was sent.
+            MessageInvalidError: Some fields are invalid; the text names all of them.
+                Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
-            QueueFullError: No room within `wait_timeout_on_queue_full`. Not sent.
-            OAuthTokenError: Not sent: there was no token to log in with.
-            DeliveryError: Not delivered, for good.
-            DeliveryTimeoutError: No verdict within `max_wait_timeout`. It may still be
-                delivered.
-            ProducerClosedError: Not sent.
-            ProducerUsedInParentProcessError: Not sent; see `reset`.
-            IllegalWaitError: In the hub itself or in a listener of this producer,
-                where the wait could never end. The message was queued, unless the
-                text says that it was not: see `produce_async`.
+            QueueFullError: No space in the queue within `wait_timeout_on_queue_full`.
+                Nothing was sent.
+            OAuthTokenError: There is no token to log in with. Nothing was sent.
+            DeliveryError: The message was not delivered and will not be.
+            DeliveryTimeoutError: No delivery report within `max_wait_timeout`. The
+                message may still be delivered.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
+            IllegalWaitError: The caller is the hub, or a listener of this producer,
+                where the wait could never end. The message was queued, unless the text
+                says otherwise: see `produce_async`.
 
         Blocking:
-            Lets other greenlets run where the thread has a hub, else blocks the
-            thread; for `max_wait_timeout` seconds at most, after what `produce_async`
-            waits for.
+            Lets other greenlets run where the thread has a hub, and blocks the thread
+            elsewhere; for at most `max_wait_timeout`, after the waits of
+            `produce_async`.
         """
         if positional or unknown:
             raise call_error("produce_sync", positional, unknown, Message._fields)
@@ -270,31 +276,34 @@ class Producer(_pickling.PerProcess):
     ) -> DeliveryHandle:
         """Send one message without waiting for the broker.
 
-        The fields are those of `Message`. What becomes of it is told by the handle,
-        and by the events `message.acknowledged` and `error.occurred`.
+        The arguments are the fields of `Message`. The outcome is reported by the
+        handle, and by the events `message.acknowledged` and `error.occurred`.
 
         Raises:
-            MessageInvalidError: Names every bad field. Nothing was sent.
+            MessageInvalidError: Some fields are invalid; the text names all of them.
+                Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
-            QueueFullError: No room within `wait_timeout_on_queue_full`, or now, where
-                nobody may wait. Not sent.
-            OAuthTokenError: Not sent: there was no token to log in with.
+            QueueFullError: No space in the queue within `wait_timeout_on_queue_full`;
+                raised at once where the caller must not wait. Nothing was sent.
+            OAuthTokenError: There is no token to log in with. Nothing was sent.
             DeliveryError: librdkafka refused the message at once.
-            TransactionError: A transactional producer makes a transaction of it, and
-                that failed; see `transaction`.
-            ProducerClosedError: Not sent.
-            ProducerUsedInParentProcessError: Not sent; see `reset`.
-            IllegalWaitError: Not sent: it has a `partition_key`, how many partitions
-                the topic has is not known yet, and in the hub itself or in a listener
-                of this producer nobody may wait for that; nor for a transaction.
+            TransactionError: A transactional producer sends the message in a
+                transaction of its own, and that failed; see `transaction`.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
+            IllegalWaitError: The caller is the hub, or a listener of this producer, and
+                would have to wait: for the number of partitions of the topic, because
+                the message has a `partition_key`, or for a transaction. Nothing was
+                sent.
 
         Blocking:
-            While the queue is full, for `wait_timeout_on_queue_full` at most; with a
-            `partition_key` also as `partition_count`; a transactional producer outside
-            of a transaction as long as that takes. While it connects, if there is no
-            OAuth token yet, for half a minute at most. Lets other greenlets run where
-            the thread has a hub, else blocks the thread. Never in a running asyncio
-            event loop, where it raises instead; the handle can be awaited there.
+            While the queue is full, for at most `wait_timeout_on_queue_full`; with a
+            `partition_key` also as `partition_count`. A transactional producer outside
+            of a transaction waits for a whole transaction. While it connects and there
+            is no OAuth token yet, for at most half a minute. Lets other greenlets run
+            where the thread has a hub, and blocks the thread elsewhere. In a running
+            asyncio event loop it never waits, and raises instead; there the handle can
+            be awaited.
         """
         if positional or unknown:
             raise call_error("produce_async", positional, unknown, Message._fields)
@@ -331,25 +340,25 @@ class Producer(_pickling.PerProcess):
     def produce_many_sync(
         self, messages: Iterable[Message | Mapping[str, Any]]
     ) -> list[DeliveryReport]:
-        """Send a batch and wait until the broker has all of it.
+        """Send a batch and wait until the broker has stored all of it.
 
-        Args:
-            messages: `Message`s, or mappings with its fields. All are checked before
-                the first is sent.
+        Args: messages: `Message`s, or mappings with their fields. All are validated
+            before the first one is sent.
 
         Returns:
             The reports, in the order of the messages.
 
         Raises:
-            MessageInvalidError: Names every bad field of the first bad messages, as
-                `messages[3].topic`. Nothing was sent.
+            MessageInvalidError: Some fields are invalid; the text names those of the
+                first bad messages, as `messages[3].topic`. Nothing was sent.
             MiddlewareError: A step of `middleware` failed. Nothing was sent.
-            ProduceManyError: Some were not sent or not delivered; `dispatched` holds
-                the handles of those that were queued. All of these are final, unless
-                the cause is a `DeliveryTimeoutError`.
-            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
-            IllegalWaitError: As for `produce_sync`. Of a batch with `partition_key`s
-                perhaps only the first messages were queued.
+            ProduceManyError: Some messages were not sent or not delivered; `dispatched`
+                holds the handles of those that were queued. All of these are final,
+                unless the cause is a `DeliveryTimeoutError`.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
+            IllegalWaitError: As for `produce_sync`. In a batch with `partition_key`s
+                some messages may have been queued.
 
         Blocking:
             As `produce_sync`, with one `max_wait_timeout` for the whole batch.
@@ -369,17 +378,18 @@ class Producer(_pickling.PerProcess):
             The handles, in the order of the messages.
 
         Raises:
-            MessageInvalidError, MiddlewareError: As for `produce_many_sync`. Nothing
-                was sent.
-            ProduceManyError: A message was not queued, nor were those after it;
-                `dispatched` holds the handles of those before.
-            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
-            IllegalWaitError: As for `produce_async`. Nothing was sent; if something
-                was before, that is a `ProduceManyError`.
+            MessageInvalidError: As for `produce_many_sync`. Nothing was sent.
+            MiddlewareError: A step of `middleware` failed. Nothing was sent.
+            ProduceManyError: A message was not queued, nor were the ones after it;
+                `dispatched` holds the handles of the ones before it.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
+            IllegalWaitError: As for `produce_async`. Nothing was sent; after the first
+                message it is the cause of a `ProduceManyError`.
 
         Blocking:
-            As `produce_async`, for each message anew, but only once for each topic's
-            number of partitions. A long batch lets other greenlets run in between.
+            As `produce_async` for each message, but only once for the number of
+            partitions of each topic. A long batch lets other greenlets run in between.
         """
         core = self._core or self._unconfigured()
         return self._many_async(core, self._checked_batch(core, messages))
@@ -453,20 +463,21 @@ class Producer(_pickling.PerProcess):
     ) -> DeliveryReport:
         """Send a message without payload, which deletes its key in a compacted topic.
 
-        Both key and partition are required: one that went to another partition than
-        the messages with its key would delete nothing.
+        Key and partition are required: a tombstone in another partition than the
+        messages with its key would delete nothing.
 
         Args:
-            topic: As the others one of the fields of `Message`.
-            key: Not empty.
+            topic: The topic, like the other arguments a field of `Message`.
+            key: Bytes or text, not empty.
             partition: 0 or more.
             headers: As in `Message`.
             timestamp: As in `Message`.
             label: As in `Message`.
 
         Raises:
-            MessageInvalidError: Names every bad field. Nothing was sent.
-            ProduceError: And all else that `produce_sync` raises.
+            MessageInvalidError: Some fields are invalid; the text names all of them.
+                Nothing was sent.
+            ProduceError: As for `produce_sync`.
 
         Blocking:
             As `produce_sync`.
@@ -491,11 +502,12 @@ class Producer(_pickling.PerProcess):
     ) -> DeliveryHandle:
         """Send a tombstone without waiting for the broker.
 
-        The fields are those of `tombstone_sync`.
+        The arguments are those of `tombstone_sync`.
 
         Raises:
-            MessageInvalidError: Names every bad field. Nothing was sent.
-            ProduceError: And all else that `produce_async` raises.
+            MessageInvalidError: Some fields are invalid; the text names all of them.
+                Nothing was sent.
+            ProduceError: As for `produce_async`.
 
         Blocking:
             As `produce_async`.
@@ -509,15 +521,15 @@ class Producer(_pickling.PerProcess):
     def tombstone_many_sync(
         self, messages: Iterable[Message | Mapping[str, Any]]
     ) -> list[DeliveryReport]:
-        """Send a batch of tombstones and wait until the broker has all of them.
+        """Send a batch of tombstones and wait until the broker has stored all of them.
 
         Args:
-            messages: As for `produce_many_sync`. A payload is left out.
+            messages: As for `produce_many_sync`. Payloads are ignored.
 
         Raises:
             MessageInvalidError: As for `produce_many_sync`; also for each message
                 without key or partition. Nothing was sent.
-            ProduceManyError: And all else that `produce_many_sync` raises.
+            ProduceManyError: As for `produce_many_sync`.
 
         Blocking:
             As `produce_many_sync`.
@@ -534,7 +546,7 @@ class Producer(_pickling.PerProcess):
 
         Raises:
             MessageInvalidError: As for `tombstone_many_sync`. Nothing was sent.
-            ProduceManyError: And all else that `produce_many_async` raises.
+            ProduceManyError: As for `produce_many_async`.
 
         Blocking:
             As `produce_many_async`.
@@ -561,15 +573,16 @@ class Producer(_pickling.PerProcess):
         label: object = None,
         **unknown: Never,
     ) -> None:
-        """Keep one message until the next flush. Nothing is sent or connected.
+        """Keep one message until the next flush; sends nothing and does not connect.
 
-        The fields are those of `Message`. The message passes the middleware and all
-        checks now, so that a mistake is raised to the caller that made it.
+        The arguments are the fields of `Message`. The message passes middleware and
+        validation now, so that a mistake is raised to the caller that made it.
 
-        Raises:
-            MessageInvalidError: Names every bad field. It was not kept.
-            MiddlewareError: A step of `middleware` failed. It was not kept.
-            ProducerClosedError, ProducerUsedInParentProcessError: It was not kept.
+        Raises: MessageInvalidError: Some fields are invalid; the text names all of
+            them. The message was not buffered. MiddlewareError: A step of `middleware`
+            failed. The message was not buffered. ProducerClosedError: The message was
+            not buffered. ProducerUsedInParentProcessError: The message was not
+            buffered; see `reset`.
         """
         if positional or unknown:
             raise call_error("buffer", positional, unknown, Message._fields)
@@ -595,16 +608,17 @@ class Producer(_pickling.PerProcess):
     def buffer_many(self, messages: Iterable[Message | Mapping[str, Any]]) -> None:
         """Keep several messages until the next flush, next to each other.
 
-        All pass the middleware and the checks now; if one fails, none is kept.
+        All pass middleware and validation now; if one fails, none is buffered.
 
         Args:
             messages: As for `produce_many_sync`.
 
         Raises:
-            MessageInvalidError: Names every bad field of the first bad messages, as
-                `messages[3].topic`. None was kept.
-            MiddlewareError: A step of `middleware` failed. None was kept.
-            ProducerClosedError, ProducerUsedInParentProcessError: None was kept.
+            MessageInvalidError: Some fields are invalid; the text names those of the
+                first bad messages, as `messages[3].topic`. No message was buffered.
+            MiddlewareError: A step of `middleware` failed. No message was buffered.
+            ProducerClosedError: No message was buffered.
+            ProducerUsedInParentProcessError: No message was buffered; see `reset`.
 
         Blocking:
             A long batch lets other greenlets run in between.
@@ -627,30 +641,32 @@ class Producer(_pickling.PerProcess):
 
     @property
     def buffered(self) -> tuple[Message, ...]:
-        """The messages that wait for a flush, as they were buffered. Never blocks.
+        """The buffered messages, as the callers wrote them. Never blocks.
 
-        Messages that are being flushed are not among them. On a closed producer: the
-        messages that `close` could not deliver.
+        Without messages that are being flushed. After `close` these are the messages
+        that `close` could not deliver.
         """
         return () if self._core is None else self._core.buffer.messages()
 
     def flush_sync(self) -> list[DeliveryReport]:
-        """Send all that is buffered, in order, and wait until the broker has it.
+        """Send all buffered messages, in order, and wait until they are stored.
 
         A message that librdkafka refuses for good (too large, or to a partition that
         does not exist) is reported, as an event and in the raised error, and leaves the
-        buffer; the others are sent. However the flush fails, the messages that were not
-        handed over are in the buffer again, at the front and in order; the error's text
-        says how many. What was handed over is not put back: its handle has the outcome.
+        buffer; the others are sent. If the flush fails, messages that were not handed
+        over return to the front of the buffer, in order; the text of the error says how
+        many. Messages that were handed over do not return: their handles report the
+        outcome.
 
         Returns:
             The reports, in the order of the messages.
 
         Raises:
-            ProduceManyError: Some were not sent or not delivered; `dispatched` holds
-                the handles of those that were queued or refused for good. All of these
-                are final, unless the cause is a `DeliveryTimeoutError`.
-            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+            ProduceManyError: Some messages were not sent or not delivered; `dispatched`
+                holds the handles of those that were queued or refused for good. All of
+                these are final, unless the cause is a `DeliveryTimeoutError`.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
 
         Blocking:
             As `produce_many_sync`.
@@ -666,14 +682,14 @@ class Producer(_pickling.PerProcess):
         return reports
 
     def flush_async(self) -> list[DeliveryHandle]:
-        """Send all that is buffered, in order, without waiting for the broker.
+        """Send all buffered messages, in order, without waiting for the broker.
 
         Returns:
             The handles, in the order of the messages.
 
         Raises:
-            ProduceManyError: Some were refused, or not handed over, which are in the
-                buffer again. See `flush_sync` for this and the others.
+            ProduceManyError: Some messages were refused, or not handed over and are in
+                the buffer again. See `flush_sync` for this and other errors.
 
         Blocking:
             As `produce_many_async`.
@@ -689,33 +705,34 @@ class Producer(_pickling.PerProcess):
         return handles
 
     def flush(self, timeout: float | None = None) -> None:
-        """Send all that is buffered, and wait for all messages that were sent before.
+        """Send all buffered messages, and wait for all messages that were sent before.
 
-        For all messages of this producer, by whichever greenlet, thread or variant they
-        were sent. Messages that others send meanwhile are not waited for. The producer
-        stays open. In the block of a transaction the messages are then stored, and
-        visible to `read_committed` consumers after the commit.
+        It waits for all messages of this producer, from all greenlets, threads and
+        variants, but not for messages that are sent meanwhile. The producer stays open.
+        In a transaction block the messages are then stored, and visible to
+        `read_committed` consumers after the commit.
 
-        Messages that were sent before and were not delivered are not raised here: their
-        handles and `error.occurred` report them. Buffered messages have no other
-        handles, so they are.
+        Failures of messages that were sent before are not raised here: their handles
+        and `error.occurred` report them. Failures of buffered messages, which have no
+        handles, are raised.
 
         Args:
-            timeout: Seconds to wait for the delivery reports. None means
-                `max_wait_timeout`.
+            timeout: Seconds to wait for the delivery reports; `max_wait_timeout` if
+                omitted.
 
         Raises:
             FlushTimeoutError: `count` messages have no delivery report yet. They may
                 still be delivered.
             ProduceManyError: Some buffered messages were not sent or not delivered, as
                 for `flush_sync`.
-            IllegalWaitError: In the hub itself, or in a listener of this producer.
+            IllegalWaitError: The caller is the hub, or a listener of this producer.
                 Nothing was sent.
-            ProducerClosedError, ProducerUsedInParentProcessError: Nothing was sent.
+            ProducerClosedError: Nothing was sent.
+            ProducerUsedInParentProcessError: Nothing was sent; see `reset`.
 
         Blocking:
-            Lets other greenlets run where the thread has a hub, else blocks the thread;
-            for `timeout` seconds at most, after what `flush_async` waits for.
+            Lets other greenlets run where the thread has a hub, and blocks the thread
+            elsewhere; for at most `timeout`, after the waits of `flush_async`.
         """
         core = self._core or self._unconfigured()
         timeout = self._max_wait_timeout if timeout is None else timeout
@@ -735,20 +752,20 @@ class Producer(_pickling.PerProcess):
     # --- scopes ------------------------------------------------------------------
 
     def scope(self, timeout: float | None = None) -> DeliveryScope:
-        """Make a block that ends when the messages sent in it are delivered.
+        """Return a block that waits at its end for the messages that were sent in it.
 
-        `with producer.scope():` collects what this greenlet or thread sends through
-        this producer in the block, by any verb, and waits for it at the end: for these
-        messages only, not for those of others. See docs/send/scopes.md.
+        `with producer.scope():` collects the messages that this greenlet or thread
+        sends with this producer in the block, by any verb, and waits for these messages
+        only. See docs/send/scopes.md.
 
         Args:
-            timeout: Seconds to wait at the end of the block, for all messages
-                together. None means `max_wait_timeout`.
+            timeout: Seconds to wait at the end of the block, for all messages together;
+                `max_wait_timeout` if omitted.
 
         Raises:
-            ValueError: The timeout is no finite number of seconds.
-            ProducerNotConfiguredError: See `setup`.
-            ProducerClosedError: Nothing can be sent in the block.
+            ValueError: The timeout is not a finite number of seconds.
+            ProducerNotConfiguredError: The producer has no settings yet.
+            ProducerClosedError: The producer is closed.
         """
         core = self._core or self._unconfigured()
         core.check_open()
@@ -760,17 +777,17 @@ class Producer(_pickling.PerProcess):
     # --- transactions ------------------------------------------------------------
 
     def transaction(self) -> Transaction[Self]:
-        """Make a block whose messages are all visible in the end, or none.
+        """Return a block whose messages become visible together, or not at all.
 
         `with producer.transaction() as tx:` begins a transaction. It is committed at
-        the end of the block, also if that is left by `return`, `break` or `continue`;
-        any exception rolls it back and goes on. `tx.abort()`, or an `AbortTransaction`,
-        rolls it back and ends there. Inside of another block of the same greenlet or
-        thread it joins that one. See docs/send/transactions.md.
+        the end of the block, also if the block is left by `return`, `break` or
+        `continue`. Any exception rolls it back, and is raised. `tx.abort()` or `raise
+        AbortTransaction` rolls it back without raising. A block inside another one of
+        the same greenlet or thread joins that one. See docs/send/transactions.md.
 
         Raises:
             ProducerNotTransactionalError: There is no `transactional.id`.
-            ProducerNotConfiguredError: See `setup`.
+            ProducerNotConfiguredError: The producer has no settings yet.
         """
         core = self._core or self._unconfigured()
         return Transaction(
@@ -783,15 +800,15 @@ class Producer(_pickling.PerProcess):
         """Call a function in a transaction.
 
         Args:
-            function: Is given the transaction, as `with` gives it.
+            function: Called with the transaction.
 
         Returns:
-            What it returns, or None if it has aborted the transaction.
+            The function's return value; None if it has aborted the transaction.
 
         Raises:
             ProducerNotTransactionalError: There is no `transactional.id`.
-            TransactionError: And all else that `Transaction` raises at its begin and
-                end; and what the function raises, after it was rolled back.
+            TransactionError: As for entering and leaving a `Transaction`. Exceptions of
+                the function are raised after the transaction was rolled back.
 
         Blocking:
             As entering and leaving a `Transaction`.
@@ -815,15 +832,16 @@ class Producer(_pickling.PerProcess):
 
     @property
     def status(self) -> Status:
-        """initial, configured, connected, disconnecting, disconnected, closing, closed.
+        """The state of the producer.
 
-        One of them.
+        One of initial, configured, connected, disconnecting, disconnected, closing and
+        closed.
         """
         return "initial" if self._core is None else self._core.status
 
     @property
     def current_variant(self) -> Producer:
-        """In a step of the middleware: the producer, or variant, that is sending.
+        """In a middleware step the producer or variant that sends the message.
 
         Elsewhere the producer itself.
         """
@@ -832,22 +850,22 @@ class Producer(_pickling.PerProcess):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """The settings by name, secrets hidden; empty before `setup`. Read-only.
+        """The settings by name, with secrets hidden; empty before `setup`. Read-only.
 
-        `kafka` is librdkafka's configuration, with the defaults of greendrop. What a
-        variant changes is in its `max_wait_timeout` and `topic_config`.
+        `kafka` is librdkafka's configuration with greendrop's defaults. The changes of
+        a variant are in its `max_wait_timeout` and `topic_config`.
         """
         core = self._core
         return MappingProxyType({} if core is None else core.settings.redacted())
 
     @property
     def topic_config(self) -> Mapping[str, str]:
-        """The keys of librdkafka that this variant changes; empty if it is none."""
+        """The keys of librdkafka that this variant changes; empty if there are none."""
         return MappingProxyType({} if self._core is None else self._slot.topic_config)
 
     @property
     def max_wait_timeout(self) -> float | None:
-        """Seconds that sync verbs wait, of this variant; None before `setup`."""
+        """Seconds that the sync verbs of this variant wait; None before `setup`."""
         return None if self._core is None else self._max_wait_timeout
 
     @property
@@ -862,25 +880,25 @@ class Producer(_pickling.PerProcess):
 
     @property
     def disconnectable(self) -> bool:
-        """Whether `disconnect` would begin now. Never blocks.
+        """Whether `disconnect` would start now. Never blocks.
 
-        Not while the producer is not connected, messages are buffered, a caller waits
-        to send, or a transaction is open. Messages in flight don't keep it from
-        disconnecting: it waits for them.
+        It would not while the producer is not connected, messages are buffered, a
+        caller waits to send, or a transaction is open. Messages in flight don't prevent
+        it: `disconnect` waits for them.
         """
         return self._core is not None and self._core.disconnectable
 
     @property
     def in_flight(self) -> int:
-        """Messages that were taken and have no outcome yet. Never connects.
+        """Number of messages that were sent and have no outcome yet. Never connects.
 
-        Buffered messages are not among them. WaterDrop calls it `queue_size`.
+        Without buffered messages. WaterDrop's name is `queue_size`.
         """
         return 0 if self._core is None else self._core.outstanding
 
     @property
     def polling(self) -> str | None:
-        """How reports are served: "fd" (in the hub), "thread", or None if unused."""
+        """The kind of poller: "fd" (in a hub), "thread", or None if unused."""
         client = None if self._core is None else self._slot.client
         return None if client is None else client.polling
 
@@ -890,33 +908,34 @@ class Producer(_pickling.PerProcess):
         return 0 if self._core is None else self._core.outstanding
 
     def partition_count(self, topic: str) -> int:
-        """Tell how many partitions a topic has; -1 if that is not known.
+        """Return the number of partitions of a topic; -1 if it is unknown.
 
-        What the brokers say holds for 30 s. After that it is asked for anew, and until
-        the answer has come the last one is told, for 5 minutes. -1 holds for 1 s: the
-        topic may be created at any time. Asking may create it, where brokers do that.
+        A number is cached for 30 s. Then the brokers are asked again, and until the
+        answer arrives the old number is used, for up to 5 minutes. -1 is cached for 1
+        s, since the topic may be created at any time. The request may create the topic,
+        if the brokers are configured so.
 
         Args:
-            topic: Its name.
+            topic: The name of the topic.
 
         Raises:
-            ValueError: That is no legal name of a topic.
-            ProducerNotConfiguredError, ProducerClosedError: No longer, or not yet.
+            ValueError: The name is not valid for a topic.
+            ProducerNotConfiguredError: The producer has no settings yet.
+            ProducerClosedError: The producer is closed.
             ProducerUsedInParentProcessError: See `reset`.
-            IllegalWaitError: It is not known yet, and the caller can't wait: in the hub
-                itself or in a listener of this producer. What is known is told there
-                too.
+            IllegalWaitError: The number is not cached, and the caller is the hub, or a
+                listener of this producer, which must not wait.
 
-        Blocking:
-            Lets other greenlets run where the thread has a hub, else blocks the
-            thread; for some 5 s at most, and only while nothing is known. Connects.
+        Blocking: Lets other greenlets run where the thread has a hub, and blocks the
+            thread elsewhere; for at most about 5 s, and only without a cached number.
+            Connects.
         """
         core = self._core or self._unconfigured()
         check_topic(topic)
         return core.partition_count(self._slot, topic)
 
     def __repr__(self) -> str:
-        """Tell id and state; never blocks or connects."""
+        """Return id and state; never blocks or connects."""
         polling = f" polling={self.polling}" if self.polling else ""
         variants = f" topic_configs={count}" if (count := self._topic_configs) else ""
         transactions = None if self._core is None else self._core.transactions
@@ -935,20 +954,19 @@ class Producer(_pickling.PerProcess):
     # --- ending ------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Drop all that is on its way; the producer goes on taking messages.
+        """Drop all messages in flight and in the buffer; the producer stays open.
 
-        What is buffered, too: the event `buffer.purged` has these messages. The handles
-        of the others fail with `MessagePurgedError`, whose text says whether a
-        broker may have stored the message. A producer that is not connected has only
-        its buffer to drop.
+        The event `buffer.purged` has the buffered messages. The handles of the others
+        fail with `MessagePurgedError`, whose text says whether a broker may have stored
+        the message. A producer that is not connected has only its buffer to drop.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.
 
         Blocking:
-            Until the handles have their verdict, some milliseconds, 5 s at most. Lets
-            other greenlets run. In a listener, or in the hub itself, where nobody may
-            wait, it returns at once and they have it soon.
+            Until the handles have failed: some milliseconds, 5 s at most. Lets other
+            greenlets run. In a listener and in the hub itself it returns at once, and
+            the handles fail soon after.
         """
         if self._core is not None:
             self._core.purge()
@@ -956,51 +974,47 @@ class Producer(_pickling.PerProcess):
     def disconnect(self) -> bool:
         """Close the connections of a producer that is not needed for a while.
 
-        The next message connects anew; no message is lost, and none fails. One that is
-        sent while this waits for deliveries calls it off.
+        The next message connects again; no message is lost or fails. A message that is
+        sent while `disconnect` waits for deliveries cancels it.
 
         Returns:
-            Whether it has disconnected. Not when it is not connected, when messages are
-            buffered, when somebody waits to send (for room, or for the number of
-            partitions), when a message is sent meanwhile, or when not all were
-            delivered within `max_wait_timeout`. It stays connected then.
+            Whether the producer has disconnected. It has not, and stays connected, if
+            messages are buffered, a caller waits to send, a message is sent meanwhile,
+            or not all messages were delivered within `max_wait_timeout`; nor if it was
+            not connected.
 
         Raises:
             ProducerUsedInParentProcessError: See `reset`.
 
         Blocking:
-            Until all that is on its way is delivered, for `max_wait_timeout` seconds at
-            most. Lets other greenlets run. In a listener, or in the hub itself, where
-            nobody may wait, it returns at once, True if disconnecting goes on by
-            itself.
+            Until all messages in flight are delivered, for at most `max_wait_timeout`.
+            Lets other greenlets run. In a listener and in the hub itself it returns at
+            once; True means that disconnecting goes on in the background.
         """
         return self._core is not None and self._core.disconnect()
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
-        """Stop taking messages, send what is buffered, await the deliveries, and end.
+        """Stop accepting messages, flush the buffer, await deliveries, and close.
 
-        It always ends closed. Closing again, or closing what was never used, does
-        nothing; while another task closes the producer, it waits for that.
+        The producer always ends closed. Closing again, or closing an unused producer,
+        does nothing; while another task closes the producer, it waits for that.
 
-        Buffered messages that were not delivered, for whatever reason, can be read in
-        `buffered` afterwards.
+        Buffered messages that were not delivered can be read in `buffered` afterwards.
 
         Args:
-            timeout: Seconds to wait for deliveries. None means `max_wait_timeout`;
-                with `force`, no wait at all: what is buffered is not sent then.
-            force: Drop what isn't delivered in time, and don't raise. The handles
-                fail with `MessagePurgedError`.
+            timeout: Seconds to wait for deliveries; `max_wait_timeout` if omitted. With
+                `force` and no timeout there is no wait, and the buffer is not sent.
+            force: Drop messages that are not delivered in time, and don't raise. Their
+                handles fail with `MessagePurgedError`.
 
-        Raises:
-            MessagesAbandonedError: Some messages were not delivered: they failed, or
-                were dropped since the time was over. The producer is closed all the
-                same. Failures that handles reported before `close` began are not
-                repeated. Not with `force`.
+        Raises: MessagesAbandonedError: Some messages were not delivered: they failed,
+            or were dropped at the end of the timeout. The producer is closed all the
+            same. Failures that handles reported before `close` are not repeated. Not
+            with `force`.
 
         Blocking:
-            Lets other greenlets run. In a listener, or in the hub itself, where nobody
-            may wait, it returns at once and closing goes on by itself; what it could
-            not deliver is logged.
+            Lets other greenlets run. In a listener and in the hub itself it returns at
+            once, and closing goes on in the background; losses are logged.
         """
         if timeout is not None:
             _concurrency.check_timeout(timeout)
@@ -1010,13 +1024,12 @@ class Producer(_pickling.PerProcess):
     def reset(self) -> None:
         """Make a producer usable in a forked child, after use in the parent.
 
-        The parent's client and its messages stay the parent's. Does nothing in a
-        process that may use the producer anyway; a closed producer stays closed.
+        The parent keeps its client and its messages. Does nothing in a process that may
+        use the producer anyway. A closed producer stays closed.
 
         Raises:
-            ConfigurationInvalidError: Another producer was made in the child with the
-                same `id` or `transactional.id`, and is not closed. This one stays as
-                it was.
+            ConfigurationInvalidError: Another open producer of the child has the same
+                `id` or `transactional.id`. This one is not changed.
         """
         if self._core is not None:
             self._core.reset()
@@ -1037,15 +1050,15 @@ class Producer(_pickling.PerProcess):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; an error that is on its way is not hidden by a second one.
+        """Close the producer; an exception from the block is not replaced.
 
         Raises:
-            MessagesAbandonedError: As `close`; also if the producer was closed before
-                and `buffered` has messages.
+            MessagesAbandonedError: As for `close`; also if the producer was closed
+                before and `buffered` has messages.
 
         Blocking:
-            As `close`. What interrupts (Ctrl-C, a `gevent.Timeout`, the end of a
-            greenlet) is held up for `exit_timeout` at most.
+            As `close`. Interrupts (Ctrl-C, a `gevent.Timeout`, a killed greenlet) are
+            delayed by at most `exit_timeout`.
         """
         timeout = None
         if error is not None and not isinstance(error, Exception) and self._core:
@@ -1070,10 +1083,10 @@ class Producer(_pickling.PerProcess):
     if not TYPE_CHECKING:  # else every attribute would exist
 
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - raises
-            """Raise for a missing attribute, with ours if another client has it."""
+            """Raise AttributeError, with a hint for names of other clients."""
             raise attribute_error(self, name)
 
-    # --- telling -----------------------------------------------------------------
+    # --- emitting ----------------------------------------------------------------
 
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")

@@ -83,7 +83,7 @@ class InFlight:
     def full(self) -> bool:
         """Whether there is no space even for a sender that was granted some."""
         count = self.count
-        # What was refused for its bytes fits once nothing is in flight.
+        # A message that was refused for its bytes fits once nothing is in flight.
         return count >= self._limit or (self._full_by_bytes and count > 0)
 
     @property

@@ -44,7 +44,7 @@ _START_TIMEOUT = 10.0
 
 
 class PolledClient(Protocol):
-    """What the poll loop calls in its client."""
+    """The client, as its poll loop needs it."""
 
     mark: _concurrency.ForkMarker
     in_flight: InFlight

@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.1
 
 
 class PollTarget(Protocol):
-    """What pollers call: the poll loop of a client."""
+    """The poll loop of a client, as pollers need it."""
 
     #: The current poller. A poller that is another one ends.
     poller: GreenletPoller | ThreadPoller | None

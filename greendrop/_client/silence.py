@@ -30,8 +30,8 @@ class SilenceWatch:
 
     Args:
         settings: The client's.
-        errors: What the client knows of its brokers.
-        has_complained: Whether a line of librdkafka has told the program already.
+        errors: The last errors of the client's brokers.
+        has_complained: Whether a line of librdkafka was logged that says the reason.
         log: Where the warning goes.
     """
 

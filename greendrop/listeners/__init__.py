@@ -1,1 +1,1 @@
-"""What listens to producers and tells others: logs, metrics, traces."""
+"""Listeners that turn events into logs, metrics and traces."""

@@ -505,7 +505,7 @@ def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
     assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
 
     assert len(observed) == 1
-    assert "on its way all the same" in observed[0]
+    assert "in flight all the same" in observed[0]
 
 
 def test_producer_can_not_become_transactional(world, reloading):

@@ -1192,7 +1192,7 @@ def test_sync_in_a_listener_is_refused_and_the_message_sent(world, make_producer
 
     assert took < 2.0
     assert "listener" in str(raised[0])
-    assert "on its way all the same" in str(raised[0])
+    assert "in flight all the same" in str(raised[0])
     assert acknowledged == ["first", "second"]
 
 
