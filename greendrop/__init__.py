@@ -1,6 +1,6 @@
 """A Kafka producer for gevent, threads and plain scripts."""
 
-from greendrop._connections.connections import Status
+from greendrop._connections.state import Status
 from greendrop._transactions.coordinator import Outcome
 from greendrop.config.settings import Settings
 from greendrop.config.types import ProducerSettings

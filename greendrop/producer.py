@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Never, Self, Unpack
 
-    from greendrop._connections.connections import Status
+    from greendrop._connections.state import Status
     from greendrop.config.settings import Settings
     from greendrop.config.types import ProducerSettings
     from greendrop.delivery import DeliveryHandle, DeliveryReport

@@ -8,14 +8,14 @@ disconnecting in `disconnect`, and those of closing in `shutdown`.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency, _wording, events
 from greendrop._client.client import Client
 from greendrop._connections.client_slots import ClientSlot, topic_settings
 from greendrop._connections.no_effect import warn_no_effect
 from greendrop._connections.oauth import TokenRefresher
+from greendrop._connections.state import State
 from greendrop._librdkafka.check import check_configuration
 from greendrop.errors import (
     ConfigurationInvalidError,
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
     from greendrop.oauth import OAuthToken
-
-Status = Literal[
-    "initial",
-    "configured",
-    "connected",
-    "disconnecting",
-    "disconnected",
-    "closing",
-    "closed",
-]
 
 #: Seconds that the sender of the first message waits for an OAuth token: as long as
 #: most HTTP clients wait for an answer.
@@ -120,23 +110,14 @@ class Connections:
         self.monitor = monitor
         #: The core of the producer.
         self.owner = owner
-        self.status: Status = "configured"
+        #: The producer's status, with the lock for all changes.
+        self.state = State()
         #: The slot of the producer's own topic configuration.
         self.main = ClientSlot(settings, {})
         #: One for each topic configuration.
         self.slots = [self.main]
-        #: Identifies the disconnect that waits for deliveries; None without one, and
-        #: once it was cancelled.
-        self.disconnecting: object | None = None
-        #: The task in which `close` sends the buffered messages. All other senders are
-        #: refused meanwhile.
-        self.final_flush_task: object = None
-        #: When all senders stop waiting, by the monotonic clock; set by `close`.
-        self.send_deadline = _concurrency.Deadline(math.inf)
         #: The OAuth token that all clients log in with.
         self.tokens = TokenRefresher(settings, monitor, self._give_token)
-        #: Held while the attributes above change.
-        self.lock = _concurrency.new_lock()
         # Held by the native threads that build clients, and by nothing else.
         self._build_lock = _concurrency.new_lock()
         # Detached clients that are not closed yet.
@@ -173,16 +154,6 @@ class Connections:
         """Whether any client is not closed yet, detached ones included."""
         return bool(self.clients or self._closing_clients)
 
-    @property
-    def closing_or_closed(self) -> bool:
-        """Whether the producer is closing or closed."""
-        return self.status in ("closing", "closed")
-
-    @property
-    def is_final_flush_task(self) -> bool:
-        """Whether the caller is the task in which `close` sends buffered messages."""
-        return self.final_flush_task == _concurrency.current_task()
-
     def can_wait(self) -> bool:
         """Return whether the caller may wait for the clients.
 
@@ -211,7 +182,9 @@ class Connections:
 
     def closed_error(self) -> ProducerClosedError:
         """Return the error for a use after `close`."""
-        return ProducerClosedError(f"producer {self.settings.id!r} is {self.status}")
+        return ProducerClosedError(
+            f"producer {self.settings.id!r} is {self.state.status}"
+        )
 
     # --- opening -----------------------------------------------------------------
 
@@ -223,8 +196,8 @@ class Connections:
                 too many of them.
             ProducerClosedError: The producer is closing or closed.
         """
-        with self.lock:
-            if self.closing_or_closed:
+        with self.state.lock:
+            if self.state.closing_or_closed:
                 raise self.closed_error()
             for slot in self.slots:
                 if slot.topic_config == topic_config:
@@ -259,7 +232,7 @@ class Connections:
             return client
         deadline = _concurrency.Deadline(_TOKEN_TIMEOUT)
         while client is None:
-            self.tokens.wait(deadline.earlier(self.send_deadline))
+            self.tokens.wait(deadline.earlier(self.state.send_deadline))
             client = self._find_or_build(slot)
         return client
 
@@ -269,17 +242,19 @@ class Connections:
         The caller waits for the token outside of the lock.
         """
         self.check_not_forked()
-        with self.lock:
-            if self.closing_or_closed and not self.is_final_flush_task:
+        with self.state.lock:
+            if self.state.refuses_caller:
                 raise self.closed_error()
-            if self.disconnecting is not None:
+            if self.state.disconnect is not None:
                 self.cancel_disconnect()
             if self._closing_clients:
                 self._close_left_over()
             # A transactional slot is never active: see `coordinator`.
             transactional = slot.settings.transactional
             client = (
-                slot.client if self.closing_or_closed or transactional else slot.active
+                slot.client
+                if self.state.closing_or_closed or transactional
+                else slot.active
             )
             if client is not None:
                 return client
@@ -288,26 +263,23 @@ class Connections:
             built = self._build(slot, None, slot.settings)
             # Read again: a signal handler may have sent, or closed, meanwhile.
             client = slot.client
-            if client is None or (
-                self.closing_or_closed and not self.is_final_flush_task
-            ):
+            if client is None or self.state.refuses_caller:
                 raise self.closed_error()
-            if not self.closing_or_closed:
+            if not self.state.closing_or_closed:
                 slot.active = None if transactional else client
-                self.status = "connected"
+                self.state.to("connected")
         if built:
             self.emit("producer.connected")
         return client
 
     def cancel_disconnect(self) -> None:
-        """Cancel a disconnect. The caller holds `lock`."""
-        self.disconnecting = None
-        self.status = "connected"
+        """Cancel a disconnect. The caller holds the lock of the state."""
+        self.state.to("connected")
         for slot in self.slots:
             slot.active = None if slot.settings.transactional else slot.client
 
     def _build(self, slot: ClientSlot, old: Client | None, settings: Settings) -> bool:
-        """Build a client in place of a slot's old one. The caller holds `lock`.
+        """Build a client in place of a slot's old one. The caller holds the lock.
 
         The client is built on a native thread, so that a signal handler can't leave a
         half-built one behind. A handler that sends while the caller waits for that
@@ -351,7 +323,7 @@ class Connections:
                 slot.settings, slot.client = before
                 client.discard()
                 raise
-            if self.closing_or_closed and self.final_flush_task is None:
+            if self.state.closing_or_closed and self.state.final_flush_task is None:
                 # The caller was interrupted, and then closed the producer. Shutdown
                 # reads the clients after it has changed the status, so either it found
                 # this one or this thread sees the status.
@@ -378,10 +350,18 @@ class Connections:
 
     # --- detaching and replacing -------------------------------------------------
 
+    def deactivate(self) -> None:
+        """Send each message through `connect` from now on, which checks the state.
+
+        The caller holds the lock.
+        """
+        for slot in self.slots:
+            slot.active = None
+
     def detach_all(self) -> list[Client]:
         """Detach all clients, so that the next message has a new one built.
 
-        The caller holds `lock`, and closes the clients by `close_clients` afterwards.
+        The caller holds the lock, and closes the clients by `close_clients` afterwards.
         """
         pairs = [(slot, slot.client) for slot in self.slots if slot.client is not None]
         clients = [client for _, client in pairs]
@@ -402,14 +382,13 @@ class Connections:
             Whether the caller has to close it, by `close_clients`. False if another
             task has detached it, or closes the producer.
         """
-        with self.lock:
+        with self.state.lock:
             slot = next((each for each in self.slots if each.client is client), None)
-            if slot is None or self.closing_or_closed:
+            if slot is None or self.state.closing_or_closed:
                 return False
-            self.disconnecting = None
             slot.client = slot.active = None
             self._closing_clients.append(client)
-            self.status = "configured"
+            self.state.to("configured")
             self.monitor.freeze_statistics(frozen=False)
         return True
 
@@ -466,10 +445,10 @@ class Connections:
             ConfigurationInvalidError: librdkafka refused the configuration.
             OAuthTokenError: librdkafka refused the token.
         """
-        with self.lock:
-            if self.disconnecting is not None:
+        with self.state.lock:
+            if self.state.disconnect is not None:
                 self.cancel_disconnect()
-            if slot.client is not old or self.status != "connected":
+            if slot.client is not old or self.state.status != "connected":
                 return False
             if not self._build(slot, old, settings) or (new := slot.client) is None:
                 return False
@@ -490,10 +469,10 @@ class Connections:
         """
 
         def take_over() -> None:
-            if slot.client is new and self.status == "connected":
+            if slot.client is new and self.state.status == "connected":
                 slot.active = new
 
-        with self.lock:
+        with self.state.lock:
             return old.take_carried_over(take_over)
 
     def _hand_on_late_messages(self, slot: ClientSlot, client: Client) -> None:
@@ -522,13 +501,10 @@ class Connections:
                 slot.client.forget_in_child()
             slot.client = slot.active = slot.last_failed = None
             slot.replacements = 0
-        self.disconnecting = None
         self._closing_clients = []
         self._being_closed = set()
-        # A thread of the parent may have held them at the moment of the fork.
-        self.lock = _concurrency.new_lock()
         self._end = _concurrency.WaitQueue()
-        self.status = "closed" if self.status == "closing" else "configured"
+        self.state.reset()
         self.owner.unregister()
 
     # --- waiting for the end -----------------------------------------------------
@@ -551,7 +527,7 @@ class Connections:
             Lets other greenlets run.
         """
         self._end.wait_until(
-            lambda: self.status != "closing", _concurrency.Deadline(seconds)
+            lambda: self.state.status != "closing", _concurrency.Deadline(seconds)
         )
 
     def wake_end_waiters(self) -> None:

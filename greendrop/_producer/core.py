@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
-    from greendrop._connections.connections import Status
+    from greendrop._connections.state import Status
     from greendrop._producer.buffer import BufferedMessage, Flush
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
@@ -172,7 +172,7 @@ class Core:
         if (
             verb.endswith("_async")
             and _concurrency.in_event_loop()
-            and not self._connections.is_final_flush_task
+            and not self._connections.state.in_final_flush
         ):
             return _concurrency.NoWaits()
         return _NO_BLOCK
@@ -414,7 +414,7 @@ class Core:
             self._connections.emit_error(kind, full, {"message": message})
         again = False
         deadline = _concurrency.Deadline(self.settings.wait_timeout_on_queue_full)
-        deadline = deadline.earlier(self._connections.send_deadline)
+        deadline = deadline.earlier(self._connections.state.send_deadline)
         while True:
             if not (remaining := deadline.remaining()):
                 raise full
@@ -486,7 +486,7 @@ class Core:
     @property
     def status(self) -> Status:
         """See `Producer.status`."""
-        return self._connections.status
+        return self._connections.state.status
 
     @property
     def is_live(self) -> bool:
@@ -515,7 +515,7 @@ class Core:
 
     def check_open(self) -> None:
         """Raise `ProducerClosedError` if the producer is closing or closed."""
-        if self._connections.closing_or_closed:
+        if self._connections.state.closing_or_closed:
             raise self._connections.closed_error()
 
     def require_transactions(self) -> Transactions:
@@ -644,7 +644,7 @@ class Core:
         lock_is_inherited = transactions is not None and transactions.inherited
         if not (self._connections.inherited or lock_is_inherited):
             return
-        if self.status != "closing":
+        if not self._connections.state.closing_or_closed:
             registry.reserve(self)
         self._connections.reset()
         if transactions is not None:
@@ -669,7 +669,7 @@ class Core:
 
         Called under the client's `send_lock`, so it takes no other lock.
         """
-        if self._connections.status not in ("connected", "disconnecting"):
+        if self._connections.state.status not in ("connected", "disconnecting"):
             return False
         if not self._recovery.begins(slot, client, error):
             return False

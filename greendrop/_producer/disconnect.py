@@ -70,22 +70,20 @@ class Disconnect:
             self._transactions.unblock(request)
 
     def _disconnect(self) -> bool:
-        connections = self._connections
+        connections, state = self._connections, self._connections.state
         started = _concurrency.monotonic()
         timeout = connections.settings.max_wait_timeout
-        with connections.lock:
+        with state.lock:
             if not self._is_possible():
                 return False
-            token = connections.disconnecting = object()
-            connections.status = "disconnecting"
-            for slot in connections.slots:
-                slot.active = None
+            token = state.begin_disconnect()
+            connections.deactivate()
         try:
             connections.emit("producer.disconnecting")
             self._wait_delivered(token, started + timeout)
         except BaseException:
-            with connections.lock:
-                if connections.disconnecting is token:
+            with state.lock:
+                if state.disconnect is token:
                     connections.cancel_disconnect()
             raise
         clients = self._detach(token)
@@ -112,7 +110,7 @@ class Disconnect:
 
     def _is_possible(self) -> bool:
         return (
-            self._connections.status == "connected"
+            self._connections.state.status == "connected"
             and not self._buffer
             and not any(client.has_waiters for client in self._connections.clients)
         )
@@ -121,7 +119,7 @@ class Disconnect:
         """Wait for deliveries, until the deadline or until a message cancels this."""
         connections = self._connections
         for client in connections.clients:
-            while connections.disconnecting is token and client.outstanding > 0:
+            while connections.state.disconnect is token and client.outstanding > 0:
                 remaining = deadline - _concurrency.monotonic()
                 if remaining <= 0:
                     return
@@ -134,9 +132,9 @@ class Disconnect:
             The clients to close; None if a message has cancelled the disconnect, or not
             all messages were delivered.
         """
-        connections = self._connections
-        with connections.lock:
-            if connections.disconnecting is not token:
+        connections, state = self._connections, self._connections.state
+        with state.lock:
+            if state.disconnect is not token:
                 return None
             connections.owner.unregister()
             busy = any(
@@ -150,10 +148,11 @@ class Disconnect:
             self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
             connections.monitor.freeze_statistics(frozen=False)
             clients = connections.detach_all()
-            connections.disconnecting = None
             # A signal handler may have sent, and had a new client built.
-            if not connections.clients:
-                connections.status = "disconnected"
+            if connections.clients:
+                state.disconnect = None
+            else:
+                state.to("disconnected")
         return clients
 
     def _disconnect_and_report(self) -> None:

@@ -176,7 +176,7 @@ class Shutdown:
         connections, transactions = self._connections, self._transactions
         if connections.inherited:
             # The clients are the parent's: don't touch them, and emit nothing.
-            connections.status = "closing"
+            connections.state.to("closing")
             connections.reset()
             self._buffer.stop()
             return
@@ -233,7 +233,7 @@ class Shutdown:
                 connections.wait_closed(account.timeout + PURGE_TIMEOUT)
             # Else the caller is a listener of producer.closing.
         except BaseException:
-            if self._running is account and connections.status != "closed":
+            if self._running is account and connections.state.status != "closed":
                 # A signal handler has raised between two steps.
                 account.deadline = _concurrency.Deadline(0)
                 self._run(account, self._last_steps)
@@ -251,14 +251,12 @@ class Shutdown:
     def _begin(self, account: _Account) -> None:
         """Accept no more messages; become the running close, if there is none."""
         connections = self._connections
-        with connections.lock:
-            if self._running is None and connections.status != "closed":
+        with connections.state.lock:
+            if self._running is None and connections.state.status != "closed":
                 self._running = account
-                connections.status = "closing"
+                connections.state.to("closing")
                 self._buffer.stop()
-            connections.disconnecting = None
-            for slot in connections.slots:
-                slot.active = None
+            connections.deactivate()
             account.clients = connections.clients
 
     @staticmethod
@@ -288,7 +286,7 @@ class Shutdown:
         """Close in the background: the program has dropped the last `Producer`."""
         connections = self._connections
         if (
-            connections.status not in ("connected", "disconnecting")
+            connections.state.status not in ("connected", "disconnecting")
             or connections.inherited
         ):
             registry.unregister(self)
@@ -342,7 +340,7 @@ class Shutdown:
             raise
 
     def _finish(self, account: _Account) -> None:
-        self._connections.status = "closed"
+        self._connections.state.to("closed")
         registry.unregister(self)
         self._connections.wake_end_waiters()
         self._report_unsent(account)
@@ -353,8 +351,8 @@ class Shutdown:
     def _flush_last(self, account: _Account) -> None:
         """Send the buffered messages; `close` waits for their deliveries later."""
         connections = self._connections
-        connections.send_deadline = account.deadline
-        connections.final_flush_task = _concurrency.current_task()
+        connections.state.send_deadline = account.deadline
+        connections.state.final_flush_task = _concurrency.current_task()
         started = _concurrency.monotonic()
         try:
             batch = self._flush_all(account)
@@ -375,7 +373,7 @@ class Shutdown:
             connections.monitor.emit("messages.produced_async", payload)
             connections.monitor.emit("buffer.flushed_async", payload)
         finally:
-            connections.final_flush_task = None
+            connections.state.final_flush_task = None
 
     def _flush_all(self, account: _Account) -> list[Message]:
         """Flush the buffer, again without refused messages if these made all fail.
@@ -444,10 +442,10 @@ class Shutdown:
     def discard(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
         """Disconnect without delivering anything; see `registry.discard`."""
         connections = self._connections
-        with connections.lock:
+        with connections.state.lock:
             clients = connections.clients
             if (
-                connections.closing_or_closed
+                connections.state.closing_or_closed
                 or connections.inherited
                 or not all(map(is_meant, clients))
             ):
@@ -458,10 +456,8 @@ class Shutdown:
             registry.unregister(self)
             if not clients:
                 return
-            connections.disconnecting = None
-            connections.status = "disconnected"
-            for slot in connections.slots:
-                slot.active = None
+            connections.state.to("disconnected")
+            connections.deactivate()
             connections.detach_all()
             connections.monitor.freeze_statistics(frozen=False)
         started = _concurrency.monotonic()

@@ -132,7 +132,7 @@ class TransactionalClients:
         client.purge()
         client.wait_settled(PURGE_TIMEOUT)
         if (
-            self._connections.closing_or_closed
+            self._connections.state.closing_or_closed
             or not settings.reload_on_transaction_fatal_error
             or not is_reloadable(settings, error)
             or self._attempts >= limit

@@ -244,13 +244,13 @@ class Transactions:
         """
         connections = self._connections
         connections.check_not_forked()
-        if connections.closing_or_closed and not connections.is_final_flush_task:
+        if connections.state.refuses_caller:
             raise connections.closed_error()
         try:
             self._check_can_wait()
         except IllegalWaitError as error:
             raise IllegalWaitError(f"{error}; nothing was sent") from error
-        if self._lock.held_by_me and not connections.is_final_flush_task:
+        if self._lock.held_by_me and not connections.state.in_final_flush:
             raise IllegalWaitError(
                 "can't begin a transaction in a listener of an event about another"
                 " transaction; nothing was sent"
@@ -273,7 +273,7 @@ class Transactions:
     def _deadline(self, seconds: float) -> _concurrency.Deadline:
         # All steps of the last flush in `close` share a deadline, which may be earlier.
         deadline = _concurrency.Deadline(seconds)
-        return deadline.earlier(self._connections.send_deadline)
+        return deadline.earlier(self._connections.state.send_deadline)
 
     def _acquire_lock(self, request: LockRequest, seconds: float) -> None:
         try:

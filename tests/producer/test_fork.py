@@ -451,7 +451,7 @@ def test_locks_that_a_thread_of_the_parent_held_are_free(
     from greendrop import _concurrency
     from greendrop import delivery
 
-    held = [producer._core._connections.lock, delivery._swap]
+    held = [producer._core._connections.state.lock, delivery._swap]
     inside, over = _concurrency.allocate_lock(), _concurrency.allocate_lock()
     inside.acquire()
     over.acquire()
@@ -509,6 +509,31 @@ def test_lock_that_a_task_of_the_parent_held_is_not_waited_for(
     producer._core.transactions._lock.release(turn)
     assert send() == "events"
     producer.close()
+    """
+
+    run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
+
+
+@every_mode
+def test_closed_producer_stays_closed_after_reset(mode, mock_cluster, run_script):
+    """Also if a task of the parent holds its transactions at the moment of the fork."""
+    program = """
+    from greendrop._concurrency import Deadline
+    from greendrop._concurrency.fair_lock import LockRequest
+
+    kafka = {"bootstrap.servers": servers, "transactional.id": "t-{pid}"}
+    producer = Producer(kafka=kafka, max_wait_timeout=5.0)
+    send()
+    producer.close()
+    turn = LockRequest(-1)  # a thread
+    assert producer._core.transactions._lock.acquire(turn, Deadline(0.0))
+
+    def use():
+        producer.reset()
+        return producer.status
+
+    for fork in forks().values():
+        assert Fork(use, fork).result() == "closed"
     """
 
     run_script(BEGIN + program, mode, servers=mock_cluster.bootstrap_servers)
