@@ -282,7 +282,7 @@ class Transactions:
             within = _wording.seconds(seconds)
             text = f"the transaction of another task did not end within {within}"
         except DeadlockError:
-            text = "the caller is a signal handler that has interrupted such a wait"
+            text = "this signal handler interrupted the task's wait for a transaction"
         except OwnerInParentError as error:
             raise self._connections.inherited_error() from error
         raise TransactionBusyError(

@@ -365,7 +365,7 @@ def test_only_the_owner_can_abort(hub, connected):
     producer = connected()
 
     def intrude(tx):
-        with pytest.raises(TransactionRequiredError, match="task"):
+        with pytest.raises(TransactionRequiredError, match="another greenlet"):
             tx.abort()
 
     with producer.transaction() as tx:
