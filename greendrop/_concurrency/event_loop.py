@@ -7,13 +7,15 @@ here, since a program without it runs no event loop.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from greendrop._concurrency.hub import current_task
 from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
-    from asyncio import Future
+    from asyncio import AbstractEventLoop, Future
     from collections.abc import Generator
 
     from typing_extensions import Self
@@ -63,6 +65,39 @@ def check_waits_allowed() -> None:
         raise IllegalWaitError("can't wait in a running asyncio event loop")
 
 
+class _WakeUps:
+    """The coroutines of one event loop that are to be woken, by one call for all.
+
+    A call for each writes to the loop's socket, and hands the GIL to the loop, each
+    time: a web server whose requests await 200 handles took 1.25 to 1.5 times as long.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: deque[EventLoopWaiter] = deque()
+        self._is_scheduled = False
+
+    def add(self, waiter: EventLoopWaiter, loop: AbstractEventLoop) -> None:
+        """Resume a coroutine soon; from any thread."""
+        # Append, then read the flag. `run` does the opposite, so that one of the two
+        # sees the other.
+        self._waiters.append(waiter)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            try:
+                loop.call_soon_threadsafe(self.run)
+            except RuntimeError:
+                self._waiters.clear()  # the loop is closed, so its coroutines are gone
+
+    def run(self) -> None:
+        """Resume all of them; in the event loop."""
+        self._is_scheduled = False
+        while self._waiters:
+            self._waiters.popleft().resume()
+
+
+_wake_ups: WeakKeyDictionary[AbstractEventLoop, _WakeUps] = WeakKeyDictionary()
+
+
 class EventLoopWaiter:
     """A wait of a coroutine, which lets the event loop run others.
 
@@ -70,7 +105,7 @@ class EventLoopWaiter:
         RuntimeError: The calling thread runs no event loop.
     """
 
-    __slots__ = ("_future", "_loop", "_woken")
+    __slots__ = ("_future", "_loop", "_wake_ups", "_woken")
 
     #: Longest `wait_slice`, in seconds.
     SLICE = 1.0
@@ -79,6 +114,10 @@ class EventLoopWaiter:
         self._loop = _running_loop()
         if self._loop is None:
             raise RuntimeError("a handle can be awaited in asyncio only; use wait()")
+        wake_ups = _wake_ups.get(self._loop)
+        if wake_ups is None:
+            wake_ups = _wake_ups[self._loop] = _WakeUps()
+        self._wake_ups = wake_ups
         # Only during a wait.
         self._future: Future[None] | None = None
         self._woken = False
@@ -90,7 +129,7 @@ class EventLoopWaiter:
         """
         future: Future[None] = self._loop.create_future()
         self._future = future
-        timer = self._loop.call_later(min(seconds, self.SLICE), self._resume)
+        timer = self._loop.call_later(min(seconds, self.SLICE), self._on_timer)
         try:
             if not self._woken:
                 yield from future
@@ -102,11 +141,14 @@ class EventLoopWaiter:
     def wake(self) -> None:
         """Wake the coroutine; from any thread, any number of times."""
         self._woken = True
-        try:
-            self._loop.call_soon_threadsafe(self._resume)
-        except RuntimeError:
-            return  # the loop is closed, so the coroutine is gone
+        self._wake_ups.add(self, self._loop)
 
-    def _resume(self) -> None:
+    def _on_timer(self) -> None:
+        # A signal handler may have raised before the wake-ups were scheduled.
+        self._wake_ups.run()
+        self.resume()
+
+    def resume(self) -> None:
+        """Resume the coroutine if it waits; in the event loop."""
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
