@@ -689,12 +689,13 @@ class Client:
         batcher = self.poll_loop.batcher
         if batcher is None:
             return
-        if batcher.in_own_hub() or _concurrency.hub_is_dead(batcher.hub):
-            self._drop(batcher.take())
-        else:
-            _concurrency.call_soon_threadsafe(
-                batcher.hub, lambda: self._drop(batcher.take())
-            )
+        wires: deque[Wire] = deque()
+        # At once, also from another thread than the batcher's. Scheduled in its hub the
+        # drop could come after the next hand-over, whose messages would survive. The
+        # hub may be handing over meanwhile: each message is taken by one of the two.
+        with contextlib.suppress(IndexError):
+            wires.extend(starmap(batcher.items.popleft, repeat(())))
+        self._drop(wires)
 
     def finish_purge(self, seconds: float) -> None:
         """Wait until librdkafka has finished dropping messages.

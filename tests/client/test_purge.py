@@ -136,14 +136,14 @@ def test_purge_without_a_connection_does_nothing(mock_cluster, state):
 def test_purge_in_a_listener_returns_at_once(world, stuck, until):
     """A listener may purge: the poller that it holds up brings the reports later."""
     done = []
+    # Sent before: a message that is sent after the purge would stay.
+    handles = send(stuck, 5)
 
     @stuck.monitor.subscribe("error.occurred")
     def purge_once(event):
         if not done:
             done.append(event)
             stuck.purge()
-
-    handles = send(stuck, 5)
 
     until(lambda: all(each.done for each in handles))
 
