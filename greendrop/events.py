@@ -425,10 +425,12 @@ class Monitor:
         `listener.error`, once a minute for each event and class of exception. The other
         listeners are called all the same.
 
-        Args: name: A key of the table. payload: The values that the table lists for it.
+        Args:
+            name: A key of the table.
+            payload: The values that the table lists for it.
             swallow: Exceptions of listeners that are swallowed. In the caller's
-            greenlet these are not `gevent.Timeout` and `GreenletExit`, which are meant
-            for the caller. In the poller nothing is meant for anything else.
+                greenlet these are not `gevent.Timeout` and `GreenletExit`, which are
+                meant for the caller. In the poller nothing is meant for anything else.
         """
         listeners = self.listeners.get(name)
         if not listeners:

@@ -28,11 +28,13 @@ _LATEST = 1e11
 class OAuthToken:
     """A token and its expiry.
 
-    Attributes: value: The token as it is sent to the broker, without spaces or line
-        ends. expires_at: Seconds since 1970, as returned by `time.time()`: the `exp` of
-        a JWT, not milliseconds, and not a duration. principal: The name of the
-        principal. Most brokers read it from the token itself. extensions: SASL
-        extensions for the broker (RFC 7628); keys are letters.
+    Attributes:
+        value: The token as it is sent to the broker, without spaces or line ends.
+        expires_at: Seconds since 1970, as returned by `time.time()`: the `exp` of a
+            JWT, not milliseconds, and not a duration.
+        principal: The name of the principal. Most brokers read it from the token
+            itself.
+        extensions: SASL extensions for the broker (RFC 7628); keys are letters.
 
     Raises:
         ValueError: One of the values is invalid.

@@ -77,8 +77,9 @@ class Producer(_pickling.PerProcess):
         kafka: librdkafka's configuration, with its own keys and units.
         **settings: See docs/reference/settings.md. Durations are in seconds.
 
-    Raises: ConfigurationInvalidError: Some settings are invalid; the text names all of
-        them.
+    Raises:
+        ConfigurationInvalidError: Some settings are invalid; the text names all of
+            them.
     """
 
     def __init__(
@@ -342,8 +343,9 @@ class Producer(_pickling.PerProcess):
     ) -> list[DeliveryReport]:
         """Send a batch and wait until the broker has stored all of it.
 
-        Args: messages: `Message`s, or mappings with their fields. All are validated
-            before the first one is sent.
+        Args:
+            messages: `Message`s, or mappings with their fields. All are validated
+                before the first one is sent.
 
         Returns:
             The reports, in the order of the messages.
@@ -578,11 +580,13 @@ class Producer(_pickling.PerProcess):
         The arguments are the fields of `Message`. The message passes middleware and
         validation now, so that a mistake is raised to the caller that made it.
 
-        Raises: MessageInvalidError: Some fields are invalid; the text names all of
-            them. The message was not buffered. MiddlewareError: A step of `middleware`
-            failed. The message was not buffered. ProducerClosedError: The message was
-            not buffered. ProducerUsedInParentProcessError: The message was not
-            buffered; see `reset`.
+        Raises:
+            MessageInvalidError: Some fields are invalid; the text names all of them.
+                The message was not buffered.
+            MiddlewareError: A step of `middleware` failed. The message was not
+                buffered.
+            ProducerClosedError: The message was not buffered.
+            ProducerUsedInParentProcessError: The message was not buffered; see `reset`.
         """
         if positional or unknown:
             raise call_error("buffer", positional, unknown, Message._fields)
@@ -926,8 +930,9 @@ class Producer(_pickling.PerProcess):
             IllegalWaitError: The number is not cached, and the caller is the hub, or a
                 listener of this producer, which must not wait.
 
-        Blocking: Lets other greenlets run where the thread has a hub, and blocks the
-            thread elsewhere; for at most about 5 s, and only without a cached number.
+        Blocking:
+            Lets other greenlets run where the thread has a hub, and blocks the thread
+            elsewhere; for at most about 5 s, and only without a cached number.
             Connects.
         """
         core = self._core or self._unconfigured()
@@ -1007,10 +1012,11 @@ class Producer(_pickling.PerProcess):
             force: Drop messages that are not delivered in time, and don't raise. Their
                 handles fail with `MessagePurgedError`.
 
-        Raises: MessagesAbandonedError: Some messages were not delivered: they failed,
-            or were dropped at the end of the timeout. The producer is closed all the
-            same. Failures that handles reported before `close` are not repeated. Not
-            with `force`.
+        Raises:
+            MessagesAbandonedError: Some messages were not delivered: they failed, or
+                were dropped at the end of the timeout. The producer is closed all the
+                same. Failures that handles reported before `close` are not repeated.
+                Not with `force`.
 
         Blocking:
             Lets other greenlets run. In a listener and in the hub itself it returns at

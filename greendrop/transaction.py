@@ -93,10 +93,11 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
             IllegalWaitError: In the hub itself, or in a listener of this producer.
             RuntimeError: The transaction was entered before.
 
-        Blocking: Waits while another transaction is open, in the order of arrival. The
-            first time, also waits until the brokers have ended a transaction that an
-            earlier producer with the same `transactional.id` left open. Lets other
-            greenlets run where the thread has a hub, else blocks the thread. For
+        Blocking:
+            Waits while another transaction is open, in the order of arrival. The first
+            time, also waits until the brokers have ended a transaction that an earlier
+            producer with the same `transactional.id` left open. Lets other greenlets
+            run where the thread has a hub, else blocks the thread. For
             `max_wait_timeout` at most.
         """
         if self._current is not None:
@@ -126,9 +127,10 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
                 rolled back.
             TransactionUnknownError: The commit failed, and may have happened.
 
-        Blocking: Waits for the delivery reports of all messages, and then for the
-            brokers: for `max_wait_timeout` each at most. Lets other greenlets run where
-            the thread has a hub, else blocks the thread. Delays an interrupt (Ctrl-C, a
+        Blocking:
+            Waits for the delivery reports of all messages, and then for the brokers:
+            for `max_wait_timeout` each at most. Lets other greenlets run where the
+            thread has a hub, else blocks the thread. Delays an interrupt (Ctrl-C, a
             `gevent.Timeout`, the end of a greenlet) by 2 s at most.
         """
         if self._current is None:

@@ -117,8 +117,10 @@ class Batcher:
     def on_reports(self, count: int, round_trip: float) -> None:
         """Handle reports, before the greenlets that wait for them run.
 
-        Args: count: Number of reports, of messages from any thread. round_trip: Seconds
-            of the last delivered message; below 0 if there was none.
+        Args:
+            count: Number of reports, of messages from any thread.
+            round_trip: Seconds of the last delivered message; below 0 if there was
+                none.
         """
         if round_trip >= 0:
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT

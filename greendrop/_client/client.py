@@ -68,8 +68,9 @@ class ClientOwner(Protocol):
 
         Called under the client's `send_lock`.
 
-        Returns: Whether another client is going to take over. Then this message, and
-            all that follow, are kept for it: see `Client.stop_sending`.
+        Returns:
+            Whether another client is going to take over. Then this message, and all
+            that follow, are kept for it: see `Client.stop_sending`.
         """
         ...
 
@@ -643,9 +644,11 @@ class Client:
     ) -> bool:
         """Wait until nothing is in flight; return False if the time was over first.
 
-        Args: seconds: The timeout. give_up: Ends the wait early when it returns true.
+        Args:
+            seconds: The timeout.
+            give_up: Ends the wait early when it returns true.
             may_poll: Whether a waiting thread may poll. It then calls listeners, and
-            may wait for longer if a listener waits.
+                may wait for longer if a listener waits.
 
         Blocking:
             Lets other greenlets run.

@@ -22,8 +22,9 @@ _32_BITS = 0xFFFFFFFF
 def partitioner(name: str) -> Partitioner | None:
     """Return the partitioner of a name, which is a value of kafka's `partitioner`.
 
-    Args: name: One of librdkafka's names. Those that end in `_random` choose randomly
-        only for messages without a key.
+    Args:
+        name: One of librdkafka's names. Those that end in `_random` choose randomly
+            only for messages without a key.
 
     Returns:
         The partitioner, or None for "random", which ignores the key.

@@ -289,7 +289,9 @@ class Shutdown:
             connections.state.status not in ("connected", "disconnecting")
             or connections.inherited
         ):
-            registry.unregister(self)
+            # Buffered messages are sent at exit, by the hook.
+            if connections.inherited or not len(self._buffer):
+                registry.unregister(self)
             return
         # Close before the warning: a filter may make it an error. If no thread can be
         # started, the program is ending, and the exit hook closes the producer.

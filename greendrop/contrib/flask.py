@@ -64,8 +64,9 @@ class Greendrop:
         Returns:
             The producer, for subscribing listeners and adding middleware.
 
-        Raises: ConfigurationInvalidError: Some keys are invalid; the text names all of
-            them.
+        Raises:
+            ConfigurationInvalidError: Some keys are invalid; the text names all of
+                them.
         """
         producer = app.config.get(self._key("PRODUCER")) or self._make(app)
         app.extensions[self._name] = producer

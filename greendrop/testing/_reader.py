@@ -42,8 +42,9 @@ def read_topic(
     Returns:
         The records, ordered by partition and offset.
 
-    Raises: GreendropError: The brokers could not be reached, or the end of the topic
-        was not reached in time.
+    Raises:
+        GreendropError: The brokers could not be reached, or the end of the topic was
+            not reached in time.
 
     Blocking:
         Lets other greenlets run where the thread has a hub, else blocks the thread.

@@ -131,7 +131,7 @@ def outcomes(tmp_path, mock_cluster):
         }
         quiet = ["--without-mingle", "--without-gossip", "--without-heartbeat"]
         worker = ["-m", "celery", "--app=tasks_of_errors", "worker", *POOLS[pool]]
-        results, queue = tmp_path / "results", tmp_path / "queue"
+        results, queue = tmp_path / "results.pickle", tmp_path / "queue"
         client = [str(tmp_path / "client.py"), str(results), *tasks]
         with Program(*client, log_file=tmp_path / "client", **environment) as c:
             c.wait_for("asks", lambda: len([*queue.iterdir()]) == len(tasks))
