@@ -724,4 +724,4 @@ def test_a_program_that_ends_does_not_wait_for_ever(
 
     assert ended.returncode == 0
     assert ended.seconds < 5
-    assert "1000 messages were not delivered" in ended.stderr
+    assert "1,000 messages were not delivered" in ended.stderr
