@@ -8,7 +8,7 @@ back.
 
 from __future__ import annotations
 
-from itertools import groupby
+import itertools
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,11 @@ class BufferedMessage:
         slot: The slot of the producer, or the variant, that buffered it.
     """
 
-    __slots__ = ("message", "prepared", "slot")
+    __slots__ = ("message", "number", "prepared", "slot")
 
     def __init__(self, message: Message, prepared: Message, slot: ClientSlot) -> None:
+        #: The place in the order of buffering; set by the buffer.
+        self.number = 0
         self.message = snapshot(message)
         self.prepared = prepared
         self.slot = slot
@@ -56,6 +58,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self._entries: list[BufferedMessage] = []
+        self._numbers = itertools.count()
         # Running flushes, which may still put messages back.
         self._flushes: list[Flush] = []
         # Held only over code that can't switch greenlets.
@@ -70,7 +73,10 @@ class Buffer:
             if self._mark is None:
                 self._mark = _concurrency.fork_marker()
             if not self._stopped:
-                self._entries += entries
+                numbered = list(entries)
+                for entry in numbered:
+                    entry.number = next(self._numbers)
+                self._entries += numbered
             return not self._stopped
 
     def stop(self) -> None:
@@ -128,7 +134,9 @@ class Buffer:
         kept: list[BufferedMessage],
         handles: list[DeliveryHandle],
     ) -> None:
-        """Move messages of a flush to the front of the buffer.
+        """Move messages of a flush back to their places in the buffer.
+
+        Several flushes may return messages, in any order.
 
         Args:
             flush: The flush.
@@ -137,7 +145,7 @@ class Buffer:
             handles: The handles of these.
         """
         with self._lock:
-            entries = back + self._entries
+            entries = sorted(back + self._entries, key=attrgetter("number"))
             # Without a call, as in `take_into`: no message is lost or doubled.
             self._entries, flush.entries, flush.handles[:] = entries, kept, handles
 
@@ -228,7 +236,7 @@ class Flush:
 
     def _send_all(self, send_many: SendMany[ClientSlot], verb: str) -> None:
         end = 0
-        for slot, run in groupby(self.entries, attrgetter("slot")):
+        for slot, run in itertools.groupby(self.entries, attrgetter("slot")):
             end += sum(1 for _ in run)
             send_many(slot, self._batch, verb, self.handles, end, skip_refused=True)
 

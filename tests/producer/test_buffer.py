@@ -1281,3 +1281,21 @@ class BufferMachine(RuleBasedStateMachine):
 
 TestBufferAgainstAModel = BufferMachine.TestCase
 TestBufferAgainstAModel.settings = settings(deadline=None, max_examples=60)
+
+
+def test_messages_return_to_their_places_in_any_order(make_producer):
+    """Two flushes that return messages late leave the buffer in its original order."""
+    producer = make_producer()
+    producer.buffer_many(numbered(4))
+    buffer = producer._core.buffer
+    flushes = [Flush(buffer), Flush(buffer)]
+    flushes[0].take()
+    last = flushes[0].entries[2:]
+    buffer.put_back(flushes[0], last, flushes[0].entries[:2], [])
+    flushes[1].take()
+
+    for flush in flushes:
+        buffer.put_back(flush, flush.entries, [], [])
+
+    assert payloads(producer.buffered) == [b"0", b"1", b"2", b"3"]
+    producer.purge()
