@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def greendrop_cluster() -> Iterator[MemoryCluster]:
     """Have all producers connect to brokers in memory, while the test runs.
 
-    See `greendrop.testing.MemoryCluster` for what it can be asked and told. The other
-    fixtures need only its `bootstrap_servers` and `records`: a test suite that
-    overrides this one with a `greendrop.testing.MockCluster` gets that everywhere.
+    See `greendrop.testing.MemoryCluster` for what it offers. The other fixtures need
+    only its `bootstrap_servers` and `records`: a test suite that overrides this one
+    with a `greendrop.testing.MockCluster` gets that everywhere.
     """
     from greendrop.testing import in_memory  # noqa: PLC0415 - see above
 
@@ -53,7 +53,7 @@ def greendrop_producer(greendrop_cluster: MemoryCluster) -> Iterator[Producer]:
 def greendrop_records(
     greendrop_cluster: MemoryCluster,
 ) -> Callable[[str], list[Record]]:
-    """Give a function that tells what a topic has: `greendrop_records("orders")`."""
+    """Return a function that lists a topic's records: `greendrop_records("orders")`."""
     return greendrop_cluster.records
 
 

@@ -310,6 +310,17 @@ def test_lines_are_sent_as_soon_as_they_are_read(mock_cluster, servers):
     assert finish(process).status == 0
 
 
+def start_with_slow_answers(mock_cluster, servers):
+    """Start `greendrop produce`, and slow the brokers once a message is delivered."""
+    process = start("produce", "-b", servers, "-t", "t", "--report")
+    process.stdin.write("first\n")
+    process.stdin.flush()
+    assert process.stdout.readline()
+    mock_cluster.round_trip(1)
+    mock_cluster.watch_requests()
+    return process
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
@@ -317,12 +328,7 @@ def test_an_interrupted_command_delivers_its_messages(
     mock_cluster, servers, number, status
 ):
     """The command prints how many messages it waits for, and none is lost."""
-    process = start("produce", "-b", servers, "-t", "t", "--report")
-    process.stdin.write("first\n")
-    process.stdin.flush()
-    assert process.stdout.readline()
-    mock_cluster.round_trip(1)
-    mock_cluster.watch_requests()
+    process = start_with_slow_answers(mock_cluster, servers)
     process.stdin.write("second\n")
     process.stdin.flush()
     await_true(lambda: "Produce" in mock_cluster.requests())
@@ -459,12 +465,7 @@ def test_an_interrupt_after_the_end_of_input_delivers_messages_in_flight(
     mock_cluster, servers, number
 ):
     """The ten seconds for messages in flight apply after the end of the input, too."""
-    process = start("produce", "-b", servers, "-t", "t", "--report")
-    process.stdin.write("first\n")
-    process.stdin.flush()
-    assert process.stdout.readline()
-    mock_cluster.round_trip(1)
-    mock_cluster.watch_requests()
+    process = start_with_slow_answers(mock_cluster, servers)
     process.stdin.write("last\n")
     process.stdin.close()
     await_true(lambda: "Produce" in mock_cluster.requests())

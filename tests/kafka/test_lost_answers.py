@@ -74,6 +74,15 @@ def away(function, *arguments):
     return gevent.get_hub().threadpool.apply(function, arguments)
 
 
+def sending_to(producer, topic):
+    """Return a function that sends a payload to partition 0 without waiting."""
+
+    def send(payload):
+        return producer.produce_async(topic=topic, payload=payload, partition=0)
+
+    return send
+
+
 def lose_the_answer(kafka_proxied, send, values, payload):
     """Have a message stored without an answer, and cut the network."""
     away(kafka_proxied.proxy.hold_answers)
@@ -96,9 +105,7 @@ def test_message_after_an_aborted_transaction_is_stored(
     """Its sequence number differs from that of the dropped message, so it is stored."""
     producer = transactional(wait_timeout_on_transaction_abort=0.2)
     clients = events_of(producer, "producer.connected")
-
-    def send(payload):
-        return producer.produce_async(topic=topic, payload=payload, partition=0)
+    send = sending_to(producer, topic)
 
     with producer.transaction():
         send("committed")
@@ -122,9 +129,7 @@ def test_abort_that_gets_its_reports_keeps_the_client(
     """When the answers arrive after all, the outcome is known and the client stays."""
     producer = transactional(wait_timeout_on_transaction_abort=LONG)
     clients = events_of(producer, "producer.connected")
-
-    def send(payload):
-        return producer.produce_async(topic=topic, payload=payload, partition=0)
+    send = sending_to(producer, topic)
 
     with producer.transaction():
         send("committed")
@@ -146,10 +151,7 @@ def test_purge_of_an_idempotent_producer_loses_no_later_message(
 ):
     """Without transactions librdkafka leaves a gap in the sequence, and recovers."""
     producer = Producer(kafka=keys | {"enable.idempotence": True})
-
-    def send(payload):
-        return producer.produce_async(topic=topic, payload=payload, partition=0)
-
+    send = sending_to(producer, topic)
     send("first").wait(LONG)
     lose_the_answer(kafka_proxied, send, values, "answer lost")
     never_sent = send("never sent")

@@ -15,6 +15,7 @@ from greendrop import (
 )
 from greendrop.testing import trigger_fatal_error
 from tests.transactions.transacting import (
+    INVALID_PRODUCER_EPOCH,
     LONG,
     Failing,
     events_of,
@@ -23,10 +24,6 @@ from tests.transactions.transacting import (
     send,
     transaction_events,
 )
-
-#: Kafka's error code for a fenced producer.
-INVALID_PRODUCER_EPOCH = 47
-
 
 # -- commands that fail -------------------------------------------------------------
 

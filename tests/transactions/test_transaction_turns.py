@@ -22,10 +22,6 @@ from tests.transactions.transacting import (
     transaction_events,
 )
 
-#: Kafka's error code for a fenced producer.
-INVALID_PRODUCER_EPOCH = 47
-
-
 # -- the order of transactions ------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Seconds; a working test takes much less.
 LONG = 20.0
+#: Kafka's error code for a fenced producer.
+INVALID_PRODUCER_EPOCH = 47
 #: Names of the events that report the end of a transaction.
 ENDS = ("committed", "aborted", "finished")
 
