@@ -1,13 +1,15 @@
-"""Write the pages docs/reference/settings.md, events.md and the tables of errors.md.
+"""Write the generated pages of the documentation.
 
-All of it from the tables and classes in the code. Run it after a change of one; a test
-fails if that was forgotten.
+docs/reference/settings.md, events.md and the tables of errors.md come from the tables
+and classes in the code, docs/reliability.md from docs/reliability.py and the results in
+docs/reliability.json. Run it after a change of one; a test fails if that was forgotten.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -329,7 +331,9 @@ def _written(value: object) -> str:
 
 def pages() -> Mapping[Path, str]:
     """Return the text of each generated file."""
+    reliability = runpy.run_path(str(DOCS / "reliability.py"))["page"](NOTE)
     return {
+        DOCS / "reliability.md": reliability,
         DOCS / "reference" / "settings.md": settings_page().rstrip() + "\n",
         DOCS / "reference" / "events.md": listed_events().rstrip() + "\n",
         DOCS / "reference" / "errors.md": errors_page().rstrip() + "\n",

@@ -1,6 +1,7 @@
 """The pages in docs match the code."""
 
 import inspect
+import json
 import re
 import runpy
 from pathlib import Path
@@ -66,3 +67,28 @@ def test_decisions_keep_the_form(page):
     assert lines[0].startswith(f"# {page.name[:4]}: ")
     headings = [line for line in lines if line.startswith("## ")]
     assert headings == ["## Context", "## Decision", "## Instead of", "## Costs"]
+
+
+reliability = runpy.run_path(str(DOCS / "reliability.py"))
+
+
+@pytest.mark.parametrize("promise", reliability["PROMISES"], ids=lambda each: each.text)
+def test_every_promise_has_a_check_that_exists(promise):
+    """Checks are test files of this tree, or targets of the Makefile."""
+    root = DOCS.parent
+    makefile = (root / "Makefile").read_text()
+
+    assert promise.checks
+    for name in promise.checks:
+        check = reliability["CHECKS"].get(name)
+        if check is None:
+            assert (root / name).is_file()
+        else:
+            assert f"\n{check.target}:" in makefile
+
+
+def test_every_kept_result_is_on_the_page():
+    """docs/reliability.py knows each check of docs/reliability.json."""
+    results = json.loads((DOCS / "reliability.json").read_text())
+
+    assert results.keys() <= reliability["CHECKS"].keys()

@@ -1,0 +1,202 @@
+"""The page docs/reliability.md: promises, the checks that hold them, and last results.
+
+The results are in docs/reliability.json, whose shape is described in tests/results.py.
+docs/generate.py writes the page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "reliability.json"
+
+
+class Promise(NamedTuple):
+    """A promise to users.
+
+    Attributes:
+        text: What is promised.
+        checks: Keys of `CHECKS`, and paths of test files.
+    """
+
+    text: str
+    checks: tuple[str, ...]
+
+
+class Check(NamedTuple):
+    """A command that tests promises for as long as one likes.
+
+    Attributes:
+        title: Heading of its results.
+        target: Of make.
+        text: What it does, and when it fails.
+    """
+
+    title: str
+    target: str
+    text: str
+
+
+PROMISES = (
+    Promise(
+        "A `DeliveryReport` means that the brokers have stored the message, as `acks`"
+        " demands.",
+        ("chaos", "tests/kafka/test_broken.py"),
+    ),
+    Promise(
+        "A message that was accepted is delivered, or its handle has an error. Nothing"
+        " is dropped silently: neither at `close`, nor at interpreter exit, nor when a"
+        " producer is no longer referenced.",
+        ("chaos", "tests/kafka/test_gunicorn.py", "tests/kafka/test_celery.py"),
+    ),
+    Promise(
+        "With `enable.idempotence` each message is stored once, and the messages of a"
+        " key are stored in the order in which they were sent.",
+        ("chaos",),
+    ),
+    Promise(
+        "A committed transaction is visible as a whole, once. Nothing of an aborted"
+        " transaction is visible to consumers that read committed messages.",
+        ("chaos", "tests/kafka/test_lost_answers.py"),
+    ),
+    Promise(
+        "A program that reads, transforms and writes in transactions processes each"
+        " record exactly once, whatever is killed.",
+        ("chaos", "tests/kafka/test_exactly_once.py"),
+    ),
+    Promise(
+        "No call stops the other greenlets of the hub.",
+        ("chaos", "tests/client/test_cooperation.py"),
+    ),
+    Promise("Every wait ends by its deadline.", ("sweep",)),
+    Promise(
+        "An interrupt (`gevent.Timeout`, a killed greenlet, Ctrl-C) keeps its type, and"
+        " leaves the producer usable.",
+        ("sweep",),
+    ),
+    Promise(
+        "A listener, an interceptor or a logger that raises affects no message.",
+        ("tests/public/test_events.py",),
+    ),
+)
+
+CHECKS = {
+    "chaos": Check(
+        "Chaos",
+        "chaos-transactions",
+        "Three nodes of Apache Kafka, with replication factor 3 and"
+        " `min.insync.replicas` 2, run behind TCP proxies. Every few seconds one of the"
+        " nodes is killed or paused, or its network resets connections, leaves them"
+        " half-open, delays them by 200 ms, or replaces 1 % of what it carries with"
+        " random bytes. Meanwhile programs send. Afterwards an independent consumer"
+        " reads the topics. The run fails if an acknowledged message is lost or is not"
+        " where its report says, if anything of an aborted transaction is visible or a"
+        " transaction is visible in part, or if an idempotent producer stored a message"
+        " twice or out of order. It also fails if a greenlet that wants to run each"
+        " millisecond was kept from it for 20 ms longer than the same greenlet in an"
+        " empty program beside it.",
+    ),
+    "sweep": Check(
+        "Interruptions",
+        "sweep",
+        "A signal handler raises, or sends, at the entry of every function that a verb"
+        " runs, in programs with gevent, patched by it and without it. Each time the"
+        " next messages and the next transaction must arrive, nothing may be lost"
+        " without an error, and one client and one poller must be left.",
+    ),
+}
+
+#: What has no command of its own.
+OTHER_TESTS = """\
+- Contract tests run against brokers in memory, librdkafka's mock cluster and Apache
+  Kafka, so that tests of your program with brokers in memory can be trusted.
+- Cooperation is measured with a clock: a ticker greenlet runs beside the call, and the
+  test limits its longest delay.
+- After each test, leftover threads, greenlets, descriptors and producers fail the test.
+
+`make test` runs the tests that need no broker and a sample of the interruptions, and
+`make kafka-test` those that start Apache Kafka. `.ci/run` runs both.
+See [Contributing](contributing.md).
+"""
+
+
+def page(note: str) -> str:
+    """Write the page.
+
+    Args:
+        note: The comment of generated pages.
+    """
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    promises = [(each.text, "; ".join(map(_named, each.checks))) for each in PROMISES]
+    return f"""# Reliability
+
+{note}
+What is promised, which check holds it, and the figures of the last long run of each
+check.
+
+## Promises
+
+{_table(("promise", "checked by"), promises)}
+One thing cannot be promised: that a message with an error is not stored. The broker may
+have stored it, and its acknowledgement was lost. [Errors](reference/errors.md) says for
+each error what is known.
+
+## Checks
+
+Each check is random and seeded, and runs for as long as you like. The seed decides the
+faults and the messages. Brokers, clients and the scheduler decide the rest, so that
+equal seeds give similar runs, not equal ones.
+
+{"".join(_sections(results))}## Other tests
+
+{OTHER_TESTS}"""
+
+
+def _named(check: str) -> str:
+    if check in CHECKS:
+        return f"[{CHECKS[check].title}](#{CHECKS[check].title.lower()})"
+    return f"`{check}`"
+
+
+def _sections(results: dict[str, Any]) -> Iterator[str]:
+    for name, check in CHECKS.items():
+        yield f"### {check.title}\n\n`make {check.target}`. {check.text}\n\n"
+        if name in results:
+            yield from _result(results[name])
+
+
+def _result(result: dict[str, Any]) -> Iterator[str]:
+    cases: list[dict[str, Any]] = result["cases"]
+    versions = ", ".join(f"{name} {of}" for name, of in result["versions"].items())
+    yield f"The last long run, `{result['command']}`, with {versions}:\n\n"
+    columns = list(dict.fromkeys(name for case in cases for name in case["figures"]))
+    rows = [
+        (
+            case["name"],
+            case["date"],
+            "" if case["seed"] is None else str(case["seed"]),
+            _number(case["seconds"]),
+            *(_number(case["figures"].get(column, "")) for column in columns),
+            "passed" if case["passed"] else "**failed**",
+        )
+        for case in cases
+    ]
+    yield _table(("", "date", "seed", "seconds", *columns, "result"), rows) + "\n"
+
+
+def _number(figure: float | str) -> str:
+    """Write a figure: whole numbers with separators, others with up to one decimal."""
+    if isinstance(figure, str):
+        return figure
+    return f"{figure:,.1f}".removesuffix(".0")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
