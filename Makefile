@@ -72,12 +72,11 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test ## check types
 	$(run) mypy
 
 docs: $(VENV)/.installed-docs ## build docs/_build/html
-	$(bin)/python docs/build_changelog.py
 	$(run) sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "The documentation is in $(CURDIR)/docs/_build/html/index.html"
 
 clean: ## remove what was built; the virtual environments stay
-	rm -rf build dist *.egg-info docs/_build docs/changelog.md
+	rm -rf build dist *.egg-info docs/_build
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -path ./.tox -prune -o \
 	    -name __pycache__ -exec rm -rf {} +

@@ -1,17 +1,18 @@
 """Sphinx: how `make docs` builds these pages, without a network."""
 
 import re
-from importlib.metadata import version as version_of
 
 from sphinx.application import Sphinx
+
+import greendrop
 
 project = "greendrop"
 author = "greendrop developers"
 project_copyright = f"2026, {author}"
-version = release = version_of(project)
+version = release = greendrop.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-# `changes` holds the pieces of changelog.md.
+# `changes` holds the fragments of CHANGELOG.md.
 exclude_patterns = ["_build", "changes"]
 html_theme = "furo"
 html_title = f"greendrop {release}"

@@ -62,7 +62,7 @@ from greendrop.producer import Producer
 from greendrop.scope import DeliveryScope
 from greendrop.transaction import ConsumedMessage, GroupConsumer, Transaction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbortTransaction",
