@@ -17,7 +17,7 @@ run := $(bin)/python -m
 .NOTPARALLEL:
 
 .PHONY: help demo test kafka-test install-test kafka chaos-transactions sweep bench lint \
-    types docs clean
+    types docs screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' \
@@ -74,6 +74,11 @@ types: $(VENV)/.installed-lint $(VENV)/.installed-test ## check types
 docs: $(VENV)/.installed-docs ## build docs/_build/html
 	$(run) sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "The documentation is in $(CURDIR)/docs/_build/html/index.html"
+
+# Needs Chromium. Another folder: SCREENSHOTS=/tmp/pictures
+screenshots: SCREENSHOTS ?= docs/_build/screenshots
+screenshots: docs ## show the docs as on a desk and on a phone
+	$(bin)/python docs/screenshots.py $(SCREENSHOTS)
 
 clean: ## remove what was built; the virtual environments stay
 	rm -rf build dist *.egg-info docs/_build

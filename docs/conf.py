@@ -2,6 +2,7 @@
 
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import greendrop
@@ -18,6 +19,7 @@ html_theme = "furo"
 html_title = f"greendrop {release}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+html_js_files = ["tables.js"]
 
 # Pages link to each other's headings.
 myst_heading_anchors = 3
@@ -60,7 +62,23 @@ def _skip(
     return str(item.__doc__).startswith("Alias for field number") or None
 
 
+#: Where a long name may break: after a dot or an underscore, and before a capital.
+_BREAK = re.compile(r"(?<=[._])(?=\w)|(?<=[a-z])(?=[A-Z])")
+
+
+def _let_names_break(_app: Sphinx, tree: nodes.document, _page: str) -> None:
+    """Let long names in the cells of tables break between their words."""
+    for cell in tree.findall(nodes.entry):
+        for name in list(cell.findall(nodes.literal)):
+            parts: list[nodes.Node] = []
+            for part in _BREAK.split(name.astext()):
+                parts += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
+            name.children = []
+            name.extend(parts[1:])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_rst)
+    app.connect("doctree-resolved", _let_names_break)

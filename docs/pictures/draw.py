@@ -1,6 +1,6 @@
 """Draw the pictures that show measurements: ticker.svg and benchmarks.svg.
 
-    python docs/pictures/draw.py
+    python docs/pictures/draw.py [benchmarks]
 
 `ticker.svg` is measured here, on the mock cluster, in some ten seconds.
 `benchmarks.svg` shows figures of docs/benchmarks.md.
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).parent
+#: Narrow enough that texts can be read on a phone.
+WIDTH = 520
 #: Content of ticker.svg: greenlets that send, seconds, a round trip, and a tick.
 GREENLETS, SECONDS, ROUND_TRIP, TICK = 300, 2.0, 0.02, 0.01
 #: Columns and contenders of benchmarks.svg, as docs/benchmarks.md names them.
@@ -42,7 +45,8 @@ STYLE = """<style>
           --one: #3fb950; --two: #f0883e; --three: #58a6ff; }
   }
   text { font: 15px system-ui, sans-serif; fill: var(--text); }
-  .dim { fill: var(--dim); font-size: 13px; }
+  .dim { fill: var(--dim); font-size: 14px; }
+  .value { fill: var(--dim); font-size: 12px; }
   .title { font-weight: 600; font-size: 16px; }
   .card { fill: var(--card); stroke: var(--line); }
   .axis { stroke: var(--line); }
@@ -101,14 +105,14 @@ def measure() -> dict[str, Run]:
     return {"greendrop, produce_sync()": ours, "confluent-kafka, flush()": theirs}
 
 
-def svg(width: int, height: int, title: str, parts: Iterator[str]) -> str:
+def svg(height: int, title: str, parts: Iterator[str]) -> str:
     """Put parts on a card."""
-    size = f'width="{width}" height="{height}"'
-    card = f'x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"'
+    size = f'width="{WIDTH}" height="{height}"'
+    card = f'x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"'
     return "\n".join(
         (
             '<svg xmlns="http://www.w3.org/2000/svg" role="img"',
-            f'     viewBox="0 0 {width} {height}" {size}>',
+            f'     viewBox="0 0 {WIDTH} {height}" {size}>',
             f"<title>{title}</title>",
             STYLE,
             f'<rect class="card" {card}/>',
@@ -120,18 +124,19 @@ def svg(width: int, height: int, title: str, parts: Iterator[str]) -> str:
 
 def ticker(runs: dict[str, Run]) -> Iterator[str]:
     """Draw a line for each tick."""
-    left, width = 24, 712
+    left, width = 20, WIDTH - 40
     yield (
-        '<text class="title" x="24" y="32">When another greenlet runs that wants to run'
+        f'<text class="title" x="{left}" y="32">When a greenlet runs that wants to run'
         f" every {TICK * 1000:.0f} ms</text>"
     )
-    yield (
-        f'<text class="dim" x="24" y="54">{GREENLETS} greenlets send to Kafka and wait;'
-        f" the broker answers after {ROUND_TRIP * 1000:.0f} ms. Each line is one run of"
-        " the other.</text>"
+    subtitle = (
+        f"{GREENLETS} other greenlets send to Kafka and wait; the broker answers",
+        f"after {ROUND_TRIP * 1000:.0f} ms. Each line is one run of the greenlet.",
     )
+    for row, text in enumerate(subtitle):
+        yield f'<text class="dim" x="{left}" y="{56 + row * 20}">{text}</text>'
     for row, (name, run) in enumerate(runs.items()):
-        top = 92 + row * 84
+        top = 112 + row * 84
         colour = ("one", "two")[row]
         rate = f"{run.messages / SECONDS:,.0f} messages/s, {len(run.ticks)} runs"
         yield f'<text x="{left}" y="{top}">{name}</text>'
@@ -146,12 +151,12 @@ def ticker(runs: dict[str, Run]) -> Iterator[str]:
         for tick in run.ticks:
             x = left + tick / SECONDS * width
             yield (
-                f'<rect class="{colour}" x="{x:.1f}" y="{top + 12}" width="1.5"'
+                f'<rect class="{colour}" x="{x:.1f}" y="{top + 12}" width="1.2"'
                 ' height="34"/>'
             )
-    yield f'<text class="dim" x="{left}" y="244">0 s</text>'
+    yield f'<text class="dim" x="{left}" y="264">0 s</text>'
     yield (
-        f'<text class="dim" x="{left + width}" y="244" text-anchor="end">'
+        f'<text class="dim" x="{left + width}" y="264" text-anchor="end">'
         f"{SECONDS:.0f} s</text>"
     )
 
@@ -181,42 +186,43 @@ def benchmarks() -> Iterator[str]:
     table = figures()
     highest = max(table[row][column] for row in CONTENDERS for column in COLUMNS)
     yield (
-        '<text class="title" x="24" y="32">Messages per second of waiting greenlets or'
+        '<text class="title" x="20" y="32">Messages per second of waiting greenlets or'
         " tasks</text>"
     )
     for place, name in enumerate(CONTENDERS.values()):
-        x = 24 + (0, 120, 392)[place]
+        y = 48 + place * 22
         colour = ("one", "two", "three")[place]
-        yield f'<rect class="{colour}" x="{x}" y="48" width="12" height="12" rx="2"/>'
-        yield f'<text class="dim" x="{x + 18}" y="59">{name}</text>'
+        yield f'<rect class="{colour}" x="20" y="{y}" width="12" height="12" rx="2"/>'
+        yield f'<text class="dim" x="40" y="{y + 11}">{name}</text>'
     for group, (column, label) in enumerate(COLUMNS.items()):
-        left = 40 + group * 180
+        left = 24 + group * 121
         for place, row in enumerate(CONTENDERS):
             value = table[row][column]
             height = value / highest * 150
-            x = left + place * 48
+            x = left + place * 37
             colour = ("one", "two", "three")[place]
             yield (
-                f'<rect class="{colour}" x="{x}" y="{250 - height:.1f}" width="40"'
+                f'<rect class="{colour}" x="{x}" y="{294 - height:.1f}" width="34"'
                 f' height="{height:.1f}" rx="2"/>'
             )
             yield (
-                f'<text class="dim" x="{x + 20}" y="{244 - height:.1f}"'
+                f'<text class="value" x="{x + 17}" y="{289 - height:.1f}"'
                 f' text-anchor="middle">{value / 1000:.1f}k</text>'
             )
         yield (
-            f'<text class="dim" x="{left + 68}" y="272" text-anchor="middle">'
+            f'<text class="dim" x="{left + 54}" y="316" text-anchor="middle">'
             f"{label} waiting</text>"
         )
-    yield '<line class="axis" x1="24" x2="736" y1="250" y2="250"/>'
+    yield f'<line class="axis" x1="20" x2="{WIDTH - 20}" y1="294" y2="294"/>'
 
 
 def main() -> None:
-    """Write both."""
-    title = "A ticker beside greenlets that send to Kafka"
-    (HERE / "ticker.svg").write_text(svg(760, 260, title, ticker(measure())))
+    """Write both, or only benchmarks.svg if `benchmarks` is asked for."""
+    if sys.argv[1:] != ["benchmarks"]:
+        title = "A ticker beside greenlets that send to Kafka"
+        (HERE / "ticker.svg").write_text(svg(280, title, ticker(measure())))
     title = "Messages per second"
-    (HERE / "benchmarks.svg").write_text(svg(760, 290, title, benchmarks()))
+    (HERE / "benchmarks.svg").write_text(svg(332, title, benchmarks()))
 
 
 if __name__ == "__main__":
