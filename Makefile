@@ -16,8 +16,8 @@ run := $(bin)/python -m
 # Two installs into one environment at the same time break it.
 .NOTPARALLEL:
 
-.PHONY: help demo test kafka-test install-test kafka chaos-transactions sweep bench lint \
-    types docs screenshots clean
+.PHONY: help demo test kafka-test install-test kafka chaos-transactions sweep soak \
+    endurance bench lint types docs screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' \
@@ -60,6 +60,18 @@ chaos-transactions: FAULTS ?= nodes
 chaos-transactions: $(VENV)/.installed-test ## run transactions while brokers die
 	$(run) tests.chaos.transactions --duration $(DURATION) --seed $(SEED) \
 	    --clients $(CLIENTS) --peer $(PEER) --faults $(FAULTS)
+
+# A round that fails prints its options: ARGS="--only patched --rounds 1 --shrink" SEED=7
+# repeats that round and makes its program smaller.
+soak: DURATION ?= 120
+soak: SEED ?= 1
+soak: $(VENV)/.installed-test ## run random programs on brokers that fail
+	$(run) tests.soak --duration $(DURATION) --seed $(SEED) $(ARGS)
+
+endurance: MESSAGES ?= 10000000
+endurance: PRODUCERS ?= 1000
+endurance: $(VENV)/.installed-test ## send for long, and see what grows
+	$(run) tests.soak.endurance --messages $(MESSAGES) --producers $(PRODUCERS)
 
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench ## measure against others
 	$(run) tests.benchmarks

@@ -6,14 +6,12 @@ needs a hub uses the fixture `hub`, which is destroyed afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -22,6 +20,7 @@ from greendrop import Message, Producer
 from greendrop._producer import registry
 from greendrop.testing import MockCluster
 from tests import interpreter
+from tests.resources import Open
 from tests.tasks import LongestGap
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 #: Seconds that threads may take to end after a test.
 _LONGEST_WAIT = 2.0
-_PROC = Path("/proc/self")
 
 # In a separate process, since tests may not find gevent imported.
 _VERSIONS = """
@@ -241,10 +239,10 @@ def hub_errors() -> list[tuple[object, BaseException]]:
 def _nothing_left() -> Iterator[None]:
     """Fail a test that leaves something open, and close it for the next test."""
     _watch_hubs()
-    before = _open_now()
+    before = Open.now()
     yield
     left = [*_close_producers(), *_end_hub()]
-    left += _left_open(before)
+    left += before.left_open(_LONGEST_WAIT)
     left += [f"an uncaught error: {error!r}" for error in _hub_errors]
     _hub_errors.clear()
     if left:
@@ -286,44 +284,3 @@ def _end_hub() -> list[str]:
     ]
     hub.destroy(destroy_loop=True)
     return left
-
-
-class _Open(NamedTuple):
-    """Threads by id, and file descriptors with their targets."""
-
-    threads: set[str]
-    files: set[tuple[str, str]]
-
-
-def _open_now() -> _Open:
-    if not _PROC.exists():
-        return _Open(set(), set())
-    files = set()
-    for file in (_PROC / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
-            files.add((file.name, str(file.readlink())))
-    return _Open({each.name for each in (_PROC / "task").iterdir()}, files)
-
-
-def _left_open(before: _Open) -> list[str]:
-    deadline = time.monotonic() + _LONGEST_WAIT
-    while True:
-        now = _open_now()
-        threads, files = now.threads - before.threads, now.files - before.files
-        if not threads and not files:
-            return []
-        # Objects without references may be closed by their destructor.
-        gc.collect()
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.01)
-    return [f"thread {_thread_name(each)}" for each in sorted(threads)] + [
-        f"file descriptor {number} of {target}" for number, target in sorted(files)
-    ]
-
-
-def _thread_name(number: str) -> str:
-    try:
-        return (_PROC / "task" / number / "comm").read_text().strip()
-    except OSError:
-        return number

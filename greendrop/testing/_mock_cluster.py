@@ -163,7 +163,12 @@ class MockCluster:
         self._driver.call("topic_set_error", topic, error_code(error))
 
     def lead_partition(self, topic: str, partition: int, broker: int | None) -> None:
-        """Make a broker the leader of a partition; None leaves it without one."""
+        """Make a broker the leader of a partition; None leaves it without one.
+
+        Use None before the first message to the partition only. A client that knows
+        another leader still sends to that one, and the brokers of librdkafka 2.16
+        crash their process when such a message arrives at a partition without leader.
+        """
         self._driver.call("partition_set_leader", topic, partition, _number(broker))
 
     def coordinate_transactions(self, transactional_id: str, broker: int) -> None:

@@ -31,6 +31,7 @@ from greendrop import GreendropError
 from greendrop._client import client as client_module
 from greendrop._client import pollers
 from greendrop.testing import MockCluster
+from tests.resources import Open
 from tests.sweep import verbs
 from tests.sweep.verbs import PATIENCE, TOPIC, Program
 
@@ -95,22 +96,6 @@ class Tracer:
             yield
         finally:
             sys.settrace(None)
-
-
-class Open(NamedTuple):
-    """Descriptors, threads and the like that the process has open."""
-
-    threads: set[str]
-    files: set[tuple[str, str]]
-
-    @classmethod
-    def now(cls) -> Open:
-        """Take stock of the open resources."""
-        files = set()
-        for file in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # that of the listing itself
-                files.add((file.name, str(file.readlink())))
-        return cls({each.name for each in Path("/proc/self/task").iterdir()}, files)
 
 
 class Sweep:
@@ -197,7 +182,7 @@ class Sweep:
             broken.append(f"close(force=True) raised {error!r}")
         if program.producer.status != "closed":
             broken.append(f"close(force=True) left it {program.producer.status}")
-        broken += _left(before)
+        broken += [f"left open: {each}" for each in before.left_open(_CLOSING)]
         for payload in program.stored:
             self.stored[payload.decode()] = str(point)
         return broken
@@ -417,19 +402,6 @@ def _exceptions() -> list[BaseException]:
 def _pause(seconds: float) -> None:
     module = sys.modules.get("gevent") or time
     module.sleep(seconds)
-
-
-def _left(before: Open) -> list[str]:
-    deadline = time.monotonic() + _CLOSING
-    while True:
-        now = Open.now()
-        threads, files = now.threads - before.threads, now.files - before.files
-        if not threads and not files:
-            return []
-        gc.collect()
-        if time.monotonic() > deadline:
-            return [f"left open: {len(threads)} threads, {sorted(files)}"]
-        _pause(0.01)
 
 
 def _tell(**facts: object) -> None:

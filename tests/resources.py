@@ -1,0 +1,59 @@
+"""Threads and file descriptors of this process, as Linux lists them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests import tasks
+
+_PROC = Path("/proc/self")
+
+
+class Open(NamedTuple):
+    """What the process has open: threads by id, and descriptors with their targets."""
+
+    threads: set[str]
+    files: set[tuple[str, str]]
+
+    @classmethod
+    def now(cls) -> Open:
+        """Take stock; nothing is found where there is no /proc."""
+        if not _PROC.exists():
+            return cls(set(), set())
+        files = set()
+        for file in (_PROC / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the listing's own
+                files.add((file.name, str(file.readlink())))
+        return cls({each.name for each in (_PROC / "task").iterdir()}, files)
+
+    def left_open(self, seconds: float) -> list[str]:
+        """Describe what is open now and was not before.
+
+        Args:
+            seconds: How long threads may take to end, and descriptors to close.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            now = Open.now()
+            threads, files = now.threads - self.threads, now.files - self.files
+            if not threads and not files:
+                return []
+            # Objects without references may be closed by their destructor.
+            gc.collect()
+            if time.monotonic() > deadline:
+                break
+            tasks.sleep(0.01)
+        return [f"thread {_thread_name(each)}" for each in sorted(threads)] + [
+            f"file descriptor {number} of {target}" for number, target in sorted(files)
+        ]
+
+
+def _thread_name(number: str) -> str:
+    try:
+        return (_PROC / "task" / number / "comm").read_text().strip()
+    except OSError:
+        return number

@@ -1,0 +1,1 @@
+"""Soak: random programs on brokers that fail, and a long run that counts resources."""
