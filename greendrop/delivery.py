@@ -382,7 +382,7 @@ class DeliveryHandle:
     def _timed_out(self, source: ReportSource, timeout: float) -> DeliveryTimeoutError:
         reason = source.last_broker_error()
         text = (
-            f"no verdict on a message to {self.topic!r} within"
+            f"no delivery report for a message to {self.topic!r} within"
             f" {_wording.seconds(timeout)};"
             " it may still be delivered"
         )
@@ -476,7 +476,7 @@ class DeliveryHandle:
         }
         if not self.done:
             state["_error"] = DeliveryTimeoutError(
-                f"no verdict on a message to {self.topic!r} when its handle was"
+                f"no delivery report for a message to {self.topic!r} when its handle was"
                 " pickled; it may still be delivered"
             )
         state["label"] = _pickling.picklable(self.label)

@@ -312,7 +312,7 @@ def test_message_without_an_outcome_stays_in_the_scope(mock_cluster, make_produc
 
     with producer.scope() as scope:
         handles = send(producer)
-        with pytest.raises(ProduceManyError, match="no verdict"):
+        with pytest.raises(ProduceManyError, match="no delivery report"):
             scope.wait(0)
         assert list(scope._handles) == handles
 
