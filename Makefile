@@ -46,8 +46,9 @@ install-test: $(VENV)/.installed-test ## try each documented way to install
 	$(run) pytest -n 2 -m install \
 	    tests/project/test_install.py $(PYTEST_ARGS)
 
-kafka: $(VENV)/.installed-test ## start one Apache Kafka node, until Ctrl-C
-	$(run) tests.servers.kafka
+kafka: PORT ?= 9092
+kafka: $(VENV)/.installed-test ## start one Apache Kafka node at localhost:9092, until Ctrl-C
+	$(run) tests.servers.kafka --port $(PORT)
 
 # Minutes long, and it needs both cores: not among the tests. PEER=raw is confluent-kafka
 # alone, which loses messages (docs/decisions/0023). FAULTS=network loses answers, which

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaError, Producer
 
+from tests.servers import _ports
 from tests.servers.kafka import KafkaCluster, KafkaStartError
 from tests.servers.proxy import TcpProxy
 
@@ -362,12 +363,15 @@ def test_no_java_survives_a_killed_parent():
 
 
 def test_the_program_stops_on_request():
-    """`make kafka` prints the address, and leaves nothing behind."""
-    with run(None, "-m", "tests.servers.kafka", "--secure") as program:
+    """`make kafka` uses the port, prints the address, and leaves nothing behind."""
+    (port,) = _ports.free_ports(1)
+    arguments = ("-m", "tests.servers.kafka", "--secure", "--port", str(port))
+    with run(None, *arguments) as program:
         lines = [program.stdout.readline()]
         while "GREENDROP_BOOTSTRAP_SERVERS=" not in lines[-1]:
             lines.append(program.stdout.readline())
             assert lines[-1]
+        assert f"127.0.0.1:{port}," in lines[0]
         directory = Path(lines[1].split()[-1])
         assert directory.is_dir()
 

@@ -64,9 +64,15 @@ class Addresses(NamedTuple):
     proxied: str
 
     @classmethod
-    def free(cls) -> Addresses:
-        """Return addresses that are free now; all of them, used or not."""
+    def free(cls, plaintext: int | None = None) -> Addresses:
+        """Return addresses that are free now; all of them, used or not.
+
+        Args:
+            plaintext: The port of the plaintext listener, if it is not any free one.
+        """
         ports = _ports.free_ports(len(cls._fields))
+        if plaintext is not None:
+            ports[cls._fields.index("plaintext")] = plaintext
         return cls(*(f"{_ports.LOOPBACK}:{port}" for port in ports))
 
 

@@ -37,6 +37,17 @@ def listen() -> socket.socket:
     raise OSError(message)
 
 
+def is_free(port: int) -> bool:
+    """Return whether no program listens on a port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
 def free_ports(count: int) -> list[int]:
     """Return different ports that are free now, which may change at any time."""
     listeners = [listen() for _ in range(count)]

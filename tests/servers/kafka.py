@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.servers import _broker
+from tests.servers import _broker, _ports
 from tests.servers._broker import Login
 from tests.servers._child import Child
 from tests.servers._jars import (
@@ -301,6 +301,7 @@ class KafkaCluster(Kafka):
         proxied: Adds a listener that is reached through `proxy`. One node only.
         for_benchmarks: Has Java compile as in production: it starts slower, and is
             fast only after some load.
+        port: The port of the plaintext listener; without it a free one. One node only.
         broker_config: Broker settings, before those made here.
     """
 
@@ -311,12 +312,13 @@ class KafkaCluster(Kafka):
         secure: bool = False,
         proxied: bool = False,
         for_benchmarks: bool = False,
+        port: int | None = None,
         broker_config: Mapping[str, object] | None = None,
     ) -> None:
         if nodes not in (1, 3):
             raise ValueError(f"nodes must be 1 or 3, not {nodes!r}")
-        if nodes != 1 and (secure or proxied):
-            raise ValueError("secure and proxied are for one node, use nodes=1")
+        if nodes != 1 and (secure or proxied or port):
+            raise ValueError("secure, proxied and port are for one node, use nodes=1")
         super().__init__("")
         #: In the order of `node_id`, which counts from 1. Empty before `start`.
         self.nodes: list[KafkaNode] = []
@@ -326,6 +328,7 @@ class KafkaCluster(Kafka):
         self._secure = secure
         self._proxied = proxied
         self._for_benchmarks = for_benchmarks
+        self._port = port
         self._broker_config = dict(broker_config or {})
         self._keeper: Child | None = None
         self._proxy: TcpProxy | None = None
@@ -435,7 +438,7 @@ class KafkaCluster(Kafka):
         java = _broker.java_command(
             jars, self.directory, for_benchmarks=self._for_benchmarks
         )
-        addresses = [_broker.Addresses.free() for _ in range(self._count)]
+        addresses = [_broker.Addresses.free(self._port) for _ in range(self._count)]
         certificates = None
         if self._secure:
             certificates = _broker.make_certificates(self.directory / "tls")
@@ -610,13 +613,16 @@ def main() -> None:
         prog="python -m tests.servers.kafka", description=main.__doc__
     )
     parser.add_argument("--nodes", type=int, choices=(1, 3), default=1)
+    parser.add_argument("--port", type=int, help="of one node; otherwise a free port")
     parser.add_argument("--secure", action="store_true", help="SASL and TLS as well")
     parser.add_argument(
         "--for-benchmarks", action="store_true", help="Java compiles as in production"
     )
     arguments = parser.parse_args()
-    if arguments.secure and arguments.nodes != 1:
-        parser.error("--secure is for one node")
+    if (arguments.secure or arguments.port) and arguments.nodes != 1:
+        parser.error("--secure and --port are for one node")
+    if arguments.port and not _ports.is_free(arguments.port):
+        parser.exit(1, f"port {arguments.port} is in use; choose another --port\n")
     if reason := unavailable_reason():
         parser.exit(1, f"Apache Kafka can't run here: {reason}\n")
     # Both end in KeyboardInterrupt, also in the middle of starting.
@@ -626,6 +632,7 @@ def main() -> None:
             arguments.nodes,
             secure=arguments.secure,
             for_benchmarks=arguments.for_benchmarks,
+            port=arguments.port,
         ) as cluster:
             _describe(cluster)
             while True:
