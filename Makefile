@@ -16,7 +16,7 @@ run := $(bin)/python -m
 # Two installs into one environment at the same time break it.
 .NOTPARALLEL:
 
-.PHONY: help demo test kafka-test install-test kafka chaos-transactions sweep soak \
+.PHONY: help demo test kafka-test install-test kafka chaos chaos-transactions sweep soak \
     endurance bench lint types docs screenshots clean
 
 help: ## list the targets
@@ -50,17 +50,26 @@ kafka: PORT ?= 9092
 kafka: $(VENV)/.installed-test ## start one Apache Kafka node at localhost:9092, until Ctrl-C
 	$(run) tests.servers.kafka --port $(PORT)
 
-# Minutes long, and it needs both cores: not among the tests. PEER=raw is confluent-kafka
-# alone, which loses messages (docs/decisions/0023). FAULTS=network loses answers, which
-# shows that within a minute; FAULTS=nodes, the default, kills and pauses nodes.
+# Not among the tests: it needs both cores. DURATION is in seconds, of all loads together.
+# LOAD=greenlets,threads chooses loads; CHAOS_ARGS="--help" lists them, and more options.
+chaos: DURATION ?= 600
+chaos: SEED ?= 1
+chaos: $(VENV)/.installed-test ## send while brokers and networks fail, and judge it
+	$(run) tests.chaos --duration $(DURATION) --seed $(SEED) \
+	    $(if $(LOAD),--load $(LOAD)) $(CHAOS_ARGS)
+
+# PEER=raw is confluent-kafka alone, which loses messages (docs/decisions/0023).
+# FAULTS=network loses answers of a single node, which shows that within a minute;
+# FAULTS=nodes, the default, kills and pauses nodes.
 chaos-transactions: DURATION ?= 120
 chaos-transactions: SEED ?= 1
 chaos-transactions: CLIENTS ?= 6
 chaos-transactions: PEER ?= greendrop
 chaos-transactions: FAULTS ?= nodes
-chaos-transactions: $(VENV)/.installed-test ## run transactions while brokers die
-	$(run) tests.chaos.transactions --duration $(DURATION) --seed $(SEED) \
-	    --clients $(CLIENTS) --peer $(PEER) --faults $(FAULTS)
+chaos-transactions: $(VENV)/.installed-test ## only transactions, or confluent-kafka's
+	$(run) tests.chaos --duration $(DURATION) --seed $(SEED) --load transactions \
+	    --tasks $(CLIENTS) --peer $(PEER) --faults $(FAULTS) \
+	    --nodes $(if $(filter network,$(FAULTS)),1,3)
 
 # A round that fails prints its options: ARGS="--only patched --rounds 1 --shrink" SEED=7
 # repeats that round and makes its program smaller.

@@ -89,7 +89,7 @@ PROMISES = (
 CHECKS = {
     "chaos": Check(
         "Chaos",
-        "chaos-transactions",
+        "chaos",
         "Three nodes of Apache Kafka, with replication factor 3 and"
         " `min.insync.replicas` 2, run behind TCP proxies. Every few seconds one of the"
         " nodes is killed or paused, or its network resets connections, leaves them"

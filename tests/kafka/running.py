@@ -32,6 +32,7 @@ class Program:
         *arguments: For the interpreter, such as "-m" and a module.
         log_file: Receives all output of the program.
         executable: The program; this Python by default.
+        quiet: Whether its output is not printed at the end.
         **environment: Variables beside ours.
     """
 
@@ -40,9 +41,11 @@ class Program:
         *arguments: str,
         log_file: Path,
         executable: str = sys.executable,
+        quiet: bool = False,
         **environment: str,
     ) -> None:
         self._log_file = log_file
+        self._quiet = quiet
         with log_file.open("wb") as log:
             # The session is its own, so that the program ends with all its children.
             self._process = subprocess.Popen(
@@ -66,15 +69,20 @@ class Program:
     ) -> None:
         if exc_type is not None or self._process.poll() is None:
             # Its children end as well: a server that has ended may have left a worker.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()
         self._process.wait(_LONGEST_WAIT)
-        print(f"--- {self._process.args}\n{self.log}")
+        if not self._quiet:
+            print(f"--- {self._process.args}\n{self.log}")
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
 
     @property
     def log(self) -> str:
@@ -93,6 +101,12 @@ class Program:
     def terminate(self) -> None:
         """Send SIGTERM to the program, not to its children."""
         self._process.terminate()
+
+    def kill(self) -> None:
+        """End the program and its children at once (SIGKILL)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(_LONGEST_WAIT)
 
     def signal(self, number: int) -> None:
         """Send a signal to the program, not to its children."""

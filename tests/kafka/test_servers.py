@@ -476,6 +476,52 @@ def test_a_cut_proxy_drops_old_and_new_connections(echo):
             exchange(connection)
 
 
+def test_a_half_open_connection_stays_silent(echo):
+    """Its client gets neither an answer nor an end, also after resume."""
+    with TcpProxy(*echo) as proxy, connect(proxy) as connection:
+        exchange(connection)
+        proxy.half_open()
+        proxy.resume()
+        connection.sendall(b"x")
+        connection.settimeout(0.2)
+
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+
+def test_new_connections_are_half_open_until_resume(echo):
+    """A new connection is accepted and silent; after resume, new ones work."""
+    with TcpProxy(*echo) as proxy:
+        proxy.half_open()
+        with connect(proxy) as connection:
+            connection.sendall(b"x")
+            connection.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+
+        proxy.resume()
+
+        with connect(proxy) as connection:
+            exchange(connection)
+
+
+def test_garbage_replaces_bytes_and_keeps_their_number(echo):
+    """As many bytes come back as were sent, but not the same."""
+    with TcpProxy(*echo) as proxy, connect(proxy) as connection:
+        proxy.set_garbage(1.0)
+        connection.sendall(bytes(100))
+        received = b""
+        while len(received) < 100:
+            received += connection.recv(100)
+
+        assert received != bytes(100)
+
+        proxy.set_garbage(0.0)
+        connection.sendall(b"x")
+
+        assert connection.recv(1) == b"x"
+
+
 def test_a_proxy_without_a_target_hangs_up(echo):
     """Without a listening target the client's connection is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -20,9 +20,12 @@ class WebClients:
         address: The server's, such as "127.0.0.1:8000".
         path: The path of the requests.
         clients: The number of threads.
+        rest: Seconds between an answer and the next request of a thread.
     """
 
-    def __init__(self, address: str, path: str, clients: int = 64) -> None:
+    def __init__(
+        self, address: str, path: str, clients: int = 64, *, rest: float = 0.0
+    ) -> None:
         #: All texts that were posted, answered or not.
         self.sent: set[str] = set()
         #: Texts that were answered with 200.
@@ -31,6 +34,9 @@ class WebClients:
         self.refused: dict[str, int] = {}
         #: Requests without an answer: the connection was closed, or refused.
         self.dropped = 0
+        #: Seconds until the slowest answer with 200.
+        self.slowest = 0.0
+        self._rest = rest
         self._address = address
         self._path = path
         self._stopping = False
@@ -69,6 +75,8 @@ class WebClients:
             text = f"{name}-{number}"
             number += 1
             self.sent.add(text)
+            time.sleep(self._rest)
+            started = time.monotonic()
             try:
                 connection.request("POST", self._path, text)
                 answer = connection.getresponse()
@@ -81,6 +89,7 @@ class WebClients:
                 continue
             if answer.status == http.client.OK:
                 self.answered.add(text)
+                self.slowest = max(self.slowest, time.monotonic() - started)
             else:
                 self.refused[text] = answer.status
         with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -35,11 +36,22 @@ class Relay:
         self._requests_flow.set()
         self._answers_flow.set()
         self._down = False
+        self._half_open = False
+        self._garbage = 0.0
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        # Those whose target is gone, while their client does not know it.
+        self._swallowing: set[asyncio.Task[None]] = set()
 
     def set_round_trip(self, seconds: float) -> None:
         """Delay later chunks by half of this in each direction."""
         self._round_trip = seconds
+
+    def set_garbage(self, share: float) -> None:
+        """Replace this share of later chunks with random bytes."""
+        # Whole chunks: most are a whole message, whose length and number then make no
+        # sense, so that the receiver can notice. Kafka protects only records by a
+        # checksum; a single wrong byte in an answer could be another valid answer.
+        self._garbage = share
 
     def pause(self) -> None:
         """Let nothing through; connections stay."""
@@ -52,9 +64,20 @@ class Relay:
 
     def resume(self) -> None:
         """Pass everything on again, and accept new connections."""
-        self._down = False
+        self._down = self._half_open = False
         self._requests_flow.set()
         self._answers_flow.set()
+
+    def half_open(self) -> None:
+        """Reset all connections to the target; clients go on sending into nothing.
+
+        New connections, until `resume`, have no target either.
+        """
+        self._half_open = True
+        for task, writers in self._connections.items():
+            self._swallowing.add(task)
+            for writer in writers[1:]:
+                writer.transport.abort()
 
     def cut(self) -> None:
         """Reset all connections, and each new one until `resume`."""
@@ -78,6 +101,9 @@ class Relay:
         writers = self._connections[task] = [writer]
         pumps: list[asyncio.Task[None]] = []
         try:
+            if self._half_open:
+                await _swallow(reader)
+                return
             target_reader, target_writer = await asyncio.open_connection(*self._target)
             writers.append(target_writer)
             pumps = [
@@ -89,13 +115,15 @@ class Relay:
                 ),
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if task in self._swallowing:
+                await _stop(pumps)
+                await _swallow(reader)
         except (OSError, asyncio.CancelledError):
             pass  # no such target, or cut: the client's connection is closed
         finally:
             del self._connections[task]
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            self._swallowing.discard(task)
+            await _stop(pumps)
             for each in writers:
                 each.close()
 
@@ -116,6 +144,8 @@ class Relay:
                     chunk = await reader.read(65536)
                 except OSError:
                     chunk = b""  # reset by the sender: the end, like any other
+                if random.random() < self._garbage:
+                    chunk = os.urandom(len(chunk))
                 await queue.put((clock.time() + self._round_trip / 2, chunk))
 
         reading = asyncio.create_task(read())
@@ -131,7 +161,19 @@ class Relay:
         except OSError:
             return  # reset by the receiver
         finally:
-            reading.cancel()
+            # Waited for, so that the reader is free for another reader.
+            await _stop([reading])
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _swallow(reader: asyncio.StreamReader) -> None:
+    while await reader.read(65536):
+        pass
 
 
 def answer(relay: Relay, line: bytes) -> bytes:

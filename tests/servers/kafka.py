@@ -298,7 +298,7 @@ class KafkaCluster(Kafka):
     Args:
         nodes: 1 or 3. Of three, any one may be missing.
         secure: Adds listeners with SASL and TLS: `secure_listeners`. One node only.
-        proxied: Adds a listener that is reached through `proxy`. One node only.
+        proxied: Adds a listener to each node that is reached through one of `proxies`.
         for_benchmarks: Has Java compile as in production: it starts slower, and is
             fast only after some load.
         port: The port of the plaintext listener; without it a free one. One node only.
@@ -317,11 +317,14 @@ class KafkaCluster(Kafka):
     ) -> None:
         if nodes not in (1, 3):
             raise ValueError(f"nodes must be 1 or 3, not {nodes!r}")
-        if nodes != 1 and (secure or proxied or port):
-            raise ValueError("secure, proxied and port are for one node, use nodes=1")
+        if nodes != 1 and (secure or port):
+            raise ValueError("secure and port are for one node, use nodes=1")
         super().__init__("")
         #: In the order of `node_id`, which counts from 1. Empty before `start`.
         self.nodes: list[KafkaNode] = []
+        #: The networks before the proxied listeners, in the order of `nodes`. Empty
+        #: before `start`, and without `proxied=True`.
+        self.proxies: list[TcpProxy] = []
         #: The folder with all data, logs and certificates. None before `start`.
         self.directory: Path | None = None
         self._count = nodes
@@ -331,7 +334,6 @@ class KafkaCluster(Kafka):
         self._port = port
         self._broker_config = dict(broker_config or {})
         self._keeper: Child | None = None
-        self._proxy: TcpProxy | None = None
         self._secure_listeners: SecureListeners | None = None
 
     def __enter__(self) -> KafkaCluster:
@@ -348,15 +350,17 @@ class KafkaCluster(Kafka):
 
     @property
     def proxy(self) -> TcpProxy:
-        """The network before the proxied listener. Needs `proxied=True`."""
-        if self._proxy is None:
-            raise RuntimeError("no proxy: not started, or without proxied=True")
-        return self._proxy
+        """The network before the proxied listener of a single node."""
+        if len(self.proxies) != 1:
+            raise RuntimeError(f"{len(self.proxies)} proxies, not one")
+        return self.proxies[0]
 
     @property
     def proxied_bootstrap_servers(self) -> str:
-        """The address that leads through `proxy`, now and after the bootstrap."""
-        return self.proxy.address
+        """The addresses that lead through `proxies`, now and after the bootstrap."""
+        if not self.proxies:
+            raise RuntimeError("no proxies: not started, or without proxied=True")
+        return ",".join(proxy.address for proxy in self.proxies)
 
     @property
     def secure_listeners(self) -> SecureListeners:
@@ -397,11 +401,12 @@ class KafkaCluster(Kafka):
         # A shutdown in good order takes seconds, and the data is not read again.
         if self._keeper is not None:
             self._keeper.close()
-        if self._proxy is not None:
-            self._proxy.close()
-        self._keeper = self._proxy = self._secure_listeners = self.directory = None
+        for proxy in self.proxies:
+            proxy.close()
+        self._keeper = self._secure_listeners = self.directory = None
         self._bootstrap_servers = ""
         self.nodes = []
+        self.proxies = []
 
     def wait_until_ready(self) -> None:
         """Wait until the nodes that run and aren't paused count each other in.
@@ -415,15 +420,16 @@ class KafkaCluster(Kafka):
         )
 
     def restore(self) -> None:
-        """Undo all faults: all nodes run, and the proxy passes everything on.
+        """Undo all faults: all nodes run, and the proxies pass everything on.
 
         Raises:
             KafkaStartError: A node does not start.
             TimeoutError: They don't count each other in in time.
         """
-        if self._proxy is not None:
-            self._proxy.resume()
-            self._proxy.round_trip = 0.0
+        for proxy in self.proxies:
+            proxy.resume()
+            proxy.round_trip = 0.0
+            proxy.set_garbage(0.0)
         disturbed = [node for node in self.nodes if node.paused or not node.running]
         for node in disturbed:
             node.resume()
@@ -444,8 +450,9 @@ class KafkaCluster(Kafka):
             certificates = _broker.make_certificates(self.directory / "tls")
             self._secure_listeners = _secure_listeners(addresses[0], certificates)
         if self._proxied:
-            host, port = addresses[0].proxied.split(":")
-            self._proxy = TcpProxy(host, int(port))
+            for each in addresses:
+                host, port = each.proxied.split(":")
+                self.proxies.append(TcpProxy(host, int(port)))
         cluster_config = _broker.cluster_config(addresses)
         format_arguments = ["format", "-t", _broker.cluster_id()]
         if self._secure:
@@ -461,7 +468,9 @@ class KafkaCluster(Kafka):
                     own,
                     home / "data",
                     certificates=certificates,
-                    proxy_address=self._proxy.address if self._proxy else None,
+                    proxy_address=(
+                        self.proxies[node_id - 1].address if self._proxied else None
+                    ),
                 ),
                 **self._broker_config,
             }

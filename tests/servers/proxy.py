@@ -72,6 +72,10 @@ class TcpProxy:
 
     @round_trip.setter
     def round_trip(self, seconds: float) -> None:
+        self.set_round_trip(seconds)
+
+    def set_round_trip(self, seconds: float) -> None:
+        """Set `round_trip`."""
         self._child.ask("set_round_trip", seconds=seconds)
         self._round_trip = seconds
 
@@ -87,12 +91,28 @@ class TcpProxy:
         """
         self._child.ask("hold_answers")
 
+    def half_open(self) -> None:
+        """Drop all connections and each new one until `resume`; clients don't notice.
+
+        What they send gets lost, and no answer comes, as after a crash of a machine
+        behind a firewall. These connections stay so, also after `resume`.
+        """
+        self._child.ask("half_open")
+
+    def set_garbage(self, share: float) -> None:
+        """Replace this share of the chunks, in both directions, with random bytes.
+
+        Args:
+            share: From 0.0 to 1.0. Applies to later chunks.
+        """
+        self._child.ask("set_garbage", share=share)
+
     def cut(self) -> None:
         """Reset all connections, and each new one until `resume`."""
         self._child.ask("cut")
 
     def resume(self) -> None:
-        """End a `pause`, a `hold_answers` or a `cut`."""
+        """End a `pause`, a `hold_answers`, a `half_open` or a `cut`."""
         self._child.ask("resume")
 
     def close(self) -> None:
