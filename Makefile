@@ -51,12 +51,12 @@ kafka: $(VENV)/.installed-test ## start one Apache Kafka node at localhost:9092,
 	$(run) tests.servers.kafka --port $(PORT)
 
 # Not among the tests: it needs both cores. DURATION is in seconds, of all loads together.
-# LOAD=greenlets,threads chooses loads; CHAOS_ARGS="--help" lists them, and more options.
+# LOAD=greenlets,threads chooses loads; ARGS="--help" lists them, and more options.
 chaos: DURATION ?= 600
 chaos: SEED ?= 1
 chaos: $(VENV)/.installed-test ## send while brokers and networks fail, and judge it
 	$(run) tests.chaos --duration $(DURATION) --seed $(SEED) \
-	    $(if $(LOAD),--load $(LOAD)) $(CHAOS_ARGS)
+	    $(if $(LOAD),--load $(LOAD)) $(ARGS)
 
 # PEER=raw is confluent-kafka alone, which loses messages (docs/decisions/0023).
 # FAULTS=network loses answers of a single node, which shows that within a minute;

@@ -35,7 +35,7 @@ class Check(NamedTuple):
     Attributes:
         title: Heading of its results.
         target: Of make.
-        text: What it does, and when it fails.
+        text: Its work, and its conditions for failure.
     """
 
     title: str
@@ -112,7 +112,7 @@ CHECKS = {
     ),
 }
 
-#: What has no command of its own.
+#: Tests without a command of their own.
 OTHER_TESTS = """\
 - Contract tests run against brokers in memory, librdkafka's mock cluster and Apache
   Kafka, so that tests of your program with brokers in memory can be trusted.

@@ -134,16 +134,6 @@ class LongestGap:
                 last, delayed = now, delayed_now
 
 
-def take_priority() -> None:
-    """Put this process before others, as far as the system allows it.
-
-    For programs that run for long on a machine that has other work to do: a thread that
-    waits for another thread of its process is not ready, and `LongestGap` counts it.
-    """
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-
-
 class _Delay(contextlib.AbstractContextManager["_Delay"]):
     """Seconds that this thread has waited for a processor; 0 where that is unknown."""
 

@@ -47,7 +47,7 @@ class Faults:
 
     Args:
         cluster: The cluster, with proxies.
-        kinds: What may happen.
+        kinds: The kinds of faults that may happen.
         seed: Decides what happens, where, when and for how long.
         seconds: How long faults begin. Then everything is repaired.
         every: Seconds between two faults, on average.

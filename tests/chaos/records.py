@@ -41,7 +41,7 @@ class Sent(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a program has to say about itself, beside its messages.
+    """The figures of a program, beside its messages.
 
     Attributes:
         errors: How often each error was raised, by its class and the broker's name

@@ -59,7 +59,7 @@ ALL = ("lost", "doubled", "disordered", "visible", "torn", "misplaced", "foreign
     ],
 )
 def test_each_broken_promise_is_found(messages, found, broken):
-    """What the brokers have stored decides."""
+    """Stored messages decide, whatever outcome the programs recorded."""
     figures = judge(messages, found)
 
     assert {name: getattr(figures, name) for name in ALL if getattr(figures, name)} == (

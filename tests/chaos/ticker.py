@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.fileobject import FileObject
 
-from tests.tasks import LongestGap, take_priority
+from tests.tasks import LongestGap
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,7 +47,6 @@ class EmptyTicker:
 
 def main() -> None:
     """Measure until the end of standard input."""
-    take_priority()
     with LongestGap() as gap:
         FileObject(sys.stdin.fileno(), "rb", close=False).read()
         gevent.sleep(0)

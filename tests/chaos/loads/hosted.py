@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.loads.programs import configuration
-from tests.tasks import LongestGap, take_priority
+from tests.tasks import LongestGap
 
 if TYPE_CHECKING:
     from tests.chaos.records import Summary
@@ -44,7 +45,6 @@ class HostedProducer:
         from greendrop import ProduceError  # noqa: PLC0415
 
         if self._gap is None:
-            take_priority()
             self._gap = LongestGap()
             self._gap.__enter__()
         try:
@@ -62,7 +62,7 @@ class HostedProducer:
         if self._gap is not None:
             self._gap.__exit__()
             facts["gap"] = self._gap.seconds
-        path = Path(os.environ["FOLDER"], _FACTS.replace("*", str(os.getpid())))
+        path = Path(os.environ["FOLDER"], _FACTS.replace("*", uuid.uuid4().hex))
         path.write_text(json.dumps(facts))
 
 

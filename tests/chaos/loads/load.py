@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Setup:
-    """What a load gets.
+    """The arguments of a load.
 
     Attributes:
         bootstrap_servers: Addresses of the brokers, behind proxies.
@@ -36,7 +36,7 @@ class Setup:
 
 
 class Account(NamedTuple):
-    """What a load returns.
+    """The result of a load.
 
     Attributes:
         sent: Each message once.

@@ -1,4 +1,4 @@
-"""What the programs of the loads share: a plan, tasks, and the clock of their hub."""
+"""The common parts of the programs: a plan, tasks, and the clock of their hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.tasks import LongestGap, take_priority
+from tests.tasks import LongestGap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,8 +58,7 @@ class Plan:
         return json.dumps(asdict(self))
 
     def prepare(self) -> None:
-        """Patch this program if its tasks are greenlets, and give it priority."""
-        take_priority()
+        """Patch this program if its tasks are greenlets."""
         if self.mode == "greenlets":
             from gevent import monkey  # noqa: PLC0415
 

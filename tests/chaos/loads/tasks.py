@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.loads.hosted import read_facts
 from tests.chaos.loads.load import Account, Setup
-from tests.chaos.loads.web import restart_by_signals
+from tests.chaos.loads.restarting import keep_restarting
 from tests.chaos.records import Sent, Summary
 from tests.kafka.running import Program
 
 _APP = "tests.chaos.loads.celery_app"
 _WORKER = (f"--app={_APP}", "worker", "--pool=gevent", "--concurrency=50")
 _QUIET = ("--loglevel=ERROR", "--without-mingle", "--without-gossip")
-#: Seconds between two signals, on average.
-_EVERY = 12.0
-#: Seconds for a worker to end: it waits for its tasks.
-_ENDING = 240.0
 
 
 def run(setup: Setup) -> Account:
@@ -28,16 +23,8 @@ def run(setup: Setup) -> Account:
     for name in ("queue", "control", "results"):
         (setup.folder / name).mkdir()
     summary = Summary()
-    dice = random.Random(setup.seed)
-    deadline = time.monotonic() + setup.seconds
-    starts = 0
     with _start(setup, "client", "-m", _APP, str(setup.seconds)) as client:
-        while starts == 0 or time.monotonic() < deadline:
-            starts += 1
-            celery = str(Path(sys.executable).with_name("celery"))
-            with _start(setup, f"worker-{starts}", celery, *_WORKER, *_QUIET) as worker:
-                restart_by_signals(worker, dice, deadline, _EVERY, summary)
-                summary.stuck += worker.wait(_ENDING) != 0
+        keep_restarting(setup, partial(_start_worker, setup), summary, line="[queues]")
         summary.stuck += client.wait() != 0
     read_facts(setup.folder, summary)
     succeeded = _succeeded(setup.folder / "results")
@@ -60,6 +47,11 @@ def _succeeded(results: Path) -> set[str]:
         if outcome.get("status") == "SUCCESS":
             payloads.update(outcome["result"])
     return payloads
+
+
+def _start_worker(setup: Setup, number: int) -> Program:
+    celery = str(Path(sys.executable).with_name("celery"))
+    return _start(setup, f"worker-{number}", celery, *_WORKER, *_QUIET)
 
 
 def _start(setup: Setup, name: str, *arguments: str) -> Program:
