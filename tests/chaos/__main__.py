@@ -20,7 +20,7 @@ from tests.chaos.loads.load import Setup
 from tests.chaos.loads.registry import LOADS
 from tests.chaos.reading import read_visible
 from tests.chaos.report import Result
-from tests.chaos.ticker import EmptyTicker
+from tests.chaos.ticker import EmptyProgram
 from tests.servers._jars import KAFKA_VERSION
 from tests.servers.kafka import KafkaCluster
 
@@ -59,7 +59,7 @@ def run(cluster: KafkaCluster, name: str, options: argparse.Namespace) -> Result
         seconds=seconds,
         every=options.every or _EVERY[options.faults],
     )
-    with EmptyTicker() as ticker, faults:
+    with EmptyProgram() as empty, faults:
         account = load.run(setup)
     stored = read_visible(cluster.bootstrap_servers, topic)
     return Result(
@@ -69,7 +69,7 @@ def run(cluster: KafkaCluster, name: str, options: argparse.Namespace) -> Result
         once=load.once,
         figures=judge(account.sent, stored),
         summary=account.summary,
-        empty_gap=ticker.gap,
+        empty_gap=empty.gap,
         faults=faults.counts,
     )
 
