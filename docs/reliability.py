@@ -175,19 +175,23 @@ def _result(result: dict[str, Any]) -> Iterator[str]:
     cases: list[dict[str, Any]] = result["cases"]
     versions = ", ".join(f"{name} {of}" for name, of in result["versions"].items())
     yield f"The last long run, `{result['command']}`, with {versions}:\n\n"
-    columns = list(dict.fromkeys(name for case in cases for name in case["figures"]))
-    rows = [
+    figures = list(dict.fromkeys(name for case in cases for name in case["figures"]))
+    table = [("", "date", "seed", "seconds", *figures, "result")]
+    table += [
         (
             case["name"],
             case["date"],
             "" if case["seed"] is None else str(case["seed"]),
             _number(case["seconds"]),
-            *(_number(case["figures"].get(column, "")) for column in columns),
+            *(_number(case["figures"].get(name, "")) for name in figures),
             "passed" if case["passed"] else "**failed**",
         )
         for case in cases
     ]
-    yield _table(("", "date", "seed", "seconds", *columns, "result"), rows) + "\n"
+    # A table is rather high than wide.
+    if len(figures) > len(cases):
+        table = list(zip(*table, strict=True))
+    yield _table(table[0], table[1:]) + "\n"
 
 
 def _number(figure: float | str) -> str:

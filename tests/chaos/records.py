@@ -46,7 +46,7 @@ class Summary:
     Attributes:
         errors: How often each error was raised, by its class and the broker's name
             for it.
-        slowest: Seconds until the slowest acknowledgement.
+        slowest: Seconds until the slowest acknowledgement; None if not measured.
         gap: The longest time, in seconds, for which its hub kept other greenlets from
             running; None without a hub.
         stuck: Tasks that did not end in time, or ended by an unexpected error.
@@ -56,7 +56,7 @@ class Summary:
     """
 
     errors: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
+    slowest: float | None = None
     gap: float | None = None
     stuck: int = 0
     signals: Counter[str] = field(default_factory=Counter)
@@ -100,7 +100,7 @@ class Recorder:
             started: When the message was sent, by `time.monotonic`.
         """
         elapsed = time.monotonic() - started
-        self.summary.slowest = max(self.summary.slowest, elapsed)
+        self.summary.slowest = max(self.summary.slowest or 0.0, elapsed)
 
     def error(self, error: BaseException) -> None:
         """Count an error."""

@@ -56,7 +56,9 @@ class Result:
     @property
     def case(self) -> Case:
         """The result for docs/reliability.md."""
-        figures, outcomes, gap = self.figures, self.figures.outcomes, self.summary.gap
+        figures, outcomes = self.figures, self.figures.outcomes
+        gap, slowest = self.summary.gap, self.summary.slowest
+        empty_gap = None if gap is None else self.empty_gap
         return Case(
             self.title,
             seconds=round(self.seconds),
@@ -66,18 +68,17 @@ class Result:
                 "faults": self.faults.total(),
                 "acknowledged": outcomes["acknowledged"],
                 "aborted": outcomes["aborted"],
-                "errors": outcomes["failed"] + outcomes["unknown"],
+                "not acknowledged": outcomes["failed"] + outcomes["unknown"],
                 "lost": figures.lost,
                 "doubled": figures.doubled,
                 "out of order": figures.disordered,
                 "visible though aborted": figures.visible + figures.torn,
                 "not where reported": figures.misplaced + figures.foreign,
-                "slowest (s)": round(self.summary.slowest, 1),
-                "hub gap (ms)": _milliseconds(gap),
-                "of an empty program": ""
-                if gap is None
-                else _milliseconds(self.empty_gap),
-                "kinds of errors": _counts(self.summary.errors),
+                "slowest acknowledgement (s)": _rounded(slowest),
+                "longest hub gap (ms)": _rounded(gap, 1000),
+                "that of an empty program (ms)": _rounded(empty_gap, 1000),
+                "errors by class": _counts(self.summary.errors) or "none",
+                "signals": _counts(self.summary.signals),
             },
         )
 
@@ -96,8 +97,8 @@ class Result:
         return "\n".join(lines)
 
 
-def _milliseconds(seconds: float | None) -> float | str:
-    return "" if seconds is None else round(seconds * 1e3, 1)
+def _rounded(seconds: float | None, factor: int = 1) -> float | str:
+    return "" if seconds is None else round(seconds * factor, 1)
 
 
 def _counts(counts: Counter[str]) -> str:
