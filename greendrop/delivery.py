@@ -476,8 +476,8 @@ class DeliveryHandle:
         }
         if not self.done:
             state["_error"] = DeliveryTimeoutError(
-                f"no delivery report for a message to {self.topic!r} when its handle was"
-                " pickled; it may still be delivered"
+                f"no delivery report for a message to {self.topic!r} when its handle"
+                " was pickled; it may still be delivered"
             )
         state["label"] = _pickling.picklable(self.label)
         return _unpickled, (state,)
