@@ -1,15 +1,19 @@
 """Write the generated pages of the documentation.
 
 docs/reference/settings.md, events.md and the tables of errors.md come from the tables
-and classes in the code, docs/reliability.md from docs/reliability.py and the results in
+and classes in the code, and so do the types of events, greendrop/_typed_event.pyi.
+docs/reliability.md comes from docs/reliability.py and the results in
 docs/reliability.json. Run it after a change of one; a test fails if that was forgotten.
 """
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import inspect
 import re
 import runpy
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,8 +228,9 @@ def listed_events() -> str:
 
 {NOTE}
 [Subscribing to events](../observe/events.md) shows how to listen, and where listeners
-run. Each event is listed with the keys of its payload; `time` is in seconds. Names and
-keys are those of WaterDrop, except for [a few](../coming-from/waterdrop.md#events).
+run. Each event is listed with the keys of its payload and their types, which type
+checkers know; `time` is in seconds. Names and keys are those of WaterDrop, except for
+[a few](../coming-from/waterdrop.md#events).
 
 {"".join(_event_sections(events.EVENTS))}## Events of the process
 
@@ -297,7 +302,7 @@ def _event_sections(table: Mapping[Any, events.EventSpec]) -> Iterator[str]:
 
 def _event(row: tuple[Any, events.EventSpec]) -> str:
     name, spec = row
-    keys = ", ".join(f"`{key}`" for key in spec.payload)
+    keys = ", ".join(f"`{key}: {spec.types[key]}`" for key in spec.payload)
     return _section(f"`{name}`", _sentence(_linked(spec.when)), f"Payload: {keys}.")
 
 
@@ -329,11 +334,80 @@ def _written(value: object) -> str:
     return f"{value:_}" if type(value) is int else repr(value)
 
 
+#: The modules of the types in payloads. Some import names of those before them.
+TYPE_MODULES = (
+    "collections.abc",
+    "typing",
+    "greendrop.errors",
+    "greendrop.events",
+    "greendrop.message",
+    "greendrop.delivery",
+    "greendrop.oauth",
+    "greendrop._transactions.coordinator",
+    "greendrop.transaction",
+    "greendrop.producer",
+    "greendrop.pool",
+)
+
+
+def typed_event() -> str:
+    """Write the stub that gives each key of each event's payload its type."""
+    overloads = "".join(_overloads())
+    names = {"Any", "Generic", "Literal", "overload", "EventName"}
+    names |= set(re.findall(r"\b[A-Z]\w+\b", overloads))
+    names -= vars(builtins).keys() | {"TypedEvent"}
+    return f"""# The types of the payloads of events: what `event[key]` returns.
+# Made by docs/generate.py; changes here are lost.
+
+{"".join(_imports(names))}
+from typing_extensions import TypeVar
+
+EventName_co = TypeVar("EventName_co", bound=EventName, covariant=True, default=Any)
+
+class TypedEvent(Generic[EventName_co]):
+{overloads}"""
+
+
+def _overloads() -> Iterator[str]:
+    """Write a signature for each key and type, with the names of its events.
+
+    The first type of a key is the one that most events have. Type checkers use it for
+    an `Event` that may be any of them.
+    """
+    named: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for key, kind in events.PAYLOAD_TYPES.items():
+        named[key, kind] = []
+    for name, spec in {**events.EVENTS, **events.PROCESS_EVENTS}.items():
+        for key, kind in spec.types.items():
+            named[key, kind].append(name)
+    for (key, kind), names in sorted(named.items(), key=lambda item: item[0][0]):
+        literals = ",\n".join(f'            "{name}"' for name in sorted(names))
+        yield f"""    @overload
+    def __getitem__(
+        self: TypedEvent[Literal[
+{literals}
+        ]],
+        key: Literal["{key}"],
+    ) -> {kind}: ...
+"""
+
+
+def _imports(names: set[str]) -> Iterator[str]:
+    for module in TYPE_MODULES:
+        found = sorted(names & vars(importlib.import_module(module)).keys())
+        if found:
+            yield f"from {module} import {', '.join(found)}\n"
+        names = names - set(found)
+    if names:
+        raise LookupError(f"add the modules of {names} to TYPE_MODULES")
+
+
 def pages() -> Mapping[Path, str]:
     """Return the text of each generated file."""
     reliability = runpy.run_path(str(DOCS / "reliability.py"))["page"](NOTE)
     return {
         DOCS / "reliability.md": reliability,
+        Path(events.__file__).with_name("_typed_event.pyi"): typed_event(),
         DOCS / "reference" / "settings.md": settings_page().rstrip() + "\n",
         DOCS / "reference" / "events.md": listed_events().rstrip() + "\n",
         DOCS / "reference" / "errors.md": errors_page().rstrip() + "\n",

@@ -9,7 +9,7 @@ operation that emitted the event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 from greendrop import _concurrency
 from greendrop._logging.log import ERROR, Log
 from greendrop._logging.rate_limit import RateLimiter
+from greendrop._typed_event import EventName_co, TypedEvent
 from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 
 if TYPE_CHECKING:
@@ -63,12 +64,64 @@ EventName: TypeAlias = Literal[
 ]
 
 
+#: The types of the values in payloads, by key, as Python writes them. An event that
+#: has another type for a key says so in its row.
+PAYLOAD_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "attempt": "int",
+        "bearer": "OAuthBearer",
+        "buffer": "tuple[Message, ...]",
+        "config": "Mapping[str, object]",
+        "delivery_report": "DeliveryReport",
+        "dispatched": "tuple[DeliveryHandle, ...]",
+        "error": "BaseException",
+        "event": "str",
+        "kafka": "dict[str, str]",
+        "label": "Any",
+        "left_out": "int",
+        "message": "Message",
+        "messages": "Sequence[Message]",
+        "offset": "int | None",
+        "offset_metadata": "str | None",
+        "outcome": "Outcome",
+        "partition": "int",
+        "pool": "ProducerPool",
+        "producer": "Producer",
+        "producer_id": "str",
+        "retry": "bool",
+        "seconds": "float",
+        "size": "int",
+        "stack": "str | None",
+        "statistics": "Mapping[str, Any]",
+        "time": "float",
+        "timeout": "float",
+        "topic": "str",
+        "type": "str",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class EventSpec:
-    """One row of a table of events: when the event is emitted, and its payload."""
+    """One row of a table of events: when the event is emitted, and its payload.
+
+    Attributes:
+        when: When the event is emitted.
+        payload: The keys that are always in the payload.
+        optional: The keys that are in the payload only for some values of `type`.
+        own_types: The types of keys that differ from those of other events.
+    """
 
     when: str
     payload: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    own_types: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """The type of each key, as Python writes it."""
+        keys = (*self.payload, *self.optional)
+        return {key: self.own_types.get(key, PAYLOAD_TYPES[key]) for key in keys}
 
 
 #: The events of a producer, emitted by its `monitor`. `time` is in seconds; `error` is
@@ -93,6 +146,7 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             " A secret is shown as `[hidden]` and keeps its value unless a listener"
             " replaces it",
             payload=("producer_id", "error", "attempt", "kafka"),
+            own_types={"error": "BrokerError"},
         ),
         "producer.reloaded": EventSpec(
             when="a new client has replaced one that had a fatal error. For a"
@@ -173,6 +227,11 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
                 "error",
                 "type",
             ),
+            own_types={
+                "partition": "int | None",
+                "delivery_report": "None",
+                "error": "MessagePurgedError",
+            },
         ),
         "transaction.started": EventSpec(
             when="a transaction has started",
@@ -182,6 +241,7 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
             when="the offset of `message` was added to the transaction; emitted in the"
             " caller",
             payload=("producer_id", "message", "offset_metadata", "time"),
+            own_types={"message": "ConsumedMessage"},
         ),
         "transaction.committed": EventSpec(
             when="a transaction was committed",
@@ -216,6 +276,24 @@ EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
         "error.occurred": EventSpec(
             when="something failed; `type` says what, `error` is the exception",
             payload=("producer_id", "error", "type"),
+            optional=(
+                "message",
+                "messages",
+                "dispatched",
+                "topic",
+                "partition",
+                "offset",
+                "label",
+                "delivery_report",
+                "attempt",
+                "retry",
+                "event",
+                "left_out",
+            ),
+            own_types={
+                "partition": "int | None",
+                "delivery_report": "None",
+            },
         ),
     }
 )
@@ -227,6 +305,7 @@ PROCESS_EVENTS: Mapping[EventName, EventSpec] = MappingProxyType(
         "producer.created": EventSpec(
             when="a `Producer` was constructed; it has no settings yet, and so no id",
             payload=("producer", "producer_id"),
+            own_types={"producer_id": "None"},
         ),
         "producer.configured": EventSpec(
             when="a producer has been configured and has opened nothing yet: the"
@@ -312,20 +391,21 @@ ERROR_TYPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Event:
+class Event(TypedEvent[EventName_co]):
     """One event, as listeners receive it: a name, and a payload of named values.
 
     `event["topic"]` reads one value, and raises `KeyError` for an unknown name.
+
+    Type checkers know the payload of each event: those of
+    `Event[Literal["message.acknowledged"]]`, for one. A plain `Event` may be any of
+    them.
     """
 
     __slots__ = ("name", "payload")
 
-    def __init__(self, name: str, payload: Mapping[str, Any]) -> None:
-        self.name = name
+    def __init__(self, name: EventName_co, payload: Mapping[str, Any]) -> None:
+        self.name: str = name
         self.payload = payload
-
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - a payload holds anything
-        return self.payload[key]
 
     def __repr__(self) -> str:
         return f"<Event {self.name} {', '.join(self.payload)}>"
@@ -333,10 +413,12 @@ class Event:
 
 Listener = Callable[[Event], object]
 _L = TypeVar("_L", bound=Listener)
+_N = TypeVar("_N", bound=EventName)
 _O = TypeVar("_O")
+_R = TypeVar("_R")
 
 
-_ERRORS = "error.occurred"
+_ERRORS: Literal["error.occurred"] = "error.occurred"
 
 
 class Monitor:
@@ -367,11 +449,15 @@ class Monitor:
         return name in self.listeners
 
     @overload
-    def subscribe(self, target: EventName, listener: _L) -> _L: ...
+    def subscribe(
+        self, target: _N, listener: Callable[[Event[_N]], _R]
+    ) -> Callable[[Event[_N]], _R]: ...
     @overload
-    def subscribe(self, target: EventName) -> Callable[[_L], _L]: ...
+    def subscribe(
+        self, target: _N
+    ) -> Callable[[Callable[[Event[_N]], _R]], Callable[[Event[_N]], _R]]: ...
     @overload
-    def subscribe(self, target: object) -> object: ...
+    def subscribe(self, target: _O) -> _O: ...
 
     def subscribe(self, target: object, listener: Listener | None = None) -> object:
         """Subscribe a function to one event, or an object to every event it handles.
@@ -415,7 +501,7 @@ class Monitor:
 
     def emit(
         self,
-        name: str,
+        name: EventName,
         payload: Mapping[str, Any],
         swallow: type[BaseException] = Exception,
     ) -> None:
@@ -445,7 +531,7 @@ class Monitor:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except swallow as error:
-                self._log_failure(event, error, swallow)
+                self._log_failure(name, payload, error, swallow)
 
     def _call_error_listener(self, event: Event, listener: Listener) -> None:
         # A listener of error.occurred that causes another error is not called again for
@@ -459,26 +545,30 @@ class Monitor:
                 self._error_listeners_running.discard(running)
 
     def _log_failure(
-        self, event: Event, error: BaseException, swallow: type[BaseException]
+        self,
+        name: str,
+        payload: Mapping[str, Any],
+        error: BaseException,
+        swallow: type[BaseException],
     ) -> None:
-        error_type = event.payload.get("type")
-        suppressed = self._failures.suppressed((event.name, error_type, type(error)))
+        error_type = payload.get("type")
+        suppressed = self._failures.suppressed((name, error_type, type(error)))
         if suppressed is None:
             return
         more = {"left_out": suppressed} if suppressed else {}
-        producer_id = event.payload.get("producer_id")
+        producer_id = payload.get("producer_id")
         _log.write(
             ERROR,
             "listener.error",
             exc_info=error,
             producer_id=producer_id,
-            listener_of=event.name,
+            listener_of=name,
             **more,
         )
         if error_type == "listener.error":
             return  # a listener of failing listeners failed; the log has it
         payload = {"producer_id": producer_id, "error": error, "type": "listener.error"}
-        payload = {**payload, "event": event.name, **more}
+        payload = {**payload, "event": name, **more}
         self.emit(_ERRORS, payload, swallow)
 
     def log_callback_error(self, producer_id: str, error: BaseException) -> None:
@@ -486,8 +576,8 @@ class Monitor:
 
         As for a listener; `event` is then "add_done_callback".
         """
-        event = Event("add_done_callback", {"producer_id": producer_id})
-        self._log_failure(event, error, BaseException)
+        payload = {"producer_id": producer_id}
+        self._log_failure("add_done_callback", payload, error, BaseException)
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - one flag
         """Refuse, or allow again, subscriptions to statistics.

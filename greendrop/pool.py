@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from greendrop.events import EventName
     from greendrop.transaction import Transaction
 
 #: Makes a producer of a pool, given the number of its slot or nothing.
@@ -81,7 +82,7 @@ class ProducerPool(_pickling.PerProcess):
         # How to close a producer that is checked in after `close`: timeout and force.
         self._close_args: tuple[float | None, bool] = (None, False)
         self._clear()
-        self._emit("created", size=self.size, timeout=timeout)
+        self._emit("connection_pool.created", size=self.size, timeout=timeout)
 
     def _clear(self) -> None:
         # The slot used last is used next, so that the others can stay idle.
@@ -301,7 +302,7 @@ class ProducerPool(_pickling.PerProcess):
             _concurrency.check_timeout(timeout)
         self._check_not_forked()
         self._check_open()
-        self._emit("reload")
+        self._emit("connection_pool.reload")
         idle = []
         with self._lock:
             self._check_open()
@@ -313,7 +314,7 @@ class ProducerPool(_pickling.PerProcess):
         try:
             _close_all(idle, timeout, force=False)
         finally:
-            self._emit("reloaded")
+            self._emit("connection_pool.reloaded")
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
         """Close the pool and all its producers.
@@ -354,13 +355,13 @@ class ProducerPool(_pickling.PerProcess):
             _close_all(idle, timeout, force=force)
         finally:
             if first:
-                self._emit("shutdown")
+                self._emit("connection_pool.shutdown")
 
     def _emit_setup(self) -> None:
-        self._emit("setup", size=self.size, timeout=self._timeout)
+        self._emit("connection_pool.setup", size=self.size, timeout=self._timeout)
 
-    def _emit(self, name: str, **payload: object) -> None:
-        events.monitor.emit(f"connection_pool.{name}", {"pool": self, **payload})
+    def _emit(self, name: EventName, **payload: object) -> None:
+        events.monitor.emit(name, {"pool": self, **payload})
 
     @property
     def _inherited(self) -> bool:

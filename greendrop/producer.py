@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from greendrop.config.types import ProducerSettings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.errors import ProduceError
+    from greendrop.events import EventName
     from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
 
@@ -1097,11 +1098,11 @@ class Producer(_pickling.PerProcess):
     def _unconfigured(self) -> Core:
         raise ProducerNotConfiguredError("call setup(kafka={...}) first")
 
-    def _emit_process(self, name: str, **facts: object) -> None:
+    def _emit_process(self, name: EventName, **facts: object) -> None:
         facts = {"producer": self, "producer_id": self.id, **facts}
         events.monitor.emit(name, facts)
 
-    def _tell(self, name: str, began: float, **facts: object) -> None:
+    def _tell(self, name: EventName, began: float, **facts: object) -> None:
         time = _concurrency.monotonic() - began
         self.monitor.emit(name, {"producer_id": self.id, **facts, "time": time})
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from greendrop._librdkafka.handle import KafkaHandle
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, ReportQueue
-    from greendrop.events import Monitor
+    from greendrop.events import EventName, Monitor
 
 #: Reports between two readings of the clock while listeners are called.
 _CLOCK_EVERY = 16
@@ -206,7 +206,7 @@ class ReportDispatcher:
             payload = {**identity, "error": error, "type": error_type, **rest}
             self._emit("error.occurred", payload)
 
-    def _emit(self, name: str, payload: dict[str, Any]) -> None:
+    def _emit(self, name: EventName, payload: dict[str, Any]) -> None:
         self._monitor.emit(name, payload, swallow=BaseException)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
-    from greendrop.events import Monitor
+    from greendrop.events import EventName, Monitor
     from greendrop.oauth import OAuthToken
 
 #: Seconds that the sender of the first message waits for an OAuth token: as long as
@@ -536,7 +536,7 @@ class Connections:
 
     # --- emitting ----------------------------------------------------------------
 
-    def emit(self, name: str, started: float | None = None) -> None:
+    def emit(self, name: EventName, started: float | None = None) -> None:
         """Emit an event of the producer's life, with its duration since `started`."""
         payload: dict[str, object] = {"producer_id": self.settings.id}
         if started is not None:

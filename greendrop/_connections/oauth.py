@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greendrop import _concurrency
 from greendrop.errors import (
@@ -34,7 +34,7 @@ _RETRY = 10.0
 #: message would call the provider once more.
 _BRIEFLY = 1.0
 
-_EVENT = "oauthbearer.token_refresh"
+_EVENT: Literal["oauthbearer.token_refresh"] = "oauthbearer.token_refresh"
 
 
 class _Failure(NamedTuple):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from greendrop._connections.client_slots import ClientSlot
     from greendrop.config.settings import Settings
     from greendrop.errors import BrokerError
-    from greendrop.events import Monitor
+    from greendrop.events import EventName, Monitor
 
 
 class Recovery:
@@ -116,14 +116,14 @@ class Recovery:
         self._emit_without_waits(client, "error.occurred", payload)
 
     def _emit_without_waits(
-        self, client: Client, name: str, payload: Mapping[str, object]
+        self, client: Client, name: EventName, payload: Mapping[str, object]
     ) -> None:
         # Messages that a listener sends here are queued for the new client, which does
         # not exist until the listeners return.
         with client.poll_loop.forbid_waits():
             self._emit(name, payload)
 
-    def _emit(self, name: str, payload: Mapping[str, object]) -> None:
+    def _emit(self, name: EventName, payload: Mapping[str, object]) -> None:
         self._monitor.emit(
             name,
             {"producer_id": self._producer_id, **payload},

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
     from greendrop.config.settings import Settings
+    from greendrop.events import EventName
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Exception)
@@ -637,7 +638,7 @@ class Transactions:
 
     def _emit(
         self,
-        name: str,
+        name: EventName,
         started: float,
         extra: Mapping[str, object] = MappingProxyType({}),
     ) -> None:

@@ -154,7 +154,7 @@ class _Greendrop:
             instrument_on_wait_queue_full=False,
         )
         self._topic, self._payload = topic, bytes(size)
-        self._failed: list[GreendropError] = []
+        self._failed: list[BaseException] = []
         self._producer.monitor.subscribe("error.occurred", self._on_error)
 
     def _on_error(self, event: Event) -> None:

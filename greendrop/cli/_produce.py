@@ -302,7 +302,7 @@ class _Tally:
                 "partition": report.partition,
                 "offset": report.offset,
                 "timestamp": report.timestamp,
-                **report.label._asdict(),
+                **event["label"]._asdict(),
             }
             try:
                 sys.stdout.write(json.dumps(line) + "\n")
@@ -316,7 +316,7 @@ class _Tally:
         if event["type"] == "librdkafka.dispatch_error":
             self.fail(event["label"], event["error"])
 
-    def fail(self, place: object, error: Exception) -> None:
+    def fail(self, place: object, error: BaseException) -> None:
         """Count a message that failed, and print the reason."""
         self.failed += 1
         if self.failed <= _MAX_PRINTED:

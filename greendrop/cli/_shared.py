@@ -83,7 +83,8 @@ class ConnectionErrors:
         error = event["error"]
         text = _ATTEMPT.sub("", str(error))
         # "All brokers are down" follows, and adds nothing to, the reason.
-        adds_nothing = self._printed and error.name == "_ALL_BROKERS_DOWN"
+        name = getattr(error, "name", None)
+        adds_nothing = self._printed and name == "_ALL_BROKERS_DOWN"
         if text not in self._printed and not adds_nothing:
             self._printed.add(text)
             say(f"{text}; still trying")

@@ -237,7 +237,9 @@ class _JsonWriter:
         if event["type"] == "librdkafka.dispatch_error":
             self.write_failure(event["label"], event["error"])
 
-    def write_failure(self, label: tuple[str | None, str], error: Exception) -> None:
+    def write_failure(
+        self, label: tuple[str | None, str], error: BaseException
+    ) -> None:
         """Write that a message was not delivered, or not sent."""
         key, value = label
         kind = type(error)

@@ -9,7 +9,7 @@ structlog the lines go to `logging`, which shows none below warnings by default.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from greendrop._librdkafka.log_lines import is_hang_up
 from greendrop._logging.log import DEBUG, ERROR, INFO, WARNING, Log
@@ -141,7 +141,9 @@ class LogListener:
         """A transaction was committed, aborted, or its outcome is unknown."""
         self.write(INFO, event, **_present(event, "outcome"))
 
-    def on_transaction_marked_as_consumed(self, event: Event) -> None:
+    def on_transaction_marked_as_consumed(
+        self, event: Event[Literal["transaction.marked_as_consumed"]]
+    ) -> None:
         """An offset was added to a transaction."""
         message = event["message"]
         position = {"partition": message.partition(), "offset": message.offset()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from greendrop import _concurrency, _wording
-from greendrop.events import EVENTS, PROCESS_EVENTS, Event, Monitor
+from greendrop.events import EVENTS, PROCESS_EVENTS, Event, EventName, Monitor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -16,6 +16,8 @@ _STATISTICS = "statistics.emitted"
 #: Not recorded: its listeners have to provide a token.
 _NEEDS_ANSWER = "oauthbearer.token_refresh"
 _KNOWN = {**EVENTS, **PROCESS_EVENTS}
+
+_N = TypeVar("_N", bound=EventName)
 
 
 class Monitored(Protocol):
@@ -58,7 +60,7 @@ class Recorder:
         """The names of all events so far."""
         return [event.name for event in self.events]
 
-    def named(self, name: str) -> list[Event]:
+    def named(self, name: _N) -> list[Event[_N]]:
         """Return the events of one name."""
         if name not in _KNOWN:
             raise ValueError(f"no event {name!r}; there are {', '.join(_KNOWN)}")
@@ -69,7 +71,9 @@ class Recorder:
         """The errors of all `error.occurred` events, in order."""
         return [event["error"] for event in self.named("error.occurred")]
 
-    def wait_for(self, name: str, count: int = 1, timeout: float = 5.0) -> list[Event]:
+    def wait_for(
+        self, name: _N, count: int = 1, timeout: float = 5.0
+    ) -> list[Event[_N]]:
         """Wait until there are `count` events of one name, and return them.
 
         Args:

@@ -21,6 +21,7 @@ from greendrop import (
 )
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.testing import Recorder, fatal_error, trigger_fatal_error
+from tests.payloads import check_payload
 
 #: Partitioners of librdkafka that look at the key.
 PARTITIONERS = (
@@ -215,6 +216,35 @@ def test_events_are_emitted_in_order(world, cluster, topic, producer_on_cluster)
     assert event["delivery_report"] == report
     assert (event["topic"], event["offset"], event["label"]) == (topic, 0, "mine")
     assert recorder.errors == []
+
+
+def test_payloads_have_the_types_that_type_checkers_know(
+    world, cluster, topic, producer_on_cluster
+):
+    """Each payload has the keys of its event, with values of the declared types."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    recorder = Recorder(producer)
+    batch = [Message(topic, b"x"), {"topic": topic, "payload": "y", "label": 5}]
+    producer.produce_sync(topic=topic, payload=b"x", label=object())
+    producer.produce_many_sync(batch)
+    producer.produce_many_async(batch)
+    producer.buffer(topic=topic, payload=b"x")
+    producer.buffer_many(batch)
+    producer.flush_sync()
+    with pytest.raises(DeliveryError):
+        producer.produce_sync(topic=topic, payload=b"x", partition=9)
+    with pytest.raises(ProduceManyError):
+        producer.produce_many_sync([*batch, Message(topic, b"x", partition=9)])
+    producer.buffer(topic=topic, payload=b"x")
+    producer.purge()
+    producer.disconnect()
+    producer.variant(topic_config={"acks": 0}).produce_sync(topic=topic, payload=b"x")
+    producer.close()
+
+    for event in recorder.events:
+        check_payload(event)
+    assert len(set(recorder.names)) >= 14
 
 
 def test_a_failed_message_is_reported_as_an_event(

@@ -7,6 +7,8 @@ those of `suite`.
 import pytest
 
 from greendrop import DeliveryError, Message
+from greendrop.testing import Recorder
+from tests.payloads import check_payload
 
 
 @pytest.fixture
@@ -53,6 +55,23 @@ def test_rolled_back_messages_are_never_visible(world, cluster, topic, transacti
     every = cluster.records(topic, uncommitted=True)
     assert payloads(every) == [b"aborted", b"failed", b"good"]
     assert [record.offset for record in every] == [0, 2, 4]
+
+
+def test_payloads_of_transactions_have_the_types_that_type_checkers_know(
+    world, topic, transactional
+):
+    """Each payload has the keys of its event, with values of the declared types."""
+    with Recorder(transactional) as recorder:
+        with transactional.transaction():
+            transactional.produce_sync(topic=topic, payload=b"1")
+        with transactional.transaction() as transaction:
+            transactional.produce_async(topic=topic, payload=b"2")
+            transaction.abort()
+
+    for event in recorder.events:
+        check_payload(event)
+    outcomes = [each["outcome"] for each in recorder.named("transaction.finished")]
+    assert outcomes == ["committed", "aborted"]
 
 
 def test_a_refused_message_does_not_end_the_producer(

@@ -29,7 +29,10 @@ LAYERS = (
         *("events", "interceptors", "middleware", "config"),
         *("delivery", "scope", "_logging"),
     },
-    {"message", "oauth", "errors", "_concurrency", "_pickling", "_wording", "_hints"},
+    {
+        *("message", "oauth", "errors", "_concurrency", "_pickling", "_wording"),
+        *("_hints", "_typed_event"),
+    },
 )
 LEAVES = LAYERS[0]
 

@@ -7,6 +7,7 @@ import pytest
 import greendrop
 from greendrop import EventNotRegisteredError, Producer, ProducerPool, events
 from greendrop.events import EVENTS, PROCESS_EVENTS
+from tests.payloads import check_payload
 
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 PASSWORD = {"sasl.password": "hunter2", "security.protocol": "plaintext"}
@@ -217,7 +218,7 @@ def test_removing_the_default_pool_emits_no_setup_event(process_events):
 
 
 def test_payloads_match_the_table(process_events, make_producer):
-    """Each payload has the keys of its row in the table."""
+    """Each payload has the keys and types of its row in the table."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
     producer.close()
@@ -229,7 +230,7 @@ def test_payloads_match_the_table(process_events, make_producer):
 
     assert {event.name for event in process_events} == set(PROCESS_EVENTS)
     for event in process_events:
-        assert event.payload.keys() == set(PROCESS_EVENTS[event.name].payload)
+        check_payload(event)
 
 
 def test_each_monitor_has_its_own_events():

@@ -388,7 +388,7 @@ class Listener:
     def on_message_acknowledged(self, event: Event) -> None:
         """Handle an acknowledged message."""
         assert_type(event.name, str)
-        assert_type(event["offset"], Any)
+        assert_type(event["offset"], int | None)
         assert_type(event.payload, Mapping[str, Any])
 
     def on_error_occurred(self, event: Event) -> None:
@@ -672,9 +672,15 @@ def test_in_memory(producer: Producer) -> None:
         other.close()
         assert_type(all_of_it.events, list[Event])
         assert_type(all_of_it.names, list[str])
-        assert_type(all_of_it.named("producer.closed"), list[Event])
+        assert_type(
+            all_of_it.named("producer.closed"), list[Event[Literal["producer.closed"]]]
+        )
         assert_type(all_of_it.errors, list[BaseException])
-        assert_type(all_of_it.wait_for("producer.closed", 1, timeout=2.0), list[Event])
+        assert_type(
+            all_of_it.wait_for("message.purged", 1, timeout=2.0),
+            list[Event[Literal["message.purged"]]],
+        )
+        all_of_it.named("producer.close")  # type: ignore[type-var]
         all_of_it.clear()
         all_of_it.stop()
     Recorder(producer.monitor, producer)
