@@ -403,7 +403,7 @@ class Event(TypedEvent[EventName_co]):
 
     __slots__ = ("name", "payload")
 
-    def __init__(self, name: EventName_co, payload: Mapping[str, Any]) -> None:
+    def __init__(self, name: EventName, payload: Mapping[str, Any]) -> None:
         self.name: str = name
         self.payload = payload
 
