@@ -25,6 +25,9 @@ TRANSACTIONS = "raw transactions in a thread"
 TRANSACTIONS_LINGER_0 = "raw transactions in a thread, linger 0"
 AIOKAFKA = "aiokafka on uvloop"
 AIOKAFKA_1_MB = "aiokafka on uvloop, 1 MB batches"
+AIO_PRODUCER = "AIOProducer on uvloop"
+AIO_PRODUCER_1_MS = "AIOProducer on uvloop, buffer_timeout 1 ms, linger 0"
+KAFKA_PYTHON = "kafka-python patched by gevent"
 
 _FIXED = (UNBATCHED, LINGER_1, LINGER_5)
 
@@ -139,6 +142,12 @@ def _trap(milliseconds: int, greenlets: int) -> Cell:
     )
 
 
+def _clients(workers: int) -> Cell:
+    contenders = (GREENDROP, POLL_THREAD, AIO_PRODUCER, AIO_PRODUCER_1_MS)
+    contenders += (KAFKA_PYTHON, AIOKAFKA)
+    return Cell(f"clients-{workers}", Load("wait", workers=workers), contenders)
+
+
 def _hub(greenlets: int) -> Cell:
     goals = (Goal("late_p99", at_most=0.002),) if greenlets == 100 else ()
     load = Load("wait", workers=greenlets, ticker=True)
@@ -159,6 +168,13 @@ TABLES = (
         "Greenlets that produce and wait: Apache Kafka, 4 partitions, no key",
         ("rate", "p50", "cpu"),
         tuple(_wait(greenlets) for greenlets in (1, 10, 30, 100, 300, 1_000)),
+    ),
+    Table(
+        "clients",
+        "Clients for Python, to be compared: Apache Kafka, 4 partitions, no key",
+        ("rate", "p50", "cpu"),
+        tuple(_clients(workers) for workers in (1, 10, 100, 1_000)),
+        rounds=3,
     ),
     Table(
         "threads",

@@ -20,7 +20,7 @@ from tests.benchmarks import cells
 from tests.benchmarks.instruments import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from gevent.event import AsyncResult
 
@@ -370,28 +370,41 @@ class PollThread(Raw):
         super().close()
 
 
-class AioKafka(Contender):
-    """aiokafka on uvloop: tasks in place of greenlets."""
+class KafkaPython(Contender):
+    """kafka-python, in a program that is monkey-patched by gevent."""
 
-    def __init__(self, place: Place, max_batch_size: int | None = None) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__(place)
-        import uvloop
-        from aiokafka import AIOKafkaProducer
+        from gevent import monkey
 
-        self._aio_producer = AIOKafkaProducer
-        self._tasks = uvloop.new_event_loop()
-        self._run = self._tasks.run_until_complete
-        options = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
-        self._run(self._open(options))
+        monkey.patch_all()
+        from kafka import KafkaProducer
 
-    async def _open(self, options: dict[str, int]) -> None:
-        self._producer = self._aio_producer(
-            bootstrap_servers=self.bootstrap_servers,
+        self._producer = KafkaProducer(
+            bootstrap_servers=place.bootstrap_servers,
             acks="all",
             enable_idempotence=False,
-            **options,
         )
-        await self._producer.start()
+
+    def send_and_wait(self, key: bytes | None) -> None:
+        self._producer.send(self.topic, PAYLOAD, key=key).get(timeout=_LONGEST_WAIT)
+
+    def close(self) -> None:
+        self._producer.close(timeout=_LONGEST_WAIT)
+
+
+class _OnUvloop(Contender):
+    """A client for asyncio, on uvloop: tasks in place of greenlets."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        import uvloop
+
+        self._tasks = uvloop.new_event_loop()
+        self._run = self._tasks.run_until_complete
+
+    #: Sends a message with a `key`, and waits for its report.
+    _send: Callable[..., Awaitable[object]]
 
     def wait_loops(self, load: cells.Load, seconds: float) -> list[float]:
         import asyncio
@@ -409,16 +422,70 @@ class AioKafka(Contender):
     async def _send_loop(
         self, keys: Iterator[bytes | None], end: float, waits: list[float]
     ) -> None:
-        send_and_wait = self._producer.send_and_wait
+        send = self._send
         before = clock()
         while before < end:
-            await send_and_wait(self.topic, PAYLOAD, key=next(keys))
+            await send(key=next(keys))
             after = clock()
             waits.append(after - before)
             before = after
 
+
+class AioKafka(_OnUvloop):
+    """aiokafka."""
+
+    def __init__(self, place: Place, max_batch_size: int | None = None) -> None:
+        super().__init__(place)
+        from aiokafka import AIOKafkaProducer
+
+        self._aio_producer = AIOKafkaProducer
+        options = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+        self._run(self._open(options))
+        self._send = partial(self._producer.send_and_wait, self.topic, PAYLOAD)
+
+    async def _open(self, options: dict[str, int]) -> None:
+        self._producer = self._aio_producer(
+            bootstrap_servers=self.bootstrap_servers,
+            acks="all",
+            enable_idempotence=False,
+            **options,
+        )
+        await self._producer.start()
+
     def close(self) -> None:
         self._run(self._producer.stop())
+        self._tasks.close()
+
+
+class AioProducer(_OnUvloop):
+    """confluent-kafka's AIOProducer."""
+
+    def __init__(
+        self,
+        place: Place,
+        buffer_timeout: float | None = None,
+        linger: int | None = None,
+    ) -> None:
+        super().__init__(place)
+        config: dict[str, str | int] = {"bootstrap.servers": place.bootstrap_servers}
+        if linger is not None:
+            config["linger.ms"] = linger
+        options = {} if buffer_timeout is None else {"buffer_timeout": buffer_timeout}
+        self._run(self._open(config, options))
+        self._send = self._send_and_wait
+
+    async def _open(
+        self, config: dict[str, str | int], options: dict[str, float]
+    ) -> None:
+        from confluent_kafka.aio import AIOProducer
+
+        self._producer = AIOProducer(config, **options)
+
+    async def _send_and_wait(self, key: bytes | None) -> None:
+        await (await self._producer.produce(self.topic, PAYLOAD, key))
+
+    def close(self) -> None:
+        self._run(self._producer.close())
         self._tasks.close()
 
 
@@ -438,5 +505,8 @@ CONTENDERS: dict[str, Callable[[Place], Contender]] = {
     cells.TRANSACTIONS_LINGER_0: partial(RawTransactions, linger=0),
     cells.AIOKAFKA: AioKafka,
     # librdkafka's `batch.size`; aiokafka's own limit is 16 KiB.
+    cells.KAFKA_PYTHON: KafkaPython,
+    cells.AIO_PRODUCER: AioProducer,
+    cells.AIO_PRODUCER_1_MS: partial(AioProducer, buffer_timeout=0.001, linger=0),
     cells.AIOKAFKA_1_MB: partial(AioKafka, max_batch_size=1_000_000),
 }

@@ -24,6 +24,7 @@ _PACKAGES = (
     "gevent",
     "greenlet",
     "aiokafka",
+    "kafka-python",
     "uvloop",
 )
 
