@@ -419,6 +419,8 @@ _R = TypeVar("_R")
 
 
 _ERRORS: Literal["error.occurred"] = "error.occurred"
+# Events that a verb emits for each message.
+_PER_MESSAGE = frozenset({"message.produced_sync", "message.produced_async"})
 
 
 class Monitor:
@@ -429,11 +431,18 @@ class Monitor:
 
     Args:
         events: The table of the events that it emits.
+        hooks: Holds the names of the events that need to see each message, while they
+            have listeners: see `Core.hooks`.
     """
 
-    def __init__(self, events: Mapping[EventName, EventSpec] = EVENTS) -> None:
+    def __init__(
+        self,
+        events: Mapping[EventName, EventSpec] = EVENTS,
+        hooks: set[object] | None = None,
+    ) -> None:
         #: The table of the events that it emits.
         self.events = events
+        self._hooks: set[object] = set() if hooks is None else hooks
         #: Listeners by event. Copied on write, so readers never see half a change. Only
         #: events with listeners are in it: `name in monitor.listeners` is the cheapest
         #: check on the hot path.
@@ -498,6 +507,7 @@ class Monitor:
                 for name, pairs in self.listeners.items()
                 if (kept := tuple(pair for pair in pairs if pair[0] != listener))
             }
+            self._hooks.difference_update(_PER_MESSAGE.difference(self.listeners))
 
     def emit(
         self,
@@ -599,6 +609,7 @@ class Monitor:
             raise StatisticsNotEnabledError(text)
         with self._lock:
             listeners = dict(self.listeners)
+            self._hooks.update(_PER_MESSAGE.intersection(added))
             for name, listener in added.items():
                 listeners[name] = (*listeners.get(name, ()), (owner, listener))
             self.listeners = listeners

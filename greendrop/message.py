@@ -45,7 +45,7 @@ _FIRST_SECONDS, _FIRST_NANOSECONDS = 10**8, 10**17
 
 # Valid names: the look-up is faster than matching again. Bounded, for programs that
 # generate topic names.
-_known_topics: set[str] = set()
+known_topics: set[str] = set()
 _KNOWN_TOPICS_LIMIT = 10_000
 
 
@@ -233,7 +233,7 @@ def validate(message: Message, limit: SizeLimit) -> Message:
     if (
         type(payload) is bytes
         and type(topic) is str
-        and topic in _known_topics
+        and topic in known_topics
         and headers is None
         and partition is None
         and partition_key is None
@@ -262,7 +262,7 @@ def all_validated(messages: list[Any], limit: SizeLimit) -> TypeGuard[list[Messa
     topics, payloads, keys, *others, _ = zip(*messages, strict=True)
     return (
         set(map(type, topics)) == {str}
-        and _known_topics.issuperset(topics)
+        and known_topics.issuperset(topics)
         and set(map(type, payloads)) == {bytes}
         and set(map(type, keys)) <= {type(None), bytes}
         and b"" not in keys
@@ -375,9 +375,9 @@ def _check_topic(topic: object, errors: dict[str, str]) -> None:
             " (ASCII letters, digits, '_', '.', '-'; 1 to 249 of them)"
         )
     else:
-        if len(_known_topics) >= _KNOWN_TOPICS_LIMIT:
-            _known_topics.clear()
-        _known_topics.add(topic)
+        if len(known_topics) >= _KNOWN_TOPICS_LIMIT:
+            known_topics.clear()
+        known_topics.add(topic)
 
 
 def _as_bytes(name: str, value: object, errors: dict[str, str]) -> bytes | None:

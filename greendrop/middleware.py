@@ -33,13 +33,17 @@ class Middleware:
 
     Steps may be added and removed at any time, from any thread. Changes apply to the
     next message, not to one that is being processed.
+
+    Args:
+        hooks: Holds the middleware while it has steps: see `Core.hooks`.
     """
 
-    __slots__ = ("_lock", "steps")
+    __slots__ = ("_hooks", "_lock", "steps")
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: set[object]) -> None:
         #: Copied on write.
         self.steps: tuple[Step, ...] = ()
+        self._hooks = hooks
         self._lock = _concurrency.new_lock()
 
     def append(self, step: _S) -> _S:
@@ -55,6 +59,7 @@ class Middleware:
         """
         _check_callable(step)
         with self._lock:
+            self._hooks.add(self)
             self.steps = (*self.steps, step)
         return step
 
@@ -62,6 +67,7 @@ class Middleware:
         """Add a step before all others; otherwise like `append`."""
         _check_callable(step)
         with self._lock:
+            self._hooks.add(self)
             self.steps = (step, *self.steps)
         return step
 
@@ -69,6 +75,8 @@ class Middleware:
         """Remove a step; an unknown one is ignored."""
         with self._lock:
             self.steps = tuple(each for each in self.steps if each != step)
+            if not self.steps:
+                self._hooks.discard(self)
 
     def run(self, message: Message, sender: object) -> Message:
         """Run all steps on a message and return the result.

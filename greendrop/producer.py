@@ -88,10 +88,12 @@ class Producer(_pickling.PerProcess):
         kafka: Mapping[str, object] | None = None,
         **settings: Unpack[ProducerSettings],
     ) -> None:
+        # What has to see each message: see `Core.hooks`.
+        self._hooks: set[object] = set()
         #: Subscribe to events here, before the first message or at any time.
-        self.monitor = Monitor()
+        self.monitor = Monitor(hooks=self._hooks)
         #: Steps that change each message before it is validated.
-        self.middleware = Middleware()
+        self.middleware = Middleware(self._hooks)
         self._core: Core | None = None
         self._slot: ClientSlot  # set together with `_core`
         self._max_wait_timeout: float
@@ -116,7 +118,7 @@ class Producer(_pickling.PerProcess):
         if self._core is not None:
             text = f"producer {self.id!r} is configured already"
             raise ProducerAlreadyConfiguredError(text)
-        core = Core(build_settings(kafka, settings), self.monitor)
+        core = Core(build_settings(kafka, settings), self.monitor, self._hooks)
         # A weak reference: the core refers to the listeners, which often refer to the
         # producer.
         weakref.finalize(self, _release, weakref.ref(core)).atexit = False
@@ -231,6 +233,24 @@ class Producer(_pickling.PerProcess):
         if positional or unknown:
             raise call_error("produce_sync", positional, unknown, Message._fields)
         core = self._core or self._unconfigured()
+        handle = None
+        if (
+            not core.hooks
+            and headers is None
+            and partition is None
+            and partition_key is None
+            and timestamp is None
+            and (client := self._slot.active) is not None
+        ):
+            handle = client.send_plain(topic, payload, key, label)
+        if handle is not None:
+            try:
+                return handle.wait(self._max_wait_timeout)
+            except SENDING_ERRORS as error:
+                fields = (topic, payload, key, None, None, None, None, label)
+                message = _new_message(Message, fields)
+                self._emit_error("message.produce_sync", error, message=message)
+                raise
         fields = (
             topic,
             payload,
@@ -241,12 +261,14 @@ class Producer(_pickling.PerProcess):
             timestamp,
             label,
         )
-        message = _new_message(Message, fields)
+        return self._produce_sync(core, _new_message(Message, fields))
+
+    def _produce_sync(self, core: Core, message: Message) -> DeliveryReport:
         if self.middleware.steps:
             message = self.middleware.run(message, self)
         message = validate(message, core.size_limit)
-        told = "message.produced_sync" in self.monitor.listeners
-        began = _concurrency.monotonic() if told else 0.0
+        emits = "message.produced_sync" in self.monitor.listeners
+        started = _concurrency.monotonic() if emits else 0.0
         try:
             handle = core.send(
                 self._slot, message, "produce_sync", self._max_wait_timeout
@@ -258,8 +280,8 @@ class Producer(_pickling.PerProcess):
             if failure is error:
                 raise
             raise failure from failure.__cause__
-        if told:
-            self._tell("message.produced_sync", began, message=message)
+        if emits:
+            self._tell("message.produced_sync", started, message=message)
         return report
 
     @hinted
@@ -310,6 +332,17 @@ class Producer(_pickling.PerProcess):
         if positional or unknown:
             raise call_error("produce_async", positional, unknown, Message._fields)
         core = self._core or self._unconfigured()
+        if (
+            not core.hooks
+            and headers is None
+            and partition is None
+            and partition_key is None
+            and timestamp is None
+            and (client := self._slot.active) is not None
+        ):
+            handle = client.send_plain(topic, payload, key, label)
+            if handle is not None:
+                return handle
         fields = (
             topic,
             payload,
@@ -320,12 +353,14 @@ class Producer(_pickling.PerProcess):
             timestamp,
             label,
         )
-        message = _new_message(Message, fields)
+        return self._produce_async(core, _new_message(Message, fields))
+
+    def _produce_async(self, core: Core, message: Message) -> DeliveryHandle:
         if self.middleware.steps:
             message = self.middleware.run(message, self)
         message = validate(message, core.size_limit)
-        told = "message.produced_async" in self.monitor.listeners
-        began = _concurrency.monotonic() if told else 0.0
+        emits = "message.produced_async" in self.monitor.listeners
+        started = _concurrency.monotonic() if emits else 0.0
         try:
             handle = core.send(
                 self._slot, message, "produce_async", self._max_wait_timeout
@@ -333,8 +368,8 @@ class Producer(_pickling.PerProcess):
         except SENDING_ERRORS as error:
             self._emit_error("message.produce_async", error, message=message)
             raise
-        if told:
-            self._tell("message.produced_async", began, message=message)
+        if emits:
+            self._tell("message.produced_async", started, message=message)
         return handle
 
     # --- batches -----------------------------------------------------------------
@@ -488,8 +523,9 @@ class Producer(_pickling.PerProcess):
         if positional or unknown:
             raise call_error("tombstone_sync", positional, unknown, Message._fields)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
-        message = self._tombstone(_new_message(Message, fields))
-        return self.produce_sync(**message._asdict())
+        core = self._core or self._unconfigured()
+        message = as_tombstone(_new_message(Message, fields), core.size_limit)
+        return self._produce_sync(core, message)
 
     @hinted
     def tombstone_async(
@@ -518,8 +554,9 @@ class Producer(_pickling.PerProcess):
         if positional or unknown:
             raise call_error("tombstone_async", positional, unknown, Message._fields)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
-        message = self._tombstone(_new_message(Message, fields))
-        return self.produce_async(**message._asdict())
+        core = self._core or self._unconfigured()
+        message = as_tombstone(_new_message(Message, fields), core.size_limit)
+        return self._produce_async(core, message)
 
     def tombstone_many_sync(
         self, messages: Iterable[Message | Mapping[str, Any]]

@@ -154,10 +154,19 @@ class HandleSink(Protocol):
 
 
 class ScopeRegistry(dict[object, "list[HandleSink]"]):
-    """The open scopes of each greenlet or thread, by its `current_task`."""
+    """The open scopes of each greenlet or thread, by its `current_task`.
+
+    Args:
+        hooks: Holds each open scope: see `Core.hooks`.
+    """
+
+    def __init__(self, hooks: set[object]) -> None:
+        super().__init__()
+        self._hooks = hooks
 
     def enter(self, task: object, scope: HandleSink) -> None:
         """Open a scope for the messages that a task sends from now on."""
+        self._hooks.add(scope)
         self.setdefault(task, []).append(scope)
 
     def leave(self, task: object, scope: HandleSink) -> None:
@@ -167,6 +176,7 @@ class ScopeRegistry(dict[object, "list[HandleSink]"]):
             scopes.remove(scope)
             if not scopes:
                 del self[task]
+            self._hooks.discard(scope)
 
     def collect(self, handles: Iterable[DeliveryHandle]) -> None:
         """Add messages that were queued to the caller's scopes, inner and outer."""

@@ -23,7 +23,7 @@ from greendrop._librdkafka.backend import KafkaException
 from greendrop._librdkafka.partitioners import partitioner
 from greendrop.delivery import DeliveryHandle
 from greendrop.errors import ProduceError, ProducerClosedError
-from greendrop.message import UNASSIGNED
+from greendrop.message import UNASSIGNED, known_topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +53,7 @@ _DROP_STALL = 0.2
 _TEARDOWN = 10.0
 #: librdkafka's own default.
 _PARTITIONER = "consistent_random"
+_new_handle = DeliveryHandle.__new__
 # Positions of the topic and the handle in a `Wire`.
 _TOPIC, _HANDLE = 0, 4
 
@@ -117,6 +118,10 @@ class Client:
         #: The librdkafka producer.
         self.kafka_handle: KafkaHandle = self.poll_loop.kafka_handle
         self._send_lock = self.kafka_handle.send_lock
+        # Bytes of payload and key of a plain message. Its size needs no other check.
+        self._plain_size = min(
+            self.in_flight.uncounted, settings.size_limit.without_overhead
+        )
         self._produce: Any = self.kafka_handle.producer.produce
         #: Chooses the partitions of messages with a `partition_key`. Made after
         #: librdkafka has accepted the name of the partitioner.
@@ -177,6 +182,45 @@ class Client:
     def reported(self) -> int:
         """Number of delivery reports that were handled."""
         return self.in_flight.reported
+
+    def send_plain(
+        self, topic: object, payload: object, key: object, label: object
+    ) -> DeliveryHandle | None:
+        """Queue a message that needs neither validation nor a wait; else return None.
+
+        The short path of the most common message: small, bytes, to a known topic, sent
+        in the hub that polls. Any other message takes the way through `send`.
+        """
+        # Inlined, like `send`: the short path costs half the calls of the other one.
+        in_flight = self.in_flight
+        batcher = self.poll_loop.batcher
+        if (
+            type(payload) is not bytes
+            or type(topic) is not str
+            or topic not in known_topics
+            or (
+                len(payload) > self._plain_size
+                if key is None
+                else type(key) is not bytes
+                or not key
+                or len(payload) + len(key) > self._plain_size
+            )
+            or batcher is None
+            or batcher.current_hub() is not batcher.hub
+            or len(in_flight.pending) >= in_flight.free_slots
+            or not self.mark[0]
+        ):
+            return None
+        # As `DeliveryHandle.__init__`: calling the class takes a third longer.
+        handle = _new_handle(DeliveryHandle)
+        handle.topic, handle.label = topic, label
+        handle._reports, handle._waiters = self._reports, None
+        items = batcher.items
+        items.append((topic, payload, key, UNASSIGNED, handle, None, 0, None))
+        in_flight.pending.add(handle)
+        if len(items) >= batcher.flush_at:
+            batcher.maybe_flush()
+        return handle
 
     def send(self, message: Message, *, waited: bool = False) -> DeliveryHandle:
         """Queue one normalized message.

@@ -456,7 +456,8 @@ class PollLoop:
         try:
             # A signal handler may run inside the poll, and a listener after it: neither
             # may wait for this thread.
-            self._polling_threads.add(thread)
+            if thread:
+                self._polling_threads.add(thread)
             interrupt = self.kafka_handle.poll(seconds)
             try:
                 self._dispatching.add(call)
@@ -472,7 +473,8 @@ class PollLoop:
                 self.kafka_handle.interrupted = True
                 interrupt = error
         finally:
-            self._polling_threads.discard(thread)
+            if thread:
+                self._polling_threads.discard(thread)
             self._dispatching.discard(call)
         return interrupt
 

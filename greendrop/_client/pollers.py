@@ -155,10 +155,12 @@ class GreenletPoller:
             self._safety_timer_runs = True
             if self._watchdog is not None:
                 self._watchdog.resume()
-        if _concurrency.get_ident() == self.hub.thread_ident:
-            self._hold()
-        else:
+        if _concurrency.get_ident() != self.hub.thread_ident:
             _concurrency.call_soon_threadsafe(self.hub, self._hold)
+        elif self._safety_timer.active:
+            self._safety_timer.ref = True
+        else:
+            self._hold()
 
     def release(self) -> None:
         """Stop keeping the loop alive, because no message is in flight.

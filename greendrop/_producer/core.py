@@ -66,9 +66,21 @@ _LINGER_INTERVAL = 0.1
 
 
 class Core:
-    """The shared part of a producer. Construction opens nothing."""
+    """The shared part of a producer. Construction opens nothing.
 
-    def __init__(self, settings: Settings, monitor: Monitor) -> None:
+    Args:
+        settings: The producer's settings.
+        monitor: Emits events.
+        hooks: See the attribute.
+    """
+
+    def __init__(
+        self, settings: Settings, monitor: Monitor, hooks: set[object]
+    ) -> None:
+        #: What has to see each message: middleware steps, interceptors, open scopes and
+        #: listeners of `message.produced_*`. Each adds itself. While there are none, a
+        #: plain message takes the short path: `Client.send_plain`.
+        self.hooks = hooks
         self.settings = settings
         self.size_limit = settings.size_limit
         self.monitor = monitor
@@ -78,7 +90,7 @@ class Core:
         self._recovery = Recovery(settings.id, monitor, self._connections.replace)
         #: The open delivery scopes. Usually there are none, so the hot path only tests
         #: the truth value.
-        self.scopes = ScopeRegistry()
+        self.scopes = ScopeRegistry(hooks)
         #: None without a `transactional.id`.
         self.transactions = (
             Transactions(self._connections, self.check_can_wait, self._change_settings)
@@ -473,6 +485,7 @@ class Core:
 
         It wraps `send` and `send_many`, so producers without interceptors pay nothing.
         """
+        self.hooks.add("interceptor")
         self.send = interceptors.wrap_send(interceptor, self.send)
         self.send_many = interceptors.wrap_send_many(interceptor, self.send_many)
 

@@ -56,9 +56,9 @@ def test_the_journey_of_a_message_is_short(journey):
     changes = sum(one != other for one, other in itertools.pairwise(files))
     print("\n".join(" ".join(call) for call in journey))
 
-    assert len(journey) <= 36
-    assert len(set(files)) <= 13
-    assert changes <= 26
+    assert len(journey) <= 32
+    assert len(set(files)) <= 11
+    assert changes <= 22
 
 
 @pytest.mark.slow

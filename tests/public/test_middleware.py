@@ -37,7 +37,7 @@ def tagged(tag):
 
 def test_steps_run_in_their_order():
     """`append` adds a step at the end, `prepend` at the front."""
-    middleware = Middleware()
+    middleware = Middleware(set())
     middleware.append(tagged("b"))
     middleware.append(tagged("c"))
     middleware.prepend(tagged("a"))
@@ -47,7 +47,7 @@ def test_steps_run_in_their_order():
 
 def test_append_returns_the_step():
     """`append` returns the step, so it can be used as a decorator."""
-    middleware = Middleware()
+    middleware = Middleware(set())
 
     @middleware.append
     def step(message):
@@ -58,7 +58,7 @@ def test_append_returns_the_step():
 
 def test_removed_step_runs_no_more():
     """`remove` removes every occurrence of a step; an unknown step is ignored."""
-    middleware = Middleware()
+    middleware = Middleware(set())
     step = middleware.append(tagged("a"))
     middleware.prepend(step)
     middleware.append(tagged("b"))
@@ -73,12 +73,12 @@ def test_removed_step_runs_no_more():
 def test_step_that_cannot_be_called_is_refused(add):
     """A mistake is reported when the step is added, not when a message is sent."""
     with pytest.raises(TypeError, match="callable, not str"):
-        getattr(Middleware(), add)("step")
+        getattr(Middleware(set()), add)("step")
 
 
 def test_steps_are_changed_while_messages_go_through():
     """A step may remove itself; the current message keeps the old steps."""
-    middleware = Middleware()
+    middleware = Middleware(set())
 
     def once(message):
         middleware.remove(once)
@@ -93,7 +93,7 @@ def test_steps_are_changed_while_messages_go_through():
 
 def test_threads_add_steps_at_once():
     """No step is lost when several threads add steps."""
-    middleware = Middleware()
+    middleware = Middleware(set())
 
     def add():
         for _ in range(200):
