@@ -6,7 +6,13 @@ from contextlib import contextmanager
 import gevent
 import pytest
 
-from greendrop import MessageInvalidError, Producer, QueueFullError
+from greendrop import (
+    DeliveryTimeoutError,
+    MessageInvalidError,
+    Producer,
+    ProducerClosedError,
+    QueueFullError,
+)
 from greendrop._client.client import Client
 
 pytestmark = pytest.mark.usefixtures("hub")
@@ -290,7 +296,7 @@ def test_a_failed_wait_is_reported(mock_cluster, make_producer):
     producer.monitor.subscribe("error.occurred", errors.append)
     mock_cluster.round_trip(1.0)
 
-    with pytest.raises(Exception, match="no verdict"):
+    with pytest.raises(DeliveryTimeoutError):
         producer.variant(max_wait_timeout=0.05).produce_sync(**PLAIN, label=7)
 
     (error,) = [each for each in errors if each["type"] == "message.produce_sync"]
@@ -303,5 +309,5 @@ def test_a_producer_that_is_not_connected_takes_the_long_path():
     producer = Producer({"bootstrap.servers": "127.0.0.1:1"})
     producer.close()
 
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(ProducerClosedError):
         producer.produce_async(**PLAIN)
