@@ -84,6 +84,10 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 #: pointer.
 _PAGE = 0x1000
 
+# Producer classes in whose instances the pointer to the client was found. All instances
+# of a class have the same layout.
+_probed: set[type] = set()
+
 
 class Library(NamedTuple):
     """The librdkafka that confluent-kafka has loaded."""
@@ -164,21 +168,33 @@ def _kafka_handle(producer: object) -> int | None:
         return None
     # The pointer is inside the object, so reading it is safe in any case.
     address = c_void_p.from_address(id(producer) + object.__basicsize__).value
-    if not address or address % ctypes.sizeof(c_void_p) or not _is_readable(address):
+    if not address or address % ctypes.sizeof(c_void_p):
+        return None
+    # Once per class: the probe opens a pipe, and a signal handler that raises in the
+    # main thread could leave the pipe open. The first producer is created, and so
+    # probed, on a native thread.
+    if library.producer_class not in _probed and not _is_readable(address):
         return None
     # confluent-kafka passes the Python object to librdkafka as its opaque, so only the
     # right pointer leads back to the object.
     opaque: int | None = library.short.rd_kafka_opaque(address)
-    return address if opaque == id(producer) else None
+    if opaque != id(producer):
+        return None
+    _probed.add(library.producer_class)
+    return address
 
 
 def _is_readable(address: int) -> bool:
     """Return whether the page that starts at an address can be read.
 
     The kernel reads the page, by writing it to a pipe. For unmapped memory the kernel
-    returns EFAULT, where reading it here would end the process.
+    returns EFAULT, where reading it here would end the process. Without a free file
+    descriptor the result is False.
     """
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError:
+        return False
     try:
         os.set_blocking(writer, False)
         page = (ctypes.c_char * _PAGE).from_address(address)
@@ -211,11 +227,7 @@ class MainQueue:
         None for any other object, for a closed producer, and for a memory layout that
         greendrop does not know. Never raises or crashes.
         """
-        try:
-            client = _kafka_handle(producer)
-        except OSError:  # no file descriptors left for `_is_readable`
-            return None
-        library = load_library()
+        client, library = _kafka_handle(producer), load_library()
         if client is None or library is None:
             return None
         queue = library.short.rd_kafka_queue_get_main(client)

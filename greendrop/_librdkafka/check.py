@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from greendrop import _concurrency
 from greendrop._librdkafka import bindings
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _PLAIN_NUMBER = {
     "float": (re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?", re.ASCII), "a number"),
 }
 _SHORT_SECRET = 4
+#: Seconds that a check may take. It takes a few milliseconds.
+_LONGEST = 10.0
 
 
 class Property(NamedTuple):
@@ -71,7 +74,7 @@ def check_configuration(
 
     Returns:
         The mistakes by key, with "kafka" as the key of those that belong to no single
-        key. Empty if librdkafka is out of reach.
+        key. Empty if librdkafka is out of reach or does not answer.
 
     Blocking:
         Blocks the thread and its hub for one to three milliseconds, with TLS for about
@@ -81,7 +84,17 @@ def check_configuration(
     # Plugins may add keys, and loading a plugin runs its code.
     if library is None or "plugin.library.paths" in kafka:
         return {}
-    errors = _check_keys(library, kafka) or _check_together(library, _trial(kafka))
+    try:
+        # On a native thread, where no signal handler can raise between the creation of
+        # the client and its end.
+        errors: dict[str, str] = _concurrency.run_apart(
+            lambda: (
+                _check_keys(library, kafka) or _check_together(library, _trial(kafka))
+            ),
+            _LONGEST,
+        )
+    except TimeoutError:
+        return {}
     # librdkafka's texts quote some values and omit others that would help. The value of
     # an unknown key is not added: the key may be the misspelt name of a secret.
     hidden = [kafka[key] for key in secrets if kafka.get(key)]

@@ -188,12 +188,28 @@ def no_descriptors():
             os.close(each)
 
 
-def test_probe_survives_without_descriptors(make_producer, request):
-    """A process without free file descriptors gets None."""
+@pytest.mark.usefixtures("no_descriptors")
+def test_memory_counts_as_unreadable_without_descriptors():
+    """A process without free file descriptors can't probe, and gets False."""
+    assert not bindings._is_readable(id(object()) & ~0xFFF)
+
+
+def test_probed_layouts_need_no_descriptor(make_producer, make_queue, request):
+    """A second look at a producer opens nothing, so that nothing can be left open.
+
+    A signal handler that raises in between could leave a descriptor open, and a process
+    without free descriptors would not learn of its fatal errors.
+    """
     producer = make_producer()
+    make_queue(producer)
+    bindings.trigger_fatal_error(producer, 47, "fenced by a test")
     request.getfixturevalue("no_descriptors")
 
-    assert MainQueue.of(producer) is None
+    code, _ = bindings.fatal_error(producer)
+
+    assert code == 47
+    with pytest.raises(KafkaException):
+        producer.poll(0)
 
 
 @linux

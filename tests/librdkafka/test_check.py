@@ -254,28 +254,74 @@ def test_secrets_are_redacted_in_librdkafkas_texts(secret, text):
     assert text in found["compression.type"]
 
 
+#: Counts descriptors and threads; a thread ends a moment after its work.
+COUNT_OPEN = """
+import os, time
+
+def count_open():
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+def await_open(expected):
+    deadline = time.monotonic() + 10
+    while count_open() != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert count_open() == expected, (count_open(), expected)
+"""
+
+
 @linux
 def test_check_leaves_nothing_behind():
     """No connection, mock broker or thread is left after the check."""
     run(
-        """
-        import os
-        from greendrop._librdkafka.check import check_configuration
+        COUNT_OPEN
+        + """
+from greendrop._librdkafka.check import check_configuration
 
-        def left():
-            return os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+before = count_open()
+for kafka in (
+    {"acks": "1"},
+    {"bootstrap.servers": "127.0.0.1:1", "debug": "all"},
+    {"bootstrap.servers": "127.0.0.1:1", "transactional.id": "t"},
+    {"test.mock.num.brokers": "3"},
+    {"acks": "1", "enable.idempotence": "true"},
+):
+    check_configuration(kafka, ())
+await_open(before)
+""",
+        "none",
+    )
 
-        check_configuration({"acks": "1"}, ())
-        before = left()
-        for kafka in (
-            {"bootstrap.servers": "127.0.0.1:1", "debug": "all"},
-            {"bootstrap.servers": "127.0.0.1:1", "transactional.id": "t"},
-            {"test.mock.num.brokers": "3"},
-            {"acks": "1", "enable.idempotence": "true"},
-        ):
-            check_configuration(kafka, ())
-        assert before == left()
-        """,
+
+@linux
+def test_interrupted_checks_leave_nothing_behind():
+    """A signal handler that raises during the check leaves no client of librdkafka."""
+    run(
+        COUNT_OPEN
+        + """
+import signal, sys
+from greendrop import Producer
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def make():
+    Producer(kafka={"bootstrap.servers": "127.0.0.1:1"})
+    time.sleep(0.01)
+
+make()
+before = count_open()
+sys.unraisablehook = lambda _: None  # an interrupted destructor
+signal.signal(signal.SIGALRM, interrupt)
+interrupts = 0
+for number in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 20e-6 * (number + 1))
+        make()
+    except KeyboardInterrupt:
+        interrupts += 1
+assert interrupts
+await_open(before)
+""",
         "none",
     )
 
