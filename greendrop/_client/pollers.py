@@ -8,6 +8,7 @@ waiting threads poll for all. `poll_loop` chooses between them.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -224,29 +225,33 @@ class GreenletPoller:
         return self._ended
 
     def _run(self) -> None:
-        try:
-            # A signal handler may have prevented the publication of this poller, or may
-            # have published another one.
-            while (
-                not self._stopped
-                and (target := self._target) is not None
-                and target.poller is self
-            ):
-                try:
-                    interrupt = self._poll_and_sleep()
-                except BaseException as error:  # noqa: BLE001
-                    interrupt = error
-                if isinstance(interrupt, sys.modules["greenlet"].GreenletExit):
-                    raise interrupt
-                if interrupt is not None:
-                    # A signal handler raised. gevent raises KeyboardInterrupt and the
-                    # like in the main greenlet.
-                    self.hub.handle_error(self, type(interrupt), interrupt, None)
-        finally:
-            self._ended = True
-            self._close_watchers()
-            self.on_end()
-            self._end.notify_all()
+        with contextlib.suppress(sys.modules["greenlet"].GreenletExit):
+            self._poll_until_stopped()
+        # Not reached if a signal handler raised between two polls. While messages are
+        # in flight, the safety timer then starts another greenlet.
+        self._ended = True
+        self._close_watchers()
+        self.on_end()
+        self._end.notify_all()
+
+    def _poll_until_stopped(self) -> None:
+        # A signal handler may have prevented the publication of this poller, or may
+        # have published another one.
+        while (
+            not self._stopped
+            and (target := self._target) is not None
+            and target.poller is self
+        ):
+            try:
+                interrupt = self._poll_and_sleep()
+            except BaseException as error:  # noqa: BLE001
+                interrupt = error
+            if isinstance(interrupt, sys.modules["greenlet"].GreenletExit):
+                raise interrupt
+            if interrupt is not None:
+                # A signal handler raised. gevent raises KeyboardInterrupt and the like
+                # in the main greenlet.
+                self.hub.handle_error(self, type(interrupt), interrupt, None)
 
     def _poll_and_sleep(self) -> BaseException | None:
         # Drain the descriptor first: an event that arrives between the drain and the
@@ -289,6 +294,8 @@ class GreenletPoller:
             self._safety_timer.stop()
         else:
             self.start_safety_timer()
+            if self.greenlet.dead:
+                self.greenlet = sys.modules["gevent"].spawn(self._run)
             self._wakeup.set()
 
 

@@ -13,16 +13,18 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections import deque
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.util import find_spec
+from itertools import starmap, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greendrop import _concurrency
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from greendrop.oauth import OAuthToken
 
@@ -87,6 +89,9 @@ _PAGE = 0x1000
 # Producer classes in whose instances the pointer to the client was found. All instances
 # of a class have the same layout.
 _probed: set[type] = set()
+
+#: Exhausts an iterator in one call into C, which no signal handler can interrupt.
+exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 
 
 class Library(NamedTuple):
@@ -449,6 +454,28 @@ def new_client(library: Library, conf: int) -> tuple[int | None, str]:
         # rd_kafka_new frees the configuration only if it succeeds.
         library.short.rd_kafka_conf_destroy(conf)
     return client or None, _text(text)
+
+
+def try_client(library: Library, conf: int) -> str | None:
+    """Create a client and destroy it, to see whether a configuration is good.
+
+    Args:
+        library: Where to create it.
+        conf: The configuration, which is freed.
+
+    Returns:
+        librdkafka's reason for refusing the configuration, or None.
+    """
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    arguments = (_PRODUCER, conf, text, len(text))
+    # Both steps in one call into C: if a signal handler raised in between, the client
+    # and its threads would stay for ever.
+    clients, results = tee(starmap(library.blocking.rd_kafka_new, (arguments,)))
+    exhaust(map(library.blocking.rd_kafka_destroy, filter(None, clients)))
+    if next(results):
+        return None
+    library.short.rd_kafka_conf_destroy(conf)
+    return _text(text)
 
 
 def properties_table() -> str:

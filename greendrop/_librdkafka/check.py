@@ -12,7 +12,6 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from greendrop import _concurrency
 from greendrop._librdkafka import bindings
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ _PLAIN_NUMBER = {
     "float": (re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?", re.ASCII), "a number"),
 }
 _SHORT_SECRET = 4
-#: Seconds that a check may take. It takes a few milliseconds.
-_LONGEST = 10.0
 
 
 class Property(NamedTuple):
@@ -74,7 +71,7 @@ def check_configuration(
 
     Returns:
         The mistakes by key, with "kafka" as the key of those that belong to no single
-        key. Empty if librdkafka is out of reach or does not answer.
+        key. Empty if librdkafka is out of reach.
 
     Blocking:
         Blocks the thread and its hub for one to three milliseconds, with TLS for about
@@ -84,17 +81,7 @@ def check_configuration(
     # Plugins may add keys, and loading a plugin runs its code.
     if library is None or "plugin.library.paths" in kafka:
         return {}
-    try:
-        # On a native thread, where no signal handler can raise between the creation of
-        # the client and its end.
-        errors: dict[str, str] = _concurrency.run_apart(
-            lambda: (
-                _check_keys(library, kafka) or _check_together(library, _trial(kafka))
-            ),
-            _LONGEST,
-        )
-    except TimeoutError:
-        return {}
+    errors = _check_keys(library, kafka) or _check_together(library, _trial(kafka))
     # librdkafka's texts quote some values and omit others that would help. The value of
     # an unknown key is not added: the key may be the misspelt name of a secret.
     hidden = [kafka[key] for key in secrets if kafka.get(key)]
@@ -190,9 +177,8 @@ def _check_together(library: Library, trial: Mapping[str, str]) -> dict[str, str
     conf = library.short.rd_kafka_conf_new()
     for key, value in trial.items():
         bindings.set_property(library, conf, key, value)
-    client, text = bindings.new_client(library, conf)
-    if client is not None:
-        library.blocking.rd_kafka_destroy(client)
+    text = bindings.try_client(library, conf)
+    if text is None:
         return {}
     text = text.replace("SASL mechanism", "sasl.mechanisms")
     known = _producer_properties()

@@ -20,6 +20,7 @@ from confluent_kafka import cimpl
 from greendrop import _concurrency, _wording
 from greendrop._concurrency.wakeup import WakeupFd
 from greendrop._librdkafka.backend import backend_for
+from greendrop._librdkafka.bindings import exhaust
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.errors import (
     BrokerError,
@@ -57,9 +58,6 @@ warnings.filterwarnings(
 )
 
 _QUEUE_FULL = cimpl.KafkaError._QUEUE_FULL
-
-# Exhausts an iterator in one call into C.
-_exhaust: Callable[[Iterable[object]], None] = deque[object](maxlen=0).extend
 
 # Producers of the parent process, in a forked child. They are never freed: the
 # destructor would wait 1 s for each thread that the child doesn't have, or hang.
@@ -178,7 +176,7 @@ class KafkaHandle:
         # message that librdkafka refused.
         going, taken = tee(starmap(wires.popleft, repeat((), len(wires))))
         try:
-            _exhaust(zip(starmap(self.producer.produce, going), taken, strict=False))
+            exhaust(zip(starmap(self.producer.produce, going), taken, strict=False))
         except IndexError:
             return None  # a signal handler that sends has given the rest to librdkafka
         except Exception as error:  # noqa: BLE001 - returned

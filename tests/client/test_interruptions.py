@@ -265,6 +265,38 @@ def test_greenlets_go_on_after_an_interrupt_at(hub, make_producer, place, hub_er
     hub_errors.clear()
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        pollers.GreenletPoller._run,
+        pollers.GreenletPoller._poll_until_stopped,
+        pollers.GreenletPoller._poll_and_sleep,
+        pollers.GreenletPoller._sleep,
+    ],
+)
+def test_reports_arrive_after_an_interrupt_of_the_poller_at(
+    hub, make_producer, place, hub_errors
+):
+    """A program that does nothing but wait gets its report all the same."""
+    producer = make_producer()
+    handles = []
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        handles.append(producer.produce_async(topic="t", payload=b"x"))
+        gevent.sleep(0.2)
+
+    assert calls
+    deadline = time.monotonic() + 10
+    while not handles[0].done and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    assert handles[0].report is not None
+    hub_errors.clear()
+
+
 def pollers_alive():
     """Count the pollers that poll some client."""
     kinds = (pollers.GreenletPoller, pollers.ThreadPoller)

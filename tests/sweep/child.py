@@ -25,7 +25,9 @@ if sys.argv[1] == "patched":
 
     monkey.patch_all()
 elif sys.argv[1] == "hub":
-    pass
+    import gevent
+
+    gevent.get_hub()
 
 from greendrop import GreendropError
 from greendrop._client import client as client_module
