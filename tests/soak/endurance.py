@@ -162,7 +162,9 @@ class Load:
 
     @staticmethod
     def _variant(producer: Producer, batch: Sequence[Message]) -> None:
-        producer.variant(topic_config={"acks": 1}).produce_many_sync(batch)
+        producer.variant(topic_config={"request.timeout.ms": 20_000}).produce_many_sync(
+            batch
+        )
 
 
 def run(messages: int, producers: int, report: Callable[[str], None]) -> list[Usage]:
