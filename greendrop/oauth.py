@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from greendrop._frames import concealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +22,12 @@ _VALUE = re.compile(r"[\x21-\x7e]+")
 # RFC 7628, section 3.1; librdkafka refuses other values, and quotes them.
 _EXTENSION_KEY = re.compile(r"(?!auth\Z)[A-Za-z]+")
 _EXTENSION_VALUE = re.compile(r"[\x20-\x7e\t\r\n]*")
+_NO_EXTENSIONS: Mapping[str, str] = MappingProxyType({})
 #: Seconds since 1970 of the year 5138. Larger values are in milliseconds.
 _LATEST = 1e11
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class OAuthToken:
     """A token and its expiry.
 
@@ -42,20 +45,33 @@ class OAuthToken:
 
     value: str
     expires_at: float
-    principal: str = ""
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    principal: str
+    extensions: Mapping[str, str]
 
-    def __post_init__(self) -> None:
+    @concealed
+    def __init__(
+        self,
+        value: str,
+        expires_at: float,
+        principal: str = "",
+        extensions: Mapping[str, str] = _NO_EXTENSIONS,
+    ) -> None:
         """Check what librdkafka would refuse, with texts that show no values."""
-        _check_text("value", self.value, _VALUE, "spaces, line ends or nothing at all")
-        _check_time(self.expires_at)
-        if not isinstance(self.principal, str) or "\0" in self.principal:
+        _check_text("value", value, _VALUE, "spaces, line ends or nothing at all")
+        _check_time(expires_at)
+        if not isinstance(principal, str) or "\0" in principal:
             raise ValueError("principal of a token needs to be text")
-        extensions = MappingProxyType(dict(self.extensions))
-        for key, value in extensions.items():
+        extensions = MappingProxyType(dict(extensions))
+        for key, text in extensions.items():
             _check_text("extension key", key, _EXTENSION_KEY, "more than letters")
-            _check_text(f"extension {key}", value, _EXTENSION_VALUE, "control codes")
-        object.__setattr__(self, "extensions", extensions)
+            _check_text(f"extension {key}", text, _EXTENSION_VALUE, "control codes")
+        fields = zip(
+            ("value", "expires_at", "principal", "extensions"),
+            (value, expires_at, principal, extensions),
+            strict=True,
+        )
+        for name, content in fields:
+            object.__setattr__(self, name, content)
 
     def __repr__(self) -> str:
         """Return all but the secret value."""

@@ -16,6 +16,7 @@ from greendrop._connections.client_slots import (
     check_wait_timeout,
     merged_topic_config,
 )
+from greendrop._frames import concealed
 from greendrop._hints import attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import validate_all, wait_reports
@@ -83,6 +84,7 @@ class Producer(_pickling.PerProcess):
             them.
     """
 
+    @concealed
     def __init__(
         self,
         kafka: Mapping[str, object] | None = None,
@@ -103,6 +105,7 @@ class Producer(_pickling.PerProcess):
         if kafka is not None or settings:
             self.setup(kafka, **settings)
 
+    @concealed
     def setup(
         self,
         kafka: Mapping[str, object] | None = None,
@@ -129,6 +132,7 @@ class Producer(_pickling.PerProcess):
             config = core.settings.redacted()
             self._emit_process("producer.configured", config=config)
 
+    @concealed
     def variant(
         self,
         *,

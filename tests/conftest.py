@@ -21,6 +21,7 @@ from greendrop._producer import registry
 from greendrop.testing import MockCluster
 from tests import interpreter
 from tests.resources import Open
+from tests.security.output import out  # noqa: F401 - a fixture
 from tests.tasks import LongestGap
 
 if TYPE_CHECKING:

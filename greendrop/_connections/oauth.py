@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from greendrop import _concurrency
+from greendrop._frames import concealed
 from greendrop.errors import (
     ConfigurationInvalidError,
     IllegalWaitError,
@@ -220,6 +221,7 @@ class TokenRefresher:
         refresh.is_over = True
         refresh.waiting.notify_all()
 
+    @concealed
     def _ask(self) -> OAuthToken:
         """Call the provider, or the listeners; on a thread of its own."""
         if self._provider is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from greendrop import _concurrency
 from greendrop._client.client import PURGE_TIMEOUT
+from greendrop._frames import concealed
 from greendrop._librdkafka.check import check_configuration
 from greendrop._librdkafka.error_codes import kafka_name
 from greendrop.config.settings import SETTINGS, build_settings
@@ -131,6 +132,7 @@ class Recovery:
         )
 
 
+@concealed
 def settings_for_new(
     settings: Settings, emit: Callable[[dict[str, str]], None]
 ) -> Settings:

@@ -19,6 +19,7 @@ from confluent_kafka import cimpl
 
 from greendrop import _concurrency, _wording
 from greendrop._concurrency.wakeup import WakeupFd
+from greendrop._frames import concealed
 from greendrop._librdkafka.backend import backend_for
 from greendrop._librdkafka.bindings import exhaust
 from greendrop._librdkafka.errors import ErrorTranslator
@@ -127,6 +128,7 @@ class KafkaHandle:
             queue.release()
             self._queue = None
 
+    @concealed
     def _build(self, *, statistics: bool) -> Any:  # noqa: ANN401
         kafka: dict[str, Any] = dict(self._settings.kafka)
         if self._settings.transactional:

@@ -1,18 +1,16 @@
 """Secrets of a configuration never appear in errors, reprs, events or logs."""
 
-import traceback
-
 import pytest
 import trustme
 
-import greendrop
 from greendrop import GreendropError, Producer
 from greendrop._librdkafka.check import properties
 from greendrop.config.redaction import is_secret
 from greendrop.config.settings import build_settings
-from greendrop.events import EVENTS, PROCESS_EVENTS
+from greendrop.events import EVENTS
 from greendrop.listeners.log import LogListener
 from greendrop.testing import trigger_fatal_error
+from tests.security.output import check
 from tests.tasks import await_true, sleep
 
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "reconnect.backoff.max.ms": 50}
@@ -33,58 +31,6 @@ def secret(key):
     """Give a key a unique secret."""
     text = "S3cr3t" + "".join(letter for letter in key if letter.isalpha())
     return JAAS.format(text) if "jaas" in key else text
-
-
-class Out:
-    """All output of the producers, as text."""
-
-    def __init__(self, caplog, capfd):
-        self._caplog = caplog
-        self._capfd = capfd
-        self.said = []
-        self._listeners = []
-
-    def listen_to(self, monitor, names):
-        """Collect everything that events contain, in each representation."""
-        for name in names:
-            monitor.subscribe(name, self._keep)
-        self._listeners.append(monitor)
-
-    def _keep(self, event):
-        self.said.append(repr(event))
-        for value in event.payload.values():
-            self.collect(value)
-
-    def collect(self, value):
-        """Collect each representation of a value."""
-        self.said += [repr(value), str(value)]
-        if isinstance(value, BaseException):
-            self.said += traceback.format_exception(value)
-            self.said.append(repr(vars(value)))
-        if isinstance(value, Producer):
-            self.said.append(repr(value._core.settings if value._core else None))
-
-    def text(self):
-        """Return all collected text, including what was logged and printed."""
-        for record in self._caplog.records:
-            self.said += [record.getMessage(), repr(vars(record))]
-        printed = self._capfd.readouterr()
-        return "\n".join([*self.said, self._caplog.text, printed.out, printed.err])
-
-    def close(self):
-        """Stop listening."""
-        for monitor in self._listeners:
-            monitor.unsubscribe(self._keep)
-
-
-@pytest.fixture
-def out(caplog, capfd):
-    """Collect all output during a test, at the most detailed level."""
-    caplog.set_level(1, "greendrop")
-    everything = Out(caplog, capfd)
-    everything.listen_to(greendrop.monitor, PROCESS_EVENTS)
-    yield everything
-    everything.close()
 
 
 def make(out, kafka, **settings):
@@ -112,21 +58,6 @@ def use(out, producer, seconds=0.3):
         out.collect(error)
     out.collect(producer)
     producer.close(force=True)
-
-
-def fragments(value):
-    """Return a secret and each part of it that would identify it."""
-    return [value, *(line for line in value.splitlines() if len(line) > 20)]
-
-
-def check(out, *secrets):
-    """Assert that the output is not empty and contains no part of the secrets."""
-    text = out.text()
-    assert len(text) > 100
-    for value in secrets:
-        for fragment in fragments(value):
-            where = max(text.find(fragment) - 300, 0)
-            assert fragment not in text, text[where : where + 600]
 
 
 # -- single keys ----------------------------------------------------------------------

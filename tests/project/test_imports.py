@@ -31,7 +31,7 @@ LAYERS = (
     },
     {
         *("message", "oauth", "errors", "_concurrency", "_pickling", "_wording"),
-        *("_hints", "_typed_event"),
+        *("_hints", "_typed_event", "_frames"),
     },
 )
 LEAVES = LAYERS[0]
