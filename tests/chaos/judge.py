@@ -70,9 +70,9 @@ def judge(sent: Sequence[Sent], stored: Iterable[Stored]) -> Figures:
     """
     figures = Figures(Counter(each.outcome for each in sent))
     places: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    for each in stored:
-        places[each.payload].append((each.partition, each.offset))
-    figures.doubled = sum(len(found) > 1 for found in places.values())
+    for found in stored:
+        places[found.payload].append((found.partition, found.offset))
+    figures.doubled = sum(len(several) > 1 for several in places.values())
     figures.foreign = len(places.keys() - {each.payload for each in sent})
     for each in sent:
         _judge_message(each, places.get(each.payload, ()), figures)

@@ -47,7 +47,7 @@ def read_visible(bootstrap_servers: str, topic: str) -> list[Stored]:
                     found.append(Stored(each.partition(), each.offset(), payload))
                 elif error.code() == KafkaError._PARTITION_EOF:
                     unread.discard(each.partition())
-                elif not error.retriable() and error.fatal():
+                elif error.fatal():
                     raise KafkaException(error)
     finally:
         consumer.close()

@@ -104,7 +104,7 @@ def run_tasks(
         for task in tasks:
             task.join(max(deadline - time.monotonic(), 0.0))
     recorder.summary.stuck += sum(task.is_alive() for task in tasks)
-    recorder.summary.gap = gap and gap.seconds
+    recorder.summary.gap = None if gap is None else gap.seconds
 
 
 def _run(function: Callable[[], None], recorder: Recorder) -> None:
