@@ -81,7 +81,7 @@ class Worker:
 def run(setup: Setup) -> Account:
     """Feed the workers, kill one every few seconds, and wait until nothing is left."""
     source = f"{setup.topic}-in"
-    admin = AdminClient({"bootstrap.servers": setup.bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": setup.bootstrap_servers, "log_level": 0})
     topic = NewTopic(source, num_partitions=PARTITIONS)
     admin.create_topics([topic])[source].result(30)
     deadline = time.monotonic() + setup.seconds
