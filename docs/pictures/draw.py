@@ -3,15 +3,16 @@
     python docs/pictures/draw.py [benchmarks]
 
 `ticker.svg` is measured here, on the mock cluster, in some ten seconds.
-`benchmarks.svg` shows figures of docs/benchmarks.md.
+`benchmarks.svg` shows figures of docs/benchmarks.json, the last run of the benchmarks.
 """
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import confluent_kafka
@@ -21,18 +22,18 @@ from greendrop import Producer
 from greendrop.testing import MockCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
 #: Narrow enough that texts can be read on a phone.
 WIDTH = 520
 #: Content of ticker.svg: greenlets that send, seconds, a round trip, and a tick.
 GREENLETS, SECONDS, ROUND_TRIP, TICK = 300, 2.0, 0.02, 0.01
-#: Columns and contenders of benchmarks.svg, as docs/benchmarks.md names them.
+#: Columns and contenders of benchmarks.svg, as docs/benchmarks.json names them.
 COLUMNS = {"wait-1": "1", "wait-10": "10", "wait-100": "100", "wait-1000": "1,000"}
 CONTENDERS = {
     "greendrop": "greendrop",
-    "raw poll thread linger 0": "confluent-kafka with a poll thread",
+    "raw poll thread, linger 0": "confluent-kafka with a poll thread",
     "aiokafka on uvloop": "aiokafka on uvloop",
 }
 
@@ -162,22 +163,18 @@ def ticker(runs: dict[str, Run]) -> Iterator[str]:
 
 
 def figures() -> dict[str, dict[str, float]]:
-    """Read the first table of docs/benchmarks.md: contender, column, messages/s."""
-    lines = (HERE.parent / "benchmarks.md").read_text().splitlines()
-    rows: list[Sequence[str]] = []
-    for line in lines:
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
-        elif rows:
-            break
-    head, _, *body = rows
+    """Read the median rates of docs/benchmarks.json: contender, column, messages/s."""
+    rounds = json.loads((HERE.parent / "benchmarks.json").read_text())["rounds"]
     return {
-        row[0]: {
-            column: float(cell.replace(",", ""))
-            for column, cell in zip(head[1:], row[1:], strict=True)
-            if re.search(r"\d", cell)
+        contender: {
+            column: median(
+                outcomes[contender]["rate"]
+                for outcomes in rounds[column]
+                if isinstance(outcomes[contender], dict)
+            )
+            for column in COLUMNS
         }
-        for row in body
+        for contender in CONTENDERS
     }
 
 

@@ -33,6 +33,8 @@ class Stopwatch:
 
     def figures(self, messages: int) -> dict[str, float]:
         """Return messages per second, and CPU seconds per message of all threads."""
+        if not messages:
+            raise RuntimeError("no message was reported within the time")
         wall = clock() - self._wall
         cpu = time.process_time() - self._cpu
         return {"rate": messages / wall, "cpu": cpu / messages}

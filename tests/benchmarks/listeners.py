@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import greendrop
 from greendrop.testing import MockCluster
-from tests.benchmarks.reporting import about
+from tests.benchmarks.results import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

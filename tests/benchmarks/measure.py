@@ -18,7 +18,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.cells import Load
-from tests.benchmarks.contenders import CONTENDERS, PAYLOAD, Contender, Place
+from tests.benchmarks.contenders import CONTENDERS, PATCHED
+from tests.benchmarks.contenders.base import PAYLOAD, Contender, Place
 from tests.benchmarks.instruments import (
     Stopwatch,
     Ticker,
@@ -63,13 +64,11 @@ def wait(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
 def fire(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     """Send without waiting, then wait for all reports."""
     contender = make(place)
-    _get_connected(contender)
+    contender.connect()
     count = load.count if seconds >= 1 else load.count // 4
     if not load.ticker:
         stopwatch = Stopwatch()
-        for _ in range(count):
-            contender.send()
-        contender.finish()
+        contender.fire(count)
         figures = stopwatch.figures(count)
         contender.close()
         return figures
@@ -100,7 +99,8 @@ def batch(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     contender.prepare_batch(load.count)
     for _ in _for_seconds(_WARM_UP):
         contender.send_batch()
-    with Ticker() as ticker:
+    with ExitStack() as stack:
+        ticker = stack.enter_context(Ticker()) if contender.in_hub else None
         stopwatch = Stopwatch()
         batches = 0
         for _ in _for_seconds(seconds):
@@ -108,7 +108,7 @@ def batch(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
             batches += 1
         figures = stopwatch.figures(batches * load.count)
     contender.close()
-    return figures | ticker.figures()
+    return figures | (ticker.figures() if ticker else {})
 
 
 def burst(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
@@ -117,7 +117,7 @@ def burst(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
 
     with MockCluster.spawn() as cluster:
         contender = make(Place(cluster.bootstrap_servers, place.topic))
-        _get_connected(contender)
+        contender.connect()
         cluster.round_trip(_LATE_ANSWER)
         started_at = time.perf_counter()
         for _ in range(load.count):
@@ -177,14 +177,6 @@ def idle(make: Factory, place: Place, load: Load, seconds: float) -> Figures:
     return figures
 
 
-def _get_connected(contender: Contender) -> None:
-    import gevent
-
-    for _ in range(100):
-        contender.send()
-    gevent.sleep(0.3)
-
-
 def _for_seconds(seconds: float) -> Iterator[None]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -206,6 +198,10 @@ def main() -> None:
     """Run the measurement described by the first argument."""
     order = json.loads(sys.argv[1])
     load = Load(**order["load"])
+    if order["contender"] in PATCHED:
+        from gevent import monkey
+
+        monkey.patch_all()
     if load.worker_kind == "greenlets":
         import gevent
 

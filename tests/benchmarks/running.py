@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from greendrop.testing import MockCluster
 from tests.benchmarks import cells
 from tests.benchmarks.cells import Cell, Load
-from tests.benchmarks.contenders import Place
+from tests.benchmarks.contenders.base import Place
 from tests.servers.kafka import KafkaCluster, unavailable_reason
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Servers(AbstractContextManager["Servers"]):
     def _kafka_place(self, topic: str, partitions: int) -> Place:
         if self._kafka is None:
             self._kafka = self._stack.enter_context(_kafka())
-            self._warm_up(3 if self._quick else 8)
+            self._warm_up(2 if self._quick else 5)
         self._kafka.create_topic(topic, partitions=partitions)
         return Place(self._kafka.bootstrap_servers, topic)
 
