@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -165,23 +166,23 @@ def ticker(runs: dict[str, Run]) -> Iterator[str]:
 def figures() -> dict[str, dict[str, float]]:
     """Read the median rates of docs/benchmarks.json: contender, column, messages/s."""
     rounds = json.loads((HERE.parent / "benchmarks.json").read_text())["rounds"]
-    return {
-        contender: {
-            column: median(
-                outcomes[contender]["rate"]
-                for outcomes in rounds[column]
-                if isinstance(outcomes[contender], dict)
-            )
-            for column in COLUMNS
-        }
-        for contender in CONTENDERS
-    }
+    found: dict[str, dict[str, float]] = {name: {} for name in CONTENDERS}
+    for contender, column in product(CONTENDERS, COLUMNS):
+        rates = [
+            outcomes[contender]["rate"]
+            for outcomes in rounds[column]
+            # Otherwise the text of a failure.
+            if isinstance(outcomes[contender], dict)
+        ]
+        if rates:
+            found[contender][column] = median(rates)
+    return found
 
 
 def benchmarks() -> Iterator[str]:
     """Draw a group of bars for each column."""
     table = figures()
-    highest = max(table[row][column] for row in CONTENDERS for column in COLUMNS)
+    highest = max(value for row in table.values() for value in row.values())
     yield (
         '<text class="title" x="20" y="32">Messages per second of waiting greenlets or'
         " tasks</text>"
@@ -194,7 +195,7 @@ def benchmarks() -> Iterator[str]:
     for group, (column, label) in enumerate(COLUMNS.items()):
         left = 24 + group * 121
         for place, row in enumerate(CONTENDERS):
-            value = table[row][column]
+            value = table[row].get(column, 0.0)
             height = value / highest * 150
             x = left + place * 37
             colour = ("one", "two", "three")[place]
