@@ -346,7 +346,7 @@ class Programs(RuleBasedStateMachine):
         # In the child of an unpatched program they would go on, too.
         self._join_all()
         (attempt,) = self.ledger.begin(subject.producer, "child", 1)
-        used = subject.producer.status not in ("initial", "configured")
+        used = subject.producer.status == "connected"
         in_child = partial(_use_in_child, subject.producer, attempt.label, used=used)
         with within(self.ledger, "a forked child", subject.patience + 2 * SLACK):
             problem = Fork(in_child).result(subject.patience + 2 * SLACK)

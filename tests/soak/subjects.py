@@ -299,6 +299,8 @@ class Job:
             text = "".join(traceback.format_exception(error))
             self._ledger.note_broken(f"a task ended with {text}")
         finally:
+            if self.greenlet is None:
+                _end_hub()
             self._done = True
 
     def kill(self) -> None:
@@ -315,6 +317,14 @@ class Job:
                 self._ledger.note_broken(f"a task runs for over {seconds:.0f} s")
                 return
             pause(0.005)
+
+
+def _end_hub() -> None:
+    """Destroy the hub that this thread got by waiting, as gevent's own threads do."""
+    local: Any = sys.modules.get("gevent._hub_local")
+    hub = None if local is None else local.get_hub_if_exists()
+    if hub is not None:
+        hub.destroy(destroy_loop=True)
 
 
 def is_patched() -> bool:
