@@ -92,6 +92,7 @@ lint: $(VENV)/.installed-lint ## check style and format
 
 types: $(VENV)/.installed-lint $(VENV)/.installed-test ## check types
 	$(run) mypy
+	$(bin)/pyright --pythonpath $(bin)/python
 
 docs: $(VENV)/.installed-docs ## build docs/_build/html
 	$(run) sphinx -W --keep-going -q -b html docs docs/_build/html

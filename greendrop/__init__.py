@@ -3,7 +3,7 @@
 from greendrop._connections.state import Status
 from greendrop._transactions.coordinator import Outcome
 from greendrop.config.settings import Settings
-from greendrop.config.types import ProducerSettings
+from greendrop.config.types import MessageFields, ProducerSettings
 from greendrop.delivery import DeliveryHandle, DeliveryReport
 from greendrop.errors import (
     AbortTransaction,
@@ -87,6 +87,7 @@ __all__ = [
     "Interceptor",
     "Listener",
     "Message",
+    "MessageFields",
     "MessageInvalidError",
     "MessagePurgedError",
     "MessageState",

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 _PRODUCE = (
     "use produce_async(topic=..., payload=...), which returns a handle, or"
@@ -64,6 +64,10 @@ _ARGUMENTS: Mapping[str, str] = MappingProxyType(
 )
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NoFields(TypedDict):
+    """The unknown arguments of a verb: type checkers report each of them."""
 
 
 def attribute_error(owner: object, name: str) -> AttributeError:

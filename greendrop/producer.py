@@ -17,7 +17,7 @@ from greendrop._connections.client_slots import (
     merged_topic_config,
 )
 from greendrop._frames import concealed
-from greendrop._hints import attribute_error, call_error, hinted
+from greendrop._hints import NoFields, attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
@@ -207,7 +207,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
-        **unknown: Never,
+        **unknown: Unpack[NoFields],
     ) -> DeliveryReport:
         """Send one message and wait until the broker has stored it.
 
@@ -300,7 +300,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
-        **unknown: Never,
+        **unknown: Unpack[NoFields],
     ) -> DeliveryHandle:
         """Send one message without waiting for the broker.
 
@@ -501,7 +501,7 @@ class Producer(_pickling.PerProcess):
         headers: Headers | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
-        **unknown: Never,
+        **unknown: Unpack[NoFields],
     ) -> DeliveryReport:
         """Send a message without payload, which deletes its key in a compacted topic.
 
@@ -541,7 +541,7 @@ class Producer(_pickling.PerProcess):
         headers: Headers | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
-        **unknown: Never,
+        **unknown: Unpack[NoFields],
     ) -> DeliveryHandle:
         """Send a tombstone without waiting for the broker.
 
@@ -615,7 +615,7 @@ class Producer(_pickling.PerProcess):
         partition_key: bytes | str | None = None,
         timestamp: int | datetime | None = None,
         label: object = None,
-        **unknown: Never,
+        **unknown: Unpack[NoFields],
     ) -> None:
         """Keep one message until the next flush; sends nothing and does not connect.
 

@@ -1,6 +1,7 @@
-"""The type of a producer's settings, for type checkers and editors.
+"""The types of a producer's settings and of a message's fields, for type checkers.
 
-The table in `settings` describes each setting; a test compares the two.
+The table in `settings` describes each setting, and `Message` each field. A test
+compares them with these types.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
 
+    from greendrop.message import Headers
     from greendrop.oauth import OAuthToken
 
 
@@ -43,3 +46,23 @@ class ProducerSettings(TypedDict, total=False):
     stall_alarm: float
     oauth_token_provider: Callable[[], OAuthToken] | None
     exit_timeout: float
+
+
+class _RequiredFields(TypedDict):
+    topic: str
+    payload: bytes | str | None
+
+
+class MessageFields(_RequiredFields, total=False):
+    """The fields of a `Message`, as keyword arguments or as a mapping in a batch.
+
+    Use it to type a function that passes them on: `def send(**fields:
+    Unpack[MessageFields]): producer.produce_async(**fields)`.
+    """
+
+    key: bytes | str | None
+    headers: Headers | None
+    partition: int | None
+    partition_key: bytes | str | None
+    timestamp: int | datetime | None
+    label: object

@@ -15,6 +15,7 @@ In a view: `greendrop.producer.produce_sync(topic="events", payload=b"x")`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from flask import current_app
@@ -24,7 +25,9 @@ from greendrop.errors import ConfigurationInvalidError
 
 if TYPE_CHECKING:
     from flask import Flask
+    from typing_extensions import Unpack
 
+    from greendrop.config.types import ProducerSettings
     from greendrop.producer import Producer
 
 __all__ = ["Greendrop"]
@@ -48,13 +51,22 @@ class Greendrop:
         app: The application; if omitted, call `init_app` later, for one application or
             several.
         name: The key of the producer in `app.extensions`.
+        **settings: greendrop's settings. Those of `GREENDROP_SETTINGS` take precedence,
+            name by name.
 
     Raises:
         ConfigurationInvalidError: As for `init_app`, if `app` is given.
     """
 
-    def __init__(self, app: Flask | None = None, *, name: str = "greendrop") -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        name: str = "greendrop",
+        **settings: Unpack[ProducerSettings],
+    ) -> None:
         self._name = name
+        self._settings = settings
         if app is not None:
             self.init_app(app)
 
@@ -93,9 +105,12 @@ class Greendrop:
         if kafka not in app.config:
             text = "is not in app.config; a mapping with librdkafka's keys"
             raise ConfigurationInvalidError({kafka: text})
+        configured = app.config.get(settings, {})
+        if isinstance(configured, Mapping):
+            configured = {**self._settings, **configured}
         return producer_from(
             app.config[kafka],
-            app.config.get(settings, {}),
+            configured,
             kafka_key=kafka,
             settings_key=settings,
         )

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from locust.env import Environment
+    from typing_extensions import Unpack
 
+    from greendrop.config.types import MessageFields, ProducerSettings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.message import Message
 
@@ -55,7 +57,7 @@ class GreendropUser(User):
     #: (`--host` or the attribute `host`).
     kafka: ClassVar[Mapping[str, object]] = {}
     #: greendrop's settings, see docs/reference/settings.md.
-    settings: ClassVar[Mapping[str, Any]] = {}
+    settings: ClassVar[ProducerSettings] = {}
     #: The type of the requests in Locust's statistics.
     request_type: ClassVar[str] = "KAFKA"
     #: Seconds that the end of a test waits for messages in flight.
@@ -88,7 +90,7 @@ class GreendropClient:
         self,
         *,
         name: str | None = None,
-        **message: Any,  # noqa: ANN401 - checked by the producer
+        **message: Unpack[MessageFields],
     ) -> DeliveryReport | None:
         """Send a message and wait for its delivery report; return None if it failed.
 
@@ -137,7 +139,7 @@ class GreendropClient:
         self,
         *,
         name: str | None = None,
-        **message: Any,  # noqa: ANN401 - checked by the producer
+        **message: Unpack[MessageFields],
     ) -> DeliveryHandle | None:
         """Send a message without waiting; return None if it could not be queued.
 

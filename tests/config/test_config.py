@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from greendrop import ProducerSettings
+from greendrop import Message, MessageFields, ProducerSettings
 from greendrop.config.settings import SETTINGS, Settings, build_settings
 from greendrop.errors import ConfigurationInvalidError
 from tests.interpreter import run
@@ -106,6 +106,15 @@ def test_type_checkers_know_every_setting():
         name: "Iterable[str]" if kind == "tuple[str, ...]" else kind
         for name, kind in table.items()
     }
+
+
+def test_type_checkers_know_every_field_of_a_message():
+    """`MessageFields` has the names and types of `Message`, and requires the same."""
+    assert MessageFields.__annotations__.keys() == Message.__annotations__.keys()
+    for name, annotation in MessageFields.__annotations__.items():
+        kind = Message.__annotations__[name]
+        assert annotation.__forward_arg__ == kind.__forward_arg__
+    assert MessageFields.__optional_keys__ == Message._field_defaults.keys()
 
 
 def test_every_setting_is_tested_here():

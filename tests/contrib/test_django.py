@@ -25,10 +25,18 @@ if not settings.configured:
 
 from greendrop import MessageInvalidError, ProduceManyError
 from greendrop.contrib.django import (
+    AliasSettings,
+    _producers,
     close_producers,
     get_producer,
     produce_on_commit,
 )
+
+
+def test_type_checkers_know_every_key_of_an_alias():
+    """`AliasSettings` has the keys that an alias may have; `KAFKA` is required."""
+    assert tuple(AliasSettings.__annotations__) == _producers._KEYS
+    assert AliasSettings.__required_keys__ == {"KAFKA"}
 
 
 @pytest.fixture

@@ -77,6 +77,17 @@ def test_settings_come_from_the_config(make_app):
         make_app(greendrop, GREENDROP_KAFKA={"acks": "all"})
 
 
+def test_settings_may_be_arguments(make_app):
+    """Settings in the config of an app take precedence, name by name."""
+    greendrop = Greendrop(id="shop", max_wait_timeout=3)
+    app = make_app(greendrop, GREENDROP_SETTINGS={"max_wait_timeout": 4})
+
+    producer = app.extensions["greendrop"]
+    assert (producer.id, producer.max_wait_timeout) == ("shop", 4.0)
+    with pytest.raises(ConfigurationInvalidError, match=r"^max_wait_timeuot: no such"):
+        make_app(Greendrop(max_wait_timeuot=3))
+
+
 def test_a_missing_configuration_is_an_error():
     """Without GREENDROP_KAFKA the error names the missing key."""
     with pytest.raises(ConfigurationInvalidError, match=r"^GREENDROP_KAFKA: is not in"):

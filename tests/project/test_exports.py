@@ -12,8 +12,9 @@ import pytest
 
 import greendrop
 
-#: Names of Python and typing_extensions, and one that only checks of messages use.
-OTHERS = {"Self", "Unpack", "TracebackType", "datetime", "SizeLimit"}
+#: Names of Python and typing_extensions, one that only checks of messages use, and the
+#: one of arguments that don't exist.
+OTHERS = {"Self", "Unpack", "TracebackType", "datetime", "SizeLimit", "NoFields"}
 #: Made by greendrop, not by users.
 OURS_TO_MAKE = {"DeliveryHandle", "DeliveryScope", "Transaction"}
 

@@ -39,6 +39,7 @@ from greendrop import (
     IllegalWaitError,
     Interceptor,
     Message,
+    MessageFields,
     MessageInvalidError,
     MessagePurgedError,
     MessagesAbandonedError,
@@ -70,6 +71,7 @@ from greendrop import (
 from greendrop import Listener as EventListener
 from greendrop.contrib.celery import connect
 from greendrop.contrib.django import (
+    AliasSettings,
     close_producers,
     get_producer,
     produce_on_commit,
@@ -97,6 +99,9 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer
     from confluent_kafka import Message as Read
     from flask import Flask
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+    from typing_extensions import Unpack
 
     from greendrop.interceptors import Interceptor
 
@@ -243,6 +248,16 @@ def send(producer: Producer) -> None:
     producer.produce_sync(topic="t", payload=5)  # type: ignore[arg-type]
     producer.produce_sync(topic=b"t", payload=b"x")  # type: ignore[arg-type]
     producer.produce_async(topic="t", payload=b"", key=5)  # type: ignore[arg-type]
+
+
+def pass_on(producer: Producer, **fields: Unpack[MessageFields]) -> None:
+    """Pass the fields of a message on, and put them into a batch."""
+    producer.produce_async(**fields)
+    fields["key"] = "key"
+    producer.produce_many_async([fields])
+    pass_on(producer, topic="t", payload=b"x", key="k")
+    pass_on(producer, topic="t", payload=b"x", kay="k")  # type: ignore[call-arg]
+    pass_on(producer, topic="t")  # type: ignore[call-arg]
 
 
 def send_in_a_scope(producer: Producer) -> None:
@@ -637,6 +652,9 @@ def pools(producer: Producer) -> None:
     """Construct pools from factories with and without a slot's number."""
     pool = greendrop.ProducerPool(lambda slot: Producer(id=str(slot)), size=2)
     greendrop.ProducerPool(lambda: producer, timeout=1.0)
+    greendrop.ProducerPool(
+        lambda: Producer(max_wait_timout=3)  # type: ignore[call-arg]
+    )
     with pool.producer() as one, pool.producer(timeout=0.5):
         assert_type(one, Producer)
     assert_type(pool.stats, greendrop.PoolStats)
@@ -691,9 +709,11 @@ def test_in_memory(producer: Producer) -> None:
     assert_type(records[0].payload, bytes | None)
 
 
-def hosts(app: Flask, server: object, worker: object) -> None:
-    """Use the modules in `contrib`; Celery, Django and gunicorn have no types."""
+def hosts(app: Flask, server: Arbiter, worker: Worker) -> None:
+    """Use the modules in `contrib`; Celery and Django have no types."""
     extension = Greendrop(app)
+    Greendrop(app, max_wait_timeout=3)
+    Greendrop(app, max_wait_timout=3)  # type: ignore[call-arg]
     assert_type(Greendrop(name="audit").init_app(app), Producer)
     assert_type(extension.producer, Producer)
     connect()
@@ -702,6 +722,12 @@ def hosts(app: Flask, server: object, worker: object) -> None:
     assert_type(get_producer(), Producer)
     assert_type(get_producer("audit"), Producer)
     produce_on_commit(topic="t", payload=b"x", using="default", alias="audit")
+    produce_on_commit(topic="t", payload=b"x", kay="y")  # type: ignore[call-arg]
+    produce_on_commit(payload=b"x")  # type: ignore[call-arg]
+    aliases: dict[str, AliasSettings] = {"default": {"KAFKA": {"acks": "all"}}}
+    aliases["default"]["OPTIONS"] = {"max_wait_timeout": 3}
+    options = aliases["default"]["OPTIONS"]
+    options["max_wait_timout"] = 3  # type: ignore[typeddict-unknown-key]
     close_producers()
     close_producers(1.0, force=True)
 
@@ -710,7 +736,7 @@ class Shop(GreendropUser):
     """A class of users for Locust."""
 
     kafka: ClassVar[Mapping[str, object]] = {"bootstrap.servers": "localhost:9092"}
-    settings: ClassVar[Mapping[str, Any]] = {"max_wait_timeout": 1.0}
+    settings: ClassVar[ProducerSettings] = {"max_wait_timeout": 1.0}
 
     def order(self) -> None:
         """Call all methods of the client."""
@@ -721,3 +747,4 @@ class Shop(GreendropUser):
         many = self.client.produce_many_sync([Message("t", b"x")], name="orders")
         assert_type(many, list[DeliveryReport] | None)
         assert_type(self.client.producer, Producer)
+        self.client.produce_sync(topic="t", value=b"x")  # type: ignore[call-arg]

@@ -14,9 +14,10 @@ made at first use, and connect at the first message.
 """
 
 from greendrop.contrib.django._producers import (
+    AliasSettings,
     close_producers,
     get_producer,
     produce_on_commit,
 )
 
-__all__ = ["close_producers", "get_producer", "produce_on_commit"]
+__all__ = ["AliasSettings", "close_producers", "get_producer", "produce_on_commit"]

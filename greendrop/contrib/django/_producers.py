@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -18,10 +18,28 @@ from greendrop.message import as_message, validate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Unpack
+
+    from greendrop.config.types import MessageFields, ProducerSettings
     from greendrop.producer import Producer
 
+
+class _Required(TypedDict):
+    KAFKA: Mapping[str, object]
+
+
+class AliasSettings(_Required, total=False):
+    """The type of an alias in `settings.GREENDROP`, for type checkers.
+
+    `GREENDROP: dict[str, AliasSettings] = {...}` reports misspelled settings.
+    """
+
+    OPTIONS: ProducerSettings
+    PREPARE: str
+
+
 #: The keys of an alias.
-KEYS = ("KAFKA", "OPTIONS", "PREPARE")
+_KEYS = ("KAFKA", "OPTIONS", "PREPARE")
 
 _producers: dict[str, Producer] = {}
 # Held while a producer is made, which doesn't switch greenlets.
@@ -85,7 +103,7 @@ def produce_on_commit(
     *,
     using: str | None = None,
     alias: str = "default",
-    **message: Any,  # noqa: ANN401 - checked as those of `produce_async`
+    **message: Unpack[MessageFields],
 ) -> None:
     """Send a message when the current database transaction has committed.
 
@@ -135,8 +153,8 @@ def _make_from(where: str, values: Any) -> Producer:  # noqa: ANN401 - a user's
     if not isinstance(values, Mapping) or "KAFKA" not in values:
         text = f"{where} needs KAFKA, a mapping with librdkafka's keys"
         raise ImproperlyConfigured(text)
-    if unknown := [key for key in values if key not in KEYS]:
-        text = f"{where} has unknown keys {unknown}; there are {', '.join(KEYS)}"
+    if unknown := [key for key in values if key not in _KEYS]:
+        text = f"{where} has unknown keys {unknown}; there are {', '.join(_KEYS)}"
         raise ImproperlyConfigured(text)
     where_prepare = f"{where}, PREPARE"
     prepare = _import(where_prepare, values["PREPARE"]) if "PREPARE" in values else None
