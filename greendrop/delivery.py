@@ -94,23 +94,19 @@ def _check_callable(function: object) -> None:
         raise TypeError(f"a callback needs to be callable, not {kind}")
 
 
-def _log_callback_error(error: BaseException) -> None:
-    _log.write(ERROR, "listener.error", exc_info=error, listener_of="add_done_callback")
-
-
 class _DoneCallback:
     """A function of `add_done_callback`, among the waiters of its handle."""
 
-    __slots__ = ("_function", "_on_error")
+    __slots__ = ("_function", "_source")
 
     def __init__(
         self,
         function: Callable[[DeliveryHandle], object],
-        on_error: Callable[[BaseException], None],
+        source: ReportSource | None,
     ) -> None:
         # A list: taking the function out is atomic, so that only one caller gets it.
         self._function = [function]
-        self._on_error = on_error
+        self._source = source
 
     def wake(self) -> None:
         """Do nothing: `_resolve` calls the function after it has woken all waiters."""
@@ -128,7 +124,15 @@ class _DoneCallback:
         except (KeyboardInterrupt, SystemExit):
             raise
         except swallow as error:
-            self._on_error(error)
+            if self._source is None:
+                _log.write(
+                    ERROR,
+                    "listener.error",
+                    exc_info=error,
+                    listener_of="add_done_callback",
+                )
+            else:
+                self._source.on_callback_error(error)
 
 
 _Waiter: TypeAlias = (
@@ -365,9 +369,9 @@ class DeliveryHandle:
         _check_callable(function)
         reports = self._reports
         if reports is None:
-            _DoneCallback(function, _log_callback_error).call(self)
+            _DoneCallback(function, None).call(self)
             return
-        callback = _DoneCallback(function, reports.source.on_callback_error)
+        callback = _DoneCallback(function, reports.source)
         self._add(callback)
         if self.done:
             callback.call(self)

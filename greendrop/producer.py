@@ -818,7 +818,7 @@ class Producer(_pickling.PerProcess):
         if timeout is None:
             timeout = core.settings.max_wait_timeout
         _concurrency.check_timeout(timeout)
-        return DeliveryScope(core.scopes, timeout, core.check_can_wait)
+        return DeliveryScope(core, timeout)
 
     # --- transactions ------------------------------------------------------------
 
@@ -836,9 +836,7 @@ class Producer(_pickling.PerProcess):
             ProducerNotConfiguredError: The producer has no settings yet.
         """
         core = self._core or self._unconfigured()
-        return Transaction(
-            self, core.require_transactions(), self._max_wait_timeout, self._tell
-        )
+        return Transaction(self, core.require_transactions(), self._max_wait_timeout)
 
     def run_in_transaction(
         self, function: Callable[[Transaction[Self]], _T]
@@ -932,7 +930,7 @@ class Producer(_pickling.PerProcess):
         caller waits to send, or a transaction is open. Messages in flight don't prevent
         it: `disconnect` waits for them.
         """
-        return self._core is not None and self._core.disconnectable
+        return self._core is not None and self._core.disconnect.is_possible()
 
     @property
     def in_flight(self) -> int:
@@ -1038,7 +1036,7 @@ class Producer(_pickling.PerProcess):
             Lets other greenlets run. In a listener and in the hub itself it returns at
             once; True means that disconnecting goes on in the background.
         """
-        return self._core is not None and self._core.disconnect()
+        return self._core is not None and self._core.disconnect.run()
 
     def close(self, timeout: float | None = None, *, force: bool = False) -> None:
         """Stop accepting messages, flush the buffer, await deliveries, and close.
@@ -1067,7 +1065,7 @@ class Producer(_pickling.PerProcess):
         if timeout is not None:
             _concurrency.check_timeout(timeout)
         if self._core is not None:
-            self._core.close(timeout, force=force)
+            self._core.shutdown.close(timeout, force=force)
 
     def reset(self) -> None:
         """Make a producer usable in a forked child, after use in the parent.
@@ -1161,4 +1159,4 @@ class Producer(_pickling.PerProcess):
 def _release(reference: weakref.ref[Core]) -> None:
     core = reference()
     if core is not None:
-        core.release()
+        core.shutdown.release()

@@ -19,7 +19,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 _MANY = 1_024
 
 
+class ScopeOwner(Protocol):
+    """The core of a producer, as its delivery scopes need it."""
+
+    #: The open scopes.
+    scopes: ScopeRegistry
+
+    def check_can_wait(self) -> None:
+        """Raise `IllegalWaitError` if the caller can't wait."""
+        ...
+
+
 class DeliveryScope(_pickling.PerProcess):
     """Collects the messages that are sent in a block, and waits for them at its end.
 
@@ -37,13 +48,9 @@ class DeliveryScope(_pickling.PerProcess):
     or thread that entered it, by all verbs of the producer.
     """
 
-    def __init__(
-        self, open_scopes: ScopeRegistry, timeout: float, check: Callable[[], object]
-    ) -> None:
-        self._open_scopes = open_scopes
+    def __init__(self, owner: ScopeOwner, timeout: float) -> None:
+        self._owner = owner
         self._timeout = timeout
-        # Raises where the caller must not wait.
-        self._check = check
         self._task: object = None
         # In the order of sending. A dictionary, since other tasks may wait meanwhile:
         # each operation on it is atomic.
@@ -62,9 +69,9 @@ class DeliveryScope(_pickling.PerProcess):
         if self._task is not None:
             text = "a scope is entered once; producer.scope() makes a new one"
             raise RuntimeError(text)
-        self._check()
+        self._owner.check_can_wait()
         self._task = _concurrency.current_task()
-        self._open_scopes.enter(self._task, self)
+        self._owner.scopes.enter(self._task, self)
         return self
 
     def __exit__(
@@ -86,7 +93,7 @@ class DeliveryScope(_pickling.PerProcess):
             As `wait`.
         """
         # Another task may leave the block, if it is in a generator that was forgotten.
-        self._open_scopes.leave(self._task, self)
+        self._owner.scopes.leave(self._task, self)
         try:
             if error is None or isinstance(error, Exception):
                 self.wait()

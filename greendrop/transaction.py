@@ -17,7 +17,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -70,14 +70,12 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
         producer: _P,
         transactions: Transactions,
         seconds: float,
-        emit: Callable[..., None],
     ) -> None:
         #: The producer that made the transaction. Send with it if a pool chose the
         #: producer.
         self.producer = producer
         self._transactions = transactions
         self._seconds = seconds
-        self._emit = emit
         self._current: OpenTransaction | None = None
         self._joined = False
 
@@ -241,12 +239,7 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
             raise TransactionalOffsetInvalidError(errors) from error
         self._transactions.send_offsets(current, list(last), group)
         for message in last.values():
-            self._emit(
-                "transaction.marked_as_consumed",
-                started,
-                message=message,
-                offset_metadata=metadata,
-            )
+            self._transactions.emit_consumed(message, metadata, started)
 
     def _open(self, action: str) -> OpenTransaction:
         current = self._current

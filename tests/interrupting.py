@@ -7,6 +7,7 @@ raises a signal there, or does by itself what the signal's handler would do.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import sys
 import threading
@@ -31,7 +32,7 @@ def at_entry(
     Yields:
         A list that has one element once the action was called.
     """
-    code = function.__code__
+    code = inspect.unwrap(function).__code__
     calls: list[int] = []
 
     def trace(frame: FrameType, event: str, _: object) -> None:

@@ -127,15 +127,10 @@ class Client:
         #: librdkafka has accepted the name of the partitioner.
         self.router = Router(
             partitioner(settings.kafka.get("partitioner", _PARTITIONER)),
-            self.kafka_handle.fetch_partition_count,
-            self.poll_loop.new_waiter,
+            self.kafka_handle,
+            self.poll_loop,
         )
-        self._rerouter = Rerouter(
-            self.router,
-            self._send_again,
-            self._on_interrupt,
-            enabled=not settings.transactional,
-        )
+        self._rerouter = Rerouter(self.router, self, enabled=not settings.transactional)
         _clients.add(self)
 
     # --- sending -----------------------------------------------------------------
@@ -446,11 +441,13 @@ class Client:
         self._rerouter.start()
         return True
 
-    def _send_again(self, message: Message, handle: DeliveryHandle) -> None:
+    def send_again(self, message: Message, handle: DeliveryHandle) -> None:
+        """Send a message that the rerouter has given another partition. May wait."""
         if self.mark[0]:  # not in the copy of the task in a forked child
             self.send_all(deque((_wire(message, handle),)))
 
-    def _on_interrupt(self) -> None:
+    def on_interrupt(self) -> None:
+        """Search for a message that an interrupted task may have lost."""
         self.kafka_handle.interrupted = True
         self.kafka_handle.wakeup.set()
 
@@ -591,7 +588,9 @@ class Client:
             if self._carried_over:
                 on_carried_over()
 
-    def take_carried_over(self, if_none: Callable[[], None]) -> deque[Wire]:
+    def take_carried_over(
+        self, if_none: Callable[[], None] | None = None
+    ) -> deque[Wire]:
         """Return the kept messages; if there are none, call a function.
 
         No other task can send with this client in between, nor afterwards.
@@ -603,7 +602,8 @@ class Client:
                 each[_HANDLE] for each in carried_over
             )
             if not carried_over:
-                if_none()
+                if if_none is not None:
+                    if_none()
                 self._replaced = True
         return carried_over
 
@@ -644,16 +644,18 @@ class Client:
                 carried_over, None if isinstance(why, ProducerClosedError) else why
             )
 
-    def spawn_in_batcher_hub(self, function: Callable[[], None]) -> None:
+    def spawn_in_batcher_hub(
+        self, function: Callable[..., None], *args: object
+    ) -> None:
         """Run a function in a task of its own, in the batcher's hub if there is one.
 
         There no other task can send between two steps of the function that don't wait.
         """
         batcher = self.poll_loop.batcher
         if batcher is None or _concurrency.hub_is_dead(batcher.hub):
-            _concurrency.spawn(function)
+            _concurrency.spawn(function, *args)
         else:
-            _concurrency.spawn_in_hub(batcher.hub, function)
+            _concurrency.spawn_in_hub(batcher.hub, function, *args)
 
     def _is_replaced_for(self, error: BaseException) -> bool:
         reason = self.kafka_handle.broker_error(error)
@@ -682,7 +684,7 @@ class Client:
     def wait_delivered(
         self,
         seconds: float,
-        give_up: Callable[[], bool] = lambda: False,
+        give_up: Callable[[], bool] | None = None,
         *,
         may_poll: bool = True,
     ) -> bool:
@@ -697,17 +699,21 @@ class Client:
         Blocking:
             Lets other greenlets run.
         """
+
+        def new_waiter() -> _concurrency.Waiter:
+            return self.poll_loop.new_waiter(self._is_idle if may_poll else None)
+
         deadline = _concurrency.Deadline(seconds)
         self.flush_batcher()
         while self.in_flight.count > 0:
-            if deadline.has_expired or give_up():
+            if deadline.has_expired or (give_up is not None and give_up()):
                 return False
             if self._settings.user_sets_linger:
                 self.kafka_handle.flush_linger()
             if not self.in_flight.wait_until(
                 self._is_idle,
                 _concurrency.Deadline(_FLUSH_INTERVAL).earlier(deadline),
-                lambda: self.poll_loop.new_waiter(self._is_idle if may_poll else None),
+                new_waiter,
             ):
                 self.poll_loop.ensure_progress()
         return True
@@ -754,7 +760,7 @@ class Client:
             Lets other greenlets run.
         """
         with contextlib.suppress(TimeoutError, ProducerClosedError):
-            _concurrency.run_in_thread(self.kafka_handle.await_purge, seconds)
+            _concurrency.run_in_thread(seconds, self.kafka_handle.await_purge)
 
     def purge_queue(self) -> None:
         """Drop the messages that librdkafka has; batched and kept ones stay."""
@@ -809,13 +815,16 @@ class Client:
         def is_settled() -> bool:
             return self.in_flight.count <= len(self._carried_over)
 
+        def new_waiter() -> _concurrency.Waiter:
+            return self.poll_loop.new_waiter(is_settled)
+
         deadline = _concurrency.Deadline(seconds)
         self.flush_batcher()
         while not (is_settled() or deadline.has_expired):
             self.in_flight.wait_until(
                 is_settled,
                 _concurrency.Deadline(_FLUSH_INTERVAL).earlier(deadline),
-                lambda: self.poll_loop.new_waiter(is_settled),
+                new_waiter,
             )
 
     def close(self) -> None:
@@ -828,14 +837,16 @@ class Client:
             broker is just being asked for metadata.
         """
         ended = self.poll_loop.stop(_TEARDOWN)
+        self._stop_enqueuing()
         try:
             # On a native thread also where there is no hub: no signal handler can
             # interrupt it there. If it does not end in time, the thread goes on.
             run = _concurrency.run_in_thread
             if _concurrency.current_hub() is None:
                 run = _concurrency.run_apart
+            tear_down = self.kafka_handle.tear_down
             with contextlib.suppress(TimeoutError):
-                run(lambda: self._tear_down(ended=ended), _TEARDOWN)
+                run(_TEARDOWN, tear_down, close_descriptor=ended)
                 if not ended:
                     self.poll_loop.close_descriptor_at_end()
         finally:
@@ -853,11 +864,10 @@ class Client:
             # this one.
             _concurrency.spawn(dispatch)
 
-    def _tear_down(self, *, ended: bool) -> None:
+    def _stop_enqueuing(self) -> None:
         with self._send_lock:
             self._stopped = True
             self._produce = None  # a reference to the producer
-        self.kafka_handle.tear_down(close_descriptor=ended)
 
     def discard(self) -> None:
         """Close a client that was never used.
@@ -865,7 +875,8 @@ class Client:
         Blocking:
             Blocks the thread for a millisecond or two.
         """
-        self._tear_down(ended=True)
+        self._stop_enqueuing()
+        self.kafka_handle.tear_down(close_descriptor=True)
         _clients.discard(self)
 
     def forget_in_child(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from greendrop import _concurrency
 from greendrop._librdkafka import error_codes
@@ -20,6 +20,8 @@ from greendrop.message import Message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from greendrop._client.poll_loop import PollLoop
+    from greendrop._librdkafka.handle import KafkaHandle
     from greendrop._librdkafka.partitioners import Partitioner
     from greendrop.delivery import ReportQueue
 
@@ -76,23 +78,21 @@ class Router:
 
     Args:
         partitioner: None if keys don't matter.
-        ask: Requests the number of a topic's partitions from a broker, with a timeout
-            in seconds, and blocks the thread. Raises a `BrokerError`, or
-            `ProducerClosedError`. Called on native threads only.
-        new_waiter: Returns a waiter for the caller, or raises `IllegalWaitError`.
+        kafka_handle: Requests numbers of partitions, on native threads.
+        poll_loop: Returns waiters for the callers.
         now: The clock by which cached numbers age.
     """
 
     def __init__(
         self,
         partitioner: Partitioner | None,
-        ask: Callable[[str, float], int],
-        new_waiter: Callable[[], _concurrency.Waiter],
+        kafka_handle: KafkaHandle,
+        poll_loop: PollLoop,
         now: Callable[[], float] = _concurrency.monotonic,
     ) -> None:
         self._partitioner = partitioner
-        self._ask = ask
-        self._new_waiter = new_waiter
+        self._kafka_handle = kafka_handle
+        self._poll_loop = poll_loop
         self._now = now
         self._known: dict[str, _Known] = {}
         # Topics that are being requested, and the tasks that wait for the answer. They
@@ -245,11 +245,11 @@ class Router:
         return answered
 
     def _wait(self, topic: str, answered: _concurrency.WaitQueue) -> None:
-        if not answered.wait_until(
-            lambda: self._stopped or self._asking.get(topic) is not answered,
-            _concurrency.Deadline(_LONGEST_WAIT + _REQUEST),
-            self._new_waiter,
-        ):
+        def has_answer() -> bool:
+            return self._stopped or self._asking.get(topic) is not answered
+
+        deadline = _concurrency.Deadline(_LONGEST_WAIT + _REQUEST)
+        if not answered.wait_until(has_answer, deadline, self._poll_loop.new_waiter):
             # No thread asks: a signal handler has raised before the thread started.
             self._answer(topic, None)
 
@@ -281,7 +281,7 @@ class Router:
     def _ask_once(self, topic: str, seconds: float) -> tuple[int | None, float]:
         """Return the answer, None without one, and for how long to try again."""
         try:
-            count = self._ask(topic, seconds)
+            count = self._kafka_handle.fetch_partition_count(topic, seconds)
         except ProducerClosedError:
             return None, 0.0
         except BrokerError as error:
@@ -331,6 +331,18 @@ class RoutedHandle(DeliveryHandle):
         super()._resolve()
 
 
+class ReroutingClient(Protocol):
+    """The client, as its rerouter needs it."""
+
+    def send_again(self, message: Message, handle: DeliveryHandle) -> None:
+        """Send a message by this client, or by its successor. May wait."""
+        ...
+
+    def on_interrupt(self) -> None:
+        """Search for a message that an interrupted task may have lost."""
+        ...
+
+
 class Rerouter:
     """Sends messages of one client once more whose partition no longer exists.
 
@@ -341,10 +353,7 @@ class Rerouter:
 
     Args:
         router: Chooses partitions.
-        send: Sends a message by this client, or by its successor. May wait. Called in
-            the task.
-        on_interrupt: Called when an exception has ended the task, and may have lost a
-            message between two steps of it.
+        client: The client.
         enabled: False for transactional producers: a failed message has failed its
             transaction, and if it was sent later it could become part of the next one.
     """
@@ -352,14 +361,12 @@ class Rerouter:
     def __init__(
         self,
         router: Router,
-        send: Callable[[Message, DeliveryHandle], None],
-        on_interrupt: Callable[[], None],
+        client: ReroutingClient,
         *,
         enabled: bool,
     ) -> None:
         self._router = router
-        self._send = send
-        self._on_interrupt = on_interrupt
+        self._client = client
         self._enabled = enabled
         # In the order of the failures: handle, message, and the function that makes its
         # failure final. Changed under the lock, which is held for a few instructions.
@@ -431,7 +438,7 @@ class Rerouter:
                 pass
         except BaseException:
             self._fail_all()
-            self._on_interrupt()
+            self._client.on_interrupt()
             raise
 
     def _route_next(self) -> bool:
@@ -453,7 +460,7 @@ class Rerouter:
         if routed.partition == message.partition or self._router.stopped:
             fail()  # the router knows no other partition
         else:
-            self._send(routed, handle)
+            self._client.send_again(routed, handle)
         return True
 
     def _fail_all(self) -> None:

@@ -132,7 +132,7 @@ class PollLoop:
         self._silence: SilenceWatch | None = SilenceWatch(
             settings,
             self.kafka_handle.error_translator,
-            self.dispatcher.has_logged_failure,
+            self.dispatcher,
         )
         # Reports that another thread than the batcher's has dispatched.
         self._reported_elsewhere = 0
@@ -176,7 +176,7 @@ class PollLoop:
                 # In a thread where no signal handler can raise between the start of a
                 # poller and its publication.
                 _concurrency.run_apart(
-                    lambda: self._start_thread_poller(poller), _START_TIMEOUT
+                    _START_TIMEOUT, self._start_thread_poller, poller
                 )
             else:
                 self._start_greenlet_poller(poller, hub)
@@ -191,7 +191,7 @@ class PollLoop:
             # There is no space for the rest yet, or a signal handler raised. The caller
             # has a deadline of its own, so another task waits for space.
             if batcher.items:
-                _concurrency.spawn(lambda: self._client.send_all(batcher.items))
+                _concurrency.spawn(self._client.send_all, batcher.items)
 
     def _start_thread_poller(
         self, previous: GreenletPoller | ThreadPoller | None
@@ -280,12 +280,12 @@ class PollLoop:
 
         librdkafka must not write to the descriptor any more.
         """
-        poller, close = self.poller, self.kafka_handle.wakeup.close
+        poller = self.poller
         if isinstance(poller, GreenletPoller):
-            poller.on_end = close
-            if not poller.has_ended:
+            poller.closes_descriptor = True
+            if not poller.has_ended():
                 return
-        close()
+        self.kafka_handle.wakeup.close()
 
     def watch_for_stall(self, seconds: float) -> Callable[[], bool]:
         """Return a function that returns whether the poller makes no progress.

@@ -97,8 +97,8 @@ class GreenletPoller:
         self._wakeup = wakeup
         self._stopped = False
         self._ended = False
-        #: Called when the poller has ended.
-        self.on_end: Callable[[], object] = lambda: None
+        #: Whether to close the descriptor when the poller has ended.
+        self.closes_descriptor = False
         # Whether the safety timer runs.
         self._safety_timer_runs = False
         #: Whether the safety timer keeps the loop alive.
@@ -198,7 +198,7 @@ class GreenletPoller:
                 return False
             # A hub that ends with its thread wakes no waiter.
             soon = Deadline(_HUB_CHECK_INTERVAL).earlier(deadline)
-            self._end.wait_until(lambda: self._ended, soon)
+            self._end.wait_until(self.has_ended, soon)
         return True
 
     def count_in_flight(self) -> int:
@@ -219,9 +219,8 @@ class GreenletPoller:
         if self._target is not None:
             self._target.on_interval()
 
-    @property
     def has_ended(self) -> bool:
-        """Whether it does not use the descriptor any more."""
+        """Return whether it does not use the descriptor any more."""
         return self._ended
 
     def _run(self) -> None:
@@ -231,7 +230,8 @@ class GreenletPoller:
         # in flight, the safety timer then starts another greenlet.
         self._ended = True
         self._close_watchers()
-        self.on_end()
+        if self.closes_descriptor:
+            self._wakeup.close()
         self._end.notify_all()
 
     def _poll_until_stopped(self) -> None:
@@ -346,7 +346,10 @@ class ThreadPoller:
 
     def join(self, seconds: float) -> bool:
         """Wait for the end; return False if it has not come in time."""
-        return self._end.wait_until(lambda: self._ended, Deadline(seconds))
+        return self._end.wait_until(self._has_ended, Deadline(seconds))
+
+    def _has_ended(self) -> bool:
+        return self._ended
 
     def _run(self) -> None:
         self._ident = _concurrency.get_ident()

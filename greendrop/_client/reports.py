@@ -74,13 +74,14 @@ class ReportDispatcher:
         self._monitor = monitor
         #: Checks the offsets in the reports of a transactional producer.
         self.offset_guard: OffsetGuard | None = None
-        self._log_lines = LogLines(settings.id, settings.redact)
+        self._log_lines = LogLines(settings)
         # A loop of its own: a checkpoint may come in the middle of an object.
         loop = _concurrency.CooperativeLoop()
-        self._statistics = Statistics(settings.statistics_deltas, loop.checkpoint)
+        self._statistics = Statistics(settings.statistics_deltas, loop)
 
+    @property
     def has_logged_failure(self) -> bool:
-        """Return whether librdkafka has logged why brokers can't be reached."""
+        """Whether librdkafka has logged why brokers can't be reached."""
         return self._log_lines.has_failure
 
     def on_callback_error(self, error: BaseException) -> None:

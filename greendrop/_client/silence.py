@@ -14,8 +14,7 @@ from greendrop._librdkafka.bindings import has_metadata
 from greendrop._logging.log import WARNING, Log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from greendrop._client.reports import ReportDispatcher
     from greendrop._librdkafka.errors import ErrorTranslator
     from greendrop.config.settings import Settings
 
@@ -31,7 +30,7 @@ class SilenceWatch:
     Args:
         settings: The client's.
         errors: The last errors of the client's brokers.
-        has_complained: Whether a line of librdkafka was logged that says the reason.
+        dispatcher: Knows whether librdkafka has logged the reason.
         log: Where the warning goes.
     """
 
@@ -39,12 +38,12 @@ class SilenceWatch:
         self,
         settings: Settings,
         errors: ErrorTranslator,
-        has_complained: Callable[[], bool],
+        dispatcher: ReportDispatcher,
         log: Log | None = None,
     ) -> None:
         self._settings = settings
         self._errors = errors
-        self._has_complained = has_complained
+        self._dispatcher = dispatcher
         self._log = log or Log("greendrop", producer_id=settings.id)
         self._started: float | None = None
 
@@ -54,7 +53,7 @@ class SilenceWatch:
         Args:
             producer: The client as `has_metadata` takes it. Messages are in flight.
         """
-        if self._errors.has_delivered or self._has_complained():
+        if self._errors.has_delivered or self._dispatcher.has_logged_failure:
             return True
         now = _concurrency.monotonic()
         if self._started is None:

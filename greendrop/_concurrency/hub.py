@@ -227,6 +227,6 @@ def call_soon_threadsafe(
         calls.send(function, *args)
 
 
-def spawn_in_hub(hub: Hub, function: Callable[[], object]) -> None:
-    """Run a function in a new greenlet of a hub; from any thread."""
-    call_soon_threadsafe(hub, sys.modules["gevent"].spawn, function)
+def spawn_in_hub(hub: Hub, function: Callable[..., object], *args: object) -> None:
+    """Call a function in a new greenlet of a hub; from any thread."""
+    call_soon_threadsafe(hub, sys.modules["gevent"].spawn, function, *args)

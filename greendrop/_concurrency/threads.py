@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from greendrop import _wording
 from greendrop._concurrency import native
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from greendrop._concurrency.waiters import Waiter
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+#: The result of a call, once it has ended, or its exception.
+_Outcome: TypeAlias = "tuple[_R, None] | tuple[None, BaseException]"
 
 # --- background tasks ---------------------------------------------------------------
 
@@ -44,16 +49,16 @@ def start_thread(function: Callable[..., object], *args: object) -> bool:
     return True
 
 
-def spawn(function: Callable[[], object]) -> None:
-    """Run a function in a new greenlet where there is a hub, else in a new thread."""
+def spawn(function: Callable[..., object], *args: object) -> None:
+    """Call a function in a new greenlet where there is a hub, else in a new thread."""
     if current_hub() is not None:
-        sys.modules["gevent"].spawn(function)
-    elif not start_thread(function):
-        function()
+        sys.modules["gevent"].spawn(function, *args)
+    elif not start_thread(function, *args):
+        function(*args)
 
 
-def spawn_thread(function: Callable[[], object]) -> None:
-    """Run a function that may block on a new native thread.
+def spawn_thread(function: Callable[..., object], *args: object) -> None:
+    """Call a function that may block on a new native thread.
 
     A hub that the function makes there, as gevent's patched functions do, is destroyed
     when the function ends.
@@ -61,12 +66,12 @@ def spawn_thread(function: Callable[[], object]) -> None:
 
     def work() -> None:
         try:
-            function()
+            function(*args)
         finally:
             _destroy_own_hub()
 
     if not start_thread(work):
-        function()
+        function(*args)
 
 
 def _destroy_own_hub() -> None:
@@ -79,7 +84,7 @@ def _destroy_own_hub() -> None:
 # --- blocking calls -----------------------------------------------------------------
 
 
-class ThreadCall:
+class ThreadCall(Generic[_R]):
     """A blocking call on a native thread of its own, started by the constructor.
 
     A `wait` that was interrupted can be repeated: the call goes on, and its result is
@@ -87,6 +92,8 @@ class ThreadCall:
 
     Args:
         function: Has to end by itself.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
         RuntimeError: The system has no more threads.
@@ -94,13 +101,15 @@ class ThreadCall:
 
     __slots__ = ("_outcome", "_waiter")
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._outcome: list[tuple[Any, BaseException | None]] = []
+    def __init__(
+        self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> None:
+        self._outcome: list[_Outcome[_R]] = []
         self._waiter: Waiter | None = None
 
         def work() -> None:
             try:
-                self._outcome.append((function(), None))
+                self._outcome.append((function(*args, **kwargs), None))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller
                 self._outcome.append((None, error))
             waiter = self._waiter
@@ -115,7 +124,7 @@ class ThreadCall:
         """Whether the result is available."""
         return bool(self._outcome)
 
-    def wait(self, seconds: float) -> Any:  # noqa: ANN401
+    def wait(self, seconds: float) -> _R:
         """Return the result, or raise the exception of the call; one task at a time.
 
         Raises:
@@ -130,21 +139,29 @@ class ThreadCall:
         if not self._outcome and not waiter.wait(seconds) and not self._outcome:
             text = f"a native call did not end within {_wording.seconds(seconds)}"
             raise TimeoutError(text)
-        value, error = self._outcome[0]
-        if error is not None:
-            raise error
-        return value
+        return _result(self._outcome[0])
 
 
-def run_in_thread(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+def _result(outcome: _Outcome[_R]) -> _R:
+    value, error = outcome
+    if error is not None:
+        raise error
+    return cast("_R", value)
+
+
+def run_in_thread(
+    seconds: float, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+) -> _R | None:
     """Run a blocking call off the hub, and return its result.
 
     Without a hub the call runs in the calling thread. In the hub itself, where waiting
     is illegal, the call is started and None is returned at once.
 
     Args:
-        function: Has to end by itself within about `seconds`.
         seconds: Maximum wait for the result.
+        function: Has to end by itself within about `seconds`.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
         TimeoutError: The call did not end in time; it goes on in its thread.
@@ -153,12 +170,14 @@ def run_in_thread(function: Callable[[], Any], seconds: float) -> Any:  # noqa: 
         Lets other greenlets run where the thread has a hub.
     """
     if current_hub() is None:
-        return function()
-    call = ThreadCall(function)
+        return function(*args, **kwargs)
+    call = ThreadCall(function, *args, **kwargs)
     return None if in_hub() else call.wait(seconds)
 
 
-def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+def run_apart(
+    seconds: float, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+) -> _R:
     """Run a function to its end, whatever interrupts the caller, and return its result.
 
     The function runs on a native thread. Signal handlers run in the main thread only:
@@ -166,9 +185,11 @@ def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN4
     the same. So its work is done as a whole or not at all.
 
     Args:
+        seconds: Maximum wait for the result.
         function: Has to end by itself. It must not need a lock that the caller may
             hold.
-        seconds: Maximum wait for the result.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
         TimeoutError: The function did not end in time; it goes on in its thread.
@@ -177,13 +198,13 @@ def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN4
     Blocking:
         Blocks the thread, and its hub.
     """
-    outcome: list[tuple[Any, BaseException | None]] = []
+    outcome: list[_Outcome[_R]] = []
     running = native.allocate_lock()
     running.acquire()
 
     def work() -> None:
         try:
-            outcome.append((function(), None))
+            outcome.append((function(*args, **kwargs), None))
         except BaseException as error:  # noqa: BLE001 - raised again in the caller
             outcome.append((None, error))
         running.release()
@@ -192,10 +213,7 @@ def run_apart(function: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN4
         work()
     if not running.acquire(timeout=seconds):
         raise TimeoutError
-    value, error = outcome.pop()
-    if error is not None:
-        raise error
-    return value
+    return _result(outcome.pop())
 
 
 # --- scheduling ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ disconnecting in `disconnect`, and those of closing in `shutdown`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency, _wording, events
@@ -28,7 +29,7 @@ from greendrop.errors import (
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
@@ -117,7 +118,7 @@ class Connections:
         #: One for each topic configuration.
         self.slots = [self.main]
         #: The OAuth token that all clients log in with.
-        self.tokens = TokenRefresher(settings, monitor, self._give_token)
+        self.tokens = TokenRefresher(settings, monitor, self)
         # Held by the native threads that build clients, and by nothing else.
         self._build_lock = _concurrency.new_lock()
         # Detached clients that are not closed yet.
@@ -292,15 +293,14 @@ class Connections:
         if _concurrency.uwsgi_without_threads():
             raise ConfigurationInvalidError({"uwsgi.enable-threads": _NO_THREADS})
         try:
-            built: bool = _concurrency.run_apart(
-                lambda: self._build_in_thread(slot, old, settings), _BUILD_TIMEOUT
+            return _concurrency.run_apart(
+                _BUILD_TIMEOUT, self._build_in_thread, slot, old, settings
             )
         except TimeoutError as error:
             text = (
                 f"librdkafka built no client within {_wording.seconds(_BUILD_TIMEOUT)}"
             )
             raise NotSentError(text) from error
-        return built
 
     def _build_in_thread(
         self, slot: ClientSlot, old: Client | None, settings: Settings
@@ -342,7 +342,8 @@ class Connections:
         """Do periodic checks; called by a poller, so it must not wait."""
         self.owner.on_interval()
 
-    def _give_token(self, token: OAuthToken) -> None:
+    def set_token(self, token: OAuthToken) -> None:
+        """Set the OAuth token of all clients."""
         for slot in list(self.slots):
             client = slot.client
             if client is not None and slot.settings.uses_oauth:
@@ -402,15 +403,18 @@ class Connections:
         """
         try:
             for client in clients:
-                self._close(client)
+                with self.closing(client):
+                    client.close()
         except BaseException:
             self._close_left_over()
             raise
 
-    def _close(self, client: Client) -> None:
+    @contextlib.contextmanager
+    def closing(self, client: Client) -> Iterator[None]:
+        """Keep account of a client that is closed in this block."""
         try:
             self._being_closed.add(client)
-            client.close()
+            yield
         except Exception:
             self._forget(client)
             raise
@@ -423,7 +427,7 @@ class Connections:
         """Close detached clients in a task of its own."""
         try:
             self._being_closed.update(clients)
-            _concurrency.spawn(lambda: self.close_clients(clients))
+            _concurrency.spawn(self.close_clients, clients)
         except BaseException:
             self._being_closed.difference_update(clients)
             raise
@@ -477,14 +481,17 @@ class Connections:
 
     def _hand_on_late_messages(self, slot: ClientSlot, client: Client) -> None:
         def hand_on() -> None:
-            carried_over = client.take_carried_over(lambda: None)
-            try:
-                if carried_over:
-                    self.connect(slot).resend(carried_over)
-            except GreendropError as error:
-                client.fail_messages(carried_over, error)
+            _concurrency.spawn(self._hand_on, slot, client)
 
-        client.stop_sending(lambda: _concurrency.spawn(hand_on), has_successor=True)
+        client.stop_sending(hand_on, has_successor=True)
+
+    def _hand_on(self, slot: ClientSlot, client: Client) -> None:
+        carried_over = client.take_carried_over()
+        try:
+            if carried_over:
+                self.connect(slot).resend(carried_over)
+        except GreendropError as error:
+            client.fail_messages(carried_over, error)
 
     def _forget(self, client: Client) -> None:
         for slot in self.slots:
@@ -516,9 +523,10 @@ class Connections:
             Lets other greenlets run.
         """
         self._close_left_over()
-        self._end.wait_until(
-            lambda: not self._closing_clients, _concurrency.Deadline(seconds)
-        )
+        self._end.wait_until(self._are_clients_closed, _concurrency.Deadline(seconds))
+
+    def _are_clients_closed(self) -> bool:
+        return not self._closing_clients
 
     def wait_closed(self, seconds: float) -> None:
         """Wait until another task has closed the producer, for at most these seconds.
@@ -526,9 +534,10 @@ class Connections:
         Blocking:
             Lets other greenlets run.
         """
-        self._end.wait_until(
-            lambda: self.state.status != "closing", _concurrency.Deadline(seconds)
-        )
+        self._end.wait_until(self._is_closed, _concurrency.Deadline(seconds))
+
+    def _is_closed(self) -> bool:
+        return self.state.status != "closing"
 
     def wake_end_waiters(self) -> None:
         """Wake the callers of `wait_clients_closed` and `wait_closed`."""

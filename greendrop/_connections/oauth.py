@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from greendrop import _concurrency
 from greendrop._frames import concealed
@@ -66,13 +66,21 @@ class _Refresh:
         self.waiting = _concurrency.WaitQueue()
 
 
+class TokenOwner(Protocol):
+    """The connections of a producer, as the token refresher needs them."""
+
+    def set_token(self, token: OAuthToken) -> None:
+        """Set the token of all clients."""
+        ...
+
+
 class TokenRefresher:
     """The token of one producer. Used from any greenlet and thread.
 
     Args:
         settings: Settings of the producer, with the provider.
         monitor: Its listeners are asked for a token if there is no provider.
-        give: Hands a new token to all clients.
+        owner: Sets a new token for all clients.
         now: The clock by which tokens expire.
     """
 
@@ -80,13 +88,13 @@ class TokenRefresher:
         self,
         settings: Settings,
         monitor: Monitor,
-        give: Callable[[OAuthToken], None],
+        owner: TokenOwner,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._provider = settings.oauth_token_provider
         self._producer_id = settings.id
         self._monitor = monitor
-        self._give = give
+        self._owner = owner
         self._now = now
         self._token: OAuthToken | None = None
         self._failure: _Failure | None = None
@@ -126,7 +134,7 @@ class TokenRefresher:
         failure = self._failure
         if failure is not None and self._now() - failure.at < _BRIEFLY:
             raise failure.error()
-        refresh = self._begin(lambda: self.current() is None)
+        refresh = self._begin(self._is_missing)
         if refresh is not None:
             self._wait_for(refresh, deadline)
 
@@ -135,6 +143,9 @@ class TokenRefresher:
         self._wake_ups += 1
         for refresh in list(self._refreshes.values()):
             refresh.waiting.notify_all()
+
+    def _is_missing(self) -> bool:
+        return self.current() is None
 
     def _is_due(self) -> bool:
         return self._now() >= self._refresh_at
@@ -150,11 +161,14 @@ class TokenRefresher:
 
     def _wait_for(self, refresh: _Refresh, deadline: _concurrency.Deadline) -> None:
         wake_ups = self._wake_ups
-        in_time = refresh.waiting.wait_until(
-            lambda: refresh.is_over or self._wake_ups != wake_ups,
-            deadline,
-            lambda: self._new_waiter(refresh),
-        )
+
+        def is_over() -> bool:
+            return refresh.is_over or self._wake_ups != wake_ups
+
+        def new_waiter() -> _concurrency.Waiter:
+            return self._new_waiter(refresh)
+
+        in_time = refresh.waiting.wait_until(is_over, deadline, new_waiter)
         if refresh.failure is not None:
             raise refresh.failure.error()
         if not in_time:
@@ -192,7 +206,7 @@ class TokenRefresher:
             # Check here: another refresh may have ended since the caller has checked. A
             # refresh ends only after it has stored its token.
             if needed():
-                _concurrency.spawn_thread(lambda: self._refresh(process, mine))
+                _concurrency.spawn_thread(self._refresh, process, mine)
                 return mine
             self._end(process, mine)
         except RuntimeError as error:  # the system has no more threads
@@ -249,7 +263,7 @@ class TokenRefresher:
         self._refresh_at = now + _REFRESH_AT * (token.expires_at - now)
         self._failure = None
         self._token = token
-        self._give(token)
+        self._owner.set_token(token)
 
     def _failed(self, cause: BaseException) -> _Failure:
         now = self._now()

@@ -19,34 +19,25 @@ from greendrop.config.settings import SETTINGS, build_settings
 from greendrop.errors import ConfigurationInvalidError, GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
+    from greendrop._connections.connections import Connections
     from greendrop.config.settings import Settings
     from greendrop.errors import BrokerError
-    from greendrop.events import EventName, Monitor
+    from greendrop.events import EventName
 
 
 class Recovery:
     """Replaces clients of one producer.
 
     Args:
-        producer_id: The id of the producer, for events.
-        monitor: The monitor of the producer.
-        replace: Builds the new client and lets it take over; returns False if the
-            producer closes instead.
+        connections: The clients of the producer.
     """
 
-    def __init__(
-        self,
-        producer_id: str,
-        monitor: Monitor,
-        replace: Callable[[ClientSlot, Client, Settings], bool],
-    ) -> None:
-        self._producer_id = producer_id
-        self._monitor = monitor
-        self._replace = replace
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
         self._stopped = False
         self._stopping = _concurrency.WaitQueue()
 
@@ -78,25 +69,18 @@ class Recovery:
         attempt = slot.replacements
         try:
             self._emit_error(client, error, attempt)
-            payload: dict[str, object] = {"error": error, "attempt": attempt}
-            settings = settings_for_new(
-                slot.settings,
-                lambda kafka: self._emit_without_waits(
-                    client, "producer.reload", {**payload, "kafka": kafka}
-                ),
-            )
+            # Without secrets, since listeners may log it.
+            kafka = slot.settings.redacted_kafka()
+            payload = {"error": error, "attempt": attempt, "kafka": kafka}
+            self._emit_without_waits(client, "producer.reload", payload)
+            settings = settings_for_new(slot.settings, kafka)
             client.purge_queue()
             client.wait_settled(PURGE_TIMEOUT)
             backoff = settings.wait_backoff_on_idempotent_fatal_error
-            self._stopping.wait_until(
-                lambda: self._stopped, _concurrency.Deadline(backoff)
-            )
-            if not self._stopped and self._replace(slot, client, settings):
-                payload = {
-                    "attempt": attempt,
-                    "time": _concurrency.monotonic() - started,
-                }
-                self._emit("producer.reloaded", payload)
+            self._stopping.wait_until(self._is_stopped, _concurrency.Deadline(backoff))
+            if not self._stopped and self._connections.replace(slot, client, settings):
+                time = _concurrency.monotonic() - started
+                self._emit("producer.reloaded", {"attempt": attempt, "time": time})
             else:
                 client.fail_carried_over(None)
         except GreendropError as failure:
@@ -110,6 +94,9 @@ class Recovery:
         """End all backoffs, and build no more clients; the producer closes."""
         self._stopped = True
         self._stopping.notify_all()
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
     def _emit_error(self, client: Client, error: GreendropError, attempt: int) -> None:
         kind = "librdkafka.idempotent_fatal_error"
@@ -125,29 +112,21 @@ class Recovery:
             self._emit(name, payload)
 
     def _emit(self, name: EventName, payload: Mapping[str, object]) -> None:
-        self._monitor.emit(
-            name,
-            {"producer_id": self._producer_id, **payload},
-            swallow=BaseException,
-        )
+        payload = {"producer_id": self._connections.settings.id, **payload}
+        self._connections.monitor.emit(name, payload, swallow=BaseException)
 
 
 @concealed
-def settings_for_new(
-    settings: Settings, emit: Callable[[dict[str, str]], None]
-) -> Settings:
-    """Let listeners change the configuration of a new client, and check the result.
+def settings_for_new(settings: Settings, kafka: dict[str, str]) -> Settings:
+    """Return the settings of a new client.
 
     Args:
         settings: The settings of the old client.
-        emit: Emits an event whose listeners change the configuration in place.
+        kafka: Its configuration without secrets, as listeners may have changed it.
 
     Raises:
         ConfigurationInvalidError: The changed configuration is invalid.
     """
-    # Without secrets, since listeners may log it.
-    kafka = settings.redacted_kafka()
-    emit(kafka)
     settings.restore_secrets(kafka)
     if kafka == settings.kafka:
         return settings

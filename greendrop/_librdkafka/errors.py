@@ -1,14 +1,15 @@
 """The error translator: librdkafka's errors become greendrop's.
 
 Errors get Kafka's names, and texts that say what became of the message and why. Often
-librdkafka gives the reason only in its log. This module does not import
-confluent-kafka: it uses the error objects by their methods.
+librdkafka gives the reason only in its log.
 """
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Protocol
+
+from confluent_kafka import cimpl
 
 from greendrop import _wording
 from greendrop._librdkafka import error_codes
@@ -21,7 +22,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from greendrop.config.settings import Settings
 
 #: Reports of messages that librdkafka dropped. "Queued" includes messages that
 #: librdkafka would have sent again because the broker's answer was lost.
@@ -44,6 +45,12 @@ _REJECTS_BATCH = {
 
 # For example: FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected
 _FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
+
+
+def native_name(code: int) -> str:
+    """Return librdkafka's name of an error code."""
+    name: str = cimpl.KafkaError(code).name()
+    return name
 
 
 class NativeError(Protocol):
@@ -74,24 +81,25 @@ class NativeError(Protocol):
         ...
 
 
+class FailingClient(Protocol):
+    """A client that librdkafka may have ended by a fatal error."""
+
+    def native_fatal_error(self) -> tuple[int, str] | None:
+        """Return code and text of the fatal error, or None."""
+        ...
+
+
 class ErrorTranslator:
     """The translator of one client's errors, with the last error of its brokers.
 
     Args:
-        fatal_error: Returns code and text of the client's fatal error, or None.
-        name_of: Returns librdkafka's name of an error code.
-        redact: Returns a text without its secrets.
+        settings: The settings of the client, with the secrets to redact.
+        client: The client; None for one that sends no messages, and so can't fail.
     """
 
-    def __init__(
-        self,
-        fatal_error: Callable[[], tuple[int, str] | None],
-        name_of: Callable[[int], str],
-        redact: Callable[[str], str],
-    ) -> None:
-        self._fatal_error = fatal_error
-        self._name_of = name_of
-        self._redact = redact
+    def __init__(self, settings: Settings, client: FailingClient | None = None) -> None:
+        self._client = client
+        self._redact = settings.redact
         #: librdkafka's text of the last broker error since a message was delivered.
         self.last_error: str | None = None
         # Whether `last_error` comes from an error of a broker, and not from the log or
@@ -109,6 +117,9 @@ class ErrorTranslator:
         #: most messages are dropped after another message has failed.
         self.first_failure: DeliveryError | None = None
 
+    def _real_fatal_error(self) -> tuple[int, str] | None:
+        return None if self._client is None else self._client.native_fatal_error()
+
     def clear_last_error(self) -> None:
         """Clear the last broker error, because a message was delivered."""
         self.has_delivered = True
@@ -120,10 +131,10 @@ class ErrorTranslator:
         code, name, text = error.code(), error.name(), self._redact(error.str())
         fatal = error.fatal()
         # The generic code hides the actual error, which the client has.
-        real = self._fatal_error() if code == error_codes.FATAL else None
+        real = self._real_fatal_error() if code == error_codes.FATAL else None
         if real is not None:
             code, text = real[0], self._redact(real[1])
-            name, fatal = self._name_of(code), True
+            name, fatal = native_name(code), True
         name = kafka_name(name)
         return BrokerError(
             f"{text} ({name}, {code})",
@@ -137,11 +148,11 @@ class ErrorTranslator:
 
     def fatal(self) -> BrokerError | None:
         """Return the fatal error of the client, or None."""
-        real = self._fatal_error()
+        real = self._real_fatal_error()
         if real is None:
             return None
         code, text = real
-        name = kafka_name(self._name_of(code))
+        name = kafka_name(native_name(code))
         return BrokerError(f"{text} ({name}, {code})", code=code, name=name, fatal=True)
 
     def client_error(self, error: NativeError) -> BrokerError:

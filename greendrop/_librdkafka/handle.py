@@ -22,7 +22,7 @@ from greendrop._concurrency.wakeup import WakeupFd
 from greendrop._frames import concealed
 from greendrop._librdkafka.backend import backend_for
 from greendrop._librdkafka.bindings import exhaust
-from greendrop._librdkafka.errors import ErrorTranslator
+from greendrop._librdkafka.errors import ErrorTranslator, native_name
 from greendrop.errors import (
     BrokerError,
     ConfigurationInvalidError,
@@ -90,11 +90,7 @@ class KafkaHandle:
         #: Errors, statistics and log lines of librdkafka, and stalls: kind and content.
         self.client_events: deque[tuple[str, Any]] = deque()
         #: Translates the errors of this producer.
-        self.error_translator = ErrorTranslator(
-            fatal_error=lambda: self.backend.fatal_error(self.producer),
-            name_of=_error_name,
-            redact=settings.redact,
-        )
+        self.error_translator = ErrorTranslator(settings, self)
         self.closed = False
         #: Whether a transaction has begun and not ended.
         self.in_transaction = False
@@ -133,14 +129,14 @@ class KafkaHandle:
         kafka: dict[str, Any] = dict(self._settings.kafka)
         if self._settings.transactional:
             kafka["transactional.id"] = self._settings.transactional_id
-        kafka["error_cb"] = partial(self._enqueue, "error")
+        kafka["error_cb"] = partial(self.enqueue_event, "error")
         if statistics:
-            kafka["stats_cb"] = partial(self._enqueue, "statistics")
+            kafka["stats_cb"] = partial(self.enqueue_event, "statistics")
         else:
             kafka["statistics.interval.ms"] = "0"
         try:
             with _concurrency.batch_scheduling():
-                return self.backend.build(kafka, _Logger(self._enqueue))
+                return self.backend.build(kafka, _Logger(self))
         except cimpl.KafkaException as error:
             reason = self.error_translator.translate(error.args[0])
             raise ConfigurationInvalidError({"kafka": str(reason)}) from reason
@@ -265,8 +261,8 @@ class KafkaHandle:
         self.client_events.append(("stall", (seconds, stack)))
         self.wakeup.set()
 
-    def _enqueue(self, kind: str, content: Any) -> None:  # noqa: ANN401
-        # A callback of librdkafka, which may do no more than append.
+    def enqueue_event(self, kind: str, content: Any) -> None:  # noqa: ANN401
+        """Enqueue a client event; a callback of librdkafka, so it only appends."""
         self.client_events.append((kind, content))
         if not self._reports.limit:
             self.wakeup.set()
@@ -287,7 +283,7 @@ class KafkaHandle:
             text = "can't set the OAuth token: greendrop can't reach this librdkafka"
             raise OAuthTokenError(text)
         if code:
-            text = f"librdkafka refuses the OAuth token ({_error_name(code)}, {code})"
+            text = f"librdkafka refuses the OAuth token ({native_name(code)}, {code})"
             raise OAuthTokenError(text)
 
     # --- errors ------------------------------------------------------------------
@@ -377,7 +373,8 @@ class KafkaHandle:
         Blocking:
             Blocks the thread and its hub.
         """
-        self._call_in_transaction(lambda: self.producer.init_transactions(seconds))
+        with self._transaction_call():
+            self.producer.init_transactions(seconds)
         self.is_initialized = True
 
     def begin_transaction(self) -> None:
@@ -391,13 +388,11 @@ class KafkaHandle:
         """
         self.in_transaction = True  # stays so if a signal handler raises meanwhile
         try:
-            self._call_in_transaction(self._begin)
+            with self._transaction_call():
+                self.producer.begin_transaction()
         except Exception:
             self.in_transaction = False
             raise
-
-    def _begin(self) -> None:
-        self.producer.begin_transaction()
 
     def transaction_error(self) -> BrokerError | None:
         """Return the error that failed the open transaction, or None.
@@ -416,7 +411,8 @@ class KafkaHandle:
         if not self.in_transaction:
             return None
         try:
-            self._call_in_transaction(self._begin)
+            with self._transaction_call():
+                self.producer.begin_transaction()
         except BrokerError as error:
             return error if error.fatal or error.abortable else None
         except ProducerClosedError:
@@ -424,17 +420,20 @@ class KafkaHandle:
         return None
 
     def send_offsets(
-        self, offsets: Iterable[tuple[Any, ...]], group: object, seconds: float
+        self,
+        seconds: float,
+        offsets: Iterable[tuple[str, int, int, str | None]],
+        group: object,
     ) -> None:
         """Add a consumer's offsets to the transaction.
 
         After a timeout the call may be repeated, but need not be.
 
         Args:
+            seconds: As for `init_transactions`.
             offsets: For each partition: topic, partition, offset of the next message,
                 and metadata or None.
             group: The result of a consumer's `consumer_group_metadata()`.
-            seconds: As for `init_transactions`.
 
         Raises, Blocking:
             As `init_transactions`.
@@ -445,9 +444,8 @@ class KafkaHandle:
             else cimpl.TopicPartition(topic, partition, offset)
             for topic, partition, offset, metadata in offsets
         ]
-        self._call_in_transaction(
-            lambda: self.producer.send_offsets_to_transaction(positions, group, seconds)
-        )
+        with self._transaction_call():
+            self.producer.send_offsets_to_transaction(positions, group, seconds)
 
     def commit_transaction(self, seconds: float) -> None:
         """Commit the transaction. Wait for the delivery reports of its messages first.
@@ -455,7 +453,8 @@ class KafkaHandle:
         Raises, Blocking:
             As `init_transactions`.
         """
-        self._call_in_transaction(lambda: self.producer.commit_transaction(seconds))
+        with self._transaction_call():
+            self.producer.commit_transaction(seconds)
         self.in_transaction = False
 
     def abort_transaction(self, seconds: float) -> None:
@@ -464,22 +463,26 @@ class KafkaHandle:
         Raises, Blocking:
             As `init_transactions`.
         """
-        self._call_in_transaction(lambda: self.producer.abort_transaction(seconds))
+        with self._transaction_call():
+            self.producer.abort_transaction(seconds)
         self.in_transaction = False
 
-    def _call_in_transaction(self, call: Callable[[], object]) -> None:
-        # The call must not be a bound method of the producer. The traceback of an error
-        # refers to the call, and through it to the producer; but a producer that can't
-        # be closed is ended by its destructor.
+    @contextlib.contextmanager
+    def _transaction_call(self) -> Iterator[None]:
+        """Make a transaction call in this block; translate its error."""
         with self._long_call():
             try:
-                call()
+                yield
             except cimpl.KafkaException as error:
                 raise self.error_translator.translate(error.args[0]) from error
         if self._reports:
             # The call has received delivery reports in this thread. A polling thread
             # would notice them only after its poll.
             self.interrupt_poll()
+
+    def native_fatal_error(self) -> tuple[int, str] | None:
+        """Return code and text of the fatal error, or None; hold `send_lock`."""
+        return self.backend.fatal_error(self.producer)
 
     @property
     def fatal_error(self) -> BrokerError | None:
@@ -578,16 +581,13 @@ class KafkaHandle:
                 self.wakeup.renew()
 
 
-def _error_name(code: int) -> str:
-    name: str = cimpl.KafkaError(code).name()
-    return name
-
-
 class _Logger:
     """The logger of a producer. Enqueues lines, because it is called inside polls."""
 
-    def __init__(self, enqueue: Callable[[str, Any], None]) -> None:
-        self._enqueue = enqueue
+    def __init__(self, handle: KafkaHandle) -> None:
+        self._handle = handle
 
     def log(self, level: int, template: str, *args: object) -> None:
-        self._enqueue("log", (level, template % args if args else template))
+        self._handle.enqueue_event(
+            "log", (level, template % args if args else template)
+        )

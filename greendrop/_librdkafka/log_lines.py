@@ -14,7 +14,7 @@ from greendrop._logging.log import DEBUG, ERROR, INFO, WARNING, Log
 from greendrop._logging.rate_limit import RateLimiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from greendrop.config.settings import Settings
 
 # For example:
 # FAIL [rdkafka#producer-1] [thrd:a:9/bootstrap]: a:9/bootstrap: Connect to ... failed
@@ -79,21 +79,19 @@ class LogLines:
     """The logger of one client's lines.
 
     Args:
-        producer_id: Becomes a field of each line.
-        redact: Returns a text without its secrets.
+        settings: The settings of the producer: its id, and the secrets to redact.
         log: The destination.
         rate_limiter: Limits lines of the same kind and text.
     """
 
     def __init__(
         self,
-        producer_id: str,
-        redact: Callable[[str], str],
+        settings: Settings,
         log: Log | None = None,
         rate_limiter: RateLimiter | None = None,
     ) -> None:
-        self._log = log or Log("greendrop.librdkafka", producer_id=producer_id)
-        self._redact = redact
+        self._log = log or Log("greendrop.librdkafka", producer_id=settings.id)
+        self._redact = settings.redact
         self._rate_limiter = rate_limiter or RateLimiter()
         #: Whether a line has given a reason why a broker can't be reached.
         self.has_failure = False

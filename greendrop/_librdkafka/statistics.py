@@ -10,7 +10,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from greendrop import _concurrency
 
 #: Parsed objects between two calls of `checkpoint`. There is one object for each
 #: partition, and eleven more for each broker; each takes 5 to 20 us.
@@ -27,12 +29,12 @@ class Statistics:
             the previous statistics (0 the first time), and `tx_fd`, the seconds since
             the number last changed. The numbers are searched at the root and in each
             broker, topic, partition and consumer group.
-        checkpoint: Called regularly while parsing; lets other greenlets run.
+        loop: Lets other greenlets run while the statistics are parsed.
     """
 
-    def __init__(self, keys: Sequence[str], checkpoint: Callable[[], object]) -> None:
+    def __init__(self, keys: Sequence[str], loop: _concurrency.CooperativeLoop) -> None:
         self._keys = tuple(keys)
-        self._checkpoint = checkpoint
+        self._loop = loop
         self._objects = 0
         # By path and key of each number: its value, and since when it has that value.
         self._before: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
@@ -52,7 +54,7 @@ class Statistics:
         # The parser calls this for each object that it has parsed.
         self._objects += 1
         if not self._objects % _OBJECTS_PER_CHECKPOINT:
-            self._checkpoint()
+            self._loop.checkpoint()
         return parsed
 
     def _add_changes(self, statistics: dict[str, Any]) -> None:

@@ -87,18 +87,16 @@ class Core:
         self.buffer = Buffer()
         self._connections = Connections(settings, monitor, self)
         self._connect = self._connections.connect
-        self._recovery = Recovery(settings.id, monitor, self._connections.replace)
+        self._recovery = Recovery(self._connections)
         #: The open delivery scopes. Usually there are none, so the hot path only tests
         #: the truth value.
         self.scopes = ScopeRegistry(hooks)
         #: None without a `transactional.id`.
         self.transactions = (
-            Transactions(self._connections, self.check_can_wait, self._change_settings)
-            if settings.transactional
-            else None
+            Transactions(self._connections, self) if settings.transactional else None
         )
-        self._disconnect = Disconnect(self._connections, self.buffer, self.transactions)
-        self._shutdown = Shutdown(
+        self.disconnect = Disconnect(self._connections, self.buffer, self.transactions)
+        self.shutdown = Shutdown(
             self._connections,
             self.buffer,
             self._recovery,
@@ -340,12 +338,13 @@ class Core:
         send = partial(self._send_batch_into, sent, slot, messages, verb, flush)
         if self.transactions is None:
             return send()
-        undo = _nothing if flush is None else flush.undo
+        undo = None if flush is None else flush.undo
         if (current := self.transactions.current_for_task()) is not None:
             try:
                 return send()
             except ProduceManyError:
-                current.on_abort.append(undo)
+                if undo is not None:
+                    current.on_abort.append(undo)
                 raise
         try:
             self.transactions.run_implicit(send, seconds, undo)
@@ -457,9 +456,9 @@ class Core:
         self._connections.check_not_forked()
         if not self.buffer.append(messages):
             raise self._connections.closed_error()
-        registry.register(self._shutdown)
+        registry.register(self.shutdown)
         if self.status == "closed":  # by another thread, after the append
-            registry.unregister(self._shutdown)
+            registry.unregister(self.shutdown)
 
     def _refuse(self, message: Message, error: DeliveryError) -> DeliveryHandle:
         """Report a message that librdkafka refused for good, as the poller would.
@@ -634,23 +633,6 @@ class Core:
 
     # --- the producer's life -----------------------------------------------------
 
-    @property
-    def disconnectable(self) -> bool:
-        """See `Producer.disconnectable`."""
-        return self._disconnect.is_possible()
-
-    def disconnect(self) -> bool:
-        """See `Producer.disconnect`."""
-        return self._disconnect.disconnect()
-
-    def close(self, timeout: float | None, *, force: bool) -> None:
-        """See `Producer.close`."""
-        self._shutdown.close(timeout, force=force)
-
-    def release(self) -> None:
-        """Close in the background: the program has dropped the last `Producer`."""
-        self._shutdown.release()
-
     def reset(self) -> None:
         """See `Producer.reset`."""
         transactions = self.transactions
@@ -663,7 +645,7 @@ class Core:
         if transactions is not None:
             transactions.reset()
 
-    def _change_settings(self, settings: Settings) -> None:
+    def change_settings(self, settings: Settings) -> None:
         """Apply the settings that a listener of `producer.reload` has changed.
 
         Raises:
@@ -686,8 +668,8 @@ class Core:
             return False
         if not self._recovery.begins(slot, client, error):
             return False
-        client.stop_sending(lambda: None, has_successor=False)
-        client.spawn_in_batcher_hub(lambda: self._recovery.run(slot, client, error))
+        client.stop_sending(_leave_to_recovery, has_successor=False)
+        client.spawn_in_batcher_hub(self._recovery.run, slot, client, error)
         return True
 
     def on_interval(self) -> None:
@@ -697,19 +679,19 @@ class Core:
         if self.settings.uses_oauth:
             self._connections.tokens.review()
         if self.settings.idle_disconnect_timeout:
-            self._disconnect.check_idle()
+            self.disconnect.check_idle()
 
     def register(self) -> None:
         """Close the producer when the process exits; until then keep it alive."""
-        registry.register(self._shutdown)
+        registry.register(self.shutdown)
 
     def unregister(self) -> None:
         """Undo `register`, when the producer has nothing to close."""
-        registry.unregister(self._shutdown)
+        registry.unregister(self.shutdown)
 
 
-def _nothing() -> None:
-    """Undo nothing: only a flush puts messages back."""
+def _leave_to_recovery() -> None:
+    """Do nothing about a kept message: `Recovery.run` hands on all of them."""
 
 
 def _rolled_back(

@@ -44,11 +44,11 @@ class Disconnect:
         self._idle = IdleWatch(connections.settings.idle_disconnect_timeout)
 
     def is_possible(self) -> bool:
-        """Return whether `disconnect` would begin now."""
+        """Return whether `run` would begin now."""
         in_use = self._transactions is not None and self._transactions.in_use
         return not (in_use or self._connections.inherited) and self._is_possible()
 
-    def disconnect(self) -> bool:
+    def run(self) -> bool:
         """See `Producer.disconnect`."""
         connections = self._connections
         connections.check_not_forked()
@@ -158,6 +158,6 @@ class Disconnect:
     def _disconnect_and_report(self) -> None:
         # No caller is there to catch an error.
         try:
-            self.disconnect()
+            self.run()
         except Exception as error:  # noqa: BLE001 - emitted
             self._connections.emit_error("producer.disconnect.error", error)

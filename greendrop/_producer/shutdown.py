@@ -66,6 +66,7 @@ class _Account:
 
     Args:
         timeout: Seconds that `close` may take.
+        in_flight: The number of messages in flight when `close` began.
         force: Whether `close` drops messages without raising an error.
 
     Attributes:
@@ -79,8 +80,9 @@ class _Account:
         loss: The error that `close` raises; None if everything was delivered.
     """
 
-    def __init__(self, timeout: float, *, force: bool) -> None:
+    def __init__(self, timeout: float, in_flight: int, *, force: bool) -> None:
         self.timeout = timeout
+        self.in_flight = in_flight
         self.force = force
         self.task = _concurrency.current_task()
         self.started = _concurrency.monotonic()
@@ -174,83 +176,69 @@ class Shutdown:
     ) -> None:
         """See `Producer.close`."""
         connections, transactions = self._connections, self._transactions
-        if connections.inherited:
-            # The clients are the parent's: don't touch them, and emit nothing.
-            connections.state.to("closing")
-            connections.reset()
-            self._buffer.stop()
-            return
-        if self._needs_a_task():
-            _concurrency.spawn(lambda: self._close_and_log(timeout, force=force))
+        if self._closes_without_waiting(timeout, force=force):
             return
         if transactions is not None and transactions.held_by_me and not at_exit:
             text = f"producer {self.name!r} can't be closed inside its own transaction"
             raise ProducerTransactionalCloseAttemptError(text)
         if timeout is None:
             timeout = 0.0 if force else connections.settings.max_wait_timeout
-        account = _Account(timeout, force=force)
-        in_flight = connections.outstanding
-        request = LockRequest(_concurrency.current_task())
+        account = _Account(timeout, connections.outstanding, force=force)
+        request = LockRequest(account.task)
         try:
-            if transactions is not None:
-                # Wait for an open transaction; after the timeout, close all the same.
-                transactions.block(request, timeout)
-            self._close(account)
-        except KeyboardInterrupt as interrupt:
-            messages = _wording.count(in_flight, "message")
-            text = f"interrupted while closing producer {self.name!r}"
-            _wording.add_note(interrupt, f"{text}, with {messages} in flight")
-            raise
-        finally:
-            if transactions is not None:
-                request.released = True
-                transactions.unblock(request)
-
-    def _needs_a_task(self) -> bool:
-        """Return whether the caller can't wait, so that another task has to close."""
-        connections, transactions = self._connections, self._transactions
-        if _concurrency.in_hub() and (connections.anything_open or self._buffer):
-            return True
-        if connections.in_listener():
-            return True
-        return (
-            transactions is not None
-            and transactions.held_by_me
-            and transactions.notifying
-        )
-
-    def _close(self, account: _Account) -> None:
-        connections = self._connections
-        try:
-            self._begin(account)
+            self._begin(account, request)
             running = self._running
             if running is account:
-                for client in account.clients:
-                    account.add(client)
-                connections.tokens.wake()
-                self._run(account, (self._announce, self._flush, *self._last_steps))
+                self._run(account, self._steps)
             elif running is None or running.task != account.task:
-                connections.wait_closed(account.timeout + PURGE_TIMEOUT)
+                connections.wait_closed(timeout + PURGE_TIMEOUT)
             # Else the caller is a listener of producer.closing.
-        except BaseException:
-            if self._running is account and connections.state.status != "closed":
-                # A signal handler has raised between two steps.
-                account.deadline = _concurrency.Deadline(0)
-                self._run(account, self._last_steps)
-            if account.loss is not None:
-                text = str(account.loss)
-                _log.write(ERROR, "producer.messages_abandoned", error=text)
+        except BaseException as error:
+            self._on_interrupt(account, error)
             raise
         finally:
             # If the last steps were interrupted as well, the next `close` starts again.
             if self._running is account:
                 self._running = None
-        if account.loss is not None and not account.force:
+            if transactions is not None:
+                request.released = True
+                transactions.unblock(request)
+        if account.loss is not None and not force:
             raise account.loss
 
-    def _begin(self, account: _Account) -> None:
+    def _closes_without_waiting(self, timeout: float | None, *, force: bool) -> bool:
+        """Close here if a parent process has the clients, or let another task close.
+
+        Returns:
+            Whether the caller has nothing more to do.
+        """
+        connections, transactions = self._connections, self._transactions
+        if connections.inherited:
+            # The clients are the parent's: don't touch them, and emit nothing.
+            connections.state.to("closing")
+            connections.reset()
+            self._buffer.stop()
+            return True
+        # A task of its own closes where the caller can't wait.
+        if (
+            (_concurrency.in_hub() and (connections.anything_open or self._buffer))
+            or connections.in_listener()
+            or (
+                transactions is not None
+                and transactions.held_by_me
+                and transactions.notifying
+            )
+        ):
+            _concurrency.spawn(self._close_and_log, timeout, force)
+            return True
+        return False
+
+    def _begin(self, account: _Account, request: LockRequest) -> None:
         """Accept no more messages; become the running close, if there is none."""
         connections = self._connections
+        if self._transactions is not None:
+            # Wait for an open transaction; after the timeout, close all the same.
+            self._transactions.block(request, account.timeout)
         with connections.state.lock:
             if self._running is None and connections.state.status != "closed":
                 self._running = account
@@ -278,9 +266,34 @@ class Shutdown:
         finally:
             del failure  # or the traceback would refer to itself
 
+    def _on_interrupt(self, account: _Account, error: BaseException) -> None:
+        """Close all the same, when an exception has left `_run` or came before it."""
+        if isinstance(error, KeyboardInterrupt):
+            messages = _wording.count(account.in_flight, "message")
+            text = f"interrupted while closing producer {self.name!r}"
+            _wording.add_note(error, f"{text}, with {messages} in flight")
+        if self._running is account and self._connections.state.status != "closed":
+            # A signal handler has raised between two steps.
+            account.deadline = _concurrency.Deadline(0)
+            self._run(account, self._last_steps)
+        if account.loss is not None:
+            text = str(account.loss)
+            _log.write(ERROR, "producer.messages_abandoned", error=text)
+
+    @property
+    def _steps(self) -> tuple[_Step, ...]:
+        return self._announce, self._flush, *self._last_steps
+
     @property
     def _last_steps(self) -> tuple[_Step, ...]:
-        return self._deliver, self._drop, self._sum_up, self._finish
+        return (
+            self._deliver,
+            self._stop_waiting,
+            self._deliver,
+            self._wait_clients_closed,
+            self._sum_up,
+            self._finish,
+        )
 
     def release(self) -> None:
         """Close in the background: the program has dropped the last `Producer`."""
@@ -295,7 +308,7 @@ class Shutdown:
             return
         # Close before the warning: a filter may make it an error. If no thread can be
         # started, the program is ending, and the exit hook closes the producer.
-        _concurrency.start_thread(lambda: self._close_and_log(None, force=False))
+        _concurrency.start_thread(self._close_and_log, None, False)  # noqa: FBT003
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,
@@ -304,7 +317,10 @@ class Shutdown:
 
     # --- the steps of a close ----------------------------------------------------
 
-    def _announce(self, _account: _Account) -> None:
+    def _announce(self, account: _Account) -> None:
+        for client in account.clients:
+            account.add(client)
+        self._connections.tokens.wake()
         self._connections.emit("producer.closing")
 
     def _flush(self, account: _Account) -> None:
@@ -322,15 +338,29 @@ class Shutdown:
             raise
 
     def _deliver(self, account: _Account) -> None:
-        """Wait for the deliveries, and close the clients."""
+        """Wait for the deliveries, drop the rest, and close the clients."""
         for client in self._connections.clients:
-            self._end_client(account, client)
+            client.stop_taking()
+            account.add(client)
+            try:
+                client.wait_delivered(account.deadline.remaining(), may_poll=False)
+            finally:
+                try:
+                    if client.outstanding > 0:
+                        account.add(client)
+                        account.is_late = True
+                        client.purge_for_good()
+                        client.wait_dropped(PURGE_TIMEOUT)
+                finally:
+                    with self._connections.closing(client):
+                        client.close()
 
-    def _drop(self, account: _Account) -> None:
-        """Close the clients that `_deliver` has left open, without waiting."""
+    @staticmethod
+    def _stop_waiting(account: _Account) -> None:
+        # The next `_deliver` closes the clients that the first one has left open.
         account.deadline = _concurrency.Deadline(0)
-        for client in self._connections.clients:
-            self._end_client(account, client)
+
+    def _wait_clients_closed(self, _account: _Account) -> None:
         self._connections.wait_clients_closed(PURGE_TIMEOUT)
 
     def _sum_up(self, account: _Account) -> None:
@@ -418,23 +448,7 @@ class Shutdown:
             payload = {"messages": self._buffer.messages()}
             self._connections.emit_error("buffer.flush", error, payload)
 
-    def _end_client(self, account: _Account, client: Client) -> None:
-        """Wait for a client's deliveries, drop the rest, and close the client."""
-        client.stop_taking()
-        account.add(client)
-        try:
-            client.wait_delivered(account.deadline.remaining(), may_poll=False)
-        finally:
-            try:
-                if client.outstanding > 0:
-                    account.add(client)
-                    account.is_late = True
-                    client.purge_for_good()
-                    client.wait_dropped(PURGE_TIMEOUT)
-            finally:
-                self._connections.close_clients([client])
-
-    def _close_and_log(self, timeout: float | None, *, force: bool) -> None:
+    def _close_and_log(self, timeout: float | None, force: bool) -> None:  # noqa: FBT001
         # No caller is there to catch an error: log the loss, as the handles report it.
         try:
             self.close(timeout, force=force)

@@ -8,8 +8,7 @@ a failed call means for the transaction.
 from __future__ import annotations
 
 import contextlib
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency
 from greendrop._librdkafka import error_codes
@@ -51,7 +50,7 @@ class TransactionCalls:
         self._settings = settings
         self._emit_error = emit_error
         # A call that is still inside librdkafka after its caller was interrupted.
-        self._interrupted: _concurrency.ThreadCall | None = None
+        self._interrupted: _concurrency.ThreadCall[object] | None = None
 
     def begin(self, call: Callable[[], object]) -> None:
         """Make the call that begins a transaction.
@@ -61,20 +60,22 @@ class TransactionCalls:
         Raises:
             BrokerError: The last attempt failed, or the error is not retriable.
         """
-        self._retry("begin", call, _concurrency.Deadline(_LATE))
+        self._retry("begin", _concurrency.Deadline(_LATE), call)
 
     def run(
         self,
         name: str,
-        call: Callable[[float], object],
+        call: Callable[..., object],
         deadline: _concurrency.Deadline,
+        *args: object,
     ) -> None:
         """Make a call on a native thread.
 
         Args:
             name: The name of the call in `error.occurred`.
-            call: Takes the seconds that it may stay inside librdkafka.
+            call: Takes the seconds that it may stay inside librdkafka, then `args`.
             deadline: When to give up.
+            args: Further arguments of the call.
 
         Raises:
             BrokerError: The last attempt failed, the error is not retriable, or the
@@ -86,10 +87,14 @@ class TransactionCalls:
             thread. An exception from outside, such as Ctrl-C, ends the wait, and the
             call goes on for 1 s at most.
         """
-        self._retry(name, lambda: self._in_slices(call, deadline), deadline)
+        self._retry(name, deadline, self._in_slices, deadline, call, args)
 
     def _retry(
-        self, name: str, step: Callable[[], object], deadline: _concurrency.Deadline
+        self,
+        name: str,
+        deadline: _concurrency.Deadline,
+        step: Callable[..., object],
+        *args: object,
     ) -> None:
         attempts = self._settings.max_attempts_on_transaction_command
         backoff = self._settings.wait_backoff_on_transaction_command
@@ -97,7 +102,7 @@ class TransactionCalls:
         while True:
             attempt += 1
             try:
-                step()
+                step(*args)
             except BrokerError as error:
                 remaining = deadline.remaining()
                 in_time = error.code != error_codes.TIMED_OUT and remaining > 0
@@ -111,14 +116,17 @@ class TransactionCalls:
                 return
 
     def _in_slices(
-        self, call: Callable[[float], object], deadline: _concurrency.Deadline
+        self,
+        deadline: _concurrency.Deadline,
+        call: Callable[..., object],
+        args: tuple[object, ...],
     ) -> None:
         pause = _FIRST_PAUSE
         while True:
             started = _concurrency.monotonic()
             remaining = deadline.remaining()
             try:
-                self._off_hub(partial(call, min(remaining, _SLICE)))
+                self._off_hub(call, min(remaining, _SLICE), *args)
             except BrokerError as error:
                 if error.code != error_codes.TIMED_OUT or remaining <= _SLICE:
                     raise
@@ -130,16 +138,16 @@ class TransactionCalls:
                 _concurrency.new_waiter().wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _off_hub(self, function: Callable[[], Any]) -> None:
+    def _off_hub(self, call: Callable[..., object], *args: object) -> None:
         if self._interrupted is not None:
             self._wait_for_interrupted(self._interrupted)
-        call = _concurrency.ThreadCall(function)
+        running = _concurrency.ThreadCall(call, *args)
         try:
-            call.wait(_SLICE + _LATE)
+            running.wait(_SLICE + _LATE)
         finally:
-            self._interrupted = None if call.ended else call
+            self._interrupted = None if running.ended else running
 
-    def _wait_for_interrupted(self, call: _concurrency.ThreadCall) -> None:
+    def _wait_for_interrupted(self, call: _concurrency.ThreadCall[object]) -> None:
         """Wait until an interrupted call has left librdkafka; ignore its result."""
         with contextlib.suppress(BrokerError):
             call.wait(_SLICE + _LATE)

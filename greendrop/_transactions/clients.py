@@ -7,7 +7,7 @@ for the open transaction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency
 from greendrop._client.client import PURGE_TIMEOUT
@@ -22,8 +22,6 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
     from greendrop.config.settings import Settings
@@ -33,20 +31,29 @@ if TYPE_CHECKING:
 FAILURES = (BrokerError, ProducerClosedError, TimeoutError)
 
 
+class SettingsOwner(Protocol):
+    """The core of a producer, as the replacement of its clients needs it."""
+
+    def change_settings(self, settings: Settings) -> None:
+        """Apply settings that a listener of `producer.reload` has changed.
+
+        Raises:
+            ConfigurationInvalidError: Another producer has the `transactional.id`.
+        """
+        ...
+
+
 class TransactionalClients:
     """Acquires and replaces the clients of one transactional producer.
 
     Args:
         connections: The connections of the producer.
-        adopt: Applies changed settings to the producer, or raises
-            `ConfigurationInvalidError`.
+        owner: The core of the producer.
     """
 
-    def __init__(
-        self, connections: Connections, adopt: Callable[[Settings], None]
-    ) -> None:
+    def __init__(self, connections: Connections, owner: SettingsOwner) -> None:
         self._connections = connections
-        self._adopt = adopt
+        self._owner = owner
         #: Shared by all clients of the producer, one after the other.
         self.offset_guard = OffsetGuard()
         # The client that was initialized and may begin transactions.
@@ -60,7 +67,7 @@ class TransactionalClients:
 
     def copy(self) -> TransactionalClients:
         """Return an object without a client, for a forked child."""
-        return TransactionalClients(self._connections, self._adopt)
+        return TransactionalClients(self._connections, self._owner)
 
     def _new_calls(self) -> TransactionCalls:
         return TransactionCalls(
@@ -141,11 +148,12 @@ class TransactionalClients:
         started = _concurrency.monotonic()
         self._attempts += 1
         try:
-            changed = settings_for_new(
-                settings, lambda kafka: self._emit_reload(error, kafka)
-            )
+            # Without secrets, since listeners may log it.
+            kafka = settings.redacted_kafka()
+            self._emit_reload(error, kafka)
+            changed = settings_for_new(settings, kafka)
             if changed is not settings:
-                self._adopt(changed)
+                self._owner.change_settings(changed)
         except ConfigurationInvalidError as invalid:
             attempt = {"attempt": self._attempts}
             self._connections.emit_error("transaction.reload", invalid, attempt)

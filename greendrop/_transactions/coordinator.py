@@ -9,7 +9,7 @@ these (`calls`), and replace clients (`clients`).
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from greendrop import _concurrency, _wording
 from greendrop._client.client import PURGE_TIMEOUT
@@ -21,6 +21,7 @@ from greendrop._concurrency.fair_lock import (
 )
 from greendrop._transactions.clients import (
     FAILURES,
+    SettingsOwner,
     TransactionalClients,
     not_begun,
 )
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
-    from greendrop.config.settings import Settings
     from greendrop.events import EventName
 
 _T = TypeVar("_T")
@@ -139,29 +139,30 @@ class OpenTransaction:
         return first
 
 
+class TransactionsOwner(SettingsOwner, Protocol):
+    """The core of a producer, as its transactions need it."""
+
+    def check_can_wait(self) -> None:
+        """Raise `IllegalWaitError` if the caller can't wait."""
+        ...
+
+
 class Transactions:
     """Begins and ends the transactions of one producer.
 
     Args:
         connections: The connections of the producer.
-        check_can_wait: Raises `IllegalWaitError` if the caller can't wait.
-        adopt: Applies changed settings to the producer, or raises
-            `ConfigurationInvalidError`.
+        owner: The core of the producer.
     """
 
-    def __init__(
-        self,
-        connections: Connections,
-        check_can_wait: Callable[[], None],
-        adopt: Callable[[Settings], None],
-    ) -> None:
+    def __init__(self, connections: Connections, owner: TransactionsOwner) -> None:
         self._connections = connections
-        self._check_can_wait = check_can_wait
+        self._owner = owner
         self._lock = FairLock()
         self._current: OpenTransaction | None = None
         #: Whether listeners of an event about a transaction are running.
         self.notifying = False
-        self._clients = TransactionalClients(connections, adopt)
+        self._clients = TransactionalClients(connections, owner)
 
     # --- the lock ----------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class Transactions:
         if connections.state.refuses_caller:
             raise connections.closed_error()
         try:
-            self._check_can_wait()
+            self._owner.check_can_wait()
         except IllegalWaitError as error:
             raise IllegalWaitError(f"{error}; nothing was sent") from error
         if self._lock.held_by_me and not connections.state.in_final_flush:
@@ -342,9 +343,7 @@ class Transactions:
         deadline = _concurrency.Deadline(current.seconds)
         try:
             self._clients.calls.run(
-                "store_offset",
-                lambda seconds: handle.send_offsets(offsets, group, seconds),
-                deadline,
+                "store_offset", handle.send_offsets, deadline, offsets, group
             )
         except FAILURES as error:
             text = f"messages could not be marked as consumed: {error}"
@@ -357,7 +356,7 @@ class Transactions:
         self,
         send: Callable[[], _T],
         seconds: float,
-        undo: Callable[[], object] = lambda: None,
+        undo: Callable[[], object] | None = None,
     ) -> _T:
         """Begin a transaction, send in it, and end it.
 
@@ -372,9 +371,11 @@ class Transactions:
         try:
             current = self.begin(seconds)
         except BaseException:
-            undo()
+            if undo is not None:
+                undo()
             raise
-        current.on_abort.append(undo)
+        if undo is not None:
+            current.on_abort.append(undo)
         try:
             result = send()
             self.end(current, None)
@@ -635,6 +636,18 @@ class Transactions:
             current.client.wait_delivered(deadline.remaining())
 
     # --- events ------------------------------------------------------------------
+
+    def emit_consumed(
+        self, message: object, metadata: str | None, started: float
+    ) -> None:
+        """Emit that a message was marked as consumed."""
+        payload = {
+            "producer_id": self._connections.settings.id,
+            "message": message,
+            "offset_metadata": metadata,
+            "time": _concurrency.monotonic() - started,
+        }
+        self._connections.monitor.emit("transaction.marked_as_consumed", payload)
 
     def _emit(
         self,

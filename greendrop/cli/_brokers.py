@@ -272,11 +272,7 @@ def _metadata(settings: Settings, timeout: float) -> tuple[Any, str, float]:
     import confluent_kafka
     from confluent_kafka.admin import AdminClient
 
-    translator = ErrorTranslator(
-        fatal_error=lambda: None,
-        name_of=lambda code: str(confluent_kafka.KafkaError(code).name()),
-        redact=settings.redact,
-    )
+    translator = ErrorTranslator(settings)
     all_down = False
 
     def on_error(error: confluent_kafka.KafkaError) -> None:

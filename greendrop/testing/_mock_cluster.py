@@ -263,7 +263,7 @@ class _Subprocess:
     def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
         request = json.dumps([name, arguments]).encode() + b"\n"
         # In a thread, where no exception can come between request and answer.
-        answer = _concurrency.run_in_thread(lambda: self._ask(request), _CHILD_TIMEOUT)
+        answer = _concurrency.run_in_thread(_CHILD_TIMEOUT, self._ask, request)
         if not answer:
             status = self._child.wait(_CHILD_TIMEOUT)
             raise GreendropError(f"the mock cluster's process ended, status {status}")

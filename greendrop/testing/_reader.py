@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from confluent_kafka import cimpl
 
@@ -60,10 +60,13 @@ def read_topic(
         "isolation.level": level,
         "log_level": 0,
     }
-    records: list[Record] = _concurrency.run_in_thread(
-        lambda: _read(configuration, topic, timeout), timeout + _GRACE
+    records = _concurrency.run_in_thread(
+        timeout + _GRACE, _read, configuration, topic, timeout
     )
-    return sorted(records, key=lambda record: (record.partition, record.offset))
+    return sorted(
+        cast("list[Record]", records),
+        key=lambda record: (record.partition, record.offset),
+    )
 
 
 def _read(conf: dict[str, Any], topic: str, seconds: float) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -72,6 +73,14 @@ def brokers():
     brokers.go_on()
 
 
+def client(brokers, new_waiter=new_waiter):
+    """Return the two parts of a client that a router uses."""
+    return (
+        SimpleNamespace(fetch_partition_count=brokers),
+        SimpleNamespace(new_waiter=new_waiter),
+    )
+
+
 @pytest.fixture
 def clock():
     """Make a clock that stands still."""
@@ -81,13 +90,13 @@ def clock():
 @pytest.fixture
 def router(brokers, clock):
     """Make a router that chooses the first byte of the key."""
-    return Router(lambda key, count: key[0] % count, brokers, new_waiter, clock)
+    return Router(lambda key, count: key[0] % count, *client(brokers), clock)
 
 
 @pytest.fixture
 def retrying_router(brokers):
     """Make a router on the real clock, which repeats requests."""
-    return Router(None, brokers, new_waiter)
+    return Router(None, *client(brokers))
 
 
 # -- one request for all ---------------------------------------------------------------
@@ -339,7 +348,7 @@ def refuse():
 
 def test_known_counts_are_used_by_callers_that_can_not_wait(brokers, clock):
     """An unknown count is requested, so that it is known the next time."""
-    router = Router(None, brokers, refuse, clock)
+    router = Router(None, *client(brokers, refuse), clock)
 
     with pytest.raises(IllegalWaitError, match=r"can't wait here; .* nothing was sent"):
         router.count("t")
@@ -393,7 +402,7 @@ def test_random_needs_no_count(retrying_router, brokers):
 
 def test_messages_are_routed_up_to_the_first_that_can_not_be(brokers, clock):
     """Messages without `partition_key` pass; the first unroutable one ends the list."""
-    router = Router(lambda key, count: key[0] % count, brokers, refuse, clock)
+    router = Router(lambda key, count: key[0] % count, *client(brokers, refuse), clock)
     plain = Message("t", b"x", partition=3)
     known = Message("t", b"x", partition_key=b"\x07")
     unknown = known._replace(topic="u")
@@ -443,14 +452,14 @@ class Rerouting:
 
     def __init__(self, router, *, enabled=True):
         self.sent = []
-        self._it = Rerouter(
-            router,
-            lambda message, _: self.sent.append(
-                (message.partition_key, message.partition)
-            ),
-            lambda: None,
-            enabled=enabled,
-        )
+        self._it = Rerouter(router, self, enabled=enabled)
+
+    def send_again(self, message, _):
+        """Record a message."""
+        self.sent.append((message.partition_key, message.partition))
+
+    def on_interrupt(self):
+        """Do nothing: no message gets lost."""
 
     def fail(self, *failures, code=UNKNOWN_PARTITION):
         """Report failures; return the handles that were accepted for routing."""

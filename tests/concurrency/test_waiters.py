@@ -422,7 +422,7 @@ def test_waiter_of_a_thread_is_never_dead():
 def test_thread_call_without_a_hub_is_made_directly():
     """Without other greenlets to run, a second thread would be of no use."""
     assert (
-        _concurrency.run_in_thread(_concurrency.get_ident, LONG)
+        _concurrency.run_in_thread(LONG, _concurrency.get_ident)
         == _concurrency.get_ident()
     )
 
@@ -432,7 +432,7 @@ def test_thread_call_with_a_hub_lets_greenlets_run(longest_gap):
     """A blocking call blocks another thread than the hub's."""
     with longest_gap() as gap:
         ident = _concurrency.run_in_thread(
-            lambda: (time.sleep(0.3), _concurrency.get_ident())[1], LONG
+            LONG, lambda: (time.sleep(0.3), _concurrency.get_ident())[1]
         )
 
     assert ident != _concurrency.get_ident()
@@ -446,7 +446,7 @@ def test_thread_call_raises_its_error(request, with_hub):
         request.getfixturevalue("hub")
 
     with pytest.raises(ZeroDivisionError):
-        _concurrency.run_in_thread(lambda: 1 // 0, LONG)
+        _concurrency.run_in_thread(LONG, divmod, 1, 0)
 
 
 def test_thread_call_that_takes_too_long_goes_on(hub):
@@ -459,7 +459,7 @@ def test_thread_call_that_takes_too_long_goes_on(hub):
         ended.set()
 
     with pytest.raises(TimeoutError, match=r"within 0.02 s"):
-        _concurrency.run_in_thread(work, 0.02)
+        _concurrency.run_in_thread(0.02, work)
 
     go.set()
     assert ended.wait(LONG)
@@ -469,7 +469,7 @@ def test_thread_call_in_the_hub_is_not_waited_for(hub):
     """The hub can't wait for the call, so it runs in the background."""
     ended = threading.Event()
 
-    assert in_hub(hub, lambda: _concurrency.run_in_thread(ended.set, LONG)) is None
+    assert in_hub(hub, lambda: _concurrency.run_in_thread(LONG, ended.set)) is None
     assert ended.wait(LONG)
 
 

@@ -9,6 +9,7 @@ import pickle
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -590,7 +591,8 @@ def tokens(clock, given):
 
     asked = []
     settings = build_settings(LOGIN, {"oauth_token_provider": give})
-    tokens = TokenRefresher(settings, Monitor(), given.append, clock)
+    owner = SimpleNamespace(set_token=given.append)
+    tokens = TokenRefresher(settings, Monitor(), owner, clock)
     tokens.error = None
     tokens.asked = asked
     return tokens

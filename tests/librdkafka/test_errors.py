@@ -7,12 +7,13 @@ from confluent_kafka.cimpl import KafkaError
 
 from greendrop import DeliveryError, Message, ProduceManyError
 from greendrop._librdkafka.errors import ErrorTranslator
+from greendrop.config.settings import build_settings
 
 
 @pytest.fixture
 def translator():
     """Make the error translator of a client without a fatal error or secrets."""
-    return ErrorTranslator(lambda: None, lambda code: KafkaError(code).name(), str)
+    return ErrorTranslator(build_settings({"bootstrap.servers": "localhost:9092"}, {}))
 
 
 @pytest.mark.parametrize(

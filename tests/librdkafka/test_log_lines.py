@@ -9,6 +9,7 @@ from greendrop import Producer
 from greendrop._librdkafka.log_lines import LogLines, classify
 from greendrop._logging.log import ERROR, INFO, WARNING, Log
 from greendrop._logging.rate_limit import RateLimiter
+from greendrop.config.settings import build_settings
 from tests.golden import expected, given
 from tests.tasks import sleep
 
@@ -33,7 +34,8 @@ def collected_lines():
     logger = Lines()
     now = [0.0]
     repeats = RateLimiter(60.0, lambda: now[0])
-    lines = LogLines("p", lambda text: text, log_to(logger), repeats)
+    settings = build_settings({"bootstrap.servers": "localhost:9092"}, {"id": "p"})
+    lines = LogLines(settings, log_to(logger), repeats)
     return lines, logger.lines, now
 
 

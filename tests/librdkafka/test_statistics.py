@@ -3,6 +3,7 @@
 import json
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -41,7 +42,7 @@ def parts(read):
 @pytest.fixture
 def reader():
     """Make a reader of one client's statistics."""
-    return Statistics(KEYS, lambda: None)
+    return Statistics(KEYS, _concurrency.CooperativeLoop())
 
 
 def test_first_change_is_zero(reader):
@@ -109,7 +110,7 @@ def test_without_keys_nothing_is_added():
     """Without requested keys librdkafka's statistics are passed on unchanged."""
     text = statistics(1, tx=1)
 
-    assert Statistics((), lambda: None).read(text) == json.loads(text)
+    assert Statistics((), _concurrency.CooperativeLoop()).read(text) == json.loads(text)
 
 
 # -- a thousand partitions ------------------------------------------------------------
@@ -149,7 +150,8 @@ def longest_piece(keys):
     text = large(1_000)
     assert 600_000 < len(text) < 1_500_000
     times = []
-    reader = Statistics(keys, lambda: times.append(time.thread_time()))
+    loop = SimpleNamespace(checkpoint=lambda: times.append(time.thread_time()))
+    reader = Statistics(keys, loop)
     for _ in range(2):
         reader.read(text)
         times.append(time.thread_time())
@@ -169,7 +171,7 @@ def test_thousand_partitions_are_read_in_small_pieces(keys):
 def test_thousand_partitions_do_not_hold_the_hub(longest_gap):
     """A ticker runs while the statistics are read."""
     text = large(1_000)
-    reader = Statistics(("tx",), _concurrency.CooperativeLoop().checkpoint)
+    reader = Statistics(("tx",), _concurrency.CooperativeLoop())
 
     with longest_gap() as gap:
         for _ in range(10):

@@ -935,7 +935,7 @@ def test_close_that_was_interrupted_at_once_ends_closed(world, make_producer):
     """If Ctrl-C comes before close did anything, the producer is closed anyway."""
     producer = make_producer()
     producer.produce_sync(topic="t", payload=b"x")
-    buffer = producer._core._shutdown._buffer
+    buffer = producer._core.shutdown._buffer
     stop = buffer.stop
 
     def interrupted():

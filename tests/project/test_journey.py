@@ -1,4 +1,4 @@
-"""The journey of one message, traced: its length, and its drawing in the docs."""
+"""Traced paths: the journey of one message, with its drawing, and one `close`."""
 
 import itertools
 import re
@@ -37,6 +37,40 @@ TRACED = """
     producer.close()
 """
 
+#: Prints each stack of functions of the package, outside of `_concurrency`, at whose
+#: end a call begins. A function that runs on a native thread stands below its starter.
+CLOSED = """
+    import os
+    import sys
+
+    import gevent
+    import greendrop
+    from greendrop._concurrency.threads import ThreadCall
+
+    package = os.path.dirname(greendrop.__file__)
+    started = ThreadCall.__init__.__code__
+    producer = greendrop.Producer({"bootstrap.servers": servers})
+    gevent.sleep(0)
+    producer.produce_async(topic="events", payload=b"x")
+    stacks = []
+
+    def trace(frame, event, _):
+        if event != "call":
+            return
+        stack = [frame.f_locals["function"].__name__] if frame.f_code is started else []
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if path.startswith(package) and "_concurrency" not in path:
+                stack.append(frame.f_code.co_name)
+            frame = frame.f_back
+        stacks.append(stack[::-1])
+
+    sys.setprofile(trace)
+    producer.close()
+    sys.setprofile(None)
+    print("\\n".join(" ".join(stack) for stack in stacks if stack))
+"""
+
 
 @pytest.fixture
 def journey(mock_cluster, run_script):
@@ -70,3 +104,21 @@ def test_the_design_page_shows_the_journey(journey):
     drawn = set(re.findall(r"[\w/]+\.py", drawing))
 
     assert drawn == {file for file, _ in journey}
+
+
+@pytest.mark.slow
+@pytest.mark.patched
+def test_close_takes_a_straight_path(mock_cluster, run_script):
+    """From `close` to the end of librdkafka's producer there are at most 6 levels.
+
+    What is sent before that takes the path of any message.
+    """
+    servers = mock_cluster.bootstrap_servers
+    ended = run_script(CLOSED, "unpatched", servers=servers)
+    stacks = [line.split() for line in ended.stdout.splitlines()]
+
+    (path,) = {tuple(stack) for stack in stacks if stack[-1] == "tear_down"}
+
+    print(" > ".join(path))
+    assert path[0] == "close"
+    assert len(path) <= 6

@@ -41,7 +41,7 @@ def run(producer, *, abort):
         Transactions._begin,
         Transactions.end,
         Transactions._finish,
-        KafkaHandle._call_in_transaction,
+        KafkaHandle._transaction_call,
         TransactionalClients.acquire,
     ],
 )
