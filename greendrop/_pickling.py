@@ -19,7 +19,7 @@ class PerProcess:
     A copy would share a connection to Kafka with its original, or have none.
     """
 
-    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: object) -> str | tuple[object, ...]:
         """Refuse it; `pickle` and `copy` ask here.
 
         Raises:

@@ -298,7 +298,7 @@ class DeliveryHandle:
                 raise
             finally:
                 if self._reports is not None:
-                    self._remove(lambda one: one is waiter)
+                    self._remove(waiter)
         if self._error is not None:
             # A copy: many may wait for one message, and each raises its own.
             error = copy.copy(self._error)
@@ -329,7 +329,7 @@ class DeliveryHandle:
                         reports.source.ensure_progress()
             finally:
                 if self._reports is not None:
-                    self._remove(lambda one: one is waiter)
+                    self._remove(waiter)
         return self.wait(0.0)
 
     def result(self, timeout: float | None = None) -> DeliveryReport:
@@ -434,15 +434,17 @@ class DeliveryHandle:
         waiter = _concurrency.link(callback, self)
         self._add(waiter)
         if self.done:
-            self._remove(lambda one: one is waiter)
+            self._remove(waiter)
             waiter.wake()
 
     def unlink(self, callback: Callable[[DeliveryHandle], object]) -> None:
         """Undo `rawlink` (for gevent)."""
-        for waiter in self._remove(
-            lambda one: getattr(one, "callback", None) == callback
-        ):
-            waiter.cancel()
+        chain = self._waiters
+        while chain is not None:
+            waiter, chain = chain
+            if isinstance(waiter, _concurrency.RawLink) and waiter.callback == callback:
+                self._remove(waiter)
+                waiter.cancel()
 
     def ready(self) -> bool:
         """Same as `done` (for gevent)."""
@@ -452,23 +454,23 @@ class DeliveryHandle:
         with _swap:
             self._waiters = (waiter, self._waiters)
 
-    def _remove(self, unwanted: Callable[[Any], bool]) -> list[Any]:
+    def _remove(self, unwanted: _Waiter) -> None:
         while True:
             before = self._waiters
             after: _Chain = before
-            kept: list[Any] = []
-            removed: list[Any] = []
+            kept: list[_Waiter] = []
             while after is not None:
-                (removed if unwanted(after[0]) else kept).append(after[0])
+                if after[0] is not unwanted:
+                    kept.append(after[0])
                 after = after[1]
             for waiter in reversed(kept):
                 after = (waiter, after)
             with _swap:
                 if self._waiters is before:
                     self._waiters = after
-                    return removed
+                    return
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle what is known so far; a pending handle can't be waited for elsewhere.
 
         Errors that carry handles travel: as results of tasks, for example.

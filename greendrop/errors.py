@@ -94,7 +94,7 @@ class GreendropError(Exception):
         """Have the text end with something more."""
         self.args = (f"{self}; {text}", *self.args[1:])
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle with attributes and cause, whatever the constructor takes.
 
         What does not pickle itself is replaced: attributes by their repr, a cause by a

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
@@ -484,7 +485,7 @@ class Monitor:
         if isinstance(target, str):
             self._check_name(target)
             if listener is None:
-                return lambda function: self._add_function(target, function)
+                return partial(self._add_function, target)
             return self._add_function(target, listener)
         if isinstance(target, type):
             text = f"{target.__name__} is a class; subscribe an object of it"

@@ -33,7 +33,6 @@ from greendrop.errors import (
 from greendrop.events import Monitor
 from greendrop.message import (
     Message,
-    all_validated,
     as_message,
     as_tombstone,
     check_topic,
@@ -379,7 +378,7 @@ class Producer(_pickling.PerProcess):
     # --- batches -----------------------------------------------------------------
 
     def produce_many_sync(
-        self, messages: Iterable[Message | Mapping[str, Any]]
+        self, messages: Iterable[Message | Mapping[str, object]]
     ) -> list[DeliveryReport]:
         """Send a batch and wait until the broker has stored all of it.
 
@@ -409,7 +408,7 @@ class Producer(_pickling.PerProcess):
         return self._many_sync(core, self._checked_batch(core, messages))
 
     def produce_many_async(
-        self, messages: Iterable[Message | Mapping[str, Any]]
+        self, messages: Iterable[Message | Mapping[str, object]]
     ) -> list[DeliveryHandle]:
         """Send a batch without waiting for the broker.
 
@@ -437,16 +436,19 @@ class Producer(_pickling.PerProcess):
         return self._many_async(core, self._checked_batch(core, messages))
 
     def _checked_batch(
-        self, core: Core, messages: Iterable[Message | Mapping[str, Any]]
+        self, core: Core, messages: Iterable[Message | Mapping[str, object]]
     ) -> list[Message]:
         limit = core.size_limit
         if self.middleware.steps:
-            return validate_all(messages, lambda item: self._prepare(as_message(item)))
-        return validate_all(
-            messages,
-            lambda item: validate(as_message(item), limit),
-            lambda items: all_validated(items, limit),
-        )
+            return validate_all(messages, self._prepare_item)
+
+        def read(item: object) -> Message:
+            return validate(as_message(item), limit)
+
+        return validate_all(messages, read, limit)
+
+    def _prepare_item(self, item: object) -> Message:
+        return self._prepare(as_message(item))
 
     def _prepare(self, message: Message) -> Message:
         core = self._core or self._unconfigured()
@@ -563,7 +565,7 @@ class Producer(_pickling.PerProcess):
         return self._produce_async(core, message)
 
     def tombstone_many_sync(
-        self, messages: Iterable[Message | Mapping[str, Any]]
+        self, messages: Iterable[Message | Mapping[str, object]]
     ) -> list[DeliveryReport]:
         """Send a batch of tombstones and wait until the broker has stored all of them.
 
@@ -581,7 +583,7 @@ class Producer(_pickling.PerProcess):
         return self.produce_many_sync(validate_all(messages, self._tombstone))
 
     def tombstone_many_async(
-        self, messages: Iterable[Message | Mapping[str, Any]]
+        self, messages: Iterable[Message | Mapping[str, object]]
     ) -> list[DeliveryHandle]:
         """Send a batch of tombstones without waiting for the broker.
 
@@ -651,7 +653,7 @@ class Producer(_pickling.PerProcess):
             held = core.buffer.messages()
             self._tell("message.buffered", began, message=message, buffer=held)
 
-    def buffer_many(self, messages: Iterable[Message | Mapping[str, Any]]) -> None:
+    def buffer_many(self, messages: Iterable[Message | Mapping[str, object]]) -> None:
         """Keep several messages until the next flush, next to each other.
 
         All pass middleware and validation now; if one fails, none is buffered.

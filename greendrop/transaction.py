@@ -258,8 +258,8 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
 
 
 def _last_of_each(
-    consumer: object, messages: Iterable[Any], metadata: object
-) -> dict[Offset, Any]:
+    consumer: object, messages: Iterable[ConsumedMessage], metadata: object
+) -> dict[Offset, ConsumedMessage]:
     """Return the next offset of each partition, and the message before that offset.
 
     Raises:
@@ -271,7 +271,7 @@ def _last_of_each(
         errors["consumer"] = f"needs a confluent_kafka.Consumer, not {kind}"
     if metadata is not None and not isinstance(metadata, str):
         errors["metadata"] = f"needs text or None, not {type(metadata).__name__}"
-    last: dict[tuple[str, int], tuple[int, Any]] = {}
+    last: dict[tuple[str, int], tuple[int, ConsumedMessage]] = {}
     for message in messages:
         position = _position(message)
         if position is None:

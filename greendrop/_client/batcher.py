@@ -20,6 +20,7 @@ from greendrop import _concurrency
 if TYPE_CHECKING:
     from collections.abc import Sized
 
+    from gevent._types import _Callback
     from gevent.hub import Hub
 
     from greendrop._librdkafka.handle import Wire
@@ -81,13 +82,13 @@ class Batcher:
         #: thread would not do: a later thread may get the same one.)
         self.hub = hub
         self.current_hub = _concurrency.hub_getter()
-        self._loop: Any = hub.loop
+        self._loop = hub.loop
         #: Waiting items, in order. A sender that appends calls `maybe_flush` as soon as
         #: there are `flush_at`.
         self.items: deque[Wire] = deque()
         self.flush_at = 1
         # gevent's callback at the end of this tick; pending until it runs.
-        self._tick: Any = None
+        self._tick: _Callback | None = None
         self._round_trip = 0.0
         self._last_flush = 0.0
         # A repeating timer, although it is stopped each time it fires: libev starts a

@@ -142,7 +142,7 @@ class Client:
         return None if poller is None else poller.kind
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> Backend[Any]:
         """The backend: librdkafka, or a test double."""
         return self.kafka_handle.backend
 

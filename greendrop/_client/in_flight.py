@@ -176,10 +176,13 @@ class InFlight:
         """
         # Before it enters: other senders must not overtake it from here on.
         self.free_slots = -math.inf
-        options = {} if on_wait is None else {"on_wait": on_wait}
         try:
             self._space.wait(
-                self._has_space, waiter, Deadline(seconds), first=again, **options
+                self._has_space,
+                waiter,
+                Deadline(seconds),
+                first=again,
+                on_wait=on_wait,
             )
         finally:
             self._update_free_slots()

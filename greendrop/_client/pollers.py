@@ -21,6 +21,8 @@ from greendrop._concurrency.watchdog import HubWatchdog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gevent import Greenlet
+    from gevent._types import _TimerWatcher
     from gevent.hub import Hub
 
     from greendrop._concurrency.wakeup import WakeupFd
@@ -108,18 +110,20 @@ class GreenletPoller:
         # never return. While messages are in flight the safety timer keeps the loop
         # alive: a program that waits only for an action of a listener would get
         # `LoopExit`.
-        loop: Any = hub.loop
+        loop = hub.loop
         self._io = loop.io(wakeup.fileno(), 1, ref=False)
         # libuv shares one handle between the watchers of a descriptor, and does not
         # pass `ref` on to it.
         shared = getattr(self._io, "_watcher_ref", None)
         if shared is not None:
             shared.ref = False
-        self._safety_timer = loop.timer(_SAFETY_INTERVAL, _SAFETY_INTERVAL, ref=False)
+        self._safety_timer: Any = loop.timer(
+            _SAFETY_INTERVAL, _SAFETY_INTERVAL, ref=False
+        )
         #: The timer of waits for this poller. It also lets other threads call in the
         #: hub.
         self.shared_timer = _concurrency.SharedTimer(hub)
-        self._periodic_timer: Any = None
+        self._periodic_timer: _TimerWatcher | None = None
         if target.interval:
             self._periodic_timer = loop.timer(
                 target.interval, target.interval, ref=False
@@ -129,7 +133,7 @@ class GreenletPoller:
         if stall_threshold:
             self._watchdog = HubWatchdog(hub, stall_threshold, self)
         #: The greenlet.
-        self.greenlet: Any = sys.modules["gevent"].spawn(self._run)
+        self.greenlet: Greenlet[[], None] = sys.modules["gevent"].spawn(self._run)
 
     @property
     def alive(self) -> bool:

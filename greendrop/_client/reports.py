@@ -207,7 +207,7 @@ class ReportDispatcher:
             payload = {**identity, "error": error, "type": error_type, **rest}
             self._emit("error.occurred", payload)
 
-    def _emit(self, name: EventName, payload: dict[str, Any]) -> None:
+    def _emit(self, name: EventName, payload: dict[str, object]) -> None:
         self._monitor.emit(name, payload, swallow=BaseException)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from greendrop._concurrency.hub import current_task
@@ -29,11 +29,12 @@ def in_event_loop() -> bool:
     return _running_loop() is not None
 
 
-def _running_loop() -> Any:  # noqa: ANN401 - asyncio's or another library's
-    asyncio: Any = sys.modules.get("asyncio")
+def _running_loop() -> AbstractEventLoop | None:
+    asyncio = sys.modules.get("asyncio")
     # The attribute is missing while another thread is importing asyncio.
     running_loop = getattr(asyncio, "_get_running_loop", None)
-    return None if running_loop is None else running_loop()
+    loop: AbstractEventLoop | None = None if running_loop is None else running_loop()
+    return loop
 
 
 class NoWaits:
@@ -111,18 +112,19 @@ class EventLoopWaiter:
     SLICE = 1.0
 
     def __init__(self) -> None:
-        self._loop = _running_loop()
-        if self._loop is None:
+        loop = _running_loop()
+        if loop is None:
             raise RuntimeError("a handle can be awaited in asyncio only; use wait()")
-        wake_ups = _wake_ups.get(self._loop)
+        self._loop = loop
+        wake_ups = _wake_ups.get(loop)
         if wake_ups is None:
-            wake_ups = _wake_ups[self._loop] = _WakeUps()
+            wake_ups = _wake_ups[loop] = _WakeUps()
         self._wake_ups = wake_ups
         # Only during a wait.
         self._future: Future[None] | None = None
         self._woken = False
 
-    def wait_slice(self, seconds: float) -> Generator[Any, None, bool]:
+    def wait_slice(self, seconds: float) -> Generator[Future[None], None, bool]:
         """Wait until woken; return False if `seconds`, or `SLICE`, were over first.
 
         Call it by `yield from`: it yields futures to the event loop.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop._concurrency import hub, native
 
@@ -109,10 +109,10 @@ def register_multiprocessing_exit(function: Callable[[], object]) -> None:
     A forked child of multiprocessing ends by `os._exit`, without Python's exit
     handlers.
     """
-    process: Any = sys.modules.get("multiprocessing.process")
+    process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None:
         return
     # Loaded, because it contains the first function of the child. Priority 0 comes
     # before the wait for grandchildren, which may be long.
-    util: Any = sys.modules["multiprocessing.util"]
+    util = sys.modules["multiprocessing.util"]
     util.Finalize(None, function, exitpriority=0)

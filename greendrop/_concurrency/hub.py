@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections import deque
 from itertools import starmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greendrop._concurrency import native
 from greendrop._concurrency.deadline import monotonic
@@ -39,12 +39,12 @@ def current_hub() -> Hub | None:
     the KeyboardInterrupt of a signal, kills it. gevent keeps it as the thread's hub,
     but no greenlet of the thread can run any more, so a blocking wait starves none.
     """
-    local: Any = sys.modules.get("gevent._hub_local")
+    local = sys.modules.get("gevent._hub_local")
     if local is None:
         return None
     hub: Hub | None = local.get_hub_if_exists()
     if hub is None:
-        monkey: Any = sys.modules.get("gevent.monkey")
+        monkey = sys.modules.get("gevent.monkey")
         if (
             monkey is not None
             and monkey.is_module_patched("threading")
@@ -159,9 +159,9 @@ class ThreadsafeCalls:
     __slots__ = ("_calls", "_loop", "_watcher")
 
     def __init__(self, hub: Hub) -> None:
-        self._loop: Any = hub.loop
-        self._calls: deque[tuple[Any, ...]] = deque()
-        self._watcher: Any = self._loop.async_(ref=False)
+        self._loop = hub.loop
+        self._calls: deque[tuple[object, ...]] = deque()
+        self._watcher = self._loop.async_(ref=False)
         self._watcher.start(self._schedule)
 
     def send(self, *call: object) -> None:
@@ -196,8 +196,7 @@ def ensure_threadsafe_calls(hub: Hub) -> None:
         # After an `os.fork` without gevent's patches, such as multiprocessing's, the
         # hub shares the descriptors of its parent's loop. A second `reinit` after
         # gevent's own does no harm.
-        loop: Any = hub.loop
-        loop.reinit()
+        hub.loop.reinit()
     calls: ThreadsafeCalls | None = getattr(hub, _THREADSAFE_CALLS, None)
     if calls is None:
         setattr(hub, _THREADSAFE_CALLS, ThreadsafeCalls(hub))
@@ -208,7 +207,7 @@ def ensure_threadsafe_calls(hub: Hub) -> None:
 def note_inherited_hub() -> None:
     """Remember the hub of the parent in a forked child; see `fork`."""
     global _inherited  # noqa: PLW0603 - once in each child
-    local: Any = sys.modules.get("gevent._hub_local")
+    local = sys.modules.get("gevent._hub_local")
     _inherited = None if local is None else local.get_hub_if_exists()
 
 
@@ -218,9 +217,8 @@ def call_soon_threadsafe(
     """Schedule a call in a hub; from any thread. Does nothing if the hub is dead."""
     if hub_is_dead(hub):
         return
-    loop: Any = hub.loop
     if native.get_ident() == hub.thread_ident:
-        loop.run_callback(function, *args)
+        hub.loop.run_callback(function, *args)
     else:
         # There, because each waiter of a hub was made after `ensure_threadsafe_calls`.
         calls: ThreadsafeCalls = getattr(hub, _THREADSAFE_CALLS)

@@ -48,12 +48,12 @@ class Lock(Protocol):
 
 # References without callbacks: an exception that a signal handler raises in such a
 # callback is lost.
-_locks: set[weakref.ref[Any]] = set()
+_locks: set[weakref.ref[_thread.RLock]] = set()
 #: Number of references at which those to dead locks are removed.
 _many_locks = 100
 
 
-def new_lock() -> Any:  # noqa: ANN401 - a `Lock`, and a context manager
+def new_lock() -> _thread.RLock:
     """Return a native reentrant lock; signal handlers acquire it again.
 
     gevent doesn't patch `_thread.RLock`, so the lock is native in any program. Hold it

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from greendrop import _wording
 from greendrop._concurrency import native
@@ -31,7 +31,9 @@ _Outcome: TypeAlias = "tuple[_R, None] | tuple[None, BaseException]"
 # --- background tasks ---------------------------------------------------------------
 
 
-def start_thread(function: Callable[..., object], *args: object) -> bool:
+def start_thread(
+    function: Callable[..., object], *args: object, **kwargs: object
+) -> bool:
     """Start a native thread; return False if the interpreter is ending.
 
     Python 3.12 starts no threads once the main thread has ended, not even for exit
@@ -41,7 +43,7 @@ def start_thread(function: Callable[..., object], *args: object) -> bool:
         RuntimeError: The system has no more threads.
     """
     try:
-        native.start_new_thread(function, args)
+        native.start_new_thread(function, args, kwargs)
     except RuntimeError as error:
         if "shutdown" not in str(error):
             raise
@@ -49,12 +51,12 @@ def start_thread(function: Callable[..., object], *args: object) -> bool:
     return True
 
 
-def spawn(function: Callable[..., object], *args: object) -> None:
+def spawn(function: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call a function in a new greenlet where there is a hub, else in a new thread."""
     if current_hub() is not None:
-        sys.modules["gevent"].spawn(function, *args)
-    elif not start_thread(function, *args):
-        function(*args)
+        sys.modules["gevent"].spawn(function, *args, **kwargs)
+    elif not start_thread(function, *args, **kwargs):
+        function(*args, **kwargs)
 
 
 def spawn_thread(function: Callable[..., object], *args: object) -> None:
@@ -75,7 +77,7 @@ def spawn_thread(function: Callable[..., object], *args: object) -> None:
 
 
 def _destroy_own_hub() -> None:
-    local: Any = sys.modules.get("gevent._hub_local")
+    local = sys.modules.get("gevent._hub_local")
     hub = None if local is None else local.get_hub_if_exists()
     if hub is not None:
         hub.destroy(destroy_loop=True)

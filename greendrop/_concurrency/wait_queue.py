@@ -160,7 +160,7 @@ class FairQueue:
         deadline: Deadline,
         *,
         first: bool = False,
-        on_wait: Callable[[], float] = lambda: _RECHECK_EVERY,
+        on_wait: Callable[[], float] | None = None,
     ) -> bool:
         """Wait until it is the caller's turn; return False if the time was over first.
 
@@ -188,7 +188,8 @@ class FairQueue:
                 if self._first() is entry:
                     if is_free():
                         break
-                    pause = on_wait()
+                    if on_wait is not None:
+                        pause = on_wait()
                 remaining = deadline.remaining()
                 if not remaining:
                     return False

@@ -24,7 +24,9 @@ from greendrop.errors import IllegalWaitError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gevent._types import _Callback
     from gevent.hub import Hub
+    from greenlet import greenlet
 
 #: Seconds after which the timer of a wait fires again, until the wait has ended.
 _REPEAT = 0.1
@@ -100,7 +102,7 @@ class GreenletWaiter:
     def __init__(
         self,
         hub: Hub,
-        greenlet: Any,  # noqa: ANN401
+        greenlet: greenlet,
         shared_timer: SharedTimer | None = None,
     ) -> None:
         self._hub = hub
@@ -108,8 +110,8 @@ class GreenletWaiter:
         #: The greenlet that waits.
         self.greenlet = greenlet
         # The greenlet's `switch`, only during a wait.
-        self._switch: Any = None
-        self._callback: Any = None
+        self._switch: Callable[[], object] | None = None
+        self._callback: _Callback | None = None
         self._woken = False
         self._timed_out_by_timer = False
 
@@ -119,7 +121,7 @@ class GreenletWaiter:
         return hub_is_dead(self._hub)
 
     def wait(self, seconds: float) -> bool:
-        loop: Any = self._hub.loop
+        loop = self._hub.loop
         # The timer also holds the loop: with nothing else to wait for, gevent would
         # raise LoopExit in a greenlet that waits for a report only.
         # It repeats, because a signal handler may raise at the entry of `time_out`: the
@@ -182,13 +184,13 @@ class GreenletWaiter:
         """End a wait because its time is over; in the hub's thread."""
         self._timed_out_by_timer = True
         if self._switch is not None and self._callback is None:
-            loop: Any = self._hub.loop
+            loop = self._hub.loop
             self._callback = loop.run_callback(self._switch)
 
     def wake(self) -> None:
         self._woken = True
         hub = self._hub
-        loop: Any = hub.loop
+        loop = hub.loop
         if loop is None or native.get_ident() != hub.thread_ident:
             call_soon_threadsafe(hub, self._resume)
         elif self._switch is not None and self._callback is None:
@@ -212,9 +214,9 @@ class SharedTimer:
 
     def __init__(self, hub: Hub) -> None:
         ensure_threadsafe_calls(hub)
-        loop: Any = hub.loop
+        loop = hub.loop
         interval = GreenletWaiter.SLICE / 2
-        self._timer: Any = loop.timer(interval, interval)
+        self._timer = loop.timer(interval, interval)
         # Waiters that were added since the timer last fired, and those from before,
         # whose waits end when it fires next.
         self._new: set[GreenletWaiter] = set()
@@ -265,12 +267,16 @@ class RawLink:
         self._source = source
         self.callback = callback
         # Holds the loop, as the timer of a wait does: the task that linked waits.
-        loop: Any = hub.loop
-        self._timer: Any = loop.timer(_HOLD_LOOP, _HOLD_LOOP)
-        self._timer.start(lambda: None)
+        loop = hub.loop
+        self._timer = loop.timer(_HOLD_LOOP, _HOLD_LOOP)
+        self._timer.start(self._hold)
 
     def wake(self) -> None:
         call_soon_threadsafe(self._hub, self._call)
+
+    @staticmethod
+    def _hold() -> None:
+        """Do nothing; the timer runs until `cancel` closes it."""
 
     def cancel(self) -> None:
         """Stop holding the loop; in the hub's thread."""

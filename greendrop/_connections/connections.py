@@ -9,7 +9,7 @@ disconnecting in `disconnect`, and those of closing in `shutdown`.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency, _wording, events
 from greendrop._client.client import Client
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterator, Mapping, Sequence
 
+    from greendrop._librdkafka.handle import Wire
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle
     from greendrop.errors import BrokerError
@@ -466,7 +467,7 @@ class Connections:
         self.close_clients([old])
         return True
 
-    def _take_over(self, slot: ClientSlot, old: Client, new: Client) -> deque[Any]:
+    def _take_over(self, slot: ClientSlot, old: Client, new: Client) -> deque[Wire]:
         """Return what was sent to the old client since it stopped sending.
 
         Once that is nothing, the new client becomes the active one.

@@ -5,7 +5,7 @@ A backend is chosen when a client is created; sending does not know about backen
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from confluent_kafka import cimpl
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from greendrop.oauth import OAuthToken
+
+#: The class of a backend's producers.
+_P = TypeVar("_P")
 
 #: The exception that confluent-kafka raises, for modules above this package.
 KafkaException: type[Exception] = cimpl.KafkaException
@@ -40,34 +43,34 @@ class MainQueue(Protocol):
         ...
 
 
-class Backend(Protocol):
+class Backend(Protocol[_P]):
     """A factory of producers, with the calls that confluent-kafka doesn't offer.
 
     The backend is librdkafka or a test double. A producer is any object with those
     methods of `cimpl.Producer` that `KafkaHandle` calls.
     """
 
-    def build(self, kafka: dict[str, Any], logger: object) -> Any:  # noqa: ANN401
+    def build(self, kafka: dict[str, object], logger: object) -> _P:
         """Create a producer."""
         ...
 
-    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
+    def main_queue(self, producer: _P) -> MainQueue | None:
         """Return the main queue of a producer, or None if it can't be reached."""
         ...
 
-    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
+    def fatal_error(self, producer: _P) -> tuple[int, str] | None:
         """Return code and text of a producer's fatal error, or None."""
         ...
 
-    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
+    def trigger_fatal_error(self, producer: _P, code: int, reason: str) -> None:
         """Cause a fatal error of a producer."""
         ...
 
-    def purge(self, producer: Any) -> None:  # noqa: ANN401
+    def purge(self, producer: _P) -> None:
         """Drop all messages of a producer, and wait until that is done."""
         ...
 
-    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+    def set_oauth_token(self, producer: _P, token: OAuthToken) -> int | None:
         """Set the OAuth token of a producer; see `bindings.set_oauth_token`."""
         ...
 
@@ -75,22 +78,28 @@ class Backend(Protocol):
 class _Librdkafka:
     """The backend of production: confluent-kafka's producers."""
 
-    def build(self, kafka: dict[str, Any], logger: Any) -> Any:  # noqa: ANN401
-        return bindings.extension_class(cimpl.Producer)(kafka, logger=logger)
+    def build(self, kafka: dict[str, object], logger: object) -> cimpl.Producer:
+        producer: cimpl.Producer
+        producer = bindings.extension_class(cimpl.Producer)(kafka, logger=logger)
+        return producer
 
-    def main_queue(self, producer: Any) -> MainQueue | None:  # noqa: ANN401
+    def main_queue(self, producer: cimpl.Producer) -> MainQueue | None:
         return bindings.MainQueue.of(producer)
 
-    def fatal_error(self, producer: Any) -> tuple[int, str] | None:  # noqa: ANN401
+    def fatal_error(self, producer: cimpl.Producer) -> tuple[int, str] | None:
         return bindings.fatal_error(producer)
 
-    def trigger_fatal_error(self, producer: Any, code: int, reason: str) -> None:  # noqa: ANN401
+    def trigger_fatal_error(
+        self, producer: cimpl.Producer, code: int, reason: str
+    ) -> None:
         bindings.trigger_fatal_error(producer, code, reason)
 
-    def purge(self, producer: Any) -> None:  # noqa: ANN401
+    def purge(self, producer: cimpl.Producer) -> None:
         bindings.purge(producer)
 
-    def set_oauth_token(self, producer: Any, token: OAuthToken) -> int | None:  # noqa: ANN401
+    def set_oauth_token(
+        self, producer: cimpl.Producer, token: OAuthToken
+    ) -> int | None:
         return bindings.set_oauth_token(producer, token)
 
 
@@ -98,10 +107,10 @@ _LIBRDKAFKA = _Librdkafka()
 
 #: Functions that return a test double for a configuration, or None. The last function
 #: has precedence. See `testing._memory_cluster`.
-test_backends: list[Callable[[Mapping[str, str]], Backend | None]] = []
+test_backends: list[Callable[[Mapping[str, str]], Backend[Any] | None]] = []
 
 
-def backend_for(kafka: Mapping[str, str]) -> Backend:
+def backend_for(kafka: Mapping[str, str]) -> Backend[Any]:
     """Return the backend for a configuration: a test double, or librdkafka."""
     doubles = (test_backend(kafka) for test_backend in reversed(test_backends))
     return next(filter(None, doubles), _LIBRDKAFKA)
@@ -114,6 +123,6 @@ def native_error(
     fatal: bool = False,
     retriable: bool = False,
     abortable: bool = False,
-) -> Any:  # noqa: ANN401 - a KafkaError
+) -> cimpl.KafkaError:
     """Create an error as librdkafka would, for a test double."""
     return cimpl.KafkaError(code, text, fatal, retriable, abortable)

@@ -14,24 +14,28 @@ import ctypes
 import os
 import sys
 from collections import deque
+from collections.abc import Mapping
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from importlib.util import find_spec
 from itertools import starmap, tee
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from greendrop import _concurrency
 from greendrop.errors import GreendropError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from greendrop.oauth import OAuthToken
+
+#: The types of result and arguments of functions in C, by name.
+Prototypes: TypeAlias = Mapping[str, tuple[Any, tuple[Any, ...]]]
 
 _CIMPL = "confluent_kafka.cimpl"
 
 # Short calls keep the GIL, because releasing it costs more than the call.
-_SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_SHORT: Prototypes = {
     "rd_kafka_version": (c_int, ()),
     "rd_kafka_opaque": (c_void_p, (c_void_p,)),
     "rd_kafka_yield": (None, (c_void_p,)),
@@ -68,7 +72,7 @@ _SHORT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_clusterid": (c_void_p, (c_void_p, c_int)),
 }
 # These calls start or join threads, or wait for another thread.
-_BLOCKING: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_BLOCKING: Prototypes = {
     "rd_kafka_new": (c_void_p, (c_int, c_void_p, c_char_p, c_size_t)),
     "rd_kafka_destroy": (None, (c_void_p,)),
     "rd_kafka_purge": (c_int, (c_void_p, c_int)),
@@ -131,7 +135,7 @@ def load_library() -> Library | None:
     return library if same_version else None
 
 
-def declare(dll: ctypes.CDLL, prototypes: Mapping[str, tuple[Any, Any]]) -> None:
+def declare(dll: ctypes.CDLL, prototypes: Prototypes) -> None:
     """Set the types of result and arguments of functions, by their names."""
     for name, (restype, argtypes) in prototypes.items():
         function = getattr(dll, name)

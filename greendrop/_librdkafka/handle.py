@@ -126,7 +126,7 @@ class KafkaHandle:
 
     @concealed
     def _build(self, *, statistics: bool) -> Any:  # noqa: ANN401
-        kafka: dict[str, Any] = dict(self._settings.kafka)
+        kafka: dict[str, object] = dict(self._settings.kafka)
         if self._settings.transactional:
             kafka["transactional.id"] = self._settings.transactional_id
         kafka["error_cb"] = partial(self.enqueue_event, "error")

@@ -7,12 +7,15 @@ the hub and all threads while it parses that. So the parser yields to other gree
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from greendrop import _concurrency
+
+#: An object of the statistics: names, with numbers, texts and further objects.
+StatisticsPart: TypeAlias = dict[str, Any]
 
 #: Parsed objects between two calls of `checkpoint`. There is one object for each
 #: partition, and eleven more for each broker; each takes 5 to 20 us.
@@ -39,25 +42,25 @@ class Statistics:
         # By path and key of each number: its value, and since when it has that value.
         self._before: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
 
-    def read(self, text: str) -> dict[str, Any]:
+    def read(self, text: str) -> StatisticsPart:
         """Parse the statistics and add the changes.
 
         Blocking:
             Lets other greenlets run, many times.
         """
-        statistics: dict[str, Any] = json.loads(text, object_hook=self._count_object)
+        statistics: StatisticsPart = json.loads(text, object_hook=self._count_object)
         if self._keys:
             self._add_changes(statistics)
         return statistics
 
-    def _count_object(self, parsed: dict[str, Any]) -> dict[str, Any]:
+    def _count_object(self, parsed: StatisticsPart) -> StatisticsPart:
         # The parser calls this for each object that it has parsed.
         self._objects += 1
         if not self._objects % _OBJECTS_PER_CHECKPOINT:
             self._loop.checkpoint()
         return parsed
 
-    def _add_changes(self, statistics: dict[str, Any]) -> None:
+    def _add_changes(self, statistics: StatisticsPart) -> None:
         now = statistics.get("ts", 0) / _SECOND
         # A new mapping, so that brokers and topics that are gone are dropped.
         after: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
@@ -81,8 +84,8 @@ class Statistics:
 
 
 def _parts(
-    statistics: dict[str, Any],
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    statistics: StatisticsPart,
+) -> Iterator[tuple[tuple[str, ...], StatisticsPart]]:
     """Yield the objects that may have the keys, each with its path."""
     yield (), statistics
     for name, broker in statistics.get("brokers", {}).items():

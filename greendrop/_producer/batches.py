@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _concurrency
 from greendrop.errors import SENDING_ERRORS, MessageInvalidError, ProduceManyError
-from greendrop.message import Message
+from greendrop.message import Message, all_validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.errors import ProduceError
+    from greendrop.message import SizeLimit
 
 _T = TypeVar("_T")
 
@@ -25,14 +26,15 @@ _BAD_MESSAGES_SHOWN = 20
 def validate_all(
     items: Iterable[_T],
     read: Callable[[_T], Message],
-    are_ready: Callable[[list[Any]], bool] = lambda _: False,
+    limit: SizeLimit | None = None,
 ) -> list[Message]:
     """Convert all items of a batch to messages; a long one lets other greenlets run.
 
     Args:
         items: The batch.
         read: Converts an item to a message.
-        are_ready: Returns whether some items are checked messages already, all at once.
+        limit: The maximum size of a message. With a limit, messages that `validate`
+            would not change are taken as they are, and not converted.
 
     Raises:
         MessageInvalidError: Names every bad field of the first bad messages, as
@@ -46,8 +48,8 @@ def validate_all(
     loop = _concurrency.CooperativeLoop()
     while part := list(islice(rest, loop.CHUNK)):
         loop.checkpoint()
-        if are_ready(part):
-            batch += part  # type: ignore[arg-type]  # they are messages
+        if limit is not None and all_validated(part, limit):
+            batch += part
             continue
         for item in part:
             try:

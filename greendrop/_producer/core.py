@@ -278,10 +278,12 @@ class Core:
         self, slot: ClientSlot, message: Message, verb: str, seconds: float
     ) -> DeliveryHandle:
         sent: list[DeliveryHandle] = []
+
+        def send() -> None:
+            sent.append(self._send(slot, message, verb, seconds))
+
         try:
-            self.in_transaction(
-                lambda: sent.append(self._send(slot, message, verb, seconds)), seconds
-            )
+            self.in_transaction(send, seconds)
         except TransactionAbortedError:
             first = sent[0].error if sent else None
             # A dropped message was dropped because the transaction failed, so the error

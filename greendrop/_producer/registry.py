@@ -220,7 +220,11 @@ def _close_at_exit() -> None:
     """Close the producers that the program left open, within a bounded time."""
     # On standard error, since logging may be shut down already.
     with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the process ends anyway
-        close_in_use(lambda loss: sys.stderr.write(f"greendrop: {loss}\n"))
+        close_in_use(_report_loss)
+
+
+def _report_loss(loss: str) -> None:
+    sys.stderr.write(f"greendrop: {loss}\n")
 
 
 atexit.register(_close_at_exit)

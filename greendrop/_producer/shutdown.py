@@ -229,7 +229,7 @@ class Shutdown:
                 and transactions.notifying
             )
         ):
-            _concurrency.spawn(self._close_and_log, timeout, force)
+            _concurrency.spawn(self._close_and_log, timeout, force=force)
             return True
         return False
 
@@ -308,7 +308,7 @@ class Shutdown:
             return
         # Close before the warning: a filter may make it an error. If no thread can be
         # started, the program is ending, and the exit hook closes the producer.
-        _concurrency.start_thread(self._close_and_log, None, False)  # noqa: FBT003
+        _concurrency.start_thread(self._close_and_log, None, force=False)
         warnings.warn(
             f"producer {self.name!r} was never closed; closing it now",
             ResourceWarning,
@@ -448,7 +448,7 @@ class Shutdown:
             payload = {"messages": self._buffer.messages()}
             self._connections.emit_error("buffer.flush", error, payload)
 
-    def _close_and_log(self, timeout: float | None, force: bool) -> None:  # noqa: FBT001
+    def _close_and_log(self, timeout: float | None, *, force: bool) -> None:
         # No caller is there to catch an error: log the loss, as the handles report it.
         try:
             self.close(timeout, force=force)

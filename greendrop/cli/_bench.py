@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+    from greendrop.cli._shared import Commands
     from greendrop.events import Event
 
 _EPILOG = """Each row is measured for --seconds. In the "waiting" rows each greenlet
@@ -56,7 +57,7 @@ _COLUMNS = {"msg/s": 11, "p50 ms": 9, "p99 ms": 9, "gap ms": 9}
 _CLIENT_WIDTH = len("confluent-kafka ")
 
 
-def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
+def add_to(commands: Commands) -> None:
     """Add the command and its options."""
     import argparse
 

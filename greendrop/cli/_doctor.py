@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greendrop import _wording
 from greendrop.cli import _brokers, _surroundings
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from greendrop.cli._shared import Commands
+
 _EPILOG = """Run it where your program runs: in the same environment and container, as
 the same user. For a program that is patched from outside, run it as
 `python -m gevent.monkey --module greendrop doctor`.
@@ -34,7 +36,7 @@ Without -t nothing is sent, and no topic is created. Passwords are never shown. 
 exit status is 1 if a check has failed, and 2 if options or settings are wrong."""
 
 
-def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
+def add_to(commands: Commands) -> None:
     """Add the command and its options."""
     import argparse
 

@@ -72,7 +72,7 @@ class Input:
         key_delimiter: bytes | None,
         empty_is_null: bool,
         as_json: bool,
-        defaults: Mapping[str, Any],
+        defaults: Mapping[str, object],
         limit: int,
     ) -> None:
         self._delimiter = delimiter

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from greendrop import _wording
 from greendrop.cli._input import Input, Line
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from greendrop.cli._shared import Commands
     from greendrop.events import Event
 
 #: Failures that are printed one by one; further ones are only counted.
@@ -64,7 +65,7 @@ partition, partition_key, timestamp (milliseconds since 1970) and topic. The opt
 supply the fields that it leaves out."""
 
 
-def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
+def add_to(commands: Commands) -> None:
     """Add the command and its options."""
     import argparse
 

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from greendrop import _wording
 from greendrop.config.kafka import BOOTSTRAP
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from greendrop.events import Event
+
+#: The commands of the parser of `greendrop`. argparse has no public name for them.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 #: Exit statuses; see the epilog of `greendrop --help`.
 DONE, FAILED, USAGE = 0, 1, 2

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greendrop.cli._shared import (
     DONE,
@@ -27,6 +27,7 @@ from greendrop.producer import Producer
 if TYPE_CHECKING:
     import argparse
 
+    from greendrop.cli._shared import Commands
     from greendrop.delivery import DeliveryReport
     from greendrop.events import Event
 
@@ -48,7 +49,7 @@ _CHECK_INTERVAL = 0.1
 _FAILURES: tuple[type[Exception], ...] = (MessageInvalidError, *SENDING_ERRORS)
 
 
-def add_to(commands: Any) -> None:  # noqa: ANN401 - argparse hides its class
+def add_to(commands: Commands) -> None:
     """Add the command and its options, which are those of Kafka's tool."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "verify",

@@ -55,7 +55,7 @@ class GreendropUser(User):
 
     #: librdkafka's configuration. `bootstrap.servers` defaults to Locust's host
     #: (`--host` or the attribute `host`).
-    kafka: ClassVar[Mapping[str, object]] = {}
+    kafka: ClassVar[Mapping[str, Any]] = {}
     #: greendrop's settings, see docs/reference/settings.md.
     settings: ClassVar[ProducerSettings] = {}
     #: The type of the requests in Locust's statistics.
@@ -112,7 +112,7 @@ class GreendropClient:
 
     def produce_many_sync(
         self,
-        messages: Iterable[Message | Mapping[str, Any]],
+        messages: Iterable[Message | Mapping[str, object]],
         *,
         name: str = "batch",
     ) -> list[DeliveryReport] | None:
@@ -162,7 +162,7 @@ class GreendropClient:
         self._shared.pending.put((request, handle))
         return handle
 
-    def _start(self, name: str | None, messages: Iterable[Any]) -> _Request:
+    def _start(self, name: str | None, messages: Iterable[object]) -> _Request:
         length = sum(_length(message) for message in messages)
         return _Request(self._user, str(name), length, time.time(), time.perf_counter())
 

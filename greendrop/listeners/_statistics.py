@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+#: The statistics, or an object in them.
+Part: TypeAlias = Mapping[str, Any]
 
 
-def brokers(statistics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def brokers(statistics: Part) -> Iterator[tuple[str, Part]]:
     """Yield each broker with its name.
 
     Without the bootstrap servers: their brokers are in the list under their own names.
@@ -18,13 +22,14 @@ def brokers(statistics: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
             yield broker["nodename"], broker
 
 
-def value_at(part: Mapping[str, Any], keys: tuple[str, ...]) -> Any:  # noqa: ANN401
+def value_at(part: Part, keys: tuple[str, ...]) -> float | None:
     """Return the number at a path of keys, or None if there is none."""
-    value: Any = part
+    value: object = part
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value
 
 
 class Increments:

@@ -11,7 +11,7 @@ import contextlib
 import time
 from importlib.metadata import version
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from opentelemetry import propagate
@@ -96,7 +96,7 @@ class _Topic(str):
     #: None once the span has ended.
     sending: _Sending | None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return str, (str(self),)
 
 

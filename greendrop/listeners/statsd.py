@@ -9,10 +9,10 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from greendrop.listeners._statistics import Increments, brokers, value_at
+from greendrop.listeners._statistics import Increments, Part, brokers, value_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from greendrop.events import Event
     from greendrop.message import Message
@@ -223,9 +223,7 @@ class StatsdListener:
         self._increments.forget(event["producer_id"])
 
 
-def _parts(
-    scope: Scope, statistics: Mapping[str, Any]
-) -> Iterable[tuple[Mapping[str, Any], tuple[str, ...]]]:
+def _parts(scope: Scope, statistics: Part) -> Iterable[tuple[Part, tuple[str, ...]]]:
     if scope == "root":
         return [(statistics, ())]
     if scope == "brokers":

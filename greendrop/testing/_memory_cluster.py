@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greendrop._librdkafka import backend
 from greendrop._librdkafka.error_codes import error_code
@@ -60,7 +60,7 @@ class _Backend:
         #: The producers that still exist.
         self.producers: weakref.WeakSet[MemoryProducer] = weakref.WeakSet()
 
-    def build(self, kafka: dict[str, Any], logger: object) -> MemoryProducer:  # noqa: ARG002
+    def build(self, kafka: dict[str, object], logger: object) -> MemoryProducer:  # noqa: ARG002
         producer = MemoryProducer(kafka, self._log)
         self.producers.add(producer)
         return producer
@@ -112,7 +112,9 @@ class MemoryCluster:
         backend.test_backends.append(self._backend_for)
         _clusters.add(self)
 
-    def _backend_for(self, kafka: Mapping[str, str]) -> backend.Backend | None:
+    def _backend_for(
+        self, kafka: Mapping[str, str]
+    ) -> backend.Backend[MemoryProducer] | None:
         servers = kafka.get("bootstrap.servers", kafka.get("metadata.broker.list"))
         return self._backend if self._accepts_all or servers == self._address else None
 

@@ -61,7 +61,7 @@ class _Sent:
     def __init__(
         self,
         record: Record,
-        callback: Callable[[Any, Any], object],
+        callback: Callable[..., object],
         expires: float,
         transaction: Transaction | None,
     ) -> None:
@@ -117,7 +117,7 @@ class MemoryProducer:
 
     def __init__(self, kafka: Mapping[str, Any], log: MemoryLog) -> None:
         self._log = log
-        self._on_error: Callable[[Any], object] = kafka.get("error_cb", lambda _: None)
+        self._on_error: Callable[..., object] = kafka.get("error_cb", lambda _: None)
         self._partitioner_name: str = kafka.get("partitioner", "consistent_random")
         self._partitioner = partitioner(self._partitioner_name)
         self._max_bytes = int(kafka.get("message.max.bytes", _MAX_BYTES))
@@ -166,7 +166,7 @@ class MemoryProducer:
         value: bytes | None,
         key: bytes | None,
         partition: int,
-        callback: Callable[[Any, Any], object],
+        callback: Callable[..., object],
         _: None = None,
         timestamp: int = 0,
         headers: Sequence[tuple[str, HeaderValue]] | None = None,

@@ -7,6 +7,7 @@ from ctypes import POINTER, c_char_p, c_int, c_int16, c_int32, c_size_t, c_void_
 from typing import TYPE_CHECKING, Any
 
 from greendrop._librdkafka.bindings import (
+    Prototypes,
     declare,
     load_library,
     new_client,
@@ -17,7 +18,7 @@ from greendrop.errors import GreendropError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOCK: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_MOCK: Prototypes = {
     "cluster_new": (c_void_p, (c_void_p, c_int)),
     "cluster_destroy": (None, (c_void_p,)),
     "cluster_bootstraps": (c_char_p, (c_void_p,)),

@@ -54,7 +54,7 @@ _CHILD_TIMEOUT = 30.0
 class _Driver(Protocol):
     """Access to the brokers, which run in this process or in a child process."""
 
-    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401
         """Call a method of `MockBrokers`."""
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class _InProcess:
         self._brokers = MockBrokers(brokers)
         self._pid = os.getpid()
 
-    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401
         found = getattr(self._brokers, name)
         return found(*arguments) if callable(found) else found
 
@@ -260,7 +260,7 @@ class _Subprocess:
         # Held from a request to its answer.
         self._lock = _concurrency.new_lock()
 
-    def call(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401
+    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401
         request = json.dumps([name, arguments]).encode() + b"\n"
         # In a thread, where no exception can come between request and answer.
         answer = _concurrency.run_in_thread(_CHILD_TIMEOUT, self._ask, request)

@@ -88,9 +88,12 @@ class Recorder:
             Lets other greenlets run where the thread has a hub, else blocks the
             thread.
         """
-        if not self._new_events.wait_until(
-            lambda: len(self.named(name)) >= count, _concurrency.Deadline(timeout)
-        ):
+
+        def are_enough() -> bool:
+            return len(self.named(name)) >= count
+
+        deadline = _concurrency.Deadline(timeout)
+        if not self._new_events.wait_until(are_enough, deadline):
             found = f"{len(self.named(name))} of {count} {name!r}"
             text = f"{found} within {_wording.seconds(timeout)}"
             raise AssertionError(f"{text}; there were {self.names}")

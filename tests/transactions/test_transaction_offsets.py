@@ -89,7 +89,7 @@ def test_next_offset_is_sent(world, offsets_of, consumer):
     with producer.variant(max_wait_timeout=0.5).transaction() as tx:
         tx.mark_as_consumed(consumer, message, "by a test")
 
-    ((offsets, group, seconds),) = sent_offsets
+    ((seconds, offsets, group),) = sent_offsets
     assert list(offsets) == [("in", 0, 8, "by a test")]
     assert type(group) is type(consumer.consumer_group_metadata())
     assert 0 < seconds <= 0.5
@@ -107,7 +107,7 @@ def test_many_messages_cost_one_request(world, offsets_of, consumer):
         tx.mark_many_as_consumed(consumer, iter([*read, Read("on", 0, 0)]))
         tx.mark_many_as_consumed(consumer, [])
 
-    ((offsets, _, _),) = sent_offsets
+    ((_, offsets, _),) = sent_offsets
     assert sorted(offsets) == [
         ("in", 0, 6, None),
         ("in", 1, 10, None),
