@@ -55,23 +55,18 @@ class ReportSource(Protocol):
 
     def new_waiter(self, is_done: Callable[[], bool]) -> _concurrency.Waiter:
         """Return a waiter for the calling task, which waits until `is_done`."""
-        ...
 
     def ensure_progress(self) -> None:
         """Keep a poller running while the caller waits for long."""
-        ...
 
     def last_broker_error(self) -> str | None:
         """Return the last error of a broker since the last delivered message."""
-        ...
 
     def on_limit(self) -> None:
         """Handle a queue that has reached `limit`; called inside librdkafka's poll."""
-        ...
 
     def on_callback_error(self, error: BaseException) -> None:
         """Log and report that a function of `add_done_callback` raised."""
-        ...
 
 
 class ReportQueue(deque["DeliveryHandle"]):

@@ -42,11 +42,9 @@ class Interceptor(Protocol):
         are bytes, headers a list of pairs. That list may be the caller's, so nothing in
         the message may be changed in place. Called in the caller's greenlet or thread.
         """
-        ...
 
     def on_batch(self, messages: Sequence[Message]) -> None:
         """Handle a batch: these messages, returned by `on_send`, are sent together."""
-        ...
 
     def on_send_error(self, message: Message, error: BaseException) -> None:
         """Handle a message, returned by `on_send`, that was not queued after all.
@@ -54,7 +52,6 @@ class Interceptor(Protocol):
         The error is not always a `ProduceError`: the producer may be closed, or the
         greenlet killed while it waits for space. No delivery report follows.
         """
-        ...
 
 
 class SendMany(Protocol[_Slot]):
@@ -71,7 +68,6 @@ class SendMany(Protocol[_Slot]):
         skip_refused: bool = False,
     ) -> list[DeliveryHandle]:
         """Queue the batch; on an error `handles` has those that were queued."""
-        ...
 
 
 def wrap_send(

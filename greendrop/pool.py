@@ -26,7 +26,6 @@ from greendrop.producer import Producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -386,12 +385,7 @@ class ProducerPool(_pickling.PerProcess):
         """Return the pool itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         """Close the pool; an exception from the block is not replaced."""
         try:
             self.close()

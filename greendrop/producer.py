@@ -45,7 +45,6 @@ from greendrop.transaction import Transaction
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
-    from types import TracebackType
 
     from typing_extensions import Never, Self, Unpack
 
@@ -1092,12 +1091,7 @@ class Producer(_pickling.PerProcess):
             self._core.check_open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         """Close the producer; an exception from the block is not replaced.
 
         Raises:

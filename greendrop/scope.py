@@ -20,7 +20,6 @@ from greendrop.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -38,7 +37,6 @@ class ScopeOwner(Protocol):
 
     def check_can_wait(self) -> None:
         """Raise `IllegalWaitError` if the caller can't wait."""
-        ...
 
 
 class DeliveryScope(_pickling.PerProcess):
@@ -74,12 +72,7 @@ class DeliveryScope(_pickling.PerProcess):
         self._owner.scopes.enter(self._task, self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         """Wait for the messages that were sent in the block.
 
         An exception from the block is raised after the wait, and no other one.
@@ -157,7 +150,6 @@ class HandleSink(Protocol):
 
     def add(self, handles: Iterable[DeliveryHandle]) -> None:
         """Add messages that were queued."""
-        ...
 
 
 class ScopeRegistry(dict[object, "list[HandleSink]"]):

@@ -18,7 +18,6 @@ from greendrop.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -37,7 +36,6 @@ class GroupConsumer(Protocol):
 
     def consumer_group_metadata(self) -> Any:  # noqa: ANN401 - an object of librdkafka
         """Return the metadata of the consumer group, for the brokers."""
-        ...
 
 
 class ConsumedMessage(Protocol):
@@ -45,15 +43,12 @@ class ConsumedMessage(Protocol):
 
     def topic(self) -> str | None:
         """Return the topic of the message."""
-        ...
 
     def partition(self) -> int | None:
         """Return the partition of the message."""
-        ...
 
     def offset(self) -> int | None:
         """Return the offset of the message in its partition."""
-        ...
 
 
 class Transaction(_pickling.PerProcess, Generic[_P]):
@@ -109,12 +104,7 @@ class Transaction(_pickling.PerProcess, Generic[_P]):
             self._joined = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> bool:
         """Commit, or roll back if an exception leaves the block.
 
         The exception is raised again, even if the rollback fails. Only an

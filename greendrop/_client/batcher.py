@@ -49,7 +49,6 @@ class BatchSender(Protocol):
 
         Messages without space stay in the queue.
         """
-        ...
 
 
 def take_all(items: deque[Wire]) -> deque[Wire]:

@@ -73,11 +73,9 @@ class ClientOwner(Protocol):
             Whether another client is going to take over. Then this message, and all
             that follow, are kept for it: see `Client.stop_sending`.
         """
-        ...
 
     def on_interval(self) -> None:
         """Do periodic checks; called by the poller, so it must not wait."""
-        ...
 
 
 class Client:

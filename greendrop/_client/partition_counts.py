@@ -336,11 +336,9 @@ class ReroutingClient(Protocol):
 
     def send_again(self, message: Message, handle: DeliveryHandle) -> None:
         """Send a message by this client, or by its successor. May wait."""
-        ...
 
     def on_interrupt(self) -> None:
         """Search for a message that an interrupted task may have lost."""
-        ...
 
 
 class Rerouter:

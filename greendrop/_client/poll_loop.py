@@ -52,32 +52,25 @@ class PolledClient(Protocol):
     @property
     def check_interval(self) -> float:
         """Seconds between two calls of `on_interval`; 0 for never."""
-        ...
 
     @property
     def may_batch(self) -> bool:
         """Whether sends are batched."""
-        ...
 
     def on_interval(self) -> None:
         """Do periodic checks; called by the poller, so it must not wait."""
-        ...
 
     def send_batch(self, wires: deque[Wire]) -> None:
         """Give messages to librdkafka; those without space stay in the queue."""
-        ...
 
     def send_all(self, wires: deque[Wire]) -> None:
         """Give messages to librdkafka; wait for space."""
-        ...
 
     def resend_failed(self, handle: DeliveryHandle) -> bool:
         """Return whether a message that failed is sent once more."""
-        ...
 
     def fail_lost_reports(self) -> None:
         """Fail the messages whose reports may have been lost."""
-        ...
 
 
 class PollLoop:

@@ -47,11 +47,9 @@ class PollTarget(Protocol):
     @property
     def interval(self) -> float:
         """Seconds between two calls of `on_interval`; 0 for never."""
-        ...
 
     def on_interval(self) -> None:
         """Do periodic checks; must not wait."""
-        ...
 
     def poll_and_dispatch(self, seconds: float, thread: int) -> BaseException | None:
         """Poll for up to some seconds, call listeners and resolve handles.
@@ -63,19 +61,15 @@ class PollTarget(Protocol):
         Returns:
             An exception of a signal handler of the program, such as KeyboardInterrupt.
         """
-        ...
 
     def interrupt_poll(self) -> None:
         """Let a running poll return early; from any thread."""
-        ...
 
     def count_in_flight(self) -> int:
         """Return the number of messages that the poller has to wait for."""
-        ...
 
     def note_stall(self, seconds: float, stack: str | None) -> None:
         """Emit `hub.stalled` with the next poll; from any thread."""
-        ...
 
 
 class GreenletPoller:

@@ -33,11 +33,9 @@ class ReportOwner(Protocol):
     @property
     def pending(self) -> set[DeliveryHandle]:
         """Handles without a report."""
-        ...
 
     def resend_failed(self, handle: DeliveryHandle) -> bool:
         """Return whether a message that failed is sent once more."""
-        ...
 
     def on_reports(self, count: int, latency: float) -> None:
         """Update batching and backpressure, before the next greenlet runs.
@@ -46,11 +44,9 @@ class ReportOwner(Protocol):
             count: Number of reports that were dispatched.
             latency: Seconds of the last delivered message; below 0 if there was none.
         """
-        ...
 
     def yield_to_hub(self) -> None:
         """Let other greenlets run, if the caller is the poller of a hub."""
-        ...
 
 
 class ReportDispatcher:

@@ -37,7 +37,6 @@ class ForkMarker(Protocol):
     @property
     def same_process(self) -> bool:
         """Whether the caller is in the process that made the marker."""
-        ...
 
     def __getitem__(self, index: int, /) -> int: ...
 

@@ -39,11 +39,9 @@ class Lock(Protocol):
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002
         """Acquire the lock; return False if that was not possible in time."""
-        ...
 
     def release(self) -> None:
         """Release the lock."""
-        ...
 
 
 # References without callbacks: an exception that a signal handler raises in such a

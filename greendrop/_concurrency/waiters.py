@@ -41,18 +41,15 @@ class Waiter(Protocol):
 
     def wait(self, seconds: float) -> bool:
         """Wait until woken; return False if the time was over first."""
-        ...
 
     def wait_slice(self, seconds: float) -> bool:
         """Wait for `SLICE` seconds at most, so that the caller can check for progress.
 
         The task that is to wake the caller may hang in a native call, or be gone.
         """
-        ...
 
     def wake(self) -> None:
         """Wake the waiter; from any thread, any number of times."""
-        ...
 
 
 class ThreadWaiter:

@@ -36,15 +36,12 @@ class WatchedPoller(Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether to go on asking."""
-        ...
 
     def count_in_flight(self) -> int:
         """Return the number of messages whose reports are waited for."""
-        ...
 
     def on_stall(self, seconds: float, stack: str | None) -> None:
         """Handle a stall; called in the watchdog's thread."""
-        ...
 
 
 class HubWatchdog:

@@ -64,19 +64,15 @@ class ConnectionsOwner(Protocol):
         Returns:
             Whether the client will be replaced.
         """
-        ...
 
     def on_interval(self) -> None:
         """Do periodic checks; called by a poller, so it must not wait."""
-        ...
 
     def register(self) -> None:
         """Close the producer when the process exits; until then keep it alive."""
-        ...
 
     def unregister(self) -> None:
         """Undo `register`, when the producer has nothing to close."""
-        ...
 
 
 class Connections:

@@ -71,7 +71,6 @@ class TokenOwner(Protocol):
 
     def set_token(self, token: OAuthToken) -> None:
         """Set the token of all clients."""
-        ...
 
 
 class TokenRefresher:

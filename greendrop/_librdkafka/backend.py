@@ -28,19 +28,15 @@ class MainQueue(Protocol):
 
     def signal_on(self, fd: int) -> bool:
         """Make the queue write to a descriptor when it gets its first entry."""
-        ...
 
     def wake(self) -> None:
         """Signal the descriptor without an entry, and end a poll that is waiting."""
-        ...
 
     def yield_poll(self) -> None:
         """Make the poll that runs this callback return after the callback."""
-        ...
 
     def release(self) -> None:
         """End the signals and release the queue."""
-        ...
 
 
 class Backend(Protocol[_P]):
@@ -52,27 +48,21 @@ class Backend(Protocol[_P]):
 
     def build(self, kafka: dict[str, object], logger: object) -> _P:
         """Create a producer."""
-        ...
 
     def main_queue(self, producer: _P) -> MainQueue | None:
         """Return the main queue of a producer, or None if it can't be reached."""
-        ...
 
     def fatal_error(self, producer: _P) -> tuple[int, str] | None:
         """Return code and text of a producer's fatal error, or None."""
-        ...
 
     def trigger_fatal_error(self, producer: _P, code: int, reason: str) -> None:
         """Cause a fatal error of a producer."""
-        ...
 
     def purge(self, producer: _P) -> None:
         """Drop all messages of a producer, and wait until that is done."""
-        ...
 
     def set_oauth_token(self, producer: _P, token: OAuthToken) -> int | None:
         """Set the OAuth token of a producer; see `bindings.set_oauth_token`."""
-        ...
 
 
 class _Librdkafka:

@@ -58,27 +58,21 @@ class NativeError(Protocol):
 
     def code(self) -> int:
         """Return the code of Kafka or librdkafka."""
-        ...
 
     def name(self) -> str:
         """Return librdkafka's name of the error."""
-        ...
 
     def str(self) -> str:
         """Return the text."""
-        ...
 
     def fatal(self) -> bool:
         """Return whether the error ended the client."""
-        ...
 
     def retriable(self) -> bool:
         """Return whether the same call may succeed later."""
-        ...
 
     def txn_requires_abort(self) -> bool:
         """Return whether the transaction must be aborted."""
-        ...
 
 
 class FailingClient(Protocol):
@@ -86,7 +80,6 @@ class FailingClient(Protocol):
 
     def native_fatal_error(self) -> tuple[int, str] | None:
         """Return code and text of the fatal error, or None."""
-        ...
 
 
 class ErrorTranslator:

@@ -32,7 +32,6 @@ class Identified(Protocol):
     @property
     def is_live(self) -> bool:
         """Whether it still needs the names, in this process."""
-        ...
 
 
 class ClosesAtExit(Protocol):
@@ -41,24 +40,19 @@ class ClosesAtExit(Protocol):
     @property
     def is_ours(self) -> bool:
         """Whether this process may close the producer."""
-        ...
 
     @property
     def exit_timeout(self) -> float:
         """Seconds that closing may take when the interpreter exits."""
-        ...
 
     def close_at_exit(self, timeout: float, report: Callable[[str], object]) -> None:
         """Close within some seconds, and report a loss in one line."""
-        ...
 
     def discard(self, is_meant: Callable[[Client], bool], *, idle: bool) -> None:
         """Disconnect without delivering anything."""
-        ...
 
     def reset(self) -> None:
         """Make the producer usable in a forked child."""
-        ...
 
 
 # Producers that are connected or have buffered messages. The references keep a producer

@@ -54,11 +54,9 @@ class ShutdownOwner(Protocol):
         flush: Flush | None,
     ) -> list[DeliveryHandle]:
         """Queue a batch, in a transaction of its own if needed."""
-        ...
 
     def reset(self) -> None:
         """Make the producer usable in a forked child."""
-        ...
 
 
 class _Account:

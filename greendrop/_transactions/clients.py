@@ -40,7 +40,6 @@ class SettingsOwner(Protocol):
         Raises:
             ConfigurationInvalidError: Another producer has the `transactional.id`.
         """
-        ...
 
 
 class TransactionalClients:

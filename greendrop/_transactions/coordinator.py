@@ -144,7 +144,6 @@ class TransactionsOwner(SettingsOwner, Protocol):
 
     def check_can_wait(self) -> None:
         """Raise `IllegalWaitError` if the caller can't wait."""
-        ...
 
 
 class Transactions:

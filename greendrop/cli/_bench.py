@@ -130,19 +130,15 @@ class _Client(Protocol):
 
     def send_and_wait(self) -> None:
         """Send one message, and wait for its delivery report."""
-        ...
 
     def send(self) -> None:
         """Send one message, and don't wait."""
-        ...
 
     def wait_for_all(self) -> None:
         """Wait for all delivery reports."""
-        ...
 
     def close(self) -> None:
         """Close the client, and drop the messages in flight."""
-        ...
 
 
 class _Greendrop:

@@ -26,15 +26,12 @@ class DatadogClient(Protocol):
 
     def increment(self, metric: str, value: float, *, tags: list[str]) -> object:
         """Add to a counter."""
-        ...
 
     def gauge(self, metric: str, value: float, *, tags: list[str]) -> object:
         """Set a gauge."""
-        ...
 
     def histogram(self, metric: str, value: float, *, tags: list[str]) -> object:
         """Add to a distribution."""
-        ...
 
 
 class StatsdClient(Protocol):
@@ -42,11 +39,9 @@ class StatsdClient(Protocol):
 
     def incr(self, stat: str, count: int) -> object:
         """Add to a counter."""
-        ...
 
     def gauge(self, stat: str, value: float) -> object:
         """Set a gauge."""
-        ...
 
 
 class Metric(NamedTuple):

@@ -27,7 +27,6 @@ from greendrop.testing._memory_producer import MemoryProducer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from greendrop._client.client import Client
     from greendrop.oauth import OAuthToken
@@ -281,12 +280,7 @@ class MemoryCluster:
         """Return the cluster."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the cluster."""
         self.close()
 

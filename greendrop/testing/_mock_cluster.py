@@ -18,7 +18,6 @@ from greendrop.testing._reader import read_topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 #: Kafka's numbers of the requests that the mock cluster handles.
 REQUESTS: Mapping[str, int] = {
@@ -204,12 +203,7 @@ class MockCluster:
         """Return the running cluster."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the brokers."""
         self.close()
 

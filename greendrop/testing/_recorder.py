@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from greendrop import _concurrency, _wording
 from greendrop.events import EVENTS, PROCESS_EVENTS, Event, EventName, Monitor
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 #: Not recorded by default: with a listener librdkafka makes statistics, and greendrop
 #: parses them.
@@ -112,11 +109,6 @@ class Recorder:
         """Return the recorder."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop recording."""
         self.stop()
