@@ -8,7 +8,7 @@ a failed call means for the transaction.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from greendrop import _concurrency
 from greendrop._librdkafka import error_codes
@@ -17,7 +17,7 @@ from greendrop.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from greendrop.config.settings import Settings
+    from greendrop._connections.connections import Connections
 
 #: Seconds that a call stays inside librdkafka at a time. After that the call is
 #: repeated and continues where it was. An interrupted caller, and `close`, wait no
@@ -30,25 +30,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 _LATE = 10.0
 
 
-class EmitError(Protocol):
-    """Emits `error.occurred`."""
-
-    def __call__(
-        self, kind: str, error: BaseException, extra: dict[str, object], /
-    ) -> None: ...
-
-
 class TransactionCalls:
     """The transaction calls of one client, one at a time.
 
     Args:
-        settings: Hold the number of attempts and the backoff between them.
-        emit_error: Called for each failed attempt.
+        connections: The connections of the producer.
     """
 
-    def __init__(self, settings: Settings, emit_error: EmitError) -> None:
-        self._settings = settings
-        self._emit_error = emit_error
+    def __init__(self, connections: Connections) -> None:
+        self._settings = connections.settings
+        self._connections = connections
         # A call that is still inside librdkafka after its caller was interrupted.
         self._interrupted: _concurrency.ThreadCall[object] | None = None
 
@@ -108,7 +99,7 @@ class TransactionCalls:
                 in_time = error.code != error_codes.TIMED_OUT and remaining > 0
                 retry = in_time and error.retriable and attempt < attempts
                 payload: dict[str, object] = {"retry": retry, "attempt": attempt}
-                self._emit_error(f"transaction.{name}", error, payload)
+                self._connections.emit_error(f"transaction.{name}", error, payload)
                 if not retry:
                     raise
                 _concurrency.new_waiter().wait(min(backoff * attempt, remaining))

@@ -58,7 +58,7 @@ class TransactionalClients:
         # The client that was initialized and may begin transactions.
         self._ready: Client | None = None
         #: The calls of the current client.
-        self.calls = self._new_calls()
+        self.calls = TransactionCalls(connections)
         # Number of clients that were replaced since the last commit.
         self._attempts = 0
         # The monotonic time before which no new client may begin.
@@ -67,11 +67,6 @@ class TransactionalClients:
     def copy(self) -> TransactionalClients:
         """Return an object without a client, for a forked child."""
         return TransactionalClients(self._connections, self._owner)
-
-    def _new_calls(self) -> TransactionCalls:
-        return TransactionCalls(
-            self._connections.settings, self._connections.emit_error
-        )
 
     def acquire(self, deadline: _concurrency.Deadline) -> Client:
         """Return a client that may begin transactions.
@@ -96,7 +91,7 @@ class TransactionalClients:
             client = self._connections.connect(self._connections.main)
         if client is self._ready:
             return client
-        self.calls = self._new_calls()
+        self.calls = TransactionCalls(self._connections)
         client.poll_loop.dispatcher.offset_guard = self.offset_guard
         try:
             self.calls.run("init", client.kafka_handle.init_transactions, deadline)
