@@ -4,7 +4,7 @@ from greendrop._connections.state import Status
 from greendrop._transactions.coordinator import Outcome
 from greendrop.config.settings import Settings
 from greendrop.config.types import MessageFields, ProducerSettings
-from greendrop.delivery import DeliveryHandle, DeliveryReport
+from greendrop.delivery import DeliveryHandle, DeliveryReport, DeliveryScope
 from greendrop.errors import (
     AbortTransaction,
     BrokerError,
@@ -59,7 +59,6 @@ from greendrop.pool import (
     set_default_pool,
 )
 from greendrop.producer import Producer
-from greendrop.scope import DeliveryScope
 from greendrop.transaction import ConsumedMessage, GroupConsumer, Transaction
 
 __version__ = "0.2.0"

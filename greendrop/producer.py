@@ -23,6 +23,7 @@ from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
 from greendrop._producer.core import Core
 from greendrop.config.settings import build_settings
+from greendrop.delivery import DeliveryScope
 from greendrop.errors import (
     SENDING_ERRORS,
     MessagesAbandonedError,
@@ -39,7 +40,6 @@ from greendrop.message import (
     validate,
 )
 from greendrop.middleware import Middleware
-from greendrop.scope import DeliveryScope
 from greendrop.transaction import Transaction
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from greendrop.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from greendrop.config.settings import Settings
     from greendrop.delivery import ReportQueue

@@ -23,7 +23,7 @@ from greendrop._producer.buffer import Buffer, is_final
 from greendrop._producer.disconnect import Disconnect
 from greendrop._producer.shutdown import Shutdown
 from greendrop._transactions.coordinator import Transactions
-from greendrop.delivery import refused_handle
+from greendrop.delivery import ScopeRegistry, refused_handle, wait_for_each
 from greendrop.errors import (
     SENDING_ERRORS,
     ConfigurationInvalidError,
@@ -40,7 +40,6 @@ from greendrop.errors import (
     TransactionError,
     TransactionUnknownError,
 )
-from greendrop.scope import ScopeRegistry, wait_for_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

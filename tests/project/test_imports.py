@@ -27,7 +27,7 @@ LAYERS = (
     {"_librdkafka"},
     {
         *("events", "interceptors", "middleware", "config"),
-        *("delivery", "scope", "_logging"),
+        *("delivery", "_logging"),
     },
     {
         *("message", "oauth", "errors", "_concurrency", "_pickling", "_wording"),

@@ -16,7 +16,7 @@ from greendrop import (
     Producer,
     ProducerNotConfiguredError,
 )
-from greendrop.scope import _MANY
+from greendrop.delivery import _MANY
 from tests.interpreter import MODES
 from tests.tasks import Task
 
