@@ -1,4 +1,4 @@
-"""Disconnecting: closing the connections of a producer that is not needed for a while.
+"""Disconnecting: closing the connections of a producer, on demand or when it is idle.
 
 A message that is sent during a disconnect cancels it, so no sender ever waits for a
 disconnect or fails because of one. A producer with an `idle_disconnect_timeout`
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from greendrop import _concurrency
 from greendrop._concurrency.fair_lock import LockRequest
-from greendrop._producer.idle import IdleWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
     from greendrop._producer.buffer import Buffer
@@ -21,6 +22,45 @@ if TYPE_CHECKING:
 
 #: Seconds after which a waiting disconnect checks whether a message has cancelled it.
 _CANCEL_CHECK_INTERVAL = 0.05
+
+
+class IdleWatch:
+    """Measures the time since a message was last in flight.
+
+    It costs a message nothing: a timer compares the number of delivery reports now and
+    then.
+
+    Args:
+        timeout: Seconds without messages after which the producer counts as idle.
+        clock: Returns the monotonic time in seconds.
+    """
+
+    def __init__(
+        self, timeout: float, clock: Callable[[], float] = _concurrency.monotonic
+    ) -> None:
+        self._timeout = timeout
+        self._clock = clock
+        self._reported = -1
+        self._since = 0.0
+
+    def is_idle(self, reported: int, *, busy: bool) -> bool:
+        """Return True if no message was sent or reported for the timeout.
+
+        The measurement starts again then, so the next True is a timeout away.
+
+        Args:
+            reported: The number of delivery reports handled so far.
+            busy: Whether messages are in flight.
+        """
+        now = self._clock()
+        if busy or reported != self._reported:
+            self._reported = reported
+            self._since = now
+            return False
+        idle = now - self._since >= self._timeout
+        if idle:
+            self._since = now
+        return idle
 
 
 class Disconnect:

@@ -1,8 +1,8 @@
-"""The calls into librdkafka that begin, commit and abort transactions.
+"""The calls into librdkafka that begin, commit and abort transactions; their retries.
 
 Each call blocks inside librdkafka, so it runs on a native thread, in slices of a
-second. A call that failed with a retriable error is retried. `coordinator` decides what
-a failed call means for the transaction.
+second. A call, such as a commit, is retried after a retriable error. `coordinator`
+decides what a failed call means for the transaction.
 """
 
 from __future__ import annotations

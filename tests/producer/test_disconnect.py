@@ -6,7 +6,7 @@ import gevent
 import pytest
 
 from greendrop import Message, Producer, ProducerClosedError, StatisticsNotEnabledError
-from greendrop._producer.idle import IdleWatch
+from greendrop._producer.disconnect import IdleWatch
 from greendrop.config import rules
 from tests.client.test_leaks import in_use, is_more_in_use
 from tests.tasks import await_true

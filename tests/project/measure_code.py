@@ -50,12 +50,17 @@ def count(source):
     return counts
 
 
-def main():
-    """Print the sums."""
+def measure():
+    """Return the sums over the package."""
     total = Counter()
     for path in PACKAGE.rglob("*.py"):
         total += count(path.read_text())
-    for name, number in total.items():
+    return total
+
+
+def main():
+    """Print the sums."""
+    for name, number in measure().items():
         print(f"{name:26} {number:6}")
 
 
