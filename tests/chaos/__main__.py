@@ -127,15 +127,16 @@ def main() -> int:
         options.nodes, proxied=True, broker_config=_BROKER_CONFIG
     ) as cluster:
         for name in options.load:
-            ran.append(run(cluster, name, options))
-            print(ran[-1].describe(), flush=True)
-    if options.keep:
-        results.keep(
-            "chaos",
-            f"make chaos DURATION={options.duration:.0f} SEED={options.seed}",
-            [each.case for each in ran],
-            results.versions(**{"Apache Kafka": KAFKA_VERSION}),
-        )
+            result = run(cluster, name, options)
+            ran.append(result)
+            print(result.describe(), flush=True)
+            if options.keep:
+                results.keep(
+                    "chaos",
+                    f"make chaos DURATION={options.duration:.0f} SEED={options.seed}",
+                    [result.case],
+                    results.versions(**{"Apache Kafka": KAFKA_VERSION}),
+                )
     if any(each.violations for each in ran):
         print(f"the records are in {options.folder}")
         return 1

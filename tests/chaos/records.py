@@ -87,11 +87,13 @@ class Recorder:
         self.summary = Summary()
         self._folder = folder
         self._name = name
-        self._file = (folder / f"{name}.tsv").open("w", buffering=1 << 16)
+        # Not a text file, into which several threads must not write.
+        self._file = (folder / f"{name}.tsv").open("wb", buffering=1 << 16)
 
     def record(self, sent: Sent) -> None:
         """Record a message."""
-        self._file.write("\t".join("" if x is None else str(x) for x in sent) + "\n")
+        line = "\t".join("" if field is None else str(field) for field in sent)
+        self._file.write(f"{line}\n".encode())
 
     def acknowledged(self, started: float) -> None:
         """Record the time of an acknowledgement.

@@ -1,12 +1,14 @@
 """The judge of the chaos finds each kind of broken promise, and no others."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from tests.chaos.judge import Figures, Stored, judge
 from tests.chaos.records import Recorder, Sent, Summary, read_sent
 from tests.chaos.report import Result
+from tests.tasks import together
 
 
 def sent(outcome, numbers=range(5), *, group="", partition=0, first_offset=10):
@@ -162,3 +164,22 @@ def test_records_are_read_as_they_were_written(tmp_path):
     summary = Summary.read(tmp_path / "sent.json")
     assert summary.errors == Counter({"ValueError": 1})
     assert summary.gap == 0.5
+
+
+def test_records_of_several_threads_are_whole(tmp_path):
+    """Threads write lines, not parts of lines."""
+    recorder = Recorder(tmp_path)
+    messages = [sent("acknowledged", range(each, 20_000, 8)) for each in range(8)]
+
+    together([partial(record_all, recorder, each) for each in messages])
+    recorder.close()
+
+    assert sorted(read_sent(tmp_path / "sent.tsv")) == sorted(
+        each for some in messages for each in some
+    )
+
+
+def record_all(recorder, messages):
+    """Record messages one after the other."""
+    for each in messages:
+        recorder.record(each)
