@@ -32,7 +32,7 @@ class WebClients:
         self.answered: set[str] = set()
         #: Other answers than 200, by status.
         self.refused: dict[str, int] = {}
-        #: Requests without an answer: the connection was closed, or refused.
+        #: Requests without an answer: the connection was closed.
         self.dropped = 0
         #: Seconds until the slowest answer with 200.
         self.slowest = 0.0
@@ -81,11 +81,15 @@ class WebClients:
                 connection.request("POST", self._path, text)
                 answer = connection.getresponse()
                 answer.read()
+            except ConnectionRefusedError:
+                # The server is gone, and has never got this text.
+                self.sent.discard(text)
+                connection.close()
+                time.sleep(0.01)
+                continue
             except (OSError, http.client.HTTPException):
                 self.dropped += 1
                 connection.close()
-                # A server that is gone refuses at once.
-                time.sleep(0.01)
                 continue
             if answer.status == http.client.OK:
                 self.answered.add(text)
