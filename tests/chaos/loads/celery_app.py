@@ -54,10 +54,18 @@ def report(**_):
 
 
 def main() -> None:
-    """Put tasks into the queue for the seconds in the first argument."""
+    """Put tasks into the queue for the seconds in the first argument.
+
+    The transport writes a task into its file after it has created the file, and a
+    worker that reads the empty file ends. So it writes elsewhere, and the file is moved.
+    """
+    outbox, queue = Path(folder, "outbox"), Path(folder, "queue")
+    app.conf.broker_transport_options["data_folder_out"] = str(outbox)
     deadline = time.monotonic() + float(sys.argv[1])
     while time.monotonic() < deadline:
         send.delay()
+        for path in outbox.iterdir():
+            path.rename(queue / path.name)
         time.sleep(random.random() * _REST)
 
 

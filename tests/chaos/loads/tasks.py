@@ -20,7 +20,7 @@ _QUIET = ("--loglevel=ERROR", "--without-mingle", "--without-gossip")
 
 def run(setup: Setup) -> Account:
     """Run tasks, and restart their worker meanwhile."""
-    for name in ("queue", "control", "results"):
+    for name in ("queue", "outbox", "control", "results"):
         (setup.folder / name).mkdir()
     summary = Summary()
     with _start(setup, "client", "-m", _APP, str(setup.seconds)) as client:
