@@ -90,21 +90,23 @@ CHECKS = {
     "chaos": Check(
         "Chaos",
         "chaos",
-        "Three nodes of Apache Kafka, with replication factor 3 and"
-        " `min.insync.replicas` 2, run behind TCP proxies. Every few seconds one of the"
-        " nodes is killed or paused, or its network resets connections, leaves them"
-        " half-open, delays them by 200 ms, or replaces 1 % of what it carries with"
-        " random bytes. Meanwhile programs send. Afterwards a consumer of"
-        " confluent-kafka reads the topics.\n\nThe run fails if an acknowledged message is"
-        " lost or is not where its report says, if anything of an aborted transaction is"
-        " visible or a transaction is visible in part, or if an idempotent producer stored"
-        " a message twice or out of order. It also fails if a greenlet that wants to run"
-        " each millisecond was kept from it for 20 ms longer than the same greenlet in an"
-        " empty program beside it. The hub of that program only waits for another thread"
-        " all the time, and so shows how long the machine itself stops a hub.\n\nErrors are"
-        " expected: random bytes in an answer make librdkafka give up its messages"
-        " (`_BAD_MSG`), and a server that ends drops connections. Without idempotence"
-        " messages may be stored twice.",
+        """\
+Three nodes of Apache Kafka, with replication factor 3 and `min.insync.replicas` 2,
+run behind TCP proxies. Every few seconds one of the nodes is killed or paused, or its
+network resets connections, leaves them half-open, delays them by 200 ms, loses
+answers, or replaces 1 % of what it carries with random bytes. Meanwhile programs
+send. Afterwards a consumer of confluent-kafka reads the topics.
+
+The run fails if an acknowledged message is lost or is not where its report says, if
+anything of an aborted transaction is visible or a transaction is visible in part, or
+if an idempotent producer stored a message twice or out of order. It also fails if a
+greenlet that wants to run each millisecond was kept from it for 20 ms longer than the
+same greenlet in an empty program beside it. The hub of that program only waits for
+another thread all the time, and so shows how long the machine itself stops a hub.
+
+Errors are expected: random bytes in an answer make librdkafka give up its messages
+(`_BAD_MSG`), and a server that ends drops connections. Without idempotence messages
+may be stored twice.""",
     ),
     "sweep": Check(
         "Interruptions",

@@ -56,8 +56,8 @@ def report(**_):
 def main() -> None:
     """Put tasks into the queue for the seconds in the first argument.
 
-    The transport writes a task into its file after it has created the file, and a
-    worker that reads the empty file ends. So it writes elsewhere, and the file is moved.
+    The transport creates the file of a task before it writes the task, and a worker
+    that reads the empty file ends. So it writes elsewhere, and the file is moved.
     """
     outbox, queue = Path(folder, "outbox"), Path(folder, "queue")
     app.conf.broker_transport_options["data_folder_out"] = str(outbox)
