@@ -1,9 +1,10 @@
 """Keyless messages and a slow broker: `python -m tests.benchmarks.brokers`.
 
-Three Apache Kafka nodes, a topic with 50 partitions of one replica each. The way to one
-node is slow. Greenlets produce and wait; compared are greendrop's default, a partition
-for 10 ms and then another one, with a random partition for each message, and with one
-partition after the other. docs/decisions/0028 has results.
+Three brokers, a topic with 50 partitions. The way to one broker is slow. The brokers
+are a mock cluster, or with `--kafka` three nodes of Apache Kafka behind proxies.
+Greenlets produce and wait; compared are greendrop's default, a partition for 10 ms and
+then another one, with a random partition for each message, and with one partition after
+the other. docs/decisions/0028 has results.
 
 Each measurement is a process of its own, in rounds whose measurements follow each other
 closely.
@@ -18,16 +19,19 @@ import json
 import subprocess
 import sys
 import uuid
+from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING
 
 from confluent_kafka.admin import AdminClient
 
+from greendrop.testing import MockCluster
 from tests.benchmarks.instruments import clock, percentile
 from tests.benchmarks.page import as_markdown
 from tests.servers.kafka import KafkaCluster
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 _PARTITIONS = 50
@@ -40,12 +44,22 @@ _BROKER_CONFIG = {
     "broker.session.timeout.ms": 9_000,
     "broker.heartbeat.interval.ms": 2_000,
 }
+#: The id of the slow broker.
+_SLOW = 1
 _WAYS = ("sticky 10 ms", "random", "round robin")
 
 Figures = dict[str, float]
 
 
-def _measure(servers: str, topic: str, way: str, greenlets: int, seconds: float) -> str:
+def _measure(
+    *,
+    servers: str,
+    topic: str,
+    way: str,
+    greenlets: int,
+    pause: float,
+    seconds: float,
+) -> str:
     """Produce and wait; return the waits, and the messages of each partition."""
     import gevent
 
@@ -68,9 +82,10 @@ def _measure(servers: str, topic: str, way: str, greenlets: int, seconds: float)
                 topic=topic, payload=_PAYLOAD, partition=partition
             )
             counts[report.partition] += 1
-            after = clock()
-            waits.append(after - before)
-            before = after
+            waits.append(clock() - before)
+            if pause:
+                gevent.sleep(pause)
+            before = clock()
 
     def run(seconds: float) -> float:
         started_at = clock()
@@ -90,14 +105,30 @@ def _measure(servers: str, topic: str, way: str, greenlets: int, seconds: float)
     return json.dumps({"figures": figures, "counts": counts})
 
 
+@contextmanager
+def _brokers(round_trip: float, *, kafka: bool) -> Iterator[tuple[str, str]]:
+    """Start three brokers, one of them slow; return addresses and a topic."""
+    topic = f"brokers-{uuid.uuid4().hex[:8]}"
+    if kafka:
+        with KafkaCluster(3, proxied=True, broker_config=_BROKER_CONFIG) as cluster:
+            cluster.proxies[_SLOW - 1].round_trip = round_trip
+            cluster.create_topic(topic, partitions=_PARTITIONS, replication_factor=1)
+            yield cluster.proxied_bootstrap_servers, topic
+    else:
+        with MockCluster.spawn(3) as mock:
+            mock.round_trip(round_trip, _SLOW)
+            mock.create_topic(topic, _PARTITIONS)
+            yield mock.bootstrap_servers, topic
+
+
 def _leaders(servers: str, topic: str) -> list[int]:
     metadata = AdminClient({"bootstrap.servers": servers}).list_topics(topic)
     partitions = metadata.topics[topic].partitions
     return [partitions[number].leader for number in range(_PARTITIONS)]
 
 
-def _measured(order: dict[str, Any], slow: int) -> Figures:
-    """Measure once, in a fresh process; `slow` is the node that is."""
+def _measured(order: dict[str, Any]) -> Figures:
+    """Measure once, in a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.brokers"]
     leaders = _leaders(order["servers"], order["topic"])
     done = subprocess.run(
@@ -112,7 +143,7 @@ def _measured(order: dict[str, Any], slow: int) -> Figures:
     counts: list[int] = answer["counts"]
     total, mean = sum(counts), sum(counts) / _PARTITIONS
     at_slow = [
-        count for count, leader in zip(counts, leaders, strict=True) if leader == slow
+        count for count, leader in zip(counts, leaders, strict=True) if leader == _SLOW
     ]
     # As many partitions as there are, so that 1.0 means a fair share.
     figures["slow_share"] = sum(at_slow) / total * _PARTITIONS / len(at_slow)
@@ -152,29 +183,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--greenlets", type=int, nargs="+", default=[10, 100, 1_000])
+    parser.add_argument("--pause", type=float, default=0.0, help="after a message")
+    parser.add_argument("--kafka", action="store_true", help="Apache Kafka")
     parser.add_argument("--round-trip", type=float, default=0.02, help="seconds more")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(_measure(**json.loads(arguments.measure)))
         return
-    with KafkaCluster(3, proxied=True, broker_config=_BROKER_CONFIG) as cluster:
-        cluster.proxies[0].round_trip = arguments.round_trip
-        slow = cluster.nodes[0].node_id
-        topic = f"brokers-{uuid.uuid4().hex[:8]}"
-        cluster.create_topic(topic, partitions=_PARTITIONS, replication_factor=1)
+    with _brokers(arguments.round_trip, kafka=arguments.kafka) as (servers, topic):
         order = {
-            "servers": cluster.proxied_bootstrap_servers,
+            "servers": servers,
             "topic": topic,
             "way": _WAYS[0],
             "greenlets": 100,
+            "pause": arguments.pause,
             "seconds": arguments.seconds,
         }
-        _measured(order, slow)  # a warm-up
+        _measured(order)  # a warm-up
         for greenlets in arguments.greenlets:
             rounds = [
                 {
-                    way: _measured({**order, "way": way, "greenlets": greenlets}, slow)
+                    way: _measured({**order, "way": way, "greenlets": greenlets})
                     for way in _WAYS
                 }
                 for _ in range(arguments.rounds)
