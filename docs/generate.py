@@ -88,10 +88,16 @@ KAFKA_REASONS = {
     "statistics.interval.ms": "Only if something has subscribed to"
     " `statistics.emitted` before the first message; otherwise 0.",
     "sticky.partitioning.linger.ms": "Only if you don't set `linger.ms`. librdkafka's"
-    " own default, otherwise lowered to 0. Messages without a key go to one"
-    " partition for 10 ms, and then to another one, so that a batch leaves as one"
-    " request instead of one for each partition. Over more than some 10 ms the"
-    " partitions get equal shares. Set 0 to send each message to a random partition.",
+    " own default, otherwise lowered to 0. Messages without a key go to one partition"
+    " for 10 ms, and then to another one at random, so that a batch leaves as one"
+    " request instead of one for each partition. The partitions get equal shares of"
+    " the time, not of the messages. Greenlets that wait for each report send less"
+    " during the 10 ms of a partition whose broker is slow, so its partitions get fewer"
+    " messages, and the others more. A partition can get none for some multiple of"
+    " 10 ms times the number of partitions: seconds with 50. Set 0 to send each message"
+    " to a random partition: the shares are equal within a second, a slow broker slows"
+    " down all senders, and there are more requests. See"
+    " docs/decisions/0028-sticky-partitions.md.",
     "transaction.timeout.ms": "Only with a `transactional.id`. librdkafka requires it"
     " to be at least `message.timeout.ms`.",
 }

@@ -87,7 +87,7 @@ def _section(results: Results, table: Table) -> Iterator[str]:
     if not measured:
         return
     yield f"## {table.title}\n"
-    # What its cells have in common.
+    # If all cells have it in common.
     places = {where_text(cell) for cell in measured if cell.server != "none"}
     if len(places) == 1:
         yield f"{places.pop()}.\n"

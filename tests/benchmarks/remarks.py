@@ -1,4 +1,4 @@
-"""What limits greendrop in a cell: shown below the goals, reached or missed."""
+"""Remarks on the limits of greendrop in a cell, shown below the goals of a table."""
 
 REMARKS = {
     "keys-10": "aiokafka puts all partitions of a broker into one request. librdkafka"
