@@ -162,9 +162,9 @@ def settings_page() -> str:
     return f"""# Settings
 
 {NOTE}
-These are the keyword arguments of `Producer` and `setup`. Durations are in seconds; a
-number that looks like milliseconds is refused. All mistakes are reported together, by
-one `ConfigurationInvalidError`.
+These are the keyword arguments of `Producer` and `setup`. Durations are in seconds.
+More than a day (86,400) is refused, because it looks like milliseconds. All mistakes
+are reported together, by one `ConfigurationInvalidError`.
 
 ```python
 from greendrop import Producer
