@@ -79,6 +79,9 @@ def docs_page(results: Results, tables: Sequence[Table]) -> str:
     ]
     for table in tables:
         parts += _section(results, table)
+    if failures := results.failures():
+        failed = "".join(f"- {failure}\n" for failure in failures)
+        parts.append(f"## Failed measurements\n\n{failed}")
     return "\n".join(parts)
 
 

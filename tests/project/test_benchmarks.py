@@ -110,12 +110,23 @@ def test_figures_survive_being_saved(tmp_path):
     assert loaded.failures() == [f"{cell.name}: {cells.AIOKAFKA}: it ended"]
 
 
+def test_page_names_failed_measurements():
+    """A row without a figure has its reason on the page."""
+    cell = ALL_CELLS[0]
+    results = Results({"date": "2026-12-01"})
+    results.add(cell, {cells.GREENDROP: {"rate": 7.0}, cells.AIOKAFKA: "it ended"})
+
+    page = docs_page(results, TABLES)
+
+    assert f"\n- {cell.name}: {cells.AIOKAFKA}: it ended\n" in page
+
+
 def test_page_and_picture_show_the_kept_figures():
     """If they don't, run python -m tests.benchmarks --figures FILE --write-docs."""
     draw = runpy.run_path(str(DOCS / "pictures" / "draw.py"))
-    picture = draw["svg"](332, "Messages per second", draw["benchmarks"]())
 
     page = docs_page(Results.load(KEPT), TABLES)
+    picture = draw["benchmarks_svg"]()
 
     assert page == (DOCS / "benchmarks.md").read_text()
     assert picture == (DOCS / "pictures" / "benchmarks.svg").read_text()
