@@ -53,7 +53,7 @@ PROMISES = (
         "A message that was accepted is delivered, or its handle has an error. Nothing"
         " is dropped silently: neither at `close`, nor at interpreter exit, nor when a"
         " producer is no longer referenced.",
-        ("chaos", "tests/kafka/test_gunicorn.py", "tests/kafka/test_celery.py"),
+        ("chaos", "soak", "tests/kafka/test_gunicorn.py", "tests/kafka/test_celery.py"),
     ),
     Promise(
         "With `enable.idempotence` each message is stored once, and the messages of a"
@@ -74,7 +74,7 @@ PROMISES = (
         "No call stops the other greenlets of the hub.",
         ("chaos", "tests/client/test_cooperation.py"),
     ),
-    Promise("Every wait ends by its deadline.", ("sweep",)),
+    Promise("Every wait ends by its deadline.", ("sweep", "soak")),
     Promise(
         "An interrupt (`gevent.Timeout`, a killed greenlet, Ctrl-C) keeps its type, and"
         " leaves the producer usable.",
@@ -82,7 +82,17 @@ PROMISES = (
     ),
     Promise(
         "A listener, an interceptor or a logger that raises affects no message.",
-        ("tests/public/test_events.py",),
+        ("soak", "tests/public/test_events.py"),
+    ),
+    Promise(
+        "A closed producer leaves nothing behind: no thread, greenlet, descriptor or"
+        " memory.",
+        ("soak", "endurance", "tests/client/test_leaks.py"),
+    ),
+    Promise(
+        "No secret of a configuration appears in what comes out, and no input crashes"
+        " or stops a program: it is sent as it is, or refused with an error.",
+        ("tests/security/test_secrets.py", "tests/security/test_hostile_input.py"),
     ),
 )
 
@@ -107,6 +117,29 @@ another thread all the time, and so shows how long the machine itself stops a hu
 Errors are expected: random bytes in an answer make librdkafka give up its messages
 (`_BAD_MSG`), and a server that ends drops connections. Without idempotence messages
 may be stored twice.""",
+    ),
+    "soak": Check(
+        "Soak",
+        "soak",
+        "Random programs run on mock brokers that fail: producers of all kinds, with"
+        " variants, scopes, transactions, buffers and pools, used by greenlets and"
+        " threads, interrupted, forked, and closed while others use them; listeners"
+        " that raise, wait and send; brokers that stop, refuse, are late, or move"
+        " partitions; fatal errors. The run fails if an acknowledged message is not"
+        " stored where its report says, or more than once with idempotence; if the"
+        " verb, the handle and the events of a message disagree; if a call takes longer"
+        " than its limit or raises anything but greendrop's errors; if a handle stays"
+        " pending; or if a thread, a descriptor or a client is left. What needs brokers"
+        " that know sequence numbers, such as lost answers, is left to the chaos.",
+    ),
+    "endurance": Check(
+        "Endurance",
+        "endurance",
+        "Producers come and go, ten at a time, in greenlets and threads, and send by"
+        " all kinds of verbs. With no producer open, the memory, descriptors, threads,"
+        " greenlets and objects of the process are measured. The run fails if the"
+        " median of the last fifth is 2 % or more above that of the fifth after the"
+        " warm-up, or if a message is not delivered.",
     ),
     "sweep": Check(
         "Interruptions",

@@ -94,7 +94,7 @@ def keep(
     They replace cases of the same name. Cases of other versions are removed.
 
     Args:
-        check: "chaos", "soak", "matrix" or "security".
+        check: "chaos", "soak", "endurance", "matrix" or "security".
         command: Repeats the run.
         cases: The results.
         of: The versions that were tested.

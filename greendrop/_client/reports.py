@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from greendrop import _concurrency
 from greendrop._librdkafka.log_lines import LogLines
-from greendrop._librdkafka.statistics import Statistics
-from greendrop.errors import MessagePurgedError, ProduceError
+from greendrop._librdkafka.statistics import Statistics, UnreadableStatisticsError
+from greendrop.errors import BrokerError, MessagePurgedError, ProduceError
 
 if TYPE_CHECKING:
     from greendrop._client.offset_guard import OffsetGuard
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Reports between two readings of the clock while listeners are called.
 _CLOCK_EVERY = 16
+#: librdkafka's error of a text that it can't read.
+_BAD_MESSAGE = (-199, "_BAD_MSG")
 
 
 class ReportOwner(Protocol):
@@ -193,9 +195,17 @@ class ReportDispatcher:
             payload = {"producer_id": self._settings.id, "seconds": seconds}
             self._emit("hub.stalled", {**payload, "stack": stack})
         elif self._monitor.listens("statistics.emitted"):
-            statistics = self._statistics.read(content)
-            payload = {"producer_id": self._settings.id, "statistics": statistics}
-            self._emit("statistics.emitted", payload)
+            self._emit_statistics(content)
+
+    def _emit_statistics(self, text: str) -> None:
+        try:
+            statistics = self._statistics.read(text)
+        except UnreadableStatisticsError as unreadable:
+            error = BrokerError(str(unreadable), *_BAD_MESSAGE)
+            self._emit_error("librdkafka.error", error)
+            return
+        identity = {"producer_id": self._settings.id}
+        self._emit("statistics.emitted", {**identity, "statistics": statistics})
 
     def _emit_error(self, error_type: str, error: Exception, **rest: object) -> None:
         if self._monitor.listens("error.occurred"):

@@ -36,14 +36,23 @@ def start_thread(
 ) -> bool:
     """Start a native thread; return False if the interpreter is ending.
 
+    A hub that the function makes there is destroyed when the function ends: listeners
+    that call gevent's patched functions make one, and its descriptors would stay open.
     Python 3.12 starts no threads once the main thread has ended, not even for exit
     handlers.
 
     Raises:
         RuntimeError: The system has no more threads.
     """
+
+    def work() -> None:
+        try:
+            function(*args, **kwargs)
+        finally:
+            _destroy_own_hub()
+
     try:
-        native.start_new_thread(function, args, kwargs)
+        native.start_new_thread(work, ())
     except RuntimeError as error:
         if "shutdown" not in str(error):
             raise
@@ -60,19 +69,8 @@ def spawn(function: Callable[..., object], *args: object, **kwargs: object) -> N
 
 
 def spawn_thread(function: Callable[..., object], *args: object) -> None:
-    """Call a function that may block on a new native thread.
-
-    A hub that the function makes there, as gevent's patched functions do, is destroyed
-    when the function ends.
-    """
-
-    def work() -> None:
-        try:
-            function(*args)
-        finally:
-            _destroy_own_hub()
-
-    if not start_thread(work):
+    """Call a function that may block on a new native thread."""
+    if not start_thread(function, *args):
         function(*args)
 
 

@@ -24,6 +24,14 @@ _OBJECTS_PER_CHECKPOINT = 16
 _SECOND = 1e6
 
 
+class UnreadableStatisticsError(Exception):
+    """The statistics are no JSON, or not as librdkafka's are.
+
+    librdkafka does not escape what it quotes: a `client.id` with a quotation mark makes
+    all of its statistics unreadable.
+    """
+
+
 class Statistics:
     """The statistics of one client, with changes added.
 
@@ -45,13 +53,26 @@ class Statistics:
     def read(self, text: str) -> StatisticsPart:
         """Parse the statistics and add the changes.
 
+        Raises:
+            UnreadableStatisticsError: See there.
+
         Blocking:
             Lets other greenlets run, many times.
         """
-        statistics: StatisticsPart = json.loads(text, object_hook=self._count_object)
-        if self._keys:
-            self._add_changes(statistics)
-        return statistics
+        try:
+            statistics: StatisticsPart = json.loads(
+                text, object_hook=self._count_object
+            )
+            if self._keys:
+                self._add_changes(statistics)
+        except (ValueError, RecursionError) as error:
+            reason = f"no JSON: {error}"
+        except (AttributeError, TypeError, ArithmeticError) as error:
+            reason = f"not of the known form: {error}"
+        else:
+            return statistics
+        text = f"the statistics of librdkafka are {reason}"
+        raise UnreadableStatisticsError(text)
 
     def _count_object(self, parsed: StatisticsPart) -> StatisticsPart:
         # The parser calls this for each object that it has parsed.

@@ -169,6 +169,57 @@ def test_reports_are_handled_while_producers_are_made(make_producer, hub):
     assert [{name} for name in observed] == list(observed.values())
 
 
+@pytest.mark.slow
+@pytest.mark.patched
+def test_a_listener_that_sleeps_leaves_no_hub_in_the_thread_that_polls(
+    run_script, mock_cluster
+):
+    """In a patched program its sleep makes a hub there, which ends with the thread."""
+    run_script(
+        """
+        import gevent, os
+        from gevent.monkey import get_original
+        from greendrop import Producer
+
+        def descriptors():
+            return len(os.listdir("/proc/self/fd"))
+
+        def send():
+            producer = Producer(kafka={"bootstrap.servers": servers})
+            slept = []
+
+            @producer.monitor.subscribe("message.acknowledged")
+            def sleep(_):
+                gevent.sleep(0.01)
+                slept.append(True)
+
+            producer.produce_async(topic="t", payload=b"x")
+            while not slept:
+                get_original("time", "sleep")(0.01)
+            assert producer.polling == "thread"
+            producer.close(10)
+
+        def send_in_thread():
+            done = []
+            start = get_original("_thread", "start_new_thread")
+            start(lambda: done.append(send()), ())
+            with gevent.Timeout(20):
+                while not done:
+                    gevent.sleep(0.01)
+
+        send_in_thread()
+        before = descriptors()
+        for _ in range(3):
+            send_in_thread()
+        with gevent.Timeout(5):
+            while descriptors() > before:
+                gevent.sleep(0.01)
+        """,
+        "patched",
+        servers=mock_cluster.bootstrap_servers,
+    )
+
+
 def test_closing_writes_into_no_other_file(tmp_path):
     """A file that gets the number of a closed wake-up descriptor is not written to.
 

@@ -18,9 +18,10 @@ import json
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tests import interpreter
+from tests import interpreter, results
 
 #: Names of the worlds, and how their interpreters begin.
 WORLDS = {"threads": "none", "greenlets": "unpatched", "patched": "patched"}
@@ -58,8 +59,50 @@ def run_round(
     return done
 
 
+@dataclass
+class Sums:
+    """The rounds of one world.
+
+    Attributes:
+        seconds: Of all rounds.
+        done: Numbers of rounds, programs and messages.
+        errors: Errors that were raised, and allowed, by class.
+        failed: Options that repeat each round that has failed.
+    """
+
+    seconds: float = 0.0
+    done: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+
+    def run(self, world: str, seed: int, *, shrinks: bool) -> None:
+        """Run one more round, and print what it did."""
+        started = time.monotonic()
+        self.done["rounds"] += 1
+        try:
+            done = run_round(world, seed, shrinks=shrinks)
+        except AssertionError as error:
+            self.failed.append(f"--only {world} --rounds 1 --seed {seed}")
+            print(f"\n{self.failed[-1]}:\n{error}\n", flush=True)
+        else:
+            self.errors.update(done.pop("errors"))
+            self.done.update(done)
+            print(f"{world} {seed}: {done}", flush=True)
+        self.seconds += time.monotonic() - started
+
+    def case(self, world: str, seed: int) -> results.Case:
+        """Return the sums as they are kept."""
+        return results.Case(
+            name=world,
+            seconds=round(self.seconds),
+            figures={**self.done, "violations": len(self.failed)},
+            passed=not self.failed,
+            seed=seed,
+        )
+
+
 def main() -> int:
-    """Run rounds until the time is over, and print the sum."""
+    """Run rounds until the time is over, and print the sums."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--duration", type=float, default=120.0, help="seconds")
     parser.add_argument("--rounds", type=int, default=sys.maxsize, help="at most")
@@ -68,30 +111,29 @@ def main() -> int:
     parser.add_argument(
         "--shrink", action="store_true", help="make programs that fail smaller"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="write the result to docs/reliability.json"
+    )
     options = parser.parse_args()
-    worlds = [options.only] if options.only else list(WORLDS)
+    worlds = {
+        each: Sums() for each in ([options.only] if options.only else list(WORLDS))
+    }
     deadline = time.monotonic() + options.duration
-    sums: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    failed: list[str] = []
     for number in range(options.rounds):
         if time.monotonic() > deadline:
             break
-        world, seed = worlds[number % len(worlds)], options.seed + number
-        try:
-            done = run_round(world, seed, shrinks=options.shrink)
-        except AssertionError as error:
-            failed.append(f"--only {world} --rounds 1 --seed {seed}")
-            print(f"\n{failed[-1]}:\n{error}\n", flush=True)
-            continue
-        errors.update(done.pop("errors"))
-        sums.update(done)
-        sums["rounds"] += 1
-        print(f"{world} {seed}: {done}", flush=True)
-    print(
-        json.dumps({"seed": options.seed, **sums, "failed": failed, "errors": errors})
-    )
-    return 1 if failed else 0
+        world = list(worlds)[number % len(worlds)]
+        worlds[world].run(world, options.seed + number, shrinks=options.shrink)
+    for world, sums in worlds.items():
+        print(world, json.dumps(asdict(sums)))
+    if options.keep:
+        results.keep(
+            "soak",
+            f"make soak DURATION={options.duration:.0f} SEED={options.seed}",
+            [sums.case(world, options.seed) for world, sums in worlds.items()],
+            results.versions(),
+        )
+    return 1 if any(sums.failed for sums in worlds.values()) else 0
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import gevent
 
 from greendrop import Message, Producer
 from greendrop.testing import MockCluster
+from tests import results
 from tests.soak.ledger import Ledger
 from tests.soak.subjects import Job
 
@@ -219,6 +220,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.endurance")
     parser.add_argument("--messages", type=int, default=10_000_000)
     parser.add_argument("--producers", type=int, default=1_000)
+    parser.add_argument(
+        "--keep", action="store_true", help="write the result to docs/reliability.json"
+    )
     options = parser.parse_args()
     gevent.get_hub()
     started = time.monotonic()
@@ -226,16 +230,29 @@ def main() -> int:
         options.messages, options.producers, lambda text: print(text, flush=True)
     )
     grown = growth(measured)
-    result = {
-        "messages": options.messages,
-        "producers": options.producers,
-        "seconds": round(time.monotonic() - started),
-        "first": asdict(measured[0]),
-        "last": asdict(measured[-1]),
-        "growth": grown,
-    }
-    print(json.dumps(result))
-    return 1 if any(share >= _GROWTH for share in grown.values()) else 0
+    seconds = round(time.monotonic() - started)
+    first, last = measured[0], measured[-1]
+    print(json.dumps({"seconds": seconds, "growth": grown}))
+    case = results.Case(
+        name="producers that come and go",
+        seconds=seconds,
+        figures={
+            "producers": options.producers,
+            "messages": options.messages,
+            **{
+                f"{name}: first, last, growth": (
+                    f"{getattr(first, name):,}, {getattr(last, name):,}, {share:.1%}"
+                )
+                for name, share in grown.items()
+            },
+        },
+        passed=all(share < _GROWTH for share in grown.values()),
+    )
+    if options.keep:
+        sizes = f"MESSAGES={options.messages} PRODUCERS={options.producers}"
+        command = f"make endurance {sizes}"
+        results.keep("endurance", command, [case], results.versions())
+    return 0 if case.passed else 1
 
 
 if __name__ == "__main__":

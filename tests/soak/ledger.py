@@ -247,9 +247,12 @@ def _check_outcome(
     """The verb or handle of a message, and its events, say the same."""
     count = acknowledged + failed
     transactional = attempt.transactional
-    # What a rolled-back flush has sent returns to the buffer.
-    again = transactional and attempt.state == "buffered"
-    if count > 1 and not again:
+    # A message returns to the buffer if its client has failed, or its transaction was
+    # rolled back. The next flush sends it again.
+    outcomes = count
+    if attempt.state == "buffered":
+        outcomes = 0 if transactional else acknowledged
+    if outcomes > 1:
         return [f"{acknowledged} acknowledgements and {failed} failures are reported"]
     if attempt.state == "queued":
         return _check_handle(attempt, acknowledged, failed)
