@@ -17,7 +17,7 @@ run := $(bin)/python -m
 .NOTPARALLEL:
 
 .PHONY: help demo test kafka-test install-test kafka chaos chaos-transactions sweep soak \
-    endurance bench lint types docs screenshots clean
+    endurance hostile-input bench lint types docs screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' \
@@ -77,6 +77,12 @@ soak: DURATION ?= 120
 soak: SEED ?= 1
 soak: $(VENV)/.installed-test ## run random programs on brokers that fail
 	$(run) tests.soak --duration $(DURATION) --seed $(SEED) $(ARGS)
+
+# `make test` takes a sample of it.
+hostile-input: CASES ?= 100000
+hostile-input: $(VENV)/.installed-test ## pass in whatever hypothesis thinks of
+	GREENDROP_CASES=$(CASES) $(run) pytest -n 2 \
+	    tests/security/test_hostile_input.py $(PYTEST_ARGS)
 
 endurance: MESSAGES ?= 10000000
 endurance: PRODUCERS ?= 1000

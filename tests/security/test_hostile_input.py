@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 
 import pytest
@@ -30,7 +31,7 @@ from tests.tasks import await_true
 
 CASES = int(os.environ.get("GREENDROP_CASES", "60"))
 #: Seconds for all cases of a test.
-LONGEST = 60 + CASES / 20
+LONGEST = 120 + CASES / 10
 
 hostile = settings(
     max_examples=CASES,
@@ -117,11 +118,15 @@ def test_messages_arrive_as_they_are_or_raise(mock_cluster, make_producer):
     }
     assert sent
     for handle, fields in sent:
+        if handle.error is not None:
+            # No topic has this partition.
+            assert handle.error.name == "_UNKNOWN_PARTITION"
+            continue
         report = handle.wait(0)
         record = places[report.topic, report.partition, report.offset]
         assert record.payload == as_bytes(fields["payload"])
         assert record.key == (as_bytes(fields.get("key")) or record.key)
-    assert len(places) == len(sent)
+    assert len(places) == sum(handle.error is None for handle, _ in sent)
 
 
 def stored(cluster):
@@ -148,8 +153,9 @@ def test_batches_are_sent_as_a_whole_or_not_at_all(mock_cluster, make_producer):
     send()
     producer.flush(60)
 
-    assert all(each.report for each in handles)
-    assert len(stored(mock_cluster)) == len(handles)
+    assert all(each.done for each in handles)
+    delivered = [each for each in handles if each.report]
+    assert len(stored(mock_cluster)) == len(delivered)
 
 
 # Keys whose values librdkafka runs, loads, or writes for.
@@ -181,24 +187,18 @@ def test_configurations_are_accepted_or_refused(kafka, options, servers):
         producer.close(force=True)
 
 
-json = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=9) | st.integers(),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ("ts", "tx", "brokers", "topics", "partitions", "cgrp", "0")
-            ),
-            inner,
-            max_size=4,
-        )
+parts = st.sampled_from(("ts", "tx", "brokers", "topics", "partitions", "cgrp", "0"))
+json_texts = st.recursive(
+    simple.filter(lambda each: isinstance(each, (str, int, float, type(None)))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(parts, inner, max_size=4)
     ),
     max_leaves=12,
-)
+).map(json.dumps)
 
 
 @hostile
-@given(st.lists(json.map(repr) | json.map(str) | st.text(max_size=40), max_size=3))
+@given(st.lists(json_texts | st.text(max_size=40), max_size=3))
 @example(["[" * 100_000])
 @example(['{"brokers": {"a": 5}}', '{"ts": "x"}', '{"topics": []}', "5"])
 @example(['{"ts": 1, "tx": 1e400}', '{"ts": 1, "tx": -1e400}', '{"tx": 1}'])
@@ -206,10 +206,8 @@ def test_statistics_are_read_or_refused(texts):
     """Statistics that are not as they should be raise one kind of error."""
     statistics = Statistics(("tx",), _concurrency.CooperativeLoop())
     for text in texts:
-        python_as_json = text.replace("'", '"').replace("None", "null")
-        for each in (text, python_as_json):
-            with contextlib.suppress(UnreadableStatisticsError):
-                assert isinstance(statistics.read(each), dict)
+        with contextlib.suppress(UnreadableStatisticsError):
+            assert isinstance(statistics.read(text), dict)
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\", "a\n", "\x01", "é"])
@@ -235,7 +233,7 @@ def test_a_client_with_a_hostile_name_sends(world, make_producer, name):
 
 @hostile
 @given(
-    data=st.binary(max_size=200) | json.map(repr).map(lambda each: each.encode()),
+    data=st.binary(max_size=200) | json_texts.map(str.encode),
     delimiter=st.sampled_from((b"\n", b"\0", b"ab")),
     key_delimiter=st.sampled_from((None, b":", b"\n")),
     as_json=st.booleans(),
