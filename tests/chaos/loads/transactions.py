@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -270,7 +271,8 @@ def run_client(plan: Plan, number: int, recorder: Recorder) -> None:
         if outcome == "acknowledged":
             recorder.acknowledged(started)
         group = wish.name if outcome == "unknown" else ""
-        for payload, place in zip(wish.payloads, places, strict=True):
+        # A message that was refused has no place, nor have those behind it.
+        for payload, place in zip_longest(wish.payloads, places):
             recorder.record(Sent(payload, outcome, *(place or (None, None)), group))
         time.sleep(dice.random() * _REST)
         count += 1
