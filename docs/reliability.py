@@ -213,7 +213,8 @@ def _sections(results: dict[str, Any]) -> Iterator[str]:
 def _result(result: dict[str, Any]) -> Iterator[str]:
     cases: list[dict[str, Any]] = result["cases"]
     versions = ", ".join(f"{name} {of}" for name, of in result["versions"].items())
-    yield f"The last long run, `{result['command']}`, with {versions}:\n\n"
+    note = result.get("note", "")
+    yield f"Last long runs: `{result['command']}`, with {versions}. {note}\n\n"
     figures = list(dict.fromkeys(name for case in cases for name in case["figures"]))
     table = [("", "date", "seed", "seconds", *figures, "result")]
     table += [

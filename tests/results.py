@@ -5,7 +5,8 @@ makes the page of it. Each figure is a number or a text under the heading of a c
 
     {
         "chaos": {
-            "command": "make chaos DURATION=600",
+            "command": "make chaos",
+            "note": "",
             "versions": {"greendrop": "0.1.0", "Python": "3.11.7"},
             "cases": [
                 {
@@ -87,6 +88,7 @@ def keep(
     cases: list[Case],
     of: dict[str, str],
     *,
+    note: str = "",
     path: Path = KEPT,
 ) -> None:
     """Put the cases of a check into a file of results.
@@ -95,9 +97,10 @@ def keep(
 
     Args:
         check: "chaos", "soak", "endurance", "matrix" or "security".
-        command: Repeats the run.
+        command: Repeats the runs; each case has its own seed and duration.
         cases: The results.
         of: The versions that were tested.
+        note: A sentence about the runs, for the page.
         path: The file.
     """
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -106,5 +109,10 @@ def keep(
     if before.get("versions") != of:
         kept = {}
     kept |= {each.name: asdict(each) for each in cases}
-    result = {"command": command, "versions": of, "cases": list(kept.values())}
+    result = {
+        "command": command,
+        "note": note,
+        "versions": of,
+        "cases": list(kept.values()),
+    }
     path.write_text(json.dumps({**results, check: result}, indent=2) + "\n")

@@ -133,7 +133,7 @@ def main() -> int:
             if options.keep:
                 results.keep(
                     "chaos",
-                    f"make chaos DURATION={options.duration:.0f} SEED={options.seed}",
+                    "make chaos",
                     [result.case],
                     results.versions(**{"Apache Kafka": KAFKA_VERSION}),
                 )
