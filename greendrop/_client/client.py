@@ -528,16 +528,20 @@ class Client:
         # dispatched. Once librdkafka has no messages left, these are the handles that
         # still have no report.
         batcher = self.poll_loop.batcher
-        if batcher is not None and (batcher.items or not batcher.in_own_hub()):
+        if batcher is not None and batcher.hub is not None and not batcher.in_own_hub():
             return
         with self._send_lock:
             native = self.kafka_handle
+            # The handles first, then the places where their messages may be. In the
+            # opposite order another thread could send in between.
+            pending = self.in_flight.pending
+            handles = list(pending)
+            batched = batcher is not None and batcher.items
             empty = native.closed or native.is_empty
-            if not empty or self._carried_over or self._rerouter:
+            if batched or not empty or self._carried_over or self._rerouter:
                 return
             native.interrupted = False
-            pending = self.in_flight.pending
-            for handle in list(pending):
+            for handle in handles:
                 if handle.done:
                     handle._resolve()
                     pending.discard(handle)
@@ -650,10 +654,11 @@ class Client:
         There no other task can send between two steps of the function that don't wait.
         """
         batcher = self.poll_loop.batcher
-        if batcher is None or _concurrency.hub_is_dead(batcher.hub):
+        hub = None if batcher is None else batcher.hub
+        if hub is None or _concurrency.hub_is_dead(hub):
             _concurrency.spawn(function, *args)
         else:
-            _concurrency.spawn_in_hub(batcher.hub, function, *args)
+            _concurrency.spawn_in_hub(hub, function, *args)
 
     def _is_replaced_for(self, error: BaseException) -> bool:
         reason = self.kafka_handle.broker_error(error)

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from greendrop import _concurrency
-from greendrop._client.batcher import Batcher
+from greendrop._client.batcher import HubBatcher, ThreadBatcher
 from greendrop._client.event_loop import warn_if_in_event_loop
 from greendrop._client.pollers import GreenletPoller, PollingWaiter, ThreadPoller
 from greendrop._client.reports import ReportDispatcher
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from gevent.hub import Hub
 
+    from greendrop._client.batcher import Batcher
     from greendrop._client.in_flight import InFlight
     from greendrop._librdkafka.handle import Wire
     from greendrop.config.settings import Settings
@@ -192,8 +193,11 @@ class PollLoop:
         with self._starting:
             if self._ending or self.poller is not previous:
                 return
-            poller = ThreadPoller(self)
-            self.batcher, self.poller = None, poller
+            batcher = None
+            if self._client.may_batch:
+                batcher = ThreadBatcher(self._in_flight.pending, self._client)
+            poller = ThreadPoller(self, batcher)
+            self.batcher, self.poller = batcher, poller
             self._stop_if_ending(poller)
 
     def _stop_if_ending(self, poller: ThreadPoller) -> None:
@@ -210,26 +214,26 @@ class PollLoop:
         )
         batcher = None
         if self._client.may_batch:
-            batcher = Batcher(hub, self._in_flight.pending, self._client)
+            batcher = HubBatcher(hub, self._in_flight.pending, self._client)
         # Publish last, without a call in between. A signal handler that sends may have
         # published another poller meanwhile.
         if self.poller is previous:
             self.batcher, self.poller = batcher, poller
 
     def current_batcher(self) -> Batcher | None:
-        """Return the batcher of the caller's hub, if sends are batched there.
+        """Return the batcher for sends of the caller, if they are batched.
 
         Raises:
             ProducerUsedInParentProcessError: The client was built before a fork.
         """
         poller = self.poller
-        if (
+        if not (
             isinstance(poller, ThreadPoller)
             and poller.alive
             and len(self._in_flight.pending) % _CHECK_EVERY
         ):
-            return None  # a check for a better poller costs as much as sending
-        self.ensure_poller()
+            # Not each time: a check for a better poller costs as much as sending.
+            self.ensure_poller()
         batcher = self.batcher
         return batcher if batcher is not None and batcher.in_own_hub() else None
 
@@ -329,7 +333,7 @@ class PollLoop:
         poller, batcher = self.poller, self.batcher
         if (
             isinstance(poller, GreenletPoller)
-            and batcher is not None
+            and isinstance(batcher, HubBatcher)
             and batcher.current_hub() is batcher.hub
             and not batcher.hub.dead
             and not self._no_wait_tasks
@@ -451,7 +455,11 @@ class PollLoop:
             # may wait for this thread.
             if thread:
                 self._polling_threads.add(thread)
-            interrupt = self.kafka_handle.poll(seconds)
+            batcher = self.batcher
+            if seconds and batcher is not None and batcher.collects_in_polls:
+                interrupt = self._collect_and_poll(batcher, seconds)
+            else:
+                interrupt = self.kafka_handle.poll(seconds)
             try:
                 self._dispatching.add(call)
                 self.dispatcher.dispatch()
@@ -470,6 +478,18 @@ class PollLoop:
                 self._polling_threads.discard(thread)
             self._dispatching.discard(call)
         return interrupt
+
+    def _collect_and_poll(
+        self, batcher: Batcher, seconds: float
+    ) -> BaseException | None:
+        """Poll; meanwhile other threads leave their sends with the batcher."""
+        # Under the lock, so that no other thread's longer poll delays the hand-over.
+        with self.kafka_handle.poll_lock:
+            try:
+                return self.kafka_handle.poll(batcher.collect(seconds))
+            finally:
+                # Before the dispatch, in which listeners may wait.
+                batcher.flush()
 
     def _watch_silence(self, silence: SilenceWatch) -> None:
         producer = self.kafka_handle.producer

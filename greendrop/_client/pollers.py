@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gevent._types import _TimerWatcher
     from gevent.hub import Hub
 
+    from greendrop._client.batcher import ThreadBatcher
     from greendrop._concurrency.wakeup import WakeupFd
 
 #: Seconds between polls while messages are in flight, in case of a lost wake-up:
@@ -301,14 +302,19 @@ class ThreadPoller:
     """A native thread that blocks in short polls, and rests while other threads poll.
 
     While the interpreter is ending it may start no thread: then waiting threads poll.
+
+    Args:
+        target: The poll loop.
+        batcher: Batches sends during polls; None if sends are not batched.
     """
 
     kind: Literal["thread"] = "thread"
     #: True, as if it had a safety timer that runs: the thread polls all the time.
     keeps_loop_alive = True
 
-    def __init__(self, target: PollTarget) -> None:
+    def __init__(self, target: PollTarget, batcher: ThreadBatcher | None) -> None:
         self._target = target
+        self._batcher = batcher
         #: The waiting threads, one of which polls.
         self.followers = LeaderFollowers(target)
         self._stopped = False
@@ -338,6 +344,8 @@ class ThreadPoller:
     def stop(self) -> None:
         """End soon; from any thread."""
         self._stopped = True
+        if self._batcher is not None:
+            self._batcher.end()
         self._ended = self._ended or self.has_no_thread
         self.followers.stop()
         self._rest.wake()

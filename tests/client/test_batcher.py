@@ -6,7 +6,7 @@ import gevent
 import pytest
 
 from greendrop._client import batcher
-from greendrop._client.batcher import Batcher
+from greendrop._client.batcher import HubBatcher
 from tests.interrupting import at_entry
 
 #: Seconds. Longer than any pace, so that the pace is at its maximum.
@@ -133,7 +133,7 @@ def sink():
 @pytest.fixture
 def idle_batcher(fake_hub, sink):
     """Make a batcher without items in flight."""
-    return Batcher(fake_hub, [], sink)
+    return HubBatcher(fake_hub, [], sink)
 
 
 @pytest.fixture
@@ -462,7 +462,7 @@ def test_sends_made_during_a_flush_come_after_it(fake_hub):
                 if taken[-1] == 2:
                     add(small_batcher, 3)
 
-    small_batcher = Batcher(fake_hub, [], SendingSink())
+    small_batcher = HubBatcher(fake_hub, [], SendingSink())
     add(small_batcher, 1)
     add(small_batcher, 2)
     small_batcher.flush()
@@ -488,16 +488,16 @@ class InterruptedHereError(Exception):
 @pytest.mark.parametrize(
     "place",
     [
-        Batcher.maybe_flush,
-        Batcher.on_reports,
-        Batcher.flush,
-        Batcher._schedule,
-        Batcher._end_of_tick,
-        Batcher._on_timer,
-        Batcher._flush_if_due,
-        Batcher._are_few,
-        Batcher._has_waited_enough,
-        Batcher._arm,
+        HubBatcher.maybe_flush,
+        HubBatcher.on_reports,
+        HubBatcher.flush,
+        HubBatcher._schedule,
+        HubBatcher._end_of_tick,
+        HubBatcher._on_timer,
+        HubBatcher._flush_if_due,
+        HubBatcher._are_few,
+        HubBatcher._has_waited_enough,
+        HubBatcher._arm,
         Sink.send_batch,
     ],
 )
@@ -510,7 +510,7 @@ def test_an_exception_in_a_batcher_loses_nothing(
     If none follows, the poller resumes the batcher.
     """
     monkeypatch.setattr(batcher, "_FEW", few)
-    small_batcher = Batcher(fake_hub, [], sink)
+    small_batcher = HubBatcher(fake_hub, [], sink)
 
     def raise_it():
         raise InterruptedHereError
@@ -568,7 +568,7 @@ def test_batcher_is_usable_in_its_own_hub_only(hub, sink):
 
     Nor may a thread that reuses the number of a thread that ended.
     """
-    small_batcher = Batcher(hub, [], sink)
+    small_batcher = HubBatcher(hub, [], sink)
     answers = []
 
     def ask():
@@ -587,7 +587,7 @@ def test_batcher_is_usable_in_its_own_hub_only(hub, sink):
 
 def test_batcher_of_a_destroyed_hub_is_unusable(hub, sink):
     """Nothing is batched for a hub that will not run again."""
-    small_batcher = Batcher(hub, [], sink)
+    small_batcher = HubBatcher(hub, [], sink)
     hub.destroy(destroy_loop=True)
 
     assert not small_batcher.in_own_hub()

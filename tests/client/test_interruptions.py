@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from greendrop._client import client, pollers
-from greendrop._client.batcher import Batcher
+from greendrop._client.batcher import HubBatcher
 from greendrop._client.client import Client
 from greendrop._client.poll_loop import PollLoop
 from greendrop._client.reports import ReportDispatcher
@@ -153,8 +153,8 @@ def test_ctrl_c_while_the_client_is_built_does_not_stop_the_build(make_producer,
 
 #: Functions that batched messages pass before librdkafka gets them.
 HANDING_OVER = [
-    Batcher.maybe_flush,
-    Batcher.flush,
+    HubBatcher.maybe_flush,
+    HubBatcher.flush,
     Client.send_batch,
     KafkaHandle.enqueue_all,
     pollers.GreenletPoller.start_safety_timer,
@@ -189,7 +189,7 @@ def test_a_handler_that_interrupts_a_batch_gets_its_message_delivered(
 
 
 # Not the safety timer: messages in flight keep it running.
-@pytest.mark.parametrize("place", [*HANDING_OVER[:-1], Batcher._schedule])
+@pytest.mark.parametrize("place", [*HANDING_OVER[:-1], HubBatcher._schedule])
 def test_an_interrupted_batch_loses_and_repeats_nothing(
     hub, make_producer, stored, place, hub_errors
 ):
@@ -224,9 +224,9 @@ def test_an_interrupted_batch_loses_and_repeats_nothing(
 @pytest.mark.parametrize(
     "place",
     [
-        Batcher._end_of_tick,
-        Batcher._flush_if_due,
-        Batcher.on_reports,
+        HubBatcher._end_of_tick,
+        HubBatcher._flush_if_due,
+        HubBatcher.on_reports,
         ReportDispatcher.dispatch,
         ReportDispatcher._dispatch_reports,
         DeliveryHandle._resolve,
@@ -310,7 +310,7 @@ def pollers_alive():
         PollLoop._start_greenlet_poller,
         pollers.GreenletPoller.__init__,
         waiters.SharedTimer.__init__,
-        Batcher.__init__,
+        HubBatcher.__init__,
     ],
 )
 @pytest.mark.parametrize("raises", [False, True])
