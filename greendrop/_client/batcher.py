@@ -82,7 +82,6 @@ class Batcher:
 
     Args:
         hub: The hub of the greenlets that send; None for threads without a hub.
-        current_hub: Returns the hub of the calling thread, or None.
         pending: The handles of messages in flight, waiting sends included.
         sender: Gives batches to librdkafka. Messages without space are sent again after
             the next reports.
@@ -91,7 +90,6 @@ class Batcher:
     def __init__(
         self,
         hub: Hub | None,
-        current_hub: Callable[[], object],
         pending: Sized,
         sender: BatchSender,
     ) -> None:
@@ -100,7 +98,8 @@ class Batcher:
         #: The hub. The caller may batch if `current_hub() is hub`. (The number of the
         #: thread would not do: a later thread may get the same one.)
         self.hub = hub
-        self.current_hub = current_hub
+        #: Returns the hub of the calling thread, or None.
+        self.current_hub: Callable[[], object] = _concurrency.current_hub
         #: Waiting items, in order. A sender that appends calls `maybe_flush` as soon as
         #: there are `flush_at`.
         self.items: deque[Wire] = deque()
@@ -157,8 +156,9 @@ class HubBatcher(Batcher):
     """Batches the sends of the greenlets of one hub."""
 
     def __init__(self, hub: Hub, pending: Sized, sender: BatchSender) -> None:
-        super().__init__(hub, _concurrency.hub_getter(), pending, sender)
+        super().__init__(hub, pending, sender)
         self.hub: Hub = hub
+        self.current_hub = _concurrency.hub_getter()
         self._loop = hub.loop
         # gevent's callback at the end of this tick; pending until it runs.
         self._tick: _Callback | None = None
@@ -258,7 +258,7 @@ class ThreadBatcher(Batcher):
     """
 
     def __init__(self, pending: Sized, sender: BatchSender) -> None:
-        super().__init__(None, _concurrency.current_hub, pending, sender)
+        super().__init__(None, pending, sender)
         # The shortest round trip in seconds.
         self._nearest = math.inf
         self._has_ended = False
@@ -276,7 +276,7 @@ class ThreadBatcher(Batcher):
             self._sender.send_batch(self.items)
             if self.items and self._has_ended:
                 # There is no space for the rest yet, and no poll follows.
-                _concurrency.spawn(lambda: self._sender.send_all(self.items))
+                _concurrency.spawn(self._sender.send_all, self.items)
 
     def collect(self, seconds: float) -> float:
         # Once for each poll that brings reports. While a broker does not answer, the

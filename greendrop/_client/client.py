@@ -182,7 +182,8 @@ class Client:
         """Queue a message that needs neither validation nor a wait; else return None.
 
         The short path of the most common message: small, bytes, to a known topic, sent
-        in the hub that polls. Any other message takes the way through `send`.
+        in the hub that polls, or in a thread without one. Any other message takes the
+        way through `send`.
         """
         # Inlined, like `send`: the short path costs half the calls of the other one.
         in_flight = self.in_flight

@@ -37,6 +37,9 @@ _HUB_CHECK_INTERVAL = 0.05
 #: Seconds of one blocking poll. From 0.2 s on confluent-kafka 2.13 to 2.15.0 sleeps for
 #: the whole time, whatever arrives.
 _POLL_SECONDS = 0.1
+#: librdkafka counts milliseconds: a shorter poll would not wait, and the thread would
+#: spin until its deadline.
+_SHORTEST_POLL = 0.001
 
 
 class PollTarget(Protocol):
@@ -495,9 +498,8 @@ class LeaderFollowers:
         thread = _concurrency.get_ident()
         while not (is_done() or self.stopped or deadline.has_expired):
             self._has_polled = True
-            interrupt = self._target.poll_and_dispatch(
-                min(deadline.remaining(), _POLL_SECONDS), thread
-            )
+            seconds = min(max(deadline.remaining(), _SHORTEST_POLL), _POLL_SECONDS)
+            interrupt = self._target.poll_and_dispatch(seconds, thread)
             if interrupt is not None:
                 raise interrupt
 

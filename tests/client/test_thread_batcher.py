@@ -1,7 +1,6 @@
 """Batching of threads without a hub: sends that wait behind a polling thread."""
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -197,11 +196,17 @@ def test_items_without_space_are_sent_when_no_poll_follows(alone, sink):
 # --- in a producer --------------------------------------------------------------------
 
 
+def collect_always(monkeypatch, seconds):
+    """Collect in each poll while several messages are in flight, and for so long."""
+    always = property(lambda _: True, lambda _, __: None)
+    monkeypatch.setattr(ThreadBatcher, "collects_in_polls", always, raising=False)
+    monkeypatch.setattr(batcher, "_MAX_PACE", seconds)
+
+
 @pytest.fixture
 def collecting(monkeypatch):
-    """Collect in each poll, whatever the distance, and for a tenth of a second."""
-    monkeypatch.setattr(batcher, "_NEAR", math.inf)
-    monkeypatch.setattr(batcher, "_MAX_PACE", 1.0)
+    """Collect in each poll, which takes a tenth of a second."""
+    collect_always(monkeypatch, 1.0)
 
 
 class Leading:
@@ -216,6 +221,7 @@ class Leading:
 
     def __init__(self, producer, mock_cluster, round_trip=2.0):
         self.batcher = producer._slot.client.poll_loop.batcher
+        assert isinstance(self.batcher, ThreadBatcher)
         self._producer = producer
         self._mock_cluster = mock_cluster
         self._round_trip = round_trip
@@ -227,14 +233,12 @@ class Leading:
             self._producer.produce_async(topic="t", payload=b"leader", partition=0)
             for _ in range(20)
         ]
-        self.batcher.collects_in_polls = True
         self.reports += [each.wait(LONG) for each in handles]
 
     def await_poll(self):
         """Wait until the thread collects, now or again."""
         deadline = time.monotonic() + LONG
         while self.batcher.flush_at == 1:
-            self.batcher.collects_in_polls = True
             assert time.monotonic() < deadline, "no thread collects"
             time.sleep(0.001)
 
@@ -300,8 +304,7 @@ def test_threads_that_send_at_once_are_batched(collecting, used, stored):
 
 def test_a_slow_broker_holds_a_batch_for_a_poll_only(used, mock_cluster, monkeypatch):
     """The batch is handed over although no report comes for two seconds."""
-    monkeypatch.setattr(batcher, "_NEAR", math.inf)
-    monkeypatch.setattr(batcher, "_MAX_PACE", 0.05)
+    collect_always(monkeypatch, 0.05)
     producer = used()
     with Leading(producer, mock_cluster) as leading:
         handle = producer.produce_async(topic="t", payload=b"x")
@@ -486,7 +489,8 @@ from greendrop.errors import ProducerUsedInParentProcessError
 from greendrop.testing import MockCluster
 from tests.forking import Fork
 
-batcher._NEAR = float("inf")
+always = property(lambda _: True, lambda _, __: None)
+batcher.ThreadBatcher.collects_in_polls = always
 batcher._MAX_PACE = 1.0
 with MockCluster.spawn() as cluster:
     producer = Producer(kafka={"bootstrap.servers": cluster.bootstrap_servers})
@@ -495,13 +499,11 @@ with MockCluster.spawn() as cluster:
     cluster.round_trip(3.0)
     handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(20)]
     def lead():
-        waiting.collects_in_polls = True
         handles[-1].wait(20)
     leader = threading.Thread(target=lead)
     leader.start()
     while waiting.flush_at == 1:
         time.sleep(0.001)
-        waiting.collects_in_polls = True
     handles.append(producer.produce_async(topic="t", payload=b"x"))
     assert waiting.items
 
@@ -587,9 +589,7 @@ def test_a_handler_may_send_while_its_thread_polls(collecting, used, mock_cluste
     def send():
         sent.append(producer.produce_async(topic="t", payload=b"handler"))
 
-    thread_batcher = producer._slot.client.poll_loop.batcher
     with handling(signal.SIGUSR1, send), signal_after(0.05, signal.SIGUSR1):
-        thread_batcher.collects_in_polls = True
         reports = [each.wait(LONG) for each in handles]
 
     assert len(reports) == 5
