@@ -17,7 +17,7 @@ run := $(bin)/python -m
 .NOTPARALLEL:
 
 .PHONY: help demo test kafka-test install-test kafka chaos chaos-transactions sweep soak \
-    endurance hostile-input bench lint types docs screenshots clean
+    endurance hostile-input matrix bench lint types docs screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' \
@@ -88,6 +88,10 @@ endurance: MESSAGES ?= 10000000
 endurance: PRODUCERS ?= 1000
 endurance: $(VENV)/.installed-test ## send for long, and see what grows
 	$(run) tests.soak.endurance --messages $(MESSAGES) --producers $(PRODUCERS)
+
+# Each cell has a virtual environment in .matrix. CELLS="libuv 'python 3.13'" runs some.
+matrix: $(VENV)/.installed-test ## run short tests on each Python, library and agent
+	$(run) tests.matrix $(CELLS)
 
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench ## measure against others
 	$(run) tests.benchmarks
