@@ -84,6 +84,9 @@ def finish(process: subprocess.Popen[str], timeout: float = _TIMEOUT) -> Ended:
         stdout, stderr = process.communicate(timeout=timeout)
         text = f"the program did not end within {timeout:g} s\n{stdout}\n{stderr}"
         raise AssertionError(text) from None
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return Ended(process.returncode, stdout, stderr, time.monotonic() - started)
 
 

@@ -46,7 +46,7 @@ def run_round(
         shrinks: Whether to make a program that fails smaller; that takes minutes.
 
     Returns:
-        What it did: numbers of programs and messages, and errors by class.
+        The numbers of programs and messages, and errors by class.
 
     Raises:
         AssertionError: A promise was broken, or the round did not end.

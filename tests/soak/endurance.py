@@ -49,7 +49,7 @@ _PROC = Path("/proc/self")
 
 @dataclass
 class Usage:
-    """What the process has at one moment, with all producers closed.
+    """The resources of the process at one moment, with all producers closed.
 
     Attributes:
         kilobytes: Resident memory.

@@ -1,8 +1,8 @@
-"""The ledger of a soak: what became of each message, by all that greendrop has said.
+"""The ledger of a soak: the outcome of each message, as every source reports it.
 
 A message is known by its label, which is its payload too. The verb that sent it, its
-handle, the events and the stored records each say something about it; `check` finds
-what they disagree on.
+handle, the events and the stored records each report something about it; `check` finds
+where they disagree.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Attempt:
         idempotent: Whether it must be stored once, and in the order of its sender.
         transactional: Whether a rollback may take it back after its acknowledgement.
         state: See `State`.
-        handle: What the verb returned.
-        report: What the verb returned.
-        error: What the verb raised.
+        handle: The handle that the verb returned.
+        report: The report that the verb returned.
+        error: The exception that the verb raised.
         may_be_doubled: Whether an answer of a broker that does not know sequence
             numbers may have got lost.
         may_be_late: Whether such a broker may have refused it, and not the next one.

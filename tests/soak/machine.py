@@ -499,7 +499,7 @@ class Unhandled:
 
 @dataclass
 class Totals:
-    """What all programs of this process have done."""
+    """Numbers of messages and errors of all programs of this process."""
 
     programs: int = 0
     sent: int = 0
