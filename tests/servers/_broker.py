@@ -14,7 +14,10 @@ from tests.servers import _ports
 from tests.servers._jars import java
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
+
+    import trustme
 
 #: Settings of a broker, or lines of its properties file.
 Config = dict[str, object]
@@ -85,42 +88,63 @@ class Certificates:
     server_file: Path
     client_cert_file: Path
     client_key_file: Path
+    #: Of trustme.
+    ca: trustme.CA
+
+    def issue(self, name: str, not_after: datetime | None = None) -> tuple[Path, Path]:
+        """Make another certificate of a client.
+
+        Args:
+            name: Of its files.
+            not_after: When it expires; late if omitted.
+
+        Returns:
+            The files of the certificate and of its key.
+        """
+        client = self.ca.issue_cert("client.greendrop.test", not_after=not_after)
+        folder = self.ca_file.parent
+        cert_file, key_file = folder / f"{name}-cert.pem", folder / f"{name}-key.pem"
+        cert_file.write_bytes(_chain(client))
+        key_file.write_bytes(_key(client))
+        return cert_file, key_file
 
 
 def make_certificates(directory: Path) -> Certificates:
     """Create an authority, and certificates for 127.0.0.1 and for a client."""
     # Imported late: only clusters with TLS need trustme.
     import trustme  # noqa: PLC0415
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-
-    def key(certificate: trustme.LeafCert) -> bytes:
-        # Java reads PKCS#8 only, trustme writes elliptic curve keys as SEC1.
-        return serialization.load_pem_private_key(
-            certificate.private_key_pem.bytes(), password=None
-        ).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-
-    def chain(certificate: trustme.LeafCert) -> bytes:
-        return b"".join(each.bytes() for each in certificate.cert_chain_pems)
 
     directory.mkdir()
+    ca = trustme.CA()
     certificates = Certificates(
         ca_file=directory / "ca.pem",
         server_file=directory / "server.pem",
         client_cert_file=directory / "client-cert.pem",
         client_key_file=directory / "client-key.pem",
+        ca=ca,
     )
-    ca = trustme.CA()
     server = ca.issue_cert(_ports.LOOPBACK, "localhost")
-    client = ca.issue_cert("client.greendrop.test")
     certificates.ca_file.write_bytes(ca.cert_pem.bytes())
-    certificates.server_file.write_bytes(key(server) + chain(server))
-    certificates.client_cert_file.write_bytes(chain(client))
-    certificates.client_key_file.write_bytes(key(client))
+    certificates.server_file.write_bytes(_key(server) + _chain(server))
+    certificates.issue("client")
     return certificates
+
+
+def _key(certificate: trustme.LeafCert) -> bytes:
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
+    # Java reads PKCS#8 only, trustme writes elliptic curve keys as SEC1.
+    return serialization.load_pem_private_key(
+        certificate.private_key_pem.bytes(), password=None
+    ).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _chain(certificate: trustme.LeafCert) -> bytes:
+    return b"".join(each.bytes() for each in certificate.cert_chain_pems)
 
 
 def cluster_config(addresses: list[Addresses]) -> Config:

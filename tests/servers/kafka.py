@@ -91,6 +91,8 @@ class SecureListeners:
     client_cert_file: Path
     #: The client's private key, PKCS#8 without a password.
     client_key_file: Path
+    #: Makes another certificate of a client; see `_broker.Certificates.issue`.
+    issue_client_certificate: Callable[..., tuple[Path, Path]]
 
     def oauth_token(
         self, subject: str = "greendrop", lifetime: float = 3600.0
@@ -534,6 +536,7 @@ def _secure_listeners(
         ca_file=certificates.ca_file,
         client_cert_file=certificates.client_cert_file,
         client_key_file=certificates.client_key_file,
+        issue_client_certificate=certificates.issue,
     )
 
 
