@@ -249,8 +249,7 @@ class Producer(_pickling.PerProcess):
             try:
                 return handle.wait(self._max_wait_timeout)
             except SENDING_ERRORS as error:
-                fields = (topic, payload, key, None, None, None, None, label)
-                message = _new_message(Message, fields)
+                message = Message(topic, payload, key, label=label)
                 self._emit_error("message.produce_sync", error, message=message)
                 raise
         fields = (
