@@ -1,4 +1,4 @@
-"""The error translator: librdkafka's errors become greendrop's.
+"""The error translator: maps librdkafka's error codes to greendrop's errors.
 
 Errors get Kafka's names, and texts that say what became of the message and why. Often
 librdkafka gives the reason only in its log.

@@ -357,6 +357,14 @@ class Core:
             raise failure from failure.__cause__
         return sent
 
+    def send_flush(self, flush: Flush, batch: list[Message], seconds: float) -> None:
+        """Queue what the last flush, that of `close`, has taken out of the buffer.
+
+        Raises:
+            ProduceManyError: As `send_batch`.
+        """
+        self.send_batch(self.main, batch, "produce_many_async", seconds, flush)
+
     def _send_batch_into(
         self,
         sent: list[DeliveryHandle],

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from greendrop._client.client import Client
-    from greendrop._connections.client_slots import ClientSlot
     from greendrop._connections.connections import Connections
     from greendrop._connections.recovery import Recovery
     from greendrop._producer.buffer import Buffer
@@ -45,15 +44,8 @@ _log = Log("greendrop")
 class ShutdownOwner(Protocol):
     """The core of a producer, as its shutdown needs it."""
 
-    def send_batch(
-        self,
-        slot: ClientSlot,
-        messages: Sequence[Message],
-        verb: str,
-        seconds: float,
-        flush: Flush | None,
-    ) -> list[DeliveryHandle]:
-        """Queue a batch, in a transaction of its own if needed."""
+    def send_flush(self, flush: Flush, batch: list[Message], seconds: float) -> None:
+        """Queue what a flush has taken, in a transaction of its own if needed."""
 
     def reset(self) -> None:
         """Make the producer usable in a forked child."""
@@ -424,13 +416,8 @@ class Shutdown:
                 account.flushes.append(flush)
                 batch = flush.take()
                 try:
-                    self._owner.send_batch(
-                        self._connections.main,
-                        batch,
-                        "produce_many_async",
-                        account.deadline.remaining(),
-                        flush,
-                    )
+                    seconds = account.deadline.remaining()
+                    self._owner.send_flush(flush, batch, seconds)
                 except ProduceError as error:
                     failure = failure or error
                     if not (flush.is_undone and flush.entries):
