@@ -93,7 +93,8 @@ def _section(results: Results, table: Table) -> Iterator[str]:
     # If all cells have it in common.
     places = {where_text(cell) for cell in measured if cell.server != "none"}
     if len(places) == 1:
-        yield f"{places.pop()}.\n"
+        place = places.pop()
+        yield f"{place[0].upper()}{place[1:]}.\n"
     for figures in table.grids:
         if grid := results.grid(table, figures, heads=True):
             yield f"{title_of(figures)}:\n\n{as_markdown(grid)}\n"
