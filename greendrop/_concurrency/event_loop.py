@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+#: Coroutines that are resumed in one turn of an event loop.
+_RESUMED_PER_TURN = 100
+
 # Tasks in a block of `NoWaits`: they run a verb that never waits in an event loop.
 _no_wait_tasks: set[object] = set()
 
@@ -85,15 +88,22 @@ class _WakeUps:
         if not self._is_scheduled:
             self._is_scheduled = True
             try:
-                loop.call_soon_threadsafe(self.run)
+                loop.call_soon_threadsafe(self.run, loop)
             except RuntimeError:
                 self._waiters.clear()  # the loop is closed, so its coroutines are gone
 
-    def run(self) -> None:
-        """Resume all of them; in the event loop."""
+    def run(self, loop: AbstractEventLoop) -> None:
+        """Resume some of them, and the others in further turns; in the event loop.
+
+        All coroutines that are resumed in one turn of the loop run before anything
+        else does: a thousand of them would delay other requests and timers.
+        """
         self._is_scheduled = False
-        while self._waiters:
+        for _ in range(min(len(self._waiters), _RESUMED_PER_TURN)):
             self._waiters.popleft().resume()
+        if self._waiters and not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_soon(self.run, loop)
 
 
 _wake_ups: WeakKeyDictionary[AbstractEventLoop, _WakeUps] = WeakKeyDictionary()
@@ -147,7 +157,7 @@ class EventLoopWaiter:
 
     def _on_timer(self) -> None:
         # A signal handler may have raised before the wake-ups were scheduled.
-        self._wake_ups.run()
+        self._wake_ups.run(self._loop)
         self.resume()
 
     def resume(self) -> None:

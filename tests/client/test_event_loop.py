@@ -13,6 +13,7 @@ from greendrop import (
     ProduceManyError,
     Producer,
     QueueFullError,
+    _concurrency,
 )
 from tests.interpreter import run
 
@@ -180,6 +181,34 @@ def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
     handle, _coroutine = asyncio.run(main())
 
     assert handle.wait(20).topic == "t"
+
+
+def test_coroutines_are_resumed_in_several_turns_of_the_loop():
+    """However many handles are resolved at once, other callbacks run in between."""
+    resumed = []
+
+    class Wait:
+        def __init__(self):
+            self.waiter = _concurrency.EventLoopWaiter()
+
+        def __await__(self):
+            yield from self.waiter.wait_slice(60)
+            resumed.append(self)
+
+    async def main():
+        waits = [Wait() for _ in range(1_000)]
+        everything = asyncio.gather(*waits)
+        await asyncio.sleep(0)
+        await asyncio.to_thread(lambda: [each.waiter.wake() for each in waits])
+        turns = []
+        while len(resumed) < 1_000:
+            before = len(resumed)
+            await asyncio.sleep(0)
+            turns.append(len(resumed) - before)
+        await everything
+        return turns
+
+    assert max(asyncio.run(main())) <= 250
 
 
 def test_a_handle_is_awaited_in_an_event_loop_only(make_producer):
