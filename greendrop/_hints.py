@@ -63,6 +63,59 @@ _ARGUMENTS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: Methods of the futures of other clients.
+_HANDLE_METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "get": "use wait(timeout) or result(timeout), which return the delivery report",
+        "add_callback": "use add_done_callback, whose function gets the handle",
+        "add_errback": "use add_done_callback, whose function gets the handle",
+        "add_both": "use add_done_callback, whose function gets the handle",
+        "succeeded": "see report, which is None unless the message was delivered",
+        "failed": "see error, which is None unless the message was not delivered",
+        "is_done": "see done",
+        "value": "see report",
+    }
+)
+
+_NO_SERIALIZERS = "serialize the payload before, or in producer.middleware"
+
+#: Settings of kafka-python that are not librdkafka's keys with underscores.
+_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "key_serializer": _NO_SERIALIZERS,
+        "value_serializer": _NO_SERIALIZERS,
+        "max_block_ms": "use wait_timeout_on_queue_full, in seconds",
+        "buffer_memory": "set queue.buffering.max.kbytes in kafka={...}",
+        "sasl_plain_username": "set sasl.username in kafka={...}",
+        "sasl_plain_password": "set sasl.password in kafka={...}",
+        "ssl_cafile": "set ssl.ca.location in kafka={...}",
+        "ssl_certfile": "set ssl.certificate.location in kafka={...}",
+        "ssl_keyfile": "set ssl.key.location in kafka={...}",
+        "api_version": "it is not needed",
+    }
+)
+
+#: Settings of theirs that are librdkafka's keys with underscores instead of dots.
+_KAFKA_KEYS = frozenset(
+    (
+        "acks",
+        "batch_size",
+        "bootstrap_servers",
+        "client_id",
+        "compression_type",
+        "enable_idempotence",
+        "linger_ms",
+        "max_in_flight_requests_per_connection",
+        "metadata_max_age_ms",
+        "request_timeout_ms",
+        "retries",
+        "retry_backoff_ms",
+        "sasl_mechanism",
+        "security_protocol",
+        "transactional_id",
+    )
+)
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -71,11 +124,29 @@ class NoFields(TypedDict):
 
 
 def attribute_error(owner: object, name: str) -> AttributeError:
-    """Make the error of an attribute that does not exist."""
+    """Make the error of an attribute of a producer that does not exist."""
+    return _attribute_error(owner, name, _METHODS)
+
+
+def handle_attribute_error(owner: object, name: str) -> AttributeError:
+    """Make the error of an attribute of a handle that does not exist."""
+    return _attribute_error(owner, name, _HANDLE_METHODS)
+
+
+def _attribute_error(
+    owner: object, name: str, hints: Mapping[str, str]
+) -> AttributeError:
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
-    if name in _METHODS:
-        text = f"{text}; {_METHODS[name]}"
+    if name in hints:
+        text = f"{text}; {hints[name]}"
     return AttributeError(text, name=name, obj=owner)
+
+
+def setting_hint(name: str) -> str:
+    """Say what to use instead of a setting of another client; or ""."""
+    if name in _KAFKA_KEYS:
+        return f"set {name.replace('_', '.')} in kafka={{...}}"
+    return _SETTINGS.get(name, "")
 
 
 def hinted(verb: _F) -> _F:

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _concurrency, _pickling, _wording
+from greendrop._hints import handle_attribute_error
 from greendrop._logging.log import ERROR, Log
 from greendrop.errors import (
     SENDING_ERRORS,
@@ -491,6 +492,12 @@ class DeliveryHandle:
             )
         state["label"] = _pickling.picklable(self.label)
         return _unpickled, (state,)
+
+    if not TYPE_CHECKING:  # else every attribute would exist
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - raises
+            """Raise AttributeError, with a hint for names of other clients' futures."""
+            raise handle_attribute_error(self, name)
 
     def __repr__(self) -> str:
         if not self.done:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from greendrop._hints import setting_hint
 from greendrop.config import kafka_checks, placeholders, redaction, rules
 from greendrop.config.kafka import (
     BOOTSTRAP,
@@ -473,6 +474,8 @@ def _find_no_effect(
 def _unknown_setting(name: str) -> str:
     if name in _ABSENT:
         return f"no such setting: {_ABSENT[name]}"
+    if hint := setting_hint(name):
+        return f"no such setting; {hint}"
     near = get_close_matches(name, [*_RULES, "kafka"], 1)
     if near:
         return f"no such setting; did you mean {near[0]!r}?"
