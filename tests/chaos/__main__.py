@@ -36,7 +36,9 @@ _BROKER_CONFIG = {
 }
 
 
-def run(cluster: KafkaCluster, name: str, options: argparse.Namespace) -> Result:
+def run(
+    cluster: KafkaCluster, name: str, seed: int, options: argparse.Namespace
+) -> Result:
     """Run one load while faults happen, and judge it."""
     load, topic = LOADS[name], f"chaos-{name}"
     cluster.create_topic(topic, partitions=load.partitions)
@@ -48,14 +50,14 @@ def run(cluster: KafkaCluster, name: str, options: argparse.Namespace) -> Result
         topic=topic,
         folder=folder,
         seconds=seconds,
-        seed=options.seed,
+        seed=seed,
         peer=options.peer,
         tasks=options.tasks,
     )
     faults = Faults(
         cluster,
         CHOICES[options.faults],
-        seed=options.seed,
+        seed=seed,
         seconds=seconds,
         every=options.every or _EVERY[options.faults],
     )
@@ -64,7 +66,7 @@ def run(cluster: KafkaCluster, name: str, options: argparse.Namespace) -> Result
     stored = read_visible(cluster.bootstrap_servers, topic)
     return Result(
         title=load.title,
-        seed=options.seed,
+        seed=seed,
         seconds=seconds,
         once=load.once,
         figures=judge(account.sent, stored),
@@ -80,7 +82,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--duration", type=float, default=600.0, help="seconds of all loads together"
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first load; the next has the next"
+    )
     parser.add_argument(
         "--load",
         type=lambda text: text.split(","),
@@ -126,8 +130,9 @@ def main() -> int:
     with KafkaCluster(
         options.nodes, proxied=True, broker_config=_BROKER_CONFIG
     ) as cluster:
-        for name in options.load:
-            result = run(cluster, name, options)
+        # Each load has other faults, and its own seed repeats it alone.
+        for seed, name in enumerate(options.load, options.seed):
+            result = run(cluster, name, seed, options)
             ran.append(result)
             print(result.describe(), flush=True)
             if options.keep:
