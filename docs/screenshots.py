@@ -34,7 +34,7 @@ DARK = ("index", "coming-from/comparison", "how-it-works")
 WIDTHS = (1360, 420)
 HEIGHT = 1600
 #: Seconds for one start of Chromium.
-LIMIT = 120.0
+LIMIT = 300.0
 #: Chromium has no narrower window than 500 pixels, so a page is shown in a frame.
 FRAME = """<body style="margin: 0; background: #999">
 <iframe src="{page}" width="{width}" height="{height}" frameborder="0"></iframe>"""
