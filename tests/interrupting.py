@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import greendrop
+from greendrop._librdkafka.bindings import exhaust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +84,41 @@ def at_nth_entry(
         yield called
     finally:
         sys.settrace(None)
+
+
+@contextlib.contextmanager
+def at_return(
+    is_place: Callable[[Any], bool], action: Callable[[], object]
+) -> Iterator[list[int]]:
+    """Call `action` once, when a function in C has returned in this thread.
+
+    An exception of the action replaces the result, as one of a signal handler does.
+
+    Args:
+        is_place: Whether a function in C is the chosen one.
+        action: What to call.
+
+    Yields:
+        A list that has one element once the action was called.
+    """
+    calls: list[int] = []
+
+    def profile(_: FrameType, event: str, function: Any) -> None:
+        if event == "c_return" and not calls and is_place(function):
+            calls.append(1)
+            sys.setprofile(None)
+            action()
+
+    sys.setprofile(profile)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def is_hand_over(function: object) -> bool:
+    """Return whether a function in C gives messages to librdkafka, one or a batch."""
+    return function is exhaust or getattr(function, "__name__", "") == "produce"
 
 
 @contextlib.contextmanager

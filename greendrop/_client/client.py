@@ -344,21 +344,30 @@ class Client:
             try:
                 self.in_flight.pending.add(wire[_HANDLE])
                 self._produce(*wire)
-            except BaseException as error:
+            except (KafkaException, BufferError) as error:
                 if self._is_replaced_for(error):
                     self._carry_over(deque((wire,)))
                     return
+                refusal: Exception = error
                 if isinstance(error, KafkaException):
-                    error = self.kafka_handle.enqueue_error(wire[_TOPIC], error)
-                    if self._rerouter.on_failure(wire[_HANDLE], error.code):
-                        wire[_HANDLE]._fail(error)
+                    failure = self.kafka_handle.enqueue_error(wire[_TOPIC], error)
+                    if self._rerouter.on_failure(wire[_HANDLE], failure.code):
+                        wire[_HANDLE]._fail(failure)
                         self.kafka_handle.wakeup.set()
                         return
+                    refusal = failure
                 self.in_flight.drop(wire[_HANDLE])
                 if isinstance(error, BufferError):
                     self.in_flight.mark_full()
-                    error = self._queue_full()
-                raise error from error.__cause__
+                    refusal = self._queue_full()
+                raise refusal from refusal.__cause__
+            except BaseException:
+                # A signal handler raised, and librdkafka may have the message: a
+                # transaction must not end as if it had not. The report settles that, or
+                # `fail_lost_reports` does.
+                self.kafka_handle.interrupted = True
+                self.kafka_handle.wakeup.set()
+                raise
         self._keep_polling()
 
     def _keep_polling(self) -> None:

@@ -215,9 +215,12 @@ class PollLoop:
         batcher = None
         if self._client.may_batch:
             batcher = HubBatcher(hub, self._in_flight.pending, self._client)
-        # Publish last, without a call in between. A signal handler that sends may have
-        # published another poller meanwhile.
-        if self.poller is previous:
+        # A signal handler that waits may have let the hub run this poller, which ended
+        # because it was not published. One that sends may have published another one.
+        # So publish last, without a call in between.
+        if poller.has_ended():
+            self._start_greenlet_poller(previous, hub)
+        elif self.poller is previous:
             self.batcher, self.poller = batcher, poller
 
     def current_batcher(self) -> Batcher | None:

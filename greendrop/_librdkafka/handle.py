@@ -177,8 +177,11 @@ class KafkaHandle:
             exhaust(zip(starmap(self.producer.produce, going), taken, strict=False))
         except IndexError:
             return None  # a signal handler that sends has given the rest to librdkafka
-        except Exception as error:  # noqa: BLE001 - returned
-            return next(taken), error
+        except Exception as error:
+            refused = next(taken, None)
+            if refused is None:
+                raise  # of a signal handler, after librdkafka got all messages
+            return refused, error
         return None
 
     # --- polling -----------------------------------------------------------------

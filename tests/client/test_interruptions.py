@@ -24,7 +24,14 @@ from greendrop.errors import (
     ProducerClosedError,
     ReportLostError,
 )
-from tests.interrupting import at_entry, handling, signal_after, signals_every
+from tests.interrupting import (
+    at_entry,
+    at_return,
+    handling,
+    is_hand_over,
+    signal_after,
+    signals_every,
+)
 
 
 def interrupt():
@@ -295,6 +302,78 @@ def test_reports_arrive_after_an_interrupt_of_the_poller_at(
         gevent.sleep(0.01)
     assert handles[0].report is not None
     hub_errors.clear()
+
+
+def test_a_message_counts_after_an_interrupt_of_its_hand_over(
+    make_producer, mock_cluster, stored
+):
+    """Closing the producer waits for it, because librdkafka may have the message."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"first")
+    mock_cluster.delay_requests("Produce", 1)
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_return(is_hand_over, raise_signal) as calls,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        producer.produce_async(topic="t", payload=b"x")
+
+    assert calls
+    assert producer.queue_size == 1
+    producer.close(10)
+    assert stored("t") == 2
+
+
+class SoftTimeLimitError(Exception):
+    """An ordinary exception that a handler raises, as Celery's soft time limit is."""
+
+
+def test_an_exception_of_a_handler_is_not_taken_for_a_refusal(
+    hub, make_producer, stored
+):
+    """It reaches the program; the messages that librdkafka has are delivered."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"first")
+
+    def run_out():
+        raise SoftTimeLimitError
+
+    with (
+        handling(signal.SIGUSR1, run_out) as raise_signal,
+        at_return(is_hand_over, raise_signal) as calls,
+        pytest.raises(SoftTimeLimitError),
+    ):
+        producer.produce_async(topic="t", payload=b"x")
+
+    assert calls
+    producer.close(10)
+    assert stored("t") == 2
+
+
+@pytest.mark.parametrize("place", [HubBatcher.__init__, Client.may_batch.fget])
+def test_a_handler_that_waits_while_the_poller_starts_leaves_a_poller(
+    hub, make_producer, place
+):
+    """A program that does nothing but wait gets its report all the same."""
+    producer = make_producer()
+    other = make_producer()
+    handles = []
+
+    def send():
+        other.produce_sync(topic="t", payload=b"handler")
+
+    with (
+        handling(signal.SIGUSR1, send) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+    ):
+        handles.append(producer.produce_async(topic="t", payload=b"x"))
+
+    assert calls
+    deadline = time.monotonic() + 10
+    while not handles[0].done and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    assert handles[0].report is not None
 
 
 def pollers_alive():

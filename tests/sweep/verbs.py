@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: The topic of all messages.
 TOPIC = "sweep"
 #: Seconds. Longer than any healthy call takes; a longer wait is stuck.
-PATIENCE = 8.0
+PATIENCE = 40.0
 
 _numbers = itertools.count(1)
 
@@ -42,7 +42,7 @@ class Program:
 
     def make(self, slot: int) -> Producer:
         """Construct a producer, the program's own or one for a slot of its pool."""
-        kafka = {"bootstrap.servers": self.servers, "message.timeout.ms": 6000}
+        kafka = {"bootstrap.servers": self.servers, "message.timeout.ms": 30_000}
         kafka["statistics.interval.ms"] = 0
         settings: dict[str, Any] = {}
         if self.transactional:
@@ -151,12 +151,20 @@ class _Read:
 _consumers: list[Any] = []
 
 
-def _offsets(program: Program) -> None:
+def make_consumer(servers: str) -> None:
+    """Make the consumer of the verb "offsets".
+
+    Not in the verb: confluent-kafka replaces an interrupt of its constructor by another
+    error.
+    """
     if not _consumers:
         from confluent_kafka import Consumer  # noqa: PLC0415 - where it is needed
 
-        config = {"bootstrap.servers": program.servers, "group.id": "sweep"}
+        config = {"bootstrap.servers": servers, "group.id": "sweep"}
         _consumers.append(Consumer({**config, "log_level": 0}))
+
+
+def _offsets(program: Program) -> None:
     with program.producer.transaction() as transaction:
         program.send_async()
         transaction.mark_as_consumed(_consumers[0], _Read())

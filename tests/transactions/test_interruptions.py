@@ -12,7 +12,7 @@ from greendrop._librdkafka.handle import KafkaHandle
 from greendrop._transactions.clients import TransactionalClients
 from greendrop._transactions.coordinator import OpenTransaction, Transactions
 from greendrop.transaction import Transaction
-from tests.interrupting import at_entry, handling
+from tests.interrupting import at_entry, at_return, handling, is_hand_over
 
 
 def interrupt():
@@ -63,6 +63,21 @@ def test_an_interrupted_transaction_lets_the_next_one_begin(
     assert not producer.in_transaction
     run(producer, abort=False)
     producer.produce_sync(topic="t", payload=b"x")
+
+
+def test_an_interrupted_hand_over_does_not_fail_the_next_transaction(connected):
+    """Its message belongs to the transaction that is rolled back, not to the next."""
+    producer = connected()
+
+    with handling(signal.SIGINT, interrupt) as raise_signal:
+        for _ in range(20):
+            with (
+                at_return(is_hand_over, raise_signal),
+                pytest.raises(KeyboardInterrupt),
+            ):
+                producer.produce_sync(topic="t", payload=b"interrupted")
+
+            producer.produce_sync(topic="t", payload=b"x")
 
 
 @pytest.mark.parametrize(
