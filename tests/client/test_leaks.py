@@ -344,7 +344,7 @@ def test_the_thread_of_an_idle_producer_uses_little_time(make_producer):
 @pytest.mark.slow
 def test_closing_lets_others_run(mock_cluster, make_producer, longest_gap):
     """Closing many producers with messages in flight never holds the hub."""
-    mock_cluster.round_trip(0.05)
+    mock_cluster.round_trip(0.4)
     producers = [make_producer() for _ in range(10)]
     handles = [
         each.produce_async(topic="events", payload=b"x")
@@ -358,4 +358,4 @@ def test_closing_lets_others_run(mock_cluster, make_producer, longest_gap):
             task.join()
 
     assert all(each.report for each in handles)
-    assert gap.seconds < 0.05
+    assert gap.seconds < 0.2
