@@ -119,7 +119,7 @@ def _refusal(key: str, settings: Settings) -> str | None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"a variant can't change this{hint}"
     if _ALLOWED[key] == "acks" and settings.idempotent:
-        return "an idempotent or transactional producer needs acks=all"
+        return "an idempotent or transactional producer always has acks=all"
     if settings.transactional:
         return "a transactional producer has one connection, and this needs another"
     return None

@@ -4,6 +4,7 @@ A module that imports these tests has a fixture `cluster`, with `bootstrap_serve
 `create_topic(topic, partitions)` and `records(topic)`, and a fixture `topic`.
 """
 
+import asyncio
 import time
 from datetime import datetime, timezone
 
@@ -14,6 +15,7 @@ from greendrop import (
     Message,
     MessageInvalidError,
     MessagesAbandonedError,
+    ProduceError,
     ProduceManyError,
     Producer,
     ProducerClosedError,
@@ -310,6 +312,75 @@ def test_flush_waits_for_all_messages_and_leaves_the_producer_open(
     assert producer.queue_size == 0
     assert len(cluster.records(topic)) == 52
     assert producer.produce_sync(topic=topic, payload=b"after").offset == 52
+
+
+def test_handles_are_awaited_in_an_event_loop(cluster, topic, producer_on_cluster):
+    """`gather` returns the reports, and a failed message raises its error."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+
+    async def main():
+        sent = [producer.produce_async(topic=topic, payload=b"x") for _ in range(50)]
+        reports = await asyncio.gather(*sent)
+        with pytest.raises(DeliveryError):
+            await producer.produce_async(topic=topic, payload=b"x", partition=9)
+        return reports
+
+    assert [each.offset for each in asyncio.run(main())] == list(range(50))
+    assert len(cluster.records(topic)) == 50
+
+
+def test_handles_are_futures(world, cluster, topic, producer_on_cluster):
+    """`result`, `exception` and `add_done_callback` have the outcome."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    done = []
+
+    handle = producer.produce_async(topic=topic, payload=b"x")
+    handle.add_done_callback(done.append)
+    failed = producer.produce_async(topic=topic, payload=b"x", partition=9)
+    failed.add_done_callback(done.append)
+
+    assert (handle.result(20).offset, handle.exception(20)) == (0, None)
+    assert failed.exception(20).name == "_UNKNOWN_PARTITION"
+    producer.close()
+    assert set(map(id, done)) == {id(handle), id(failed)}
+
+
+def test_one_handler_catches_what_verbs_raise_about_messages(
+    world, cluster, topic, producer_on_cluster
+):
+    """Each error is a `ProduceError` with the state of the message."""
+    cluster.create_topic(topic, partitions=1)
+    producer = producer_on_cluster()
+    states = []
+    for message in ({"payload": 5}, {"payload": b"x", "partition": 9}):
+        with pytest.raises(ProduceError) as raised:
+            producer.produce_sync(topic=topic, **message)
+        states.append(raised.value.message_state)
+    producer.close()
+    for verb in (producer.produce_sync, producer.produce_async, producer.buffer):
+        with pytest.raises(ProduceError) as raised:
+            verb(topic=topic, payload=b"x")
+        states.append(raised.value.message_state)
+
+    assert states == ["not_sent", "not_delivered", "not_sent", "not_sent", "not_sent"]
+
+
+def test_a_producer_can_be_read(world, cluster, topic, producer_on_cluster):
+    """Its properties show settings and state; a list of addresses is accepted."""
+    servers = [cluster.bootstrap_servers]
+    producer = producer_on_cluster(
+        {"bootstrap.servers": servers, "enable.idempotence": True}, max_wait_timeout=20
+    )
+    fast = producer.variant(topic_config={"compression.level": 3}, max_wait_timeout=10)
+    producer.produce_sync(topic=topic, payload=b"x")
+
+    assert producer.settings["kafka"]["bootstrap.servers"] == servers[0]
+    assert (producer.idempotent, producer.transactional) == (True, False)
+    assert (producer.max_wait_timeout, fast.max_wait_timeout) == (20, 10)
+    assert dict(fast.topic_config) == {"compression.level": "3"}
+    assert (producer.in_flight, producer.disconnectable) == (0, True)
 
 
 def test_a_flush_drops_refused_messages_and_sends_the_rest(
