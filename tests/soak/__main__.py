@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests import interpreter, results
@@ -125,7 +125,7 @@ def main() -> int:
         world = list(worlds)[number % len(worlds)]
         worlds[world].run(world, options.seed + number, shrinks=options.shrink)
     for world, sums in worlds.items():
-        print(world, json.dumps(asdict(sums)))
+        print(world, json.dumps({**sums.done, "errors": sums.errors}), *sums.failed)
     if options.keep:
         results.keep(
             "soak",
