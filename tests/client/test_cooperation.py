@@ -76,7 +76,7 @@ def test_many_senders_share_one_round_trip(mock_cluster, make_producer, longest_
 
     took = time.monotonic() - started
     assert len({(each.partition, each.offset) for each in reports}) == 20
-    assert 0.2 <= took < 0.6
+    assert 0.2 <= took < 2
     assert gap.seconds < HELD
 
 

@@ -11,9 +11,9 @@ from greendrop import _concurrency
 from tests.tasks import LongestGap, await_true, together
 
 #: Seconds that a hub may be held, on a busy machine.
-HELD = 0.2
+HELD = 0.5
 #: Seconds of a round trip that a blocked hub would be held for.
-LONG_TRIP = 0.4
+LONG_TRIP = 1.0
 
 
 def in_threads(functions):

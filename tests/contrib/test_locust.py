@@ -117,7 +117,7 @@ def run(tmp_path):
         with Program(
             *arguments, *options, log_file=log, PYTHONPATH=str(ROOT)
         ) as locust:
-            locust.status = locust.wait()
+            locust.wait()
         return locust
 
     return run
