@@ -20,6 +20,13 @@ WORKERS = {
     "sync": ["--worker-class=sync"],
 }
 
+#: gunicorn closes its listener under a connection that it has just accepted. The client
+#: gets no answer, and tries again.
+CLOSED_LISTENER = re.compile(
+    r"[^\n]*Socket error processing request\.\nTraceback [^[]*"
+    r"OSError: \[Errno 9\] Bad file descriptor\n"
+)
+
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["late", "preloaded"])
 @pytest.mark.parametrize(
@@ -52,8 +59,9 @@ def test_answered_messages_are_stored(start, stored, kind, config, preload):
             assert server.wait() == 0
         found = stored()
 
+    log = CLOSED_LISTENER.sub("", server.log)
     for word in ("Traceback", "ERROR", "CRITICAL", "greendrop"):
-        assert word not in server.log
+        assert word not in log
     assert clients.refused == {}
     assert clients.answered <= found.keys() <= clients.sent
     assert set(found.values()) == {1}
