@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -104,6 +105,7 @@ class Subject:
             producer.monitor.subscribe("message.acknowledged", self._raise)
             producer.monitor.subscribe("error.occurred", self._raise)
         ledger.listen(producer)
+        self._pid = os.getpid()
         if listener == "sends":
             producer.monitor.subscribe("message.acknowledged", self._echo)
             producer.monitor.subscribe("error.occurred", self._echo)
@@ -120,6 +122,10 @@ class Subject:
         pause(_SLOW_LISTENER)
 
     def _echo(self, event: Event) -> None:
+        # A forked child has a copy of the ledger, and would send labels that the parent
+        # sends later.
+        if os.getpid() != self._pid:
+            return
         if "delivery_report" in event.payload and self._echoes < _ECHOES:
             self._echoes += 1
             # A transactional producer would have to wait for a transaction here.
