@@ -27,7 +27,13 @@ from pathlib import Path
 if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from greendrop import Producer, TransactionError
 from greendrop.testing import MockCluster
@@ -39,6 +45,10 @@ BATCH = 200
 IDLE = 5.0
 #: Seconds between two attempts.
 PAUSE = 0.5
+
+
+class RebalancedError(Exception):
+    """Partitions were taken from this worker."""
 
 
 def say(text: str) -> None:
@@ -85,6 +95,8 @@ def work(servers: str, source: str, target: str, name: str) -> None:
                 raise  # another worker with this name has taken over
             say(f"{type(error).__name__}: {error}")
             time.sleep(PAUSE)
+        except RebalancedError:
+            say("partitions have moved; starting again after the last commit")
         else:
             return
 
@@ -111,11 +123,22 @@ def work_by(
             "reconnect.backoff.max.ms": 1_000,
         }
     )
+    revoked = []
+
+    def on_revoke(_: Consumer, partitions: list[TopicPartition]) -> None:
+        revoked.extend(partitions)
+
     try:
-        consumer.subscribe([source])
+        # With a callback, partitions move only inside of `consume`. Without one they
+        # also move during a transaction, and the offsets of records that another worker
+        # has read as well would be committed.
+        consumer.subscribe([source], on_revoke=on_revoke)
         last = time.monotonic()
         while time.monotonic() < last + IDLE:
             records = [each for each in consumer.consume(BATCH, 0.5) if is_record(each)]
+            if revoked:
+                # Some of these records may be another worker's by now.
+                raise RebalancedError
             if not records:
                 continue
             with producer.transaction() as tx:
