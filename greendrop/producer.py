@@ -88,7 +88,7 @@ class Producer(_pickling.PerProcess):
         kafka: Mapping[str, object] | None = None,
         **settings: Unpack[ProducerSettings],
     ) -> None:
-        # What has to see each message: see `Core.hooks`.
+        # The hooks that have to see each message: see `Core.hooks`.
         self._hooks: set[object] = set()
         #: Subscribe to events here, before the first message or at any time.
         self.monitor = Monitor(hooks=self._hooks)

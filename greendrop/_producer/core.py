@@ -76,9 +76,10 @@ class Core:
     def __init__(
         self, settings: Settings, monitor: Monitor, hooks: set[object]
     ) -> None:
-        #: What has to see each message: middleware steps, interceptors, open scopes and
-        #: listeners of `message.produced_*`. Each adds itself. While there are none, a
-        #: plain message takes the short path: `Client.send_plain`.
+        #: The hooks that have to see each message: middleware, interceptors, open
+        #: scopes, and events `message.produced_*` with listeners. Each adds itself.
+        #: While there are none, a plain message takes the short path:
+        #: `Client.send_plain`.
         self.hooks = hooks
         self.settings = settings
         self.size_limit = settings.size_limit
