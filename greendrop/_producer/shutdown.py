@@ -101,7 +101,8 @@ class _Account:
         for flush in reversed(self.flushes):
             self._handles.difference_update(flush.handles, flush.returned)
             reasons.append(flush.return_undelivered(unknown=unknown))
-        # Not `handle.report`: to make 100,000 reports would hold the hub for 0.1 s.
+        # The check of `delivery._delivered`, inlined: with 100,000 messages a call for
+        # each holds the hub for 13 ms instead of 7, and `handle.report` for 80.
         lost = [
             handle
             for handle in self._handles
