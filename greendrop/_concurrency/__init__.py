@@ -42,6 +42,7 @@ from greendrop._concurrency.native import (
     start_new_thread,
 )
 from greendrop._concurrency.threads import (
+    BackgroundTask,
     ThreadCall,
     batch_scheduling,
     run_apart,

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from greendrop import _wording
 from greendrop._concurrency import native
-from greendrop._concurrency.hub import current_hub, in_hub
+from greendrop._concurrency.hub import current_hub, hub_is_dead, in_hub
 from greendrop._concurrency.waiters import new_waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from gevent import Greenlet
 
     from greendrop._concurrency.waiters import Waiter
 
@@ -60,12 +62,70 @@ def start_thread(
     return True
 
 
+class BackgroundTask:
+    """A function in a greenlet where there is a hub, else in a thread of its own.
+
+    Nothing runs before `start`. So a caller can first note which task does a piece of
+    work: if the start is interrupted, the note names a task that is not alive.
+
+    Args:
+        function: What the task calls.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    __slots__ = ("_greenlet", "_hub", "_runs_in_thread", "_work")
+
+    def __init__(
+        self, function: Callable[..., object], *args: object, **kwargs: object
+    ) -> None:
+        self._hub = current_hub()
+        self._greenlet: Greenlet[..., object] | None = None
+        if self._hub is not None:
+            greenlet_class = sys.modules["gevent"].Greenlet
+            self._greenlet = greenlet_class(function, *args, **kwargs)
+        self._runs_in_thread = False
+
+        def work() -> None:
+            try:
+                function(*args, **kwargs)
+            finally:
+                self._runs_in_thread = False
+
+        self._work = work
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the function is still to be called, or has not ended.
+
+        False before `start`, after an exception, and where the hub has died.
+        """
+        if self._greenlet is None or self._hub is None:
+            return self._runs_in_thread
+        return bool(self._greenlet) and not hub_is_dead(self._hub)
+
+    def start(self) -> None:
+        """Start the task. Call it once.
+
+        Raises:
+            RuntimeError: The system has no more threads.
+        """
+        if self._greenlet is not None:
+            self._greenlet.start()
+            return
+        try:
+            self._runs_in_thread = True
+            started = start_thread(self._work)
+        except BaseException:
+            self._runs_in_thread = False
+            raise
+        if not started:
+            self._work()
+
+
 def spawn(function: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call a function in a new greenlet where there is a hub, else in a new thread."""
-    if current_hub() is not None:
-        sys.modules["gevent"].spawn(function, *args, **kwargs)
-    elif not start_thread(function, *args, **kwargs):
-        function(*args, **kwargs)
+    BackgroundTask(function, *args, **kwargs).start()
 
 
 def spawn_thread(function: Callable[..., object], *args: object) -> None:

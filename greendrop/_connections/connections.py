@@ -120,8 +120,11 @@ class Connections:
         self._build_lock = _concurrency.new_lock()
         # Detached clients that are not closed yet.
         self._closing_clients: list[Client] = []
-        # Those of them whose `close` is running or about to run.
+        # Those of them whose `close` is running.
         self._being_closed: set[Client] = set()
+        # The background tasks that close them. Only a task that is alive counts: a
+        # signal handler may raise in a task before it has closed anything.
+        self._closers: dict[Client, _concurrency.BackgroundTask] = {}
         self._end = _concurrency.WaitQueue()
 
     # --- inspecting --------------------------------------------------------------
@@ -403,6 +406,8 @@ class Connections:
                 with self.closing(client):
                     client.close()
         except BaseException:
+            for client in clients:
+                self._closers.pop(client, None)
             self._close_left_over()
             raise
 
@@ -422,19 +427,21 @@ class Connections:
 
     def close_in_background(self, clients: Sequence[Client]) -> None:
         """Close detached clients in a task of its own."""
-        try:
-            self._being_closed.update(clients)
-            _concurrency.spawn(self.close_clients, clients)
-        except BaseException:
-            self._being_closed.difference_update(clients)
-            raise
+        task = _concurrency.BackgroundTask(self.close_clients, clients)
+        self._closers.update(dict.fromkeys(clients, task))
+        task.start()
 
     def _close_left_over(self) -> None:
         """Close the clients whose closing was interrupted, in the background."""
-        busy = self._being_closed
-        left_over = [each for each in self._closing_clients if each not in busy]
+        left_over = [
+            each for each in self._closing_clients if not self._has_closer(each)
+        ]
         if left_over:
             self.close_in_background(left_over)
+
+    def _has_closer(self, client: Client) -> bool:
+        closer = self._closers.get(client)
+        return client in self._being_closed or (closer is not None and closer.is_alive)
 
     def replace(self, slot: ClientSlot, old: Client, settings: Settings) -> bool:
         """Build the successor of a client, and have it take over.
@@ -496,6 +503,7 @@ class Connections:
                 slot.client = None
         if client in self._closing_clients:
             self._closing_clients.remove(client)
+        self._closers.pop(client, None)
         self.wake_end_waiters()
 
     def reset(self) -> None:
@@ -507,6 +515,7 @@ class Connections:
             slot.replacements = 0
         self._closing_clients = []
         self._being_closed = set()
+        self._closers = {}
         self._end = _concurrency.WaitQueue()
         self.state.reset()
         self.owner.unregister()

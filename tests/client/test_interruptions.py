@@ -440,6 +440,31 @@ def test_an_interrupted_disconnect_still_closes_the_client(
     until(lambda: built() == before)
 
 
+@pytest.mark.parametrize("place", [Connections.close_clients, Connections.closing])
+def test_a_client_is_closed_after_its_background_task_was_interrupted(
+    hub, make_producer, built, hub_errors, place
+):
+    """The next message starts another task for a client that the first one left open.
+
+    The first task begins after a disconnect that was interrupted itself.
+    """
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    before = built()
+
+    with handling(signal.SIGINT, interrupt) as raise_signal:
+        with at_entry(Client.close, raise_signal), pytest.raises(KeyboardInterrupt):
+            producer.disconnect()
+        with at_entry(place, raise_signal), pytest.raises(KeyboardInterrupt):
+            gevent.sleep(1)
+    hub_errors.clear()
+    producer.produce_sync(topic="t", payload=b"x")
+
+    with gevent.Timeout(10):
+        while built() > before:
+            gevent.sleep(0.002)
+
+
 @pytest.mark.parametrize("place", [Connections.closing, *CLOSING[1:]])
 def test_an_interrupted_close_still_closes_the_client(
     world, make_producer, built, place

@@ -493,6 +493,46 @@ def test_start_runs_in_a_greenlet_with_a_hub(hub):
     assert idents == [_concurrency.get_ident()]
 
 
+def test_a_background_task_is_alive_from_its_start_to_its_end(world, until):
+    """A task is alive after its start, also before the function is called."""
+    ended = []
+
+    def work():
+        _concurrency.new_waiter().wait(0.05)
+        ended.append(1)
+
+    task = _concurrency.BackgroundTask(work)
+    assert not task.is_alive
+    task.start()
+    assert task.is_alive
+
+    until(lambda: not task.is_alive)
+    assert ended
+
+
+def test_a_background_task_that_raised_is_not_alive(hub, hub_errors):
+    """The exception of a signal handler ends a task."""
+    task = _concurrency.BackgroundTask(int, "x")
+    task.start()
+
+    gevent.sleep(0.01)
+
+    hub_errors.clear()
+    assert not task.is_alive
+
+
+def test_a_background_task_of_a_dead_hub_is_not_alive(hub):
+    """A task never ends, and does no more, once its hub has died."""
+    task = _concurrency.BackgroundTask(gevent.sleep, LONG)
+    task.start()
+    gevent.sleep(0.01)
+    assert task.is_alive
+
+    hub.destroy(destroy_loop=True)
+
+    assert not task.is_alive
+
+
 def test_yield_lets_others_run_once(hub):
     """Other greenlets run once; in the hub itself nothing happens."""
     turns = []
