@@ -292,6 +292,8 @@ def _error_row(cls: type[errors.GreendropError]) -> tuple[str, ...]:
     varies = cls in (errors.IllegalWaitError, errors.ProduceManyError)
     state = getattr(cls, "_message_state", "")
     written = "each has its own" if varies else f'`"{state}"`'
+    if issubclass(cls, errors.DeliveryError):
+        written += ' or `"unknown"`'
     return f"`{cls.__name__}`", written, summary, _linked(ADVICE[cls.__name__])
 
 

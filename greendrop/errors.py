@@ -184,9 +184,10 @@ class ProduceError(GreendropError):
         """The state of the message.
 
         - "not_sent": nothing was sent, so sending it again can't duplicate it.
-        - "not_delivered": it will not be delivered. If a broker had stored it and only
-          the acknowledgement was lost, sending it again stores it twice.
-        - "unknown": it may have been delivered, or may be still.
+        - "not_delivered": it will not be delivered. As far as the error shows, no
+          broker has stored it: it was refused, or never sent.
+        - "unknown": it may have been delivered, or may be still. Sending it again may
+          store it twice.
         """
         return self._message_state
 
@@ -296,21 +297,28 @@ class PoolNotConfiguredError(NotSentError):
 
 
 class NotDeliveredError(ProduceError):
-    """The message was not delivered and will not be.
+    """The message was not acknowledged, and will not be sent any more.
 
-    If it was sent, and only the broker's acknowledgement was lost, the broker may have
-    stored it all the same.
+    `message_state` is "not_delivered"; or "unknown" if the message may have been sent,
+    so that a broker may have stored it and only the acknowledgement was lost.
     """
 
-    _message_state = "not_delivered"
+    _message_state: MessageState = "not_delivered"
 
 
 class DeliveryError(NotDeliveredError):
     """librdkafka has given up on the message and will not send it any more.
 
-    If it had been sent by then, and only the broker's answer was lost, the broker may
-    have stored it all the same.
+    `message_state` is "not_delivered" if a broker refused the message or librdkafka
+    never sent it, and "unknown" if a broker may have stored it, as after a lost
+    connection or a timeout.
     """
+
+    def __init__(
+        self, text: str, message_state: MessageState = "not_delivered"
+    ) -> None:
+        self._message_state = message_state
+        super().__init__(text, message_state)
 
 
 class MessagePurgedError(DeliveryError):

@@ -23,6 +23,7 @@ from greendrop.errors import (
 
 if TYPE_CHECKING:
     from greendrop.config.settings import Settings
+    from greendrop.errors import MessageState
 
 #: Reports of messages that librdkafka dropped. "Queued" includes messages that
 #: librdkafka would have sent again because the broker's answer was lost.
@@ -41,6 +42,29 @@ _REJECTS_BATCH = {
     error_codes.INVALID_TIMESTAMP,
     error_codes.INVALID_RECORD,
     error_codes.INVALID_DIFFERENT_RECORD,
+}
+
+#: Errors after which a broker may have the message: the request may have been executed
+#: although no answer came, or none that made sense. librdkafka knows more, and marks
+#: messages as "possibly persisted", but confluent-kafka does not show that.
+_MAYBE_STORED = {
+    error_codes.BAD_MSG,
+    error_codes.DESTROY,
+    error_codes.TRANSPORT,
+    error_codes.MSG_TIMED_OUT,
+    error_codes.TIMED_OUT,
+    error_codes.SSL,
+    error_codes.PURGE_QUEUE,
+    error_codes.PURGE_INFLIGHT,
+    error_codes.FATAL,
+    error_codes.INCONSISTENT,
+    error_codes.GAPLESS_GUARANTEE,
+    error_codes.UNKNOWN_SERVER_ERROR,
+    error_codes.REQUEST_TIMED_OUT,
+    error_codes.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    # Of a second attempt, after the answer to the first one was lost.
+    error_codes.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    error_codes.DUPLICATE_SEQUENCE_NUMBER,
 }
 
 # For example: FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected
@@ -93,6 +117,8 @@ class ErrorTranslator:
     def __init__(self, settings: Settings, client: FailingClient | None = None) -> None:
         self._client = client
         self._redact = settings.redact
+        # A transaction with a failed message is aborted, so nothing of it is visible.
+        self._is_transactional = settings.transactional
         #: librdkafka's text of the last broker error since a message was delivered.
         self.last_error: str | None = None
         # Whether `last_error` comes from an error of a broker, and not from the log or
@@ -183,21 +209,36 @@ class ErrorTranslator:
         self, topic: str, error: NativeError, partition: int | None
     ) -> DeliveryError:
         cause = self.translate(error)
+        was_routed = partition is not None and partition >= 0
+        state = self._state(error.code(), was_routed=was_routed)
         if cause.code in _PURGED:
             self.purged_by_librdkafka += 1
             text = f"{_subject(topic)} was dropped {_PURGED[cause.code]}"
-            return _new_error(MessagePurgedError, text, cause)
+            return _new_error(MessagePurgedError, text, cause, state)
         text = f"{_subject(topic)} was not delivered: {cause}"
         if cause.code in _REJECTS_BATCH:
             return _rejected_with_batch(text, cause)
         if self.last_error is not None and self.last_error not in text:
             text += f"; last broker error: {self.last_error}"
-        elif cause.code == error_codes.MSG_TIMED_OUT and (
-            partition is None or partition < 0
-        ):
+        elif cause.code == error_codes.MSG_TIMED_OUT and not was_routed:
             # The message never got a partition, since no broker knows the topic.
             text += "; the topic is unknown to the brokers, and was not created"
-        return _new_error(DeliveryError, text, cause)
+        return _new_error(DeliveryError, text, cause, state)
+
+    def _state(self, code: int, *, was_routed: bool) -> MessageState:
+        """Return what the error of a message says about the message.
+
+        Args:
+            code: Of the error.
+            was_routed: Whether the message had a partition. librdkafka sends none
+                before that.
+        """
+        maybe_stored = was_routed and code in _MAYBE_STORED
+        return (
+            "unknown"
+            if maybe_stored and not self._is_transactional
+            else "not_delivered"
+        )
 
     def purged(self, topic: str) -> DeliveryError:
         """Create the error of a message that was dropped before librdkafka had it."""
@@ -252,8 +293,11 @@ def _subject(topic: str) -> str:
 
 
 def _new_error(
-    kind: type[DeliveryError], text: str, cause: Exception | None
+    kind: type[DeliveryError],
+    text: str,
+    cause: Exception | None,
+    state: MessageState = "not_delivered",
 ) -> DeliveryError:
-    error = kind(text)
+    error = kind(text, state)
     error.__cause__ = cause
     return error

@@ -406,7 +406,7 @@ class Transactions:
         if reason is None:
             return error
         text = f"{error}, as its transaction has failed: {reason}"
-        explained = MessagePurgedError(text)
+        explained = MessagePurgedError(text, error.message_state)
         explained.__cause__ = reason
         return explained
 

@@ -1,7 +1,8 @@
 """Lost answers: the broker has stored a message, and the producer can't know.
 
 librdkafka then keeps the message in its queue, to be sent again. A message dropped from
-the queue may be stored all the same; see docs/decisions/0023.
+the queue may be stored all the same; see docs/decisions/0023. A message that is sent
+again with another sequence number is stored twice; see docs/decisions/0030.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as RawProducer
 
-from greendrop import MessagePurgedError, Producer, TransactionAbortedError
+from greendrop import (
+    DeliveryError,
+    MessagePurgedError,
+    Producer,
+    TransactionAbortedError,
+)
 from tests.tasks import await_true
 from tests.transactions.transacting import events_of
 
@@ -30,6 +36,14 @@ pytestmark = pytest.mark.slow
 BACK_SOON = {"reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 500}
 #: Seconds; a working test takes much less.
 LONG = 20.0
+#: Accepted by the client, and refused by the broker, which allows 1 MB.
+TOO_LARGE = b"x" * 1_500_000
+#: Has messages that wait for a retry stay in the queue until the refusal has come.
+RETRY_LATE = {
+    "retry.backoff.ms": 5_000,
+    "retry.backoff.max.ms": 5_000,
+    "message.max.bytes": 3_000_000,
+}
 
 
 @pytest.fixture
@@ -250,3 +264,89 @@ def test_librdkafka_alone_reuses_sequence_numbers(kafka_proxied, keys, values, t
     committed = values("read_committed")
     print(outcome, offsets, committed, values())
     assert committed in ([b"committed"], [b"committed", b"after"])
+
+
+def test_message_whose_answer_is_unreadable_may_be_stored(
+    kafka_proxied, keys, values, topic
+):
+    """The message fails, and the error does not claim that it is not stored."""
+    producer = Producer(kafka=keys)
+    send = sending_to(producer, topic)
+    send("first").wait(LONG)
+    network = kafka_proxied.proxy
+    # The length of an answer is random, too. If librdkafka takes it for a real one, it
+    # waits for the rest, and sends the message again after a timeout.
+    for number in range(5):
+        # Long enough to break the answer, and not the request before it.
+        away(network.set_round_trip, 2.0)
+        handle = send(f"unreadable {number}")
+        gevent.sleep(0.5)
+        away(network.set_garbage, 1.0)
+        await_true(lambda each=handle: each.done, 2 * LONG)
+        away(network.set_garbage, 0.0)
+        away(network.set_round_trip, 0.0)
+        if handle.error is not None:
+            break
+    producer.close(timeout=10)
+
+    assert isinstance(handle.error, DeliveryError)
+    assert handle.error.name == "_BAD_MSG"
+    assert handle.error.message_state == "unknown"
+    assert values().count(f"unreadable {number}".encode()) == 1
+
+
+def test_librdkafka_alone_doubles_a_message_when_another_one_fails(
+    kafka_proxied, keys, values, topic
+):
+    """The minimal case. When this fails, librdkafka is better, and 0030 can go."""
+    kafka_proxied.create_topic(topic, partitions=2)
+    raw = RawProducer(keys | RETRY_LATE | {"enable.idempotence": True})
+    outcomes: dict[bytes, str] = {}
+
+    def send(payload, partition=0):
+        def report(error, _message):
+            outcomes[payload] = error.name() if error else "acknowledged"
+
+        raw.produce(topic, payload, partition=partition, on_delivery=report)
+
+    def is_reported(payload):
+        raw.poll(0)
+        return payload in outcomes
+
+    def send_and_wait(payload, partition):
+        send(payload, partition)
+        await_true(lambda: is_reported(payload), LONG)
+
+    send_and_wait("first", 0)
+    send_and_wait("first of the other partition", 1)
+    lose_the_answer(kafka_proxied, send, values, "answer lost")
+    away(kafka_proxied.proxy.resume)
+    send_and_wait(TOO_LARGE, 1)
+    await_true(lambda: is_reported("answer lost"), LONG)
+
+    assert outcomes[TOO_LARGE] == "MSG_SIZE_TOO_LARGE"
+    assert outcomes["answer lost"] == "acknowledged"
+    assert values().count(b"answer lost") == 2
+
+
+def test_transaction_is_visible_once_although_a_message_was_stored_twice(
+    kafka_proxied, transactional, values, topic
+):
+    """The failure that makes librdkafka renumber its queue aborts the transaction."""
+    kafka_proxied.create_topic(topic, partitions=2)
+    producer = transactional(kafka=RETRY_LATE, max_payload_size=len(TOO_LARGE) * 2)
+    send = sending_to(producer, topic)
+    with producer.transaction():
+        send("committed")
+
+    expected = pytest.raises(TransactionAbortedError)
+    with expected, producer.transaction():
+        send("first").wait(LONG)
+        producer.produce_async(topic=topic, payload="other", partition=1).wait(LONG)
+        lose_the_answer(kafka_proxied, send, values, "answer lost")
+        away(kafka_proxied.proxy.resume)
+        producer.produce_async(topic=topic, payload=TOO_LARGE, partition=1)
+    with producer.transaction():
+        send("answer lost")
+
+    assert values("read_committed") == [b"committed", b"answer lost"]

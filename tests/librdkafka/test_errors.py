@@ -6,6 +6,8 @@ import pytest
 from confluent_kafka.cimpl import KafkaError
 
 from greendrop import DeliveryError, Message, ProduceManyError
+from greendrop._librdkafka import error_codes
+from greendrop._librdkafka.error_codes import error_code
 from greendrop._librdkafka.errors import ErrorTranslator
 from greendrop.config.settings import build_settings
 
@@ -53,6 +55,91 @@ def test_other_errors_are_of_the_message_alone(translator, code):
 
     assert not error.batch_rejected
     assert "batch" not in str(error)
+
+
+#: Codes after which a broker may have stored the message, by their names.
+MAYBE_STORED = (
+    "_BAD_MSG",
+    "_TRANSPORT",
+    "_MSG_TIMED_OUT",
+    "_TIMED_OUT",
+    "_SSL",
+    "_DESTROY",
+    "_FATAL",
+    "_INCONSISTENT",
+    "_GAPLESS_GUARANTEE",
+    "_PURGE_QUEUE",
+    "_PURGE_INFLIGHT",
+    "UNKNOWN_SERVER_ERROR",
+    "REQUEST_TIMED_OUT",
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+    "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    "DUPLICATE_SEQUENCE_NUMBER",
+)
+#: Codes of refusals: no broker has stored the message.
+REFUSED = (
+    "MESSAGE_TOO_LARGE",
+    "INVALID_RECORD",
+    "_INVALID_DIFFERENT_RECORD",
+    "TOPIC_AUTHORIZATION_FAILED",
+    "NOT_ENOUGH_REPLICAS",
+    "CORRUPT_MESSAGE",
+    "UNKNOWN_TOPIC_OR_PARTITION",
+    "_UNKNOWN_PARTITION",
+    "_UNKNOWN_TOPIC",
+)
+
+
+@pytest.mark.parametrize("name", MAYBE_STORED)
+def test_a_message_that_may_be_stored_has_an_unknown_state(translator, name):
+    """The request may have been executed although its answer is missing or useless."""
+    error = translator.delivery_error("t", KafkaError(error_code(name)), 0)
+
+    assert error.message_state == "unknown"
+    assert pickle.loads(pickle.dumps(error)).message_state == "unknown"
+    assert type(error)(*error.args).message_state == "unknown"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_message_is_not_delivered(translator, name):
+    """The broker has stored nothing, or was never asked."""
+    error = translator.delivery_error("t", KafkaError(error_code(name)), 0)
+
+    assert error.message_state == "not_delivered"
+
+
+@pytest.mark.parametrize("partition", [None, -1])
+def test_a_message_without_a_partition_was_never_sent(translator, partition):
+    """It timed out or was dropped while librdkafka knew no broker for it."""
+    for code in (error_codes.MSG_TIMED_OUT, error_codes.PURGE_QUEUE):
+        error = translator.delivery_error("t", KafkaError(code), partition)
+
+        assert error.message_state == "not_delivered"
+
+
+def test_a_failed_message_of_a_transaction_is_not_delivered():
+    """Its transaction is aborted, so consumers never see it."""
+    kafka = {"bootstrap.servers": "localhost:9092", "transactional.id": "t"}
+    translator = ErrorTranslator(build_settings(kafka, {}))
+
+    error = translator.delivery_error("t", KafkaError(error_codes.PURGE_INFLIGHT), 0)
+
+    assert error.message_state == "not_delivered"
+
+
+def test_a_message_whose_storing_was_too_slow_has_an_unknown_state(
+    world, make_producer, mock_cluster
+):
+    """The verb raises the error that says so, with the real client."""
+    producer = make_producer(kafka={"retries": 0})
+    producer.produce_sync(topic="t", payload=b"warm up")
+    mock_cluster.fail_requests("Produce", "NOT_ENOUGH_REPLICAS_AFTER_APPEND")
+
+    with pytest.raises(DeliveryError) as raised:
+        producer.produce_sync(topic="t", payload=b"x")
+
+    assert raised.value.name == "NOT_ENOUGH_REPLICAS_AFTER_APPEND"
+    assert raised.value.message_state == "unknown"
 
 
 def test_a_rejected_batch_is_marked_after_pickling(translator):
