@@ -101,10 +101,35 @@ def at_return(
     Yields:
         A list that has one element once the action was called.
     """
+    with _at_event("c_return", is_place, action) as calls:
+        yield calls
+
+
+@contextlib.contextmanager
+def at_call(
+    is_place: Callable[[Any], bool], action: Callable[[], object]
+) -> Iterator[list[int]]:
+    """Call `action` once, before a function in C is called in this thread.
+
+    Args:
+        is_place: Whether a function in C is the chosen one.
+        action: What to call.
+
+    Yields:
+        A list that has one element once the action was called.
+    """
+    with _at_event("c_call", is_place, action) as calls:
+        yield calls
+
+
+@contextlib.contextmanager
+def _at_event(
+    wanted: str, is_place: Callable[[Any], bool], action: Callable[[], object]
+) -> Iterator[list[int]]:
     calls: list[int] = []
 
     def profile(_: FrameType, event: str, function: Any) -> None:
-        if event == "c_return" and not calls and is_place(function):
+        if event == wanted and not calls and is_place(function):
             calls.append(1)
             sys.setprofile(None)
             action()

@@ -208,10 +208,13 @@ class Client:
         # As `DeliveryHandle.__init__`: calling the class takes a third longer.
         handle = _new_handle(DeliveryHandle)
         handle.topic, handle.label = topic, label
-        handle._reports, handle._waiters = self._reports, None
+        reports = self._reports
+        handle._reports, handle._waiters = reports, None
         items = batcher.items
         items.append((topic, payload, key, UNASSIGNED, handle, None, 0, None))
         in_flight.pending.add(handle)
+        if handle._reports is not reports:  # as in `send`
+            in_flight.pending.discard(handle)
         if len(items) >= batcher.flush_at:
             batcher.maybe_flush()
         return handle
@@ -238,10 +241,11 @@ class Client:
         topic, payload, key, headers, partition, partition_key, timestamp, label = (
             message
         )
+        reports = self._reports
         handle = (
-            DeliveryHandle(topic, label, self._reports)
+            DeliveryHandle(topic, label, reports)
             if partition_key is None
-            else RoutedHandle(message, self._reports)
+            else RoutedHandle(message, reports)
         )
         if (
             payload
@@ -261,6 +265,11 @@ class Client:
         items = batcher.items
         items.append(wire)
         in_flight.pending.add(handle)
+        # Another thread, or a signal handler that waits, may have handed the message
+        # over before it was counted, and handled its report: then no report comes that
+        # would end the count. Or a successor has taken it over, which counts it too.
+        if handle._reports is not reports:
+            in_flight.pending.discard(handle)
         if len(items) >= batcher.flush_at:
             batcher.maybe_flush()
         return handle
@@ -314,6 +323,9 @@ class Client:
             strict=False,
         )
         in_flight.pending.update(handles)
+        in_flight.pending.difference_update(  # as in `send`
+            [each for each in handles if each._reports is not reports]
+        )
         if len(batcher.items) >= batcher.flush_at:
             batcher.maybe_flush()
         return handles
@@ -610,25 +622,29 @@ class Client:
         self.flush_batcher()
         with self._send_lock:
             carried_over = take_all(self._carried_over)
-            self.in_flight.pending.difference_update(
-                each[_HANDLE] for each in carried_over
-            )
             if not carried_over:
                 if if_none is not None:
                     if_none()
                 self._replaced = True
         return carried_over
 
-    def resend(self, carried_over: deque[Wire]) -> None:
+    def resend(self, carried_over: deque[Wire], previous: Client) -> None:
         """Send the messages that another client has kept.
+
+        Args:
+            carried_over: The messages.
+            previous: The client that has kept them.
 
         Blocking:
             While the queue is full. Lets other greenlets run.
         """
         handles = [wire[_HANDLE] for wire in carried_over]
+        self.in_flight.pending.update(handles)
+        # The queue first, then the count. A sender in another thread does the opposite:
+        # it may count a message only now, and then sees that it has another queue.
         for handle in handles:
             handle._reports = self._reports
-        self.in_flight.pending.update(handles)
+        previous.in_flight.pending.difference_update(handles)
         self.poll_loop.ensure_poller()
         self.send_all(carried_over)
 
@@ -651,7 +667,6 @@ class Client:
     def fail_messages(self, carried_over: deque[Wire], why: Exception) -> None:
         """Fail messages that were taken from this client and can't be sent."""
         with self._send_lock:
-            self.in_flight.pending.update(wire[_HANDLE] for wire in carried_over)
             self._drop(
                 carried_over, None if isinstance(why, ProducerClosedError) else why
             )

@@ -463,7 +463,7 @@ class Connections:
         with old.poll_loop.forbid_waits():
             self.emit("producer.connected")
         while carried_over := self._take_over(slot, old, new):
-            new.resend(carried_over)
+            new.resend(carried_over, old)
         self._hand_on_late_messages(slot, old)
         old.stop_taking()  # wakes the senders that wait for space in its queue
         self._closing_clients.append(old)
@@ -493,7 +493,7 @@ class Connections:
         carried_over = client.take_carried_over()
         try:
             if carried_over:
-                self.connect(slot).resend(carried_over)
+                self.connect(slot).resend(carried_over, client)
         except GreendropError as error:
             client.fail_messages(carried_over, error)
 

@@ -19,7 +19,7 @@ from greendrop.errors import (
     ProduceError,
     ProducerClosedError,
 )
-from tests.interrupting import at_entry, handling, signal_after
+from tests.interrupting import at_call, at_entry, handling, signal_after
 from tests.tasks import await_true
 
 #: Seconds that nothing here takes.
@@ -300,6 +300,49 @@ def test_threads_that_send_at_once_are_batched(collecting, used, stored):
     places = {(each.partition, each.offset) for each in reports}
     assert len(places) == 1_600
     assert stored("t") == 1_601
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        pytest.param(
+            lambda producer: producer.produce_async(topic="t", payload=b"x"),
+            id="plain",
+        ),
+        pytest.param(
+            lambda producer: producer.produce_async(topic="t", payload=b"x", key="k"),
+            id="checked",
+        ),
+        pytest.param(
+            lambda producer: producer.produce_many_async(
+                [{"topic": "t", "payload": b"x"}] * 3
+            ),
+            id="many",
+        ),
+    ],
+)
+def test_a_message_that_is_reported_before_it_is_counted_is_not_counted(used, send):
+    """The polling thread may send it, and get its report, before its sender goes on."""
+    producer = used()
+    in_flight = producer._slot.client.in_flight
+
+    def report():
+        reported = in_flight.reported
+        producer._slot.client.flush_batcher()  # as the polling thread does
+        await_true(lambda: in_flight.reported > reported)
+        await_true(lambda: not len(producer._slot.client.kafka_handle.producer))
+        await_true(lambda: not producer._slot.client.poll_loop.reports)
+
+    def counts(function):
+        return getattr(function, "__self__", None) is in_flight.pending
+
+    with at_call(counts, report) as calls:
+        send(producer)
+
+    assert calls
+    await_true(lambda: producer.in_flight == 0)
+    producer.flush_sync()
+    producer.flush(LONG)
 
 
 def test_a_slow_broker_holds_a_batch_for_a_poll_only(used, mock_cluster, monkeypatch):
