@@ -361,7 +361,7 @@ class ThreadPoller:
         return self._ended
 
     def _run(self) -> None:
-        self._ident = _concurrency.get_ident()
+        ident = self._ident = _concurrency.get_ident()
         interval = self._target.interval
         next_interval = Deadline(interval)
         try:
@@ -373,8 +373,10 @@ class ThreadPoller:
                     self.followers.wake_next()
                     self._rest.wait(_POLL_SECONDS)
                 else:
-                    self._target.poll_and_dispatch(_POLL_SECONDS, self._ident)
+                    self._target.poll_and_dispatch(_POLL_SECONDS, ident)
         finally:
+            # A later thread may get the same identifier, and is no listener.
+            self._ident = None
             self._ended = True
             self._end.notify_all()
 

@@ -481,3 +481,25 @@ def test_calls_from_threads_do_not_end_the_loop(hub):
 
     held_now = hub.loop.activecnt
     assert held_now == held_before
+
+
+def test_a_thread_with_the_identifier_of_an_ended_poller_is_no_listener(make_producer):
+    """The system gives identifiers again; such a thread may wait, and close."""
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    poller = producer._slot.client.poll_loop.poller
+    identifier = poller._ident
+    producer.close()
+    taken_for_listeners = []
+
+    def work():
+        if threading.get_ident() == identifier:
+            taken_for_listeners.append(poller.is_current())
+
+    for _ in range(1_000):
+        if not taken_for_listeners:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+
+    assert taken_for_listeners == [False]
