@@ -174,7 +174,7 @@ class Sweep:
     def _program(self) -> Program:
         program = Program(self._servers, transactional=self._transactional)
         if self._name == "offsets":
-            verbs.make_consumer(self._servers)
+            verbs.make_consumer()
         if self._name not in verbs.FRESH:
             program.send()
         return program

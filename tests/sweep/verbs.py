@@ -151,17 +151,20 @@ class _Read:
 _consumers: list[Any] = []
 
 
-def make_consumer(servers: str) -> None:
+def make_consumer() -> None:
     """Make the consumer of the verb "offsets".
 
     Not in the verb: confluent-kafka replaces an interrupt of its constructor by another
     error.
+
+    Only the consumer's group is asked for, which takes no broker. So the consumer gets
+    no address: it would connect some seconds later, in the middle of any point, where
+    its descriptors would count as left open.
     """
     if not _consumers:
         from confluent_kafka import Consumer  # noqa: PLC0415 - where it is needed
 
-        config = {"bootstrap.servers": servers, "group.id": "sweep"}
-        _consumers.append(Consumer({**config, "log_level": 0}))
+        _consumers.append(Consumer({"group.id": "sweep", "log_level": 0}))
 
 
 def _offsets(program: Program) -> None:
