@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 
 import gevent
 import pytest
@@ -142,6 +143,34 @@ def test_a_flood_of_reports_lets_other_greenlets_run(
 
     assert all(each.report for each in handles)
     assert gap.seconds < HELD
+
+
+def test_close_lets_other_greenlets_run_while_it_sums_up(mock_cluster, make_producer):
+    """The handles of many messages are checked and freed a few at a time."""
+    count, tick, freed = 40_000, 0, Counter()
+
+    class Label:
+        def __del__(self):
+            freed[tick] += 1
+
+    def run_again_and_again():
+        nonlocal tick
+        while True:
+            tick += 1
+            gevent.sleep(0.0001)
+
+    producer = make_producer()
+    producer.produce_sync(topic="events", payload=b"first")
+    mock_cluster.round_trip(0.5)
+    for _ in range(count):
+        producer.produce_async(topic="events", payload=b"x", label=Label())
+    ticker = gevent.spawn(run_again_and_again)
+
+    producer.close()
+
+    ticker.kill()
+    assert freed.total() == count
+    assert max(freed.values()) < count // 2
 
 
 # --- several waiters for one handle ---------------------------------------------------
