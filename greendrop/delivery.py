@@ -321,18 +321,18 @@ class DeliveryHandle:
         """
         reports = self._reports
         if reports is not None:
-            waiter = _concurrency.EventLoopWaiter()
-            deadline = _concurrency.Deadline(reports.max_wait_timeout)
+            source, timeout = reports.source, reports.max_wait_timeout
+            waiter = _concurrency.EventLoopWaiter(source, timeout)
             self._add(waiter)
             try:
                 while self._reports is not None:
-                    if deadline.has_expired:
-                        timeout = reports.max_wait_timeout
-                        raise self._timed_out(reports.source, timeout)
-                    woken = yield from waiter.wait_slice(deadline.remaining())
+                    if _concurrency.monotonic() >= waiter.deadline:
+                        raise self._timed_out(source, timeout)
+                    woken = yield from waiter.wait_slice()
                     if not woken and self._reports is not None:
-                        reports.source.ensure_progress()
+                        source.ensure_progress()
             finally:
+                waiter.end()
                 if self._reports is not None:
                     self._remove(waiter)
         return self.wait(0.0)

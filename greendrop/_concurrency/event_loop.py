@@ -6,22 +6,30 @@ here, since a program without it runs no event loop.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
+from greendrop._concurrency.deadline import monotonic
 from greendrop._concurrency.hub import current_task
 from greendrop.errors import IllegalWaitError
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future
-    from collections.abc import Generator
+    from asyncio import AbstractEventLoop, Future, TimerHandle
 
     from typing_extensions import Self
 
-#: Coroutines that are resumed in one turn of an event loop.
-_RESUMED_PER_TURN = 100
+#: Seconds that one turn of an event loop is to spend with coroutines that are resumed.
+_TURN = 0.002
+#: Coroutines that the first turn resumes, and the most that any turn does.
+_FIRST_TURN, _LARGEST_TURN = 32, 128
+#: Seconds between two checks on the coroutines that wait.
+_CHECK_INTERVAL = 1.0
+#: Seconds by which the end of a wait may miss its deadline, so that there are not as
+#: many checks as deadlines.
+_PRECISION = 0.02
 
 # Tasks in a block of `NoWaits`: they run a verb that never waits in an event loop.
 _no_wait_tasks: set[object] = set()
@@ -69,98 +77,172 @@ def check_waits_allowed() -> None:
         raise IllegalWaitError("can't wait in a running asyncio event loop")
 
 
-class _WakeUps:
-    """The coroutines of one event loop that are to be woken, by one call for all.
+class _LoopWaits:
+    """The waits of the coroutines of one event loop.
 
-    A call for each writes to the loop's socket, and hands the GIL to the loop, each
-    time: a web server whose requests await 200 handles took 1.25 to 1.5 times as long.
+    It resumes coroutines in turns of the loop that end soon, and checks once a second
+    on those that wait. One timer serves them all: a timer of asyncio for each wait took
+    as long as all the rest of the wait.
     """
 
-    def __init__(self) -> None:
-        self._waiters: deque[EventLoopWaiter] = deque()
-        self._is_scheduled = False
+    __slots__ = (
+        "__weakref__",
+        "_is_scheduled",
+        "_loop",
+        "_next_check",
+        "_per_turn",
+        "_timer",
+        "_to_resume",
+        "_turn_began",
+        "_waiting",
+    )
 
-    def add(self, waiter: EventLoopWaiter, loop: AbstractEventLoop) -> None:
-        """Resume a coroutine soon; from any thread."""
-        # Append, then read the flag. `run` does the opposite, so that one of the two
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: set[EventLoopWaiter] = set()
+        self._timer: TimerHandle | None = None
+        self._next_check = 0.0  # of the timer, if there is one
+        self._to_resume: deque[EventLoopWaiter] = deque()
+        self._is_scheduled = False
+        self._per_turn = _FIRST_TURN
+        # When the last turn began that left some for the next one; else 0.
+        self._turn_began = 0.0
+
+    def begin(self, waiter: EventLoopWaiter) -> Future[bool]:
+        """Return a future that is done when the coroutine is resumed.
+
+        Its result is whether the coroutine was woken, and not resumed by a check.
+        """
+        self._waiting.add(waiter)
+        if waiter.deadline < self._next_check or self._timer is None:
+            self._schedule_check(waiter.deadline)
+        return self._loop.create_future()
+
+    def end(self, waiter: EventLoopWaiter) -> None:
+        """Forget a coroutine that goes on."""
+        self._waiting.discard(waiter)
+
+    def wake(self, waiter: EventLoopWaiter) -> None:
+        """Resume a coroutine soon; from any thread.
+
+        One call into the loop is for all that are woken before it runs. A call for each
+        writes to the loop's socket, and hands the GIL to the loop, each time: a web
+        server whose requests await 200 handles took 1.25 to 1.5 times as long.
+        """
+        # Append, then read the flag. `_run` does the opposite, so that one of the two
         # sees the other.
-        self._waiters.append(waiter)
+        self._to_resume.append(waiter)
         if not self._is_scheduled:
             self._is_scheduled = True
             try:
-                loop.call_soon_threadsafe(self.run, loop)
+                self._loop.call_soon_threadsafe(self._run)
             except RuntimeError:
-                self._waiters.clear()  # the loop is closed, so its coroutines are gone
+                self._to_resume.clear()  # the loop is closed: its coroutines are gone
 
-    def run(self, loop: AbstractEventLoop) -> None:
-        """Resume some of them, and the others in further turns; in the event loop.
+    def _run(self) -> None:
+        """Resume some coroutines, and the others in further turns of the loop.
 
-        All coroutines that are resumed in one turn of the loop run before anything
-        else does: a thousand of them would delay other requests and timers.
+        All coroutines that are resumed in one turn run before anything else does: a
+        thousand of them would delay other requests and timers. How long they take is up
+        to the program, so the time of each turn decides how many the next one resumes.
         """
         self._is_scheduled = False
-        for _ in range(min(len(self._waiters), _RESUMED_PER_TURN)):
-            self._waiters.popleft().resume()
-        if self._waiters and not self._is_scheduled:
+        now = monotonic()
+        if self._turn_began:
+            took = now - self._turn_began
+            if took > _TURN:
+                self._per_turn = max(self._per_turn // 2, 1)
+            elif took < _TURN / 2:
+                self._per_turn = min(self._per_turn * 2, _LARGEST_TURN)
+        for _ in range(min(len(self._to_resume), self._per_turn)):
+            self._to_resume.popleft().resume()
+        self._turn_began = now if self._to_resume else 0.0
+        if self._to_resume and not self._is_scheduled:
             self._is_scheduled = True
-            loop.call_soon(self.run, loop)
+            self._loop.call_soon(self._run)
+
+    def _schedule_check(self, latest: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = monotonic()
+        self._next_check = min(latest, now + _CHECK_INTERVAL)
+        self._timer = self._loop.call_later(self._next_check - now, self._check)
+
+    def _check(self) -> None:
+        """Resume the coroutines whose time is over, and one for each source."""
+        self._timer = None
+        now = monotonic()
+        nearest = math.inf
+        sources: dict[object, EventLoopWaiter] = {}
+        # A copy: the garbage collector may end a coroutine meanwhile.
+        for waiter in tuple(self._waiting):
+            if waiter.deadline <= now + _PRECISION:
+                self._to_resume.append(waiter)
+            else:
+                nearest = min(nearest, waiter.deadline)
+                sources.setdefault(waiter.source, waiter)
+        self._to_resume.extend(sources.values())
+        if self._waiting:
+            self._schedule_check(max(nearest, now + _PRECISION))
+        # Also those that were woken: a signal handler may have raised before that was
+        # scheduled.
+        self._run()
 
 
-_wake_ups: WeakKeyDictionary[AbstractEventLoop, _WakeUps] = WeakKeyDictionary()
+# By the id of the loop, which lives as long as its waits do. Only the loop's own
+# callbacks, and the coroutines, refer to the waits: they end with the loop.
+_waits_by_loop: WeakValueDictionary[int, _LoopWaits] = WeakValueDictionary()
 
 
 class EventLoopWaiter:
     """A wait of a coroutine, which lets the event loop run others.
 
+    Args:
+        source: What is waited for: of all coroutines with the same source, one is
+            resumed each second.
+        timeout: Seconds until `deadline`.
+
     Raises:
         RuntimeError: The calling thread runs no event loop.
     """
 
-    __slots__ = ("_future", "_loop", "_wake_ups", "_woken")
+    __slots__ = ("_future", "_waits", "_woken", "deadline", "source")
 
-    #: Longest `wait_slice`, in seconds.
-    SLICE = 1.0
-
-    def __init__(self) -> None:
+    def __init__(self, source: object, timeout: float) -> None:
         loop = _running_loop()
         if loop is None:
             raise RuntimeError("a handle can be awaited in asyncio only; use wait()")
-        self._loop = loop
-        wake_ups = _wake_ups.get(loop)
-        if wake_ups is None:
-            wake_ups = _wake_ups[loop] = _WakeUps()
-        self._wake_ups = wake_ups
-        # Only during a wait.
-        self._future: Future[None] | None = None
+        waits = _waits_by_loop.get(id(loop))
+        if waits is None:
+            waits = _waits_by_loop[id(loop)] = _LoopWaits(loop)
+        self._waits = waits
+        self._future: Future[bool] | None = None
         self._woken = False
+        self.source = source
+        #: When the wait has to end, by the monotonic clock.
+        self.deadline = monotonic() + timeout
 
-    def wait_slice(self, seconds: float) -> Generator[Future[None], None, bool]:
-        """Wait until woken; return False if `seconds`, or `SLICE`, were over first.
+    def wait_slice(self) -> Future[bool]:
+        """Return a future for `yield from`; its result is whether this was woken.
 
-        Call it by `yield from`: it yields futures to the event loop.
+        It is done about at `deadline`, and before for some waiter of each source.
         """
-        future: Future[None] = self._loop.create_future()
-        self._future = future
-        timer = self._loop.call_later(min(seconds, self.SLICE), self._on_timer)
-        try:
-            if not self._woken:
-                yield from future
-        finally:
-            timer.cancel()
-            self._future = None
-        return self._woken
+        future = self._future = self._waits.begin(self)
+        if self._woken:
+            future.set_result(True)
+        return future
+
+    def end(self) -> None:
+        """End the wait; in the event loop."""
+        self._waits.end(self)
 
     def wake(self) -> None:
         """Wake the coroutine; from any thread, any number of times."""
         self._woken = True
-        self._wake_ups.add(self, self._loop)
-
-    def _on_timer(self) -> None:
-        # A signal handler may have raised before the wake-ups were scheduled.
-        self._wake_ups.run(self._loop)
-        self.resume()
+        self._waits.wake(self)
 
     def resume(self) -> None:
         """Resume the coroutine if it waits; in the event loop."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(self._woken)

@@ -1,8 +1,10 @@
 """Waits in a running asyncio event loop."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -156,14 +158,29 @@ def test_a_cancelled_await_leaves_the_message_in_flight(make_producer, mock_clus
 def test_an_await_ends_after_max_wait_timeout(mock_cluster):
     """An await has a deadline, like every wait."""
     kafka = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
+    patient = Producer(kafka, max_wait_timeout=60)
     producer = Producer(kafka, max_wait_timeout=0.1)
 
     async def main():
-        await producer.produce_async(topic="t", payload=b"x")
+        longer = asyncio.ensure_future(patient.produce_async(topic="t", payload=b"x"))
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(producer.produce_async(topic="t", payload=b"x") for _ in range(300)),
+            return_exceptions=True,
+        )
+        took = time.monotonic() - started
+        assert not longer.done()
+        longer.cancel()
+        return outcomes, took
 
-    with pytest.raises(DeliveryTimeoutError, match=r"within 0\.1 s"):
-        asyncio.run(main())
-    producer.close(force=True)
+    outcomes, took = asyncio.run(main())
+
+    assert {type(each) for each in outcomes} == {DeliveryTimeoutError}
+    assert "within 0.1 s" in str(outcomes[0])
+    assert 0.1 <= took < 10
+    for each in (patient, producer):
+        each.close(force=True)
 
 
 def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
@@ -183,32 +200,109 @@ def test_a_loop_may_end_before_the_report(make_producer, mock_cluster):
     assert handle.wait(20).topic == "t"
 
 
+class Wait:
+    """An awaitable that is woken, and then uses the CPU for some seconds."""
+
+    def __init__(self, resumed, works=0.0, timeout=60.0, source=None):
+        self.waiter = _concurrency.EventLoopWaiter(source, timeout)
+        self._resumed = resumed
+        self._works = works
+
+    def __await__(self):
+        woken = yield from self.waiter.wait_slice()
+        self.waiter.end()
+        ends = time.monotonic() + self._works
+        while time.monotonic() < ends:
+            pass
+        self._resumed.append(self)
+        return woken
+
+
+async def count_in_turns(count, works):
+    """Wake coroutines at once; return how many each turn of the loop resumes."""
+    resumed = []
+    waits = [Wait(resumed, works) for _ in range(count)]
+    everything = asyncio.gather(*waits)
+    await asyncio.sleep(0)
+    await asyncio.to_thread(lambda: [each.waiter.wake() for each in waits])
+    turns = []
+    while len(resumed) < count:
+        before = len(resumed)
+        await asyncio.sleep(0)
+        turns.append(len(resumed) - before)
+    assert all(await everything)
+    return turns
+
+
 def test_coroutines_are_resumed_in_several_turns_of_the_loop():
     """However many handles are resolved at once, other callbacks run in between."""
-    resumed = []
+    turns = asyncio.run(count_in_turns(1_000, works=0.0))
 
-    class Wait:
-        def __init__(self):
-            self.waiter = _concurrency.EventLoopWaiter()
+    assert max(turns) <= 128
 
-        def __await__(self):
-            yield from self.waiter.wait_slice(60)
-            resumed.append(self)
+
+def test_busy_coroutines_are_resumed_in_more_turns_of_the_loop():
+    """The longer they work, the fewer run before other callbacks do."""
+    turns = asyncio.run(count_in_turns(100, works=0.002))
+
+    assert max(turns) <= 32
+    assert max(turns[-10:]) <= 2
+
+
+def test_awaits_share_one_timer():
+    """Hundreds of awaits give asyncio one timer to keep, not hundreds."""
+    timers = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def call_at(self, when, callback, *args, context=None):
+            timers.append(callback)
+            return super().call_at(when, callback, *args, context=context)
+
+    loop = Loop()
+    try:
+        loop.run_until_complete(count_in_turns(500, works=0.0))
+    finally:
+        loop.close()
+
+    assert len(timers) <= 5
+
+
+def test_one_await_for_each_source_checks_on_it_each_second():
+    """The others wait on: with thousands of them, the checks would fill the loop."""
 
     async def main():
-        waits = [Wait() for _ in range(1_000)]
-        everything = asyncio.gather(*waits)
-        await asyncio.sleep(0)
-        await asyncio.to_thread(lambda: [each.waiter.wake() for each in waits])
-        turns = []
-        while len(resumed) < 1_000:
-            before = len(resumed)
-            await asyncio.sleep(0)
-            turns.append(len(resumed) - before)
-        await everything
-        return turns
+        resumed = []
+        waits = [
+            asyncio.ensure_future(Wait(resumed, source=index % 2))
+            for index in range(20)
+        ]
+        done, pending = await asyncio.wait(waits, timeout=1.5)
+        for each in pending:
+            each.cancel()
+        return [each.result() for each in done]
 
-    assert max(asyncio.run(main())) <= 250
+    assert asyncio.run(main()) == [False, False]
+
+
+def test_a_closed_loop_is_freed_with_its_awaits():
+    """Coroutines that never end keep nothing alive once their loop is gone."""
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+
+        async def main():
+            return asyncio.ensure_future(Wait([]))
+
+        loop.run_until_complete(main())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.set_exception_handler(lambda *_: None)  # a task that has not ended
+        loop.close()
+        return weakref.ref(loop)
+
+    loop = abandon()
+    gc.collect()
+
+    assert loop() is None
 
 
 def test_a_handle_is_awaited_in_an_event_loop_only(make_producer):
