@@ -110,11 +110,11 @@ class TransactionalClients:
     def _is_left_over(self, client: Client) -> bool:
         """Return whether a signal handler raised between two steps with a client."""
         handle = client.kafka_handle
-        if handle.fatal_error is not None:
-            return False  # the next step raises the error
-        return handle.in_transaction or (
+        left_over = handle.in_transaction or (
             client is not self._ready and handle.is_initialized
         )
+        # After a fatal error the next step raises that error.
+        return left_over and handle.fatal_error is None
 
     def on_commit(self) -> None:
         """Reset the number of replaced clients, after a commit."""

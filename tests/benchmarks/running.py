@@ -32,6 +32,8 @@ _WARM_UP = (
     (cells.FLUSH, Load("wait")),
     (cells.AIOKAFKA, Load("wait", workers=100)),
     (cells.CALLBACK, Load("fire", count=200_000)),
+    # Cold, the coordinator needs 20 to 40 ms for a transaction; then 3 ms.
+    (cells.TRANSACTIONS, Load("transact", count=100)),
 )
 
 #: One contender's figures of one measurement; or the reason of a failure.
