@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from greendrop import _concurrency, _pickling, _wording
@@ -58,6 +59,10 @@ class DeliveryReport(NamedTuple):
 
 # Making a NamedTuple by its own constructor costs twice as much.
 _new_report = tuple.__new__
+# The values of a `DeliveryReport`, of the handle of a delivered message.
+_report_fields = attrgetter(
+    "topic", "_partition", "_offset", "_timestamp", "_latency", "label"
+)
 
 
 class ReportSource(Protocol):
@@ -229,17 +234,7 @@ class DeliveryHandle:
         return self._report() if self._reports is None and self._error is None else None
 
     def _report(self) -> DeliveryReport:
-        return _new_report(
-            DeliveryReport,
-            (
-                self.topic,
-                self._partition,
-                self._offset,
-                self._timestamp,
-                self._latency,
-                self.label,
-            ),
-        )
+        return _new_report(DeliveryReport, _report_fields(self))
 
     @property
     def error(self) -> ProduceError | None:
@@ -308,7 +303,7 @@ class DeliveryHandle:
             # A copy: many may wait for one message, and each raises its own.
             error = copy.copy(self._error)
             raise error from error.__cause__
-        return self._report()
+        return _new_report(DeliveryReport, _report_fields(self))
 
     def __await__(self) -> Generator[Any, None, DeliveryReport]:
         """Wait for the delivery report in a coroutine of asyncio.

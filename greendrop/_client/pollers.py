@@ -9,6 +9,7 @@ waiting threads poll for all. `poll_loop` chooses between them.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -40,6 +41,9 @@ _POLL_SECONDS = 0.1
 #: librdkafka counts milliseconds: a shorter poll would not wait, and the thread would
 #: spin until its deadline.
 _SHORTEST_POLL = 0.001
+#: Bytes that are read from the descriptor at once: more than it usually holds, which is
+#: 8 of an eventfd, and 8 for each signal of a pipe.
+_WAKEUP_BYTES = 4096
 
 
 class PollTarget(Protocol):
@@ -109,7 +113,7 @@ class GreenletPoller:
         # alive: a program that waits only for an action of a listener would get
         # `LoopExit`.
         loop = hub.loop
-        self._io = loop.io(wakeup.fileno(), 1, ref=False)
+        self._io = loop.io(wakeup.read_fd, 1, ref=False)
         # libuv shares one handle between the watchers of a descriptor, and does not
         # pass `ref` on to it.
         shared = getattr(self._io, "_watcher_ref", None)
@@ -258,7 +262,10 @@ class GreenletPoller:
     def _poll_and_sleep(self) -> BaseException | None:
         # Drain the descriptor first: an event that arrives between the drain and the
         # poll signals again. In the opposite order its signal could be drained unseen.
-        self._wakeup.clear()
+        try:  # noqa: SIM105 - each call costs every message
+            os.read(self._wakeup.read_fd, _WAKEUP_BYTES)
+        except OSError:
+            pass  # nothing has signalled
         target = self._target
         interrupt = None if target is None else target.poll_and_dispatch(0, 0)
         if interrupt is None and not self._stopped:

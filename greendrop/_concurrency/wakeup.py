@@ -11,14 +11,18 @@ from greendrop._concurrency import native
 class WakeupFd:
     """A file descriptor that is readable while set: an eventfd, else a pipe.
 
+    To clear it, read from it.
+
     Both ends are non-blocking: librdkafka writes while it holds a lock, and a full,
     blocking pipe would stop it for ever.
     """
 
-    __slots__ = ("_read", "_write")
+    __slots__ = ("read_fd", "write_fd")
 
     def __init__(self) -> None:
-        self._read, self._write = self._open()
+        #: The end that becomes readable, and the one that librdkafka writes to. Both
+        #: are -1 once closed.
+        self.read_fd, self.write_fd = self._open()
 
     @staticmethod
     def _open() -> tuple[int, int]:
@@ -30,26 +34,11 @@ class WakeupFd:
         os.set_blocking(write, False)
         return read, write
 
-    def fileno(self) -> int:
-        """The end that becomes readable."""
-        return self._read
-
-    @property
-    def write_fd(self) -> int:
-        """The end that librdkafka writes to."""
-        return self._write
-
     def set(self) -> None:
         try:
-            os.write(self._write, (1).to_bytes(8, sys.byteorder))
+            os.write(self.write_fd, (1).to_bytes(8, sys.byteorder))
         except OSError:
             return  # a full pipe is readable; a closed one has no reader
-
-    def clear(self) -> None:
-        try:
-            os.read(self._read, 4096)
-        except OSError:
-            return  # it was not set
 
     def renew(self) -> None:
         """Replace the inherited descriptors under the same numbers, in a forked child.
@@ -59,16 +48,16 @@ class WakeupFd:
         remove them from an epoll set that both share.
         """
         read, write = self._open()
-        os.dup2(read, self._read, inheritable=False)
+        os.dup2(read, self.read_fd, inheritable=False)
         if write != read:
-            os.dup2(write, self._write, inheritable=False)
+            os.dup2(write, self.write_fd, inheritable=False)
             native.close_fd(write)
         native.close_fd(read)
 
     def close(self) -> None:
-        write, self._write = self._write, -1
+        write, self.write_fd = self.write_fd, -1
         # A late `set` must not write to another file that gets the same number.
-        read, self._read = self._read, -1
+        read, self.read_fd = self.read_fd, -1
         if read < 0:
             return  # already closed
         native.close_fd(read)

@@ -90,9 +90,9 @@ def test_the_journey_of_a_message_is_short(journey):
     changes = sum(one != other for one, other in itertools.pairwise(files))
     print("\n".join(" ".join(call) for call in journey))
 
-    assert len(journey) <= 32
-    assert len(set(files)) <= 11
-    assert changes <= 22
+    assert len(journey) <= 30
+    assert len(set(files)) <= 10
+    assert changes <= 20
 
 
 @pytest.mark.slow
