@@ -107,11 +107,13 @@ def wait_reports(
     for index, handle in enumerate(handles):
         if not index % loop.CHUNK:
             loop.checkpoint()
-        report = handle.report
+        # `handle.report`, inlined: a property costs a tenth of all that is done for a
+        # message of a batch in Python.
+        if handle._reports is None and handle._error is None:  # noqa: SLF001
+            reports.append(handle._report())  # noqa: SLF001
+            continue
         try:
-            if report is None:
-                report = handle.wait(deadline.remaining())
-            reports.append(report)
+            reports.append(handle.wait(deadline.remaining()))
         except SENDING_ERRORS as error:
             if failure is None:
                 reason = explain(error)
