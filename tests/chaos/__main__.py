@@ -25,7 +25,7 @@ from tests.servers._jars import KAFKA_VERSION
 from tests.servers.kafka import KafkaCluster
 
 #: Seconds between two faults, on average, by the choice of faults.
-_EVERY = {"all": 3.0, "nodes": 4.0, "network": 1.0}
+_EVERY = {"all": 3.0, "nodes": 4.0, "network": 1.0, "wire": 1.0}
 #: Of the command, as of `nice`.
 _PRIORITY = -10
 #: Longer than in other tests. The interval is also the time limit of a heartbeat, which

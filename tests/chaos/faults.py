@@ -39,6 +39,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "all": tuple(_DURATIONS),
     "nodes": ("kill", "pause"),
     "network": ("lost answers",),
+    # What makes librdkafka renumber messages, see docs/decisions/0030.
+    "wire": ("lost answers", "garbage", "reset"),
 }
 
 
