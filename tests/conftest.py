@@ -7,6 +7,7 @@ needs a hub uses the fixture `hub`, which is destroyed afterwards.
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -42,6 +43,12 @@ print(
     "| librdkafka", confluent_kafka.libversion()[0],
 )
 """
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C raise, even if a shell started the tests in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections import deque
 from functools import partial
 from itertools import repeat, starmap, tee
@@ -588,9 +589,11 @@ class _Logger:
     """The logger of a producer. Enqueues lines, because it is called inside polls."""
 
     def __init__(self, handle: KafkaHandle) -> None:
-        self._handle = handle
+        # Up to confluent-kafka 2.14 the garbage collector does not find the logger of a
+        # producer, so a strong reference would keep the handle for good.
+        self._handle = weakref.ref(handle)
 
     def log(self, level: int, template: str, *args: object) -> None:
-        self._handle.enqueue_event(
-            "log", (level, template % args if args else template)
-        )
+        handle = self._handle()
+        if handle is not None:
+            handle.enqueue_event("log", (level, template % args if args else template))
