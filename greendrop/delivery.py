@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+__all__ = ["DeliveryHandle", "DeliveryReport", "DeliveryScope"]
+
 _log = Log("greendrop")
 
 #: Number of handles in a scope from which on those of delivered messages are dropped.

@@ -55,6 +55,48 @@ from greendrop import _pickling
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+__all__ = [
+    "AbortTransaction",
+    "BrokerError",
+    "ConfigurationInvalidError",
+    "DeliveryError",
+    "DeliveryTimeoutError",
+    "EventNotRegisteredError",
+    "FlushTimeoutError",
+    "GreendropError",
+    "IllegalWaitError",
+    "MessageInvalidError",
+    "MessagePurgedError",
+    "MessageState",
+    "MessagesAbandonedError",
+    "MiddlewareError",
+    "NotDeliveredError",
+    "NotSentError",
+    "OAuthTokenError",
+    "OutcomeUnknownError",
+    "PoolClosedError",
+    "PoolNotConfiguredError",
+    "PoolTimeoutError",
+    "ProduceError",
+    "ProduceManyError",
+    "ProducerAlreadyConfiguredError",
+    "ProducerClosedError",
+    "ProducerNotConfiguredError",
+    "ProducerNotTransactionalError",
+    "ProducerTransactionalCloseAttemptError",
+    "ProducerUsedInParentProcessError",
+    "QueueFullError",
+    "ReportLostError",
+    "StatisticsNotEnabledError",
+    "TransactionAbortedError",
+    "TransactionBusyError",
+    "TransactionError",
+    "TransactionRequiredError",
+    "TransactionUnknownError",
+    "TransactionalOffsetInvalidError",
+    "VariantInvalidError",
+]
+
 #: The state of a message: see `ProduceError.message_state`.
 MessageState: TypeAlias = Literal["not_sent", "not_delivered", "unknown"]
 

@@ -24,6 +24,16 @@ from greendrop.errors import EventNotRegisteredError, StatisticsNotEnabledError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = [
+    "EVENTS",
+    "Event",
+    "EventName",
+    "EventSpec",
+    "Listener",
+    "Monitor",
+    "monitor",
+]
+
 _log = Log("greendrop")
 
 #: The names of all events, in the order of the tables below; a test compares them.
@@ -400,6 +410,10 @@ class Event(TypedEvent[EventName_co]):
     Type checkers know the payload of each event: those of
     `Event[Literal["message.acknowledged"]]`, for one. A plain `Event` may be any of
     them.
+
+    Attributes:
+        name: The event's name.
+        payload: Its values by their names.
     """
 
     __slots__ = ("name", "payload")

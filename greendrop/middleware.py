@@ -11,11 +11,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from greendrop import _concurrency
+from greendrop._validation import snapshot
 from greendrop.errors import MiddlewareError
-from greendrop.message import Message, snapshot
+from greendrop.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+__all__ = ["Middleware", "Step"]
 
 #: A function that takes a message and returns the message to continue with.
 Step: TypeAlias = Callable[[Message], Message]

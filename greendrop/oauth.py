@@ -16,6 +16,8 @@ from greendrop._frames import concealed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = ["OAuthBearer", "OAuthToken"]
+
 # Kafka accepts only some of these. This mostly catches the newline at the end of a
 # file.
 _VALUE = re.compile(r"[\x21-\x7e]+")

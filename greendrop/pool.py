@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from greendrop.events import EventName
     from greendrop.transaction import Transaction
 
+__all__ = [
+    "PoolStats",
+    "ProducerFactory",
+    "ProducerPool",
+    "default_pool",
+    "set_default_pool",
+]
+
 #: Makes a producer of a pool, given the number of its slot or nothing.
 ProducerFactory: TypeAlias = "Callable[[int], Producer] | Callable[[], Producer]"
 

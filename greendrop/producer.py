@@ -22,6 +22,7 @@ from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
 from greendrop._producer.core import Core
+from greendrop._validation import as_message, as_tombstone, check_topic, validate
 from greendrop.config.settings import build_settings
 from greendrop.delivery import DeliveryScope
 from greendrop.errors import (
@@ -32,13 +33,7 @@ from greendrop.errors import (
     ProducerNotConfiguredError,
 )
 from greendrop.events import Monitor
-from greendrop.message import (
-    Message,
-    as_message,
-    as_tombstone,
-    check_topic,
-    validate,
-)
+from greendrop.message import Message
 from greendrop.middleware import Middleware
 from greendrop.transaction import Transaction
 
@@ -56,6 +51,8 @@ if TYPE_CHECKING:
     from greendrop.events import EventName
     from greendrop.interceptors import Interceptor
     from greendrop.message import Headers
+
+__all__ = ["Producer"]
 
 _T = TypeVar("_T")
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         Transactions,
     )
 
+__all__ = ["ConsumedMessage", "GroupConsumer", "Transaction"]
+
 #: The type of the producer that made the transaction.
 _P = TypeVar("_P")
 

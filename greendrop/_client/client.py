@@ -21,9 +21,9 @@ from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
 from greendrop._client.poll_loop import PollLoop
 from greendrop._librdkafka.backend import KafkaException
 from greendrop._librdkafka.partitioners import partitioner
+from greendrop._validation import UNASSIGNED, known_topics
 from greendrop.delivery import DeliveryHandle
 from greendrop.errors import ProduceError, ProducerClosedError
-from greendrop.message import UNASSIGNED, known_topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

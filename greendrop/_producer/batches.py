@@ -7,15 +7,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from greendrop import _concurrency
+from greendrop._validation import all_validated
 from greendrop.errors import SENDING_ERRORS, MessageInvalidError, ProduceManyError
-from greendrop.message import Message, all_validated
+from greendrop.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greendrop._validation import SizeLimit
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.errors import ProduceError
-    from greendrop.message import SizeLimit
 
 _T = TypeVar("_T")
 

@@ -13,8 +13,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from greendrop import _concurrency, _wording
+from greendrop._validation import snapshot
 from greendrop.errors import DeliveryError, GreendropError, ProduceManyError
-from greendrop.message import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from greendrop._connections.client_slots import ClientSlot
+    from greendrop._interception import SendMany
     from greendrop.delivery import DeliveryHandle
-    from greendrop.interceptors import SendMany
     from greendrop.message import Message
 
 #: librdkafka's name for a call that the state of a transaction does not allow.

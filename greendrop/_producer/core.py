@@ -12,7 +12,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from greendrop import _concurrency, _wording, interceptors
+from greendrop import _concurrency, _interception, _wording
 from greendrop._client.client import PURGE_TIMEOUT
 from greendrop._concurrency.deadline import Deadline
 from greendrop._connections.connections import Connections
@@ -48,12 +48,13 @@ if TYPE_CHECKING:
     from greendrop._client.client import Client
     from greendrop._connections.client_slots import ClientSlot
     from greendrop._connections.state import Status
+    from greendrop._interception import SendMany
     from greendrop._producer.buffer import BufferedMessage, Flush
     from greendrop.config.settings import Settings
     from greendrop.delivery import DeliveryHandle, DeliveryReport
     from greendrop.errors import BrokerError
     from greendrop.events import Monitor
-    from greendrop.interceptors import Interceptor, SendMany
+    from greendrop.interceptors import Interceptor
     from greendrop.message import Message
 
 _T = TypeVar("_T")
@@ -495,8 +496,8 @@ class Core:
         It wraps `send` and `send_many`, so producers without interceptors pay nothing.
         """
         self.hooks.add("interceptor")
-        self.send = interceptors.wrap_send(interceptor, self.send)
-        self.send_many = interceptors.wrap_send_many(interceptor, self.send_many)
+        self.send = _interception.wrap_send(interceptor, self.send)
+        self.send_many = _interception.wrap_send_many(interceptor, self.send_many)
 
     # --- inspecting --------------------------------------------------------------
 

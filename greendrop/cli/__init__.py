@@ -31,6 +31,8 @@ from greendrop.errors import ConfigurationInvalidError, GreendropError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__: list[str] = []
+
 _DESCRIPTION = "Send messages to Kafka, and find out why that fails."
 _EPILOG = """exit status:
   0    success

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from greendrop import _wording
+from greendrop._validation import check_topic
 from greendrop.cli._input import Input, Line
 from greendrop.cli._shared import (
     DONE,
@@ -27,7 +28,6 @@ from greendrop.cli._shared import (
     sigterm_raises,
 )
 from greendrop.errors import SENDING_ERRORS, MessageInvalidError, MessagesAbandonedError
-from greendrop.message import check_topic
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+__all__: list[str] = []
+
 _HIGHEST_PORT = 65_535
 
 _SCHEME = re.compile(r"(?P<scheme>[^/\s]*)://(?P<rest>.*)", re.DOTALL)

@@ -17,6 +17,8 @@ from difflib import get_close_matches
 from greendrop.config import broker_addresses, kafka_checks
 from greendrop.config.rules import InvalidValueError
 
+__all__: list[str] = []
+
 #: librdkafka's two names for the addresses of the brokers.
 BOOTSTRAP = ("bootstrap.servers", "metadata.broker.list")
 SIZE_KEY = "message.max.bytes"

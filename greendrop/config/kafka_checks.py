@@ -15,6 +15,8 @@ from greendrop.config.redaction import is_secret
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+__all__: list[str] = []
+
 #: A reason, and the keys that have no effect for this reason.
 NoEffect = tuple[str, tuple[str, ...]]
 

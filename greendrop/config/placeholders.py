@@ -11,6 +11,8 @@ import socket
 import string
 from contextvars import ContextVar
 
+__all__: list[str] = []
+
 #: Number of the pool's slot that a producer is being made for; None outside of a pool.
 current_slot: ContextVar[int | None] = ContextVar("slot", default=None)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+__all__: list[str] = []
+
 #: The text that replaces a secret.
 HIDDEN = "[hidden]"
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from greendrop._concurrency.deadline import DAY
 
+__all__: list[str] = []
+
 #: Seconds. An `idle_disconnect_timeout` is not shorter.
 SHORTEST_IDLE_TIMEOUT = 30.0
 

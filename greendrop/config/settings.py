@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greendrop._hints import setting_hint
+from greendrop._validation import SizeLimit
 from greendrop.config import kafka_checks, placeholders, redaction, rules
 from greendrop.config.kafka import (
     BOOTSTRAP,
@@ -29,13 +30,14 @@ from greendrop.config.kafka import (
 )
 from greendrop.config.rules import InvalidValueError, Rule
 from greendrop.errors import ConfigurationInvalidError
-from greendrop.message import SizeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from greendrop.config.kafka_checks import NoEffect
     from greendrop.oauth import OAuthToken
+
+__all__ = ["Settings"]
 
 _T = TypeVar("_T")
 

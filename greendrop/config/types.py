@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from greendrop.message import Headers
     from greendrop.oauth import OAuthToken
 
+__all__ = ["MessageFields", "ProducerSettings"]
+
 
 class ProducerSettings(TypedDict, total=False):
     """The keyword arguments of `Producer` and `Producer.setup`, except `kafka`.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from greendrop.events import Event
     from greendrop.message import Message
 
+__all__ = ["LogListener"]
+
 #: Messages of a batch that are logged at debug level.
 _SHOWN = 10
 

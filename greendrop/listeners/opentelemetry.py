@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     _Pairs = list[tuple[str, HeaderValue]]
 
+__all__ = ["trace"]
+
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 #: Maximum links of a batch's span. The SDK's own limit is 128 by default.
 _MAX_LINKS = 1_000

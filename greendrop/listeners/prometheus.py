@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from greendrop.events import Event
     from greendrop.message import Message
 
+__all__ = ["PrometheusListener"]
+
 #: Seconds, from the latency of a broker in the same rack to `message.timeout.ms`.
 BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from greendrop.events import Event
     from greendrop.message import Message
 
+__all__ = ["DatadogClient", "Metric", "StatsdClient", "StatsdListener"]
+
 Kind = Literal["count", "gauge", "histogram"]
 Scope = Literal["root", "brokers", "topics"]
 

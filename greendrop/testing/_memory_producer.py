@@ -18,7 +18,7 @@ from greendrop import _concurrency
 from greendrop._librdkafka import error_codes
 from greendrop._librdkafka.backend import KafkaException, native_error
 from greendrop._librdkafka.partitioners import partitioner
-from greendrop.message import UNASSIGNED, size_of
+from greendrop._validation import UNASSIGNED, size_of
 from greendrop.testing._event_queue import EventQueue
 from greendrop.testing._memory_log import (
     MemoryLog,

@@ -27,7 +27,7 @@ LAYERS = (
     {"_librdkafka"},
     {
         *("events", "interceptors", "middleware", "config"),
-        *("delivery", "_logging"),
+        *("delivery", "_logging", "_interception", "_validation"),
     },
     {
         *("message", "oauth", "errors", "_concurrency", "_pickling", "_wording"),

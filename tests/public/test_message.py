@@ -8,15 +8,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from greendrop.errors import MessageInvalidError
-from greendrop.message import (
-    Message,
+from greendrop._validation import (
     SizeLimit,
     all_validated,
     as_message,
     size_of,
     validate,
 )
+from greendrop.errors import MessageInvalidError
+from greendrop.message import Message
 
 #: Leaves 100 bytes for payload, key and headers.
 LIMIT = SizeLimit(136, "max_payload_size")

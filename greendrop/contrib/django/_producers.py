@@ -11,9 +11,9 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from greendrop import _concurrency, _wording
+from greendrop._validation import as_message, validate
 from greendrop.contrib._settings import producer_from
 from greendrop.errors import ConfigurationInvalidError
-from greendrop.message import as_message, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,8 @@ from django.core.signals import setting_changed
 from greendrop.contrib.django._checks import check_settings
 from greendrop.contrib.django._producers import close_producers
 
+__all__: list[str] = []
+
 
 class GreendropConfig(AppConfig):
     """The app `greendrop.contrib.django`. It has no models."""
