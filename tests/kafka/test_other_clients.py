@@ -17,7 +17,7 @@ async def run_block(block, names):
         await running
 
 
-@pytest.mark.filterwarnings("ignore:read_text is deprecated")  # of kafka-python
+@pytest.mark.filterwarnings("ignore:.*_text is deprecated")  # of kafka-python
 @pytest.mark.parametrize(("page", "count"), [("kafka-python", 101), ("aiokafka", 1)])
 def test_code_for_another_client_sends_what_the_page_says(
     kafka, topic, stored, page, count
