@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from greendrop import _concurrency, _pickling, _wording, events
 from greendrop._concurrency.fair_lock import FairPool, Request
+from greendrop._frames import concealed
 from greendrop._logging.log import ERROR, Log
 from greendrop.config.placeholders import current_slot
+from greendrop.config.settings import build_settings
 from greendrop.errors import (
     MessagesAbandonedError,
     PoolClosedError,
@@ -25,10 +27,11 @@ from greendrop.errors import (
 from greendrop.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
+    from greendrop.config.types import ProducerSettings
     from greendrop.events import EventName
     from greendrop.transaction import Transaction
 
@@ -69,19 +72,38 @@ class ProducerPool(_pickling.PerProcess):
             that has no producer, or a closed one.
         size: Maximum number of producers.
         timeout: Seconds that `producer` waits for a free slot.
+        kafka: In place of `factory`: librdkafka's settings of all producers, as for
+            `Producer`. Write the slot's number into a `transactional.id` as `{slot}`.
+        settings: With `kafka`: the other settings of all producers. To an `id` each
+            producer adds the number of its slot, as in "orders-1".
 
     Raises:
-        TypeError: `factory` takes other arguments.
+        ConfigurationInvalidError: Some settings are invalid; the text names all of
+            them.
+        TypeError: `factory` takes other arguments, or there are settings as well, or
+            neither.
         ValueError: `size` or `timeout` is out of range.
     """
 
+    @concealed
     def __init__(
-        self, factory: ProducerFactory, *, size: int = 5, timeout: float = 5.0
+        self,
+        factory: ProducerFactory | None = None,
+        *,
+        size: int = 5,
+        timeout: float = 5.0,
+        kafka: Mapping[str, object] | None = None,
+        **settings: Unpack[ProducerSettings],
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size needs to be a whole number above 0, not {size!r}")
         _concurrency.check_timeout(timeout)
-        self._make = _adapt_factory(factory)
+        if factory is None:
+            self._make = _factory_of(kafka, settings)
+        elif kafka is None and not settings:
+            self._make = _adapt_factory(factory)
+        else:
+            raise TypeError("a pool takes a factory, or kafka={...} and settings")
         self._timeout = timeout
         self._slots = [_Slot(number) for number in range(1, size + 1)]
         self._generation = 0
@@ -436,8 +458,33 @@ class _Checkout(Request[_Slot]):
         self.producer: Producer | None = None
 
 
-def _adapt_factory(factory: ProducerFactory) -> Callable[[int], Producer]:
+def _factory_of(
+    kafka: Mapping[str, object] | None, settings: ProducerSettings
+) -> Callable[[int], Producer]:
+    """Make the factory of a pool whose producers have the same settings."""
+    if kafka is None and not settings:
+        raise TypeError("a pool needs kafka={...}, or a factory")
+    build_settings(kafka, settings, slot=1)  # raises now what each producer would
+    kafka = dict(kafka or ())
+
+    def make(slot: int) -> Producer:
+        own = settings.copy()
+        if "id" in own:
+            own["id"] = f"{own['id']}-{slot}"
+        return Producer(kafka, **own)
+
+    return make
+
+
+def _adapt_factory(factory: object) -> Callable[[int], Producer]:
     """Adapt a factory to be called with the number of a slot."""
+    if not callable(factory):
+        # Without the value: settings may contain a password.
+        kind = type(factory).__name__
+        raise TypeError(
+            f"factory needs to be a function that makes a producer, not {kind};"
+            " settings are keywords: ProducerPool(kafka={...})"
+        )
     signature = inspect.signature(factory)
     with suppress(TypeError):
         signature.bind(1)

@@ -181,8 +181,56 @@ def test_factory_accepts_the_slot_number_or_nothing(factory, name):
 
 def test_factory_must_be_callable():
     """A factory that can't be called is refused at once."""
-    with pytest.raises(TypeError, match="not a callable"):
+    with pytest.raises(TypeError, match="not Producer"):
         ProducerPool(Producer(NOWHERE))
+
+
+def test_settings_take_the_place_of_a_factory():
+    """All producers get them, and the number of the slot in their names."""
+    kafka = {**NOWHERE, "transactional.id": "orders-{slot}"}
+    pool = ProducerPool(kafka=kafka, size=2, id="orders", max_wait_timeout=5)
+    kafka.clear()
+
+    with pool.producer() as producer:
+        assert producer.id == "orders-1"
+        assert producer.max_wait_timeout == 5.0
+        assert producer.transactional
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("kafka", "settings", "mistake"),
+    [
+        (NOWHERE, {"max_wait_timout": 3}, "did you mean 'max_wait_timeout'"),
+        ({}, {}, "bootstrap.servers"),
+        (None, {"max_wait_timeout": 3}, "kafka"),
+        ({**NOWHERE, "transactional.id": "{number}"}, {}, "kafka.transactional.id"),
+    ],
+)
+def test_wrong_settings_are_refused_when_the_pool_is_constructed(
+    kafka, settings, mistake
+):
+    """The program finds a mistake at its start, not at the first checkout."""
+    with pytest.raises(ConfigurationInvalidError, match=mistake):
+        ProducerPool(kafka=kafka, **settings)
+
+
+def test_a_pool_takes_either_a_factory_or_settings():
+    """Settings beside a factory would have no effect."""
+    with pytest.raises(TypeError, match="a factory, or kafka"):
+        ProducerPool(lambda: Producer(NOWHERE), kafka=NOWHERE)
+    with pytest.raises(TypeError, match="a factory, or kafka"):
+        ProducerPool(lambda: Producer(NOWHERE), max_wait_timeout=3.0)
+    with pytest.raises(TypeError, match=r"needs kafka=\{...\}, or a factory"):
+        ProducerPool(size=3)
+
+
+def test_settings_in_the_place_of_a_factory_stay_secret():
+    """The error names the keyword, and no password."""
+    with pytest.raises(TypeError, match=r"not dict; .* ProducerPool\(kafka=") as raised:
+        ProducerPool({**NOWHERE, "sasl.password": "hunter2"})
+
+    assert "hunter2" not in str(raised.value)
 
 
 def test_factory_must_return_a_new_producer_each_time():

@@ -649,12 +649,15 @@ def transactions(producer: Producer, consumer: Consumer, read: list[Read]) -> No
 
 
 def pools(producer: Producer) -> None:
-    """Construct pools from factories with and without a slot's number."""
+    """Construct pools from settings, and from factories of both kinds."""
     pool = greendrop.ProducerPool(lambda slot: Producer(id=str(slot)), size=2)
     greendrop.ProducerPool(lambda: producer, timeout=1.0)
     greendrop.ProducerPool(
         lambda: Producer(max_wait_timout=3)  # type: ignore[call-arg]
     )
+    kafka = {"bootstrap.servers": "localhost:9092"}
+    greendrop.ProducerPool(kafka=kafka, size=2, max_wait_timeout=3.0)
+    greendrop.ProducerPool(kafka=kafka, max_wait_timout=3)  # type: ignore[call-arg]
     with pool.producer() as one, pool.producer(timeout=0.5):
         assert_type(one, Producer)
     assert_type(pool.stats, greendrop.PoolStats)
