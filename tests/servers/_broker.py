@@ -108,6 +108,19 @@ class Certificates:
         key_file.write_bytes(_key(client))
         return cert_file, key_file
 
+    def install_for_server(
+        self, ca: trustme.CA | None = None, not_after: datetime | None = None
+    ) -> None:
+        """Give the server another certificate, which it reads when it starts.
+
+        Args:
+            ca: The authority that issues it; that of the client if omitted.
+            not_after: When it expires; late if omitted.
+        """
+        issuer = ca or self.ca
+        server = issuer.issue_cert(_ports.LOOPBACK, "localhost", not_after=not_after)
+        self.server_file.write_bytes(_key(server) + _chain(server))
+
 
 def make_certificates(directory: Path) -> Certificates:
     """Create an authority, and certificates for 127.0.0.1 and for a client."""
@@ -123,9 +136,8 @@ def make_certificates(directory: Path) -> Certificates:
         client_key_file=directory / "client-key.pem",
         ca=ca,
     )
-    server = ca.issue_cert(_ports.LOOPBACK, "localhost")
     certificates.ca_file.write_bytes(ca.cert_pem.bytes())
-    certificates.server_file.write_bytes(_key(server) + _chain(server))
+    certificates.install_for_server()
     certificates.issue("client")
     return certificates
 

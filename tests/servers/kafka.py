@@ -93,6 +93,8 @@ class SecureListeners:
     client_key_file: Path
     #: Makes another certificate of a client; see `_broker.Certificates.issue`.
     issue_client_certificate: Callable[..., tuple[Path, Path]]
+    #: Replaces that of the server; see `_broker.Certificates.install_for_server`.
+    install_server_certificate: Callable[..., None]
 
     def oauth_token(
         self, subject: str = "greendrop", lifetime: float = 3600.0
@@ -537,6 +539,7 @@ def _secure_listeners(
         client_cert_file=certificates.client_cert_file,
         client_key_file=certificates.client_key_file,
         issue_client_certificate=certificates.issue,
+        install_server_certificate=certificates.install_for_server,
     )
 
 
