@@ -67,6 +67,11 @@ _MAYBE_STORED = {
     error_codes.DUPLICATE_SEQUENCE_NUMBER,
 }
 
+#: OpenSSL's words for each reason to refuse a certificate, and the reasons that
+#: librdkafka does not mention: its text only recommends to check ssl.ca.location.
+_VERIFY_FAILED = "certificate verify failed"
+_OTHER_REASONS = "the certificate may also have expired, or be for another host name"
+
 # For example: FAIL [rdkafka#producer-1] [thrd:x]: 127.0.0.1:9/bootstrap: Disconnected
 _FAIL_LINE = re.compile(r"FAIL .*?\]: (.*)", re.DOTALL)
 
@@ -156,7 +161,7 @@ class ErrorTranslator:
             name, fatal = native_name(code), True
         name = kafka_name(name)
         return BrokerError(
-            f"{text} ({name}, {code})",
+            f"{_with_other_reasons(text)} ({name}, {code})",
             code=code,
             name=name,
             fatal=fatal,
@@ -194,7 +199,7 @@ class ErrorTranslator:
         failure = _FAIL_LINE.match(line)
         if failure is None or self._is_specific:
             return
-        self.last_error = self._redact(failure[1])
+        self.last_error = _with_other_reasons(self._redact(failure[1]))
         if "APIVERSION_QUERY" in line or "SSL_HANDSHAKE" in line:
             self.last_error += "; is security.protocol right?"
 
@@ -286,6 +291,10 @@ def _rejected_with_batch(text: str, cause: BrokerError) -> DeliveryError:
     error = _new_error(DeliveryError, text, cause)
     error.batch_rejected = True
     return error
+
+
+def _with_other_reasons(text: str) -> str:
+    return f"{text}; {_OTHER_REASONS}" if _VERIFY_FAILED in text else text
 
 
 def _subject(topic: str) -> str:

@@ -56,7 +56,8 @@ _HINTS = {
     " SCRAM-SHA-512 or OAUTHBEARER; without it librdkafka chooses GSSAPI, which"
     " confluent-kafka's wheels don't contain",
     "certificate verify failed": "the broker's certificate is signed by an authority"
-    " that is not trusted here: set ssl.ca.location",
+    " that is not trusted here (set ssl.ca.location), has expired, or is for another"
+    " host name",
     "certificate": "the broker may require a certificate of the client:"
     " ssl.certificate.location and ssl.key.location",
     "ssl handshake": _PROTOCOL,

@@ -142,6 +142,27 @@ def test_a_message_whose_storing_was_too_slow_has_an_unknown_state(
     assert raised.value.message_state == "unknown"
 
 
+REFUSED_CERTIFICATE = "SSL routines::certificate verify failed: check ssl.ca.location"
+
+
+def test_a_refused_certificate_may_have_expired(translator):
+    """The text mentions only its authority, whatever OpenSSL found."""
+    error = translator.client_error(KafkaError(KafkaError._SSL, REFUSED_CERTIFICATE))
+    of_a_message = translator.delivery_error("t", KafkaError(-192), 0)
+
+    assert "may also have expired" in str(error)
+    assert str(of_a_message).count("may also have expired") == 1
+
+
+def test_a_logged_refusal_of_a_certificate_may_have_expired(translator):
+    """The text of an error is the same if librdkafka has only logged the reason."""
+    translator.note_log_line(f"FAIL [c#producer-1] [thrd:x]: x: {REFUSED_CERTIFICATE}")
+
+    error = translator.delivery_error("t", KafkaError(-192), 0)
+
+    assert str(error).count("may also have expired") == 1
+
+
 def test_a_rejected_batch_is_marked_after_pickling(translator):
     """The mark survives pickling, as in the result of a task."""
     error = pickle.loads(
