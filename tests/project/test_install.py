@@ -87,8 +87,11 @@ WAYS: dict[tuple[str, ...], tuple[Program | Block, ...]] = {
     (".[gunicorn]",): (example("gunicorn/run_gunicorn.py", "1000 of 1000"),),
     (".[flask]",): (example("flask/run_flask.py", "100 of 100 orders"),),
     (".[django]",): (example("django/run_django.py", "the relay has sent 30"),),
+    (".[celery]", "celery[redis]"): (
+        # The transport loads what Redis needs, and connects later.
+        Block("@tasks.task", "invoice(7)\nassert tasks.connection().transport\n"),
+    ),
     (".[celery]",): (
-        Block("@tasks.task", "invoice(7)\n"),
         example("celery/run_celery.py", "prefork: the worker ends with 0"),
     ),
     (".[locust]",): (example("locust/run_locust.py", "greendrop-locust-orders"),),
