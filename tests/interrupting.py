@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+def interrupt() -> None:
+    """Raise KeyboardInterrupt like Python's own handler of Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def at_entry(
     function: Callable[..., Any], action: Callable[[], object]

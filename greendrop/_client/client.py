@@ -671,6 +671,12 @@ class Client:
                 carried_over, None if isinstance(why, ProducerClosedError) else why
             )
 
+    def keep_again(self, carried_over: deque[Wire]) -> None:
+        """Keep messages that were taken from this client and were not sent."""
+        with self._send_lock:
+            self.in_flight.pending.update(wire[_HANDLE] for wire in carried_over)
+            self._carried_over.extendleft(reversed(carried_over))
+
     def spawn_in_batcher_hub(
         self, function: Callable[..., None], *args: object
     ) -> None:
@@ -680,7 +686,8 @@ class Client:
         """
         batcher = self.poll_loop.batcher
         hub = None if batcher is None else batcher.hub
-        if hub is None or _concurrency.hub_is_dead(hub):
+        current = _concurrency.current_hub()
+        if hub is None or hub is current or _concurrency.hub_is_dead(hub):
             _concurrency.spawn(function, *args)
         else:
             _concurrency.spawn_in_hub(hub, function, *args)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from greendrop import _wording
@@ -68,31 +70,26 @@ class BackgroundTask:
     Nothing runs before `start`. So a caller can first note which task does a piece of
     work: if the start is interrupted, the note names a task that is not alive.
 
+    A signal handler may raise in the greenlet, also before the function has done
+    anything. Then the function is called again, in another greenlet, to do the rest of
+    its work. Signal handlers don't run in threads.
+
     Args:
-        function: What the task calls.
+        function: What the task calls. It does what is left to do, and nothing if that
+            is nothing.
         args: Its arguments.
         kwargs: Its keyword arguments.
     """
 
-    __slots__ = ("_greenlet", "_hub", "_runs_in_thread", "_work")
+    __slots__ = ("_call", "_greenlet", "_hub", "_runs_in_thread")
 
     def __init__(
         self, function: Callable[..., object], *args: object, **kwargs: object
     ) -> None:
         self._hub = current_hub()
+        self._call = partial(function, *args, **kwargs)
         self._greenlet: Greenlet[..., object] | None = None
-        if self._hub is not None:
-            greenlet_class = sys.modules["gevent"].Greenlet
-            self._greenlet = greenlet_class(function, *args, **kwargs)
         self._runs_in_thread = False
-
-        def work() -> None:
-            try:
-                function(*args, **kwargs)
-            finally:
-                self._runs_in_thread = False
-
-        self._work = work
 
     @property
     def is_alive(self) -> bool:
@@ -110,21 +107,40 @@ class BackgroundTask:
         Raises:
             RuntimeError: The system has no more threads.
         """
-        if self._greenlet is not None:
-            self._greenlet.start()
+        if self._hub is not None:
+            self._start_greenlet()
             return
         try:
             self._runs_in_thread = True
-            started = start_thread(self._work)
+            started = start_thread(self._run_in_thread)
         except BaseException:
             self._runs_in_thread = False
             raise
         if not started:
-            self._work()
+            self._run_in_thread()
+
+    def _start_greenlet(self) -> None:
+        self._greenlet = greenlet = sys.modules["gevent"].Greenlet(self._call)
+        greenlet.rawlink(self._on_end)
+        greenlet.start()
+
+    def _on_end(self, greenlet: Greenlet[..., object]) -> None:
+        # gevent counts a greenlet that was killed as successful.
+        if not isinstance(greenlet.exception, (Exception, NoneType)):
+            self._start_greenlet()
+
+    def _run_in_thread(self) -> None:
+        try:
+            self._call()
+        finally:
+            self._runs_in_thread = False
 
 
 def spawn(function: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """Call a function in a new greenlet where there is a hub, else in a new thread."""
+    """Call a function in a new greenlet where there is a hub, else in a new thread.
+
+    After an interruption it is called again; see `BackgroundTask`.
+    """
     BackgroundTask(function, *args, **kwargs).start()
 
 

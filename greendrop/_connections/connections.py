@@ -496,6 +496,10 @@ class Connections:
                 self.connect(slot).resend(carried_over, client)
         except GreendropError as error:
             client.fail_messages(carried_over, error)
+        except BaseException:
+            # A signal handler raised. The task is started again, and takes them again.
+            client.keep_again(carried_over)
+            raise
 
     def _forget(self, client: Client) -> None:
         for slot in self.slots:

@@ -24,20 +24,16 @@ from greendrop.errors import (
     ProducerClosedError,
     ReportLostError,
 )
+from greendrop.message import Message
 from tests.interrupting import (
     at_entry,
     at_return,
     handling,
+    interrupt,
     is_hand_over,
     signal_after,
     signals_every,
 )
-
-
-def interrupt():
-    """Raise KeyboardInterrupt like Python's own handler of Ctrl-C."""
-    raise KeyboardInterrupt
-
 
 #: Functions that a first message calls while its client is built.
 CONNECTING = [Connections._find_or_build, Connections._build, threads.run_apart]
@@ -508,3 +504,33 @@ def test_a_handler_can_send_while_the_producer_disconnects(world, make_producer,
     assert sent[0].wait(10)
     producer.produce_sync(topic="t", payload=b"after")
     assert producer.status == "connected"
+
+
+@pytest.mark.parametrize("place", [Connections._hand_on, Client.resend])
+def test_a_late_message_is_sent_although_its_task_was_interrupted(
+    hub, make_producer, hub_errors, place
+):
+    """A sender may have read the client just before a disconnect detaches it.
+
+    A task hands the message on to the next client. A signal handler may raise before
+    that task has done anything.
+    """
+    producer = make_producer()
+    producer.produce_sync(topic="t", payload=b"x")
+    connections = producer._core._connections
+    with connections.state.lock:
+        (client,) = connections.detach_all()
+    sent = []
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        sent.append(client.send(Message("t", b"late")))
+        gevent.sleep(1)
+    hub_errors.clear()
+
+    assert calls
+    assert sent[0].wait(10)
+    connections.close_clients([client])

@@ -1,5 +1,6 @@
 """The router: partition counts of topics are requested once and remembered."""
 
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from greendrop._client import partition_counts as routing
 from greendrop._client.partition_counts import Rerouter, RoutedHandle, Router
 from greendrop._concurrency.wait_queue import WaitQueue
 from greendrop._concurrency.waiters import new_waiter
+from tests.interrupting import at_entry, handling, interrupt
 from tests.tasks import Task, await_true, together
 
 #: Seconds that no wait here takes when it works.
@@ -494,6 +496,25 @@ def test_failed_messages_are_routed_by_the_new_count(world, fewer, brokers):
     assert rerouting.sent == [(b"%c" % number, number % 2) for number in range(10)]
     assert not any(each.given_back for each in failures)
     assert len(brokers.requests) == 2
+
+
+def test_failed_messages_are_routed_although_the_task_was_interrupted(
+    hub, fewer, hub_errors
+):
+    """A signal handler may raise before the task has done anything."""
+    rerouting = Rerouting(fewer)
+    rerouting.fail(Failed(b"a"))
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(Rerouter._run, raise_signal),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        gevent.sleep(1)
+    hub_errors.clear()
+    await_true(lambda: rerouting.sent)
+
+    assert rerouting.sent == [(b"a", ord("a") % 2)]
 
 
 def test_a_message_is_routed_only_once_more(world, fewer):

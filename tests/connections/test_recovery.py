@@ -1,3 +1,5 @@
+import contextlib
+import signal
 import time
 
 import gevent
@@ -13,7 +15,10 @@ from greendrop import (
     ProduceError,
     ProducerClosedError,
 )
+from greendrop._client.client import Client
+from greendrop._connections.recovery import Recovery
 from greendrop.testing import fatal_error, trigger_fatal_error
+from tests.interrupting import at_entry, handling, interrupt
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
@@ -74,6 +79,28 @@ def test_message_after_a_fatal_error_goes_to_a_new_client(world, reloading):
     assert (events[0]["error"].code, events[0]["error"].fatal) == (47, True)
     assert 0 <= events[1]["time"] < LONG
     assert producer._slot.client is not old
+    assert producer.status == "connected"
+
+
+@pytest.mark.parametrize("place", [Recovery.run, Client.purge_queue])
+def test_a_client_is_replaced_although_the_task_was_interrupted(
+    hub, reloading, hub_errors, place
+):
+    """A signal handler may raise in the task, also before it has done anything."""
+    producer = reloading()
+    trigger_fatal_error(producer, 47)
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(place, raise_signal) as calls,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        send(producer)
+        gevent.sleep(1)
+    hub_errors.clear()
+
+    assert calls
+    assert send(producer)[0].wait(LONG)
     assert producer.status == "connected"
 
 
