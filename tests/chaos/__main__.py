@@ -47,6 +47,7 @@ def run(
     seconds = options.duration / len(options.load)
     setup = Setup(
         bootstrap_servers=cluster.proxied_bootstrap_servers,
+        direct_servers=cluster.bootstrap_servers,
         topic=topic,
         folder=folder,
         seconds=seconds,

@@ -18,6 +18,7 @@ class Setup:
 
     Attributes:
         bootstrap_servers: Addresses of the brokers, behind proxies.
+        direct_servers: Their own addresses, for what is not tested.
         topic: A topic of its own.
         folder: A folder of its own, which exists.
         seconds: How long it sends.
@@ -27,6 +28,7 @@ class Setup:
     """
 
     bootstrap_servers: str
+    direct_servers: str
     topic: str
     folder: Path
     seconds: float

@@ -81,7 +81,7 @@ class Worker:
 def run(setup: Setup) -> Account:
     """Feed the workers, kill one every few seconds, and wait until nothing is left."""
     source = f"{setup.topic}-in"
-    admin = AdminClient({"bootstrap.servers": setup.bootstrap_servers, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": setup.direct_servers, "log_level": 0})
     topic = NewTopic(source, num_partitions=PARTITIONS)
     admin.create_topics([topic])[source].result(30)
     deadline = time.monotonic() + setup.seconds
@@ -103,7 +103,7 @@ def run(setup: Setup) -> Account:
     ending = time.monotonic() + ENDING
     summary.stuck = sum(not each.finish(ending) for each in workers)
     # What is in the input has to be in the output.
-    fed = read_visible(setup.bootstrap_servers, source)
+    fed = read_visible(setup.direct_servers, source)
     if failures := sum(each.failures for each in workers):
         summary.errors["worker failed"] = failures
     return Account([Sent(each.payload, "acknowledged") for each in fed], summary)
