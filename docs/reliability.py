@@ -94,7 +94,7 @@ PROMISES = (
     Promise(
         "No secret of a configuration appears in what comes out, and no input crashes"
         " or stops a program: it is sent as it is, or refused with an error.",
-        ("tests/security/test_secrets.py", "tests/security/test_hostile_input.py"),
+        ("hostile-input", "tests/security/test_secrets.py"),
     ),
 )
 
@@ -152,6 +152,22 @@ may be stored twice. With idempotence that can happen only in the case that
         " next messages and the next transaction must arrive, nothing may be lost"
         " without an error, and one client and one poller must be left.",
     ),
+    "hostile-input": Check(
+        "Hostile input",
+        "hostile-input",
+        "hypothesis invents messages, batches, configurations, statistics, lines and"
+        " files for the command line, and variants: wrong types, broken text, control"
+        " characters, huge numbers. Each must be sent as it is, or be refused with an"
+        " error of greendrop; nothing may crash, hang or get lost.",
+    ),
+    "matrix": Check(
+        "Matrix",
+        "matrix",
+        "The short tests run with each Python, the oldest libraries, each event loop of"
+        " gevent, and gevent without compiled modules. Beside agents that trace or"
+        " profile programs, those of a message's journey run. See"
+        " [Versions](versions.md) for what the agents and loops restrict.",
+    ),
 }
 
 #: Tests without a command of their own.
@@ -187,11 +203,11 @@ check.
 {_table(("promise", "checked by"), promises)}
 One thing cannot be promised: that a message with an error is not stored. The broker may
 have stored it, and its acknowledgement was lost. [Errors](reference/errors.md) says for
-each error what is known.
+each error what is known, and so does its `message_state`.
 
 ## Checks
 
-Each check is random and seeded, and runs for as long as you like. The seed decides the
+Most checks are random and seeded, and run for as long as you like. The seed decides the
 faults and the messages. Brokers, clients and the scheduler decide the rest, so that
 equal seeds give similar runs, not equal ones.
 
@@ -202,7 +218,8 @@ equal seeds give similar runs, not equal ones.
 
 def _named(check: str) -> str:
     if check in CHECKS:
-        return f"[{CHECKS[check].title}](#{CHECKS[check].title.lower()})"
+        title = CHECKS[check].title
+        return f"[{title}](#{title.lower().replace(' ', '-')})"
     return f"`{check}`"
 
 

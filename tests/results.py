@@ -96,7 +96,7 @@ def keep(
     They replace cases of the same name. Cases of other versions are removed.
 
     Args:
-        check: "chaos", "soak", "endurance", "matrix" or "security".
+        check: "chaos", "soak", "endurance", "hostile-input" or "matrix".
         command: Repeats the runs; each case has its own seed and duration.
         cases: The results.
         of: The versions that were tested.

@@ -3,6 +3,7 @@
     python -m tests.matrix                      all cells
     python -m tests.matrix libuv "python 3.13"  these cells
     python -m tests.matrix --list
+    python -m tests.matrix --keep               for docs/reliability.md
 
 A cell without a Python of its version is left out. The environments stay in `.matrix`,
 so that the next run installs only what has changed. Exits with 1 if a cell fails.
@@ -13,13 +14,16 @@ from __future__ import annotations
 import argparse
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
+from tests import results
 from tests.interpreter import ROOT
 
 FOLDER = ROOT / ".matrix"
@@ -195,6 +199,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
     parser.add_argument("cells", nargs="*", help="names of cells; all if omitted")
     parser.add_argument("--list", action="store_true", help="only print the names")
+    parser.add_argument(
+        "--keep", action="store_true", help="write the result to docs/reliability.json"
+    )
     options = parser.parse_args()
     names = [each.name for each in CELLS]
     if unknown := set(options.cells) - set(names):
@@ -203,14 +210,33 @@ def main() -> int:
         print(*names, sep="\n")
         return 0
     FOLDER.mkdir(exist_ok=True)
-    results = {}
+    found = {}
     for cell in CELLS:
         if not options.cells or cell.name in options.cells:
             print(f"{cell.name} ...", flush=True)
-            results[cell.name] = cell.run()
-    for name, result in results.items():
+            found[cell.name] = cell.run()
+    for name, result in found.items():
         print(f"{name:18} {result}")
-    return 1 if any(each.startswith("FAILED") for each in results.values()) else 0
+    if options.keep:
+        _keep(found)
+    return 1 if any(each.startswith("FAILED") for each in found.values()) else 0
+
+
+def _keep(found: dict[str, str]) -> None:
+    """Keep the results of the cells that ran, for docs/reliability.md."""
+    cases = []
+    for name, result in found.items():
+        if ran := re.fullmatch(r"(FAILED: )?(.*?) in .* \((\d+) s\)", result):
+            failed, tests, seconds = ran.groups()
+            figures: results.Figures = {"tests": tests}
+            cases.append(results.Case(name, int(seconds), figures, passed=not failed))
+    results.keep(
+        "matrix",
+        "make matrix",
+        cases,
+        {"greendrop": version("greendrop")},
+        note="Each cell has the newest libraries, if its name does not say otherwise.",
+    )
 
 
 if __name__ == "__main__":

@@ -51,9 +51,7 @@ def end_transactions(setup: Setup, ids: Iterable[str]) -> None:
     """Have the brokers roll back open transactions, which would hide later messages."""
     for each in ids:
         keys = {"transactional.id": each, "log_level": 0}
-        Producer({**configuration(setup.bootstrap_servers), **keys}).init_transactions(
-            60
-        )
+        Producer({**configuration(setup.direct_servers), **keys}).init_transactions(60)
 
 
 def _run_transactions(setup: Setup) -> Account:
