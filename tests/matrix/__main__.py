@@ -30,11 +30,11 @@ FOLDER = ROOT / ".matrix"
 #: Seconds for an installation, and for the tests of one cell: a quarter of an hour on a
 #: machine with nothing else to do.
 _INSTALLING, _TESTING = 900.0, 3600.0
-#: What needs no broker, no other interpreter and little time.
+#: The tests that need no broker, no other interpreter and little time.
 _SHORT = (
     "not slow and not patched and not kafka and not bench and not install and not sweep"
 )
-#: What starts an interpreter of its own, whose hub lives as long as the process. Other
+#: The tests that start an interpreter, whose hub lives as long as the process. Other
 #: tests destroy their hub. With libuv that hangs or crashes in gevent if a watcher is
 #: active, as it does without greendrop; see docs/versions.md.
 _FRESH = "patched and not kafka and not bench and not install and not sweep"
