@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from greendrop import _concurrency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
 #: The number of kinds that are remembered. With more kinds in one interval nothing
 #: repeats, and there is nothing to limit.
@@ -19,14 +19,11 @@ class RateLimiter:
 
     Args:
         seconds: The interval.
-        clock: Returns the time in seconds.
     """
 
-    def __init__(
-        self, seconds: float = 60.0, clock: Callable[[], float] = _concurrency.monotonic
-    ) -> None:
+    def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds
-        self._clock = clock
+        self._clock = _concurrency.monotonic
         # For each kind the end of its interval, and how many were suppressed in it.
         self._kinds: dict[Hashable, tuple[float, int]] = {}
 

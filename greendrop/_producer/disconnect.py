@@ -13,8 +13,6 @@ from greendrop import _concurrency
 from greendrop._concurrency.fair_lock import LockRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from greendrop._client.client import Client
     from greendrop._connections.connections import Connections
     from greendrop._producer.buffer import Buffer
@@ -32,14 +30,11 @@ class IdleWatch:
 
     Args:
         timeout: Seconds without messages after which the producer counts as idle.
-        clock: Returns the monotonic time in seconds.
     """
 
-    def __init__(
-        self, timeout: float, clock: Callable[[], float] = _concurrency.monotonic
-    ) -> None:
+    def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._clock = clock
+        self._clock = _concurrency.monotonic
         self._reported = -1
         self._since = 0.0
 

@@ -33,7 +33,8 @@ def collected_lines():
     """Collect log lines in a list: level, event and keywords."""
     logger = Lines()
     now = [0.0]
-    repeats = RateLimiter(60.0, lambda: now[0])
+    repeats = RateLimiter(60.0)
+    repeats._clock = lambda: now[0]
     settings = build_settings({"bootstrap.servers": "localhost:9092"}, {"id": "p"})
     lines = LogLines(settings, log_to(logger), repeats)
     return lines, logger.lines, now
@@ -124,7 +125,8 @@ def test_every_line_is_logged_at_debug_level(collected_lines):
 
 def test_memory_for_kinds_is_bounded():
     """The memory for kinds of lines is bounded."""
-    limiter = RateLimiter(60.0, lambda: 0.0)
+    limiter = RateLimiter(60.0)
+    limiter._clock = lambda: 0.0
     for number in range(10_000):
         assert limiter.suppressed(number) == 0
 

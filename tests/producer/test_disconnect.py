@@ -428,7 +428,8 @@ def test_failure_of_an_idle_disconnect_is_reported(
 def test_idle_watch_measures_from_the_last_activity():
     """A producer is idle after a time without reports and messages in flight."""
     now = [0.0]
-    watch = IdleWatch(10.0, lambda: now[0])
+    watch = IdleWatch(10.0)
+    watch._clock = lambda: now[0]
     observed = []
     for now[0], reported, busy in [
         (0.0, 1, False),

@@ -429,7 +429,8 @@ def test_keyboard_interrupt_passes_through_listeners(monitor, kind, swallow):
 def clock(monitor):
     """Control the clock that a monitor uses to limit error events."""
     now = [0.0]
-    monitor._failures = RateLimiter(60.0, lambda: now[0])
+    monitor._failures = RateLimiter(60.0)
+    monitor._failures._clock = lambda: now[0]
     return now
 
 
