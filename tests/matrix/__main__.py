@@ -50,7 +50,10 @@ _JOURNEY = (
 _NOWHERE = "http://127.0.0.1:1"
 _SENTRY = f"""\
 import sentry_sdk
-sentry_sdk.init(dsn="{_NOWHERE.replace("//", "//key@")}/1", traces_sample_rate=1.0)
+sentry_sdk.init(
+    dsn="{_NOWHERE.replace("//", "//key@")}/1", traces_sample_rate=1.0,
+    shutdown_timeout=0,
+)
 """
 
 
@@ -112,6 +115,8 @@ class Cell:
     def _test(self) -> str:
         programs = self.folder / "bin"
         command = [str(programs / "python"), "-m", "pytest", "-q", "-n", "2"]
+        # Agents import packages before pytest can rewrite their assertions.
+        command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         command += ["-m", self.marker, *self.tests]
         if self.runs_in:
             command = [str(programs / self.runs_in[0]), *self.runs_in[1:], *command]
@@ -128,10 +133,12 @@ class Cell:
             check=False,
         )
         (self.folder / "output").write_text(done.stdout)
-        lines = done.stdout.splitlines() or ["no output"]
+        # Agents may write something at the end, too.
+        sums = re.findall(r"^(?:=+ )?(\d+ \w+.* in .*?)(?: =+)?$", done.stdout, re.M)
+        result = sums[-1] if sums else "no tests ran"
         if done.returncode:
-            return f"FAILED: {lines[-1]}; see {self.folder / 'output'}"
-        return lines[-1]
+            return f"FAILED: {result}; see {self.folder / 'output'}"
+        return str(result)
 
 
 def _interpreter(version: str) -> str | None:
