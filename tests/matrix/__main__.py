@@ -48,6 +48,10 @@ _JOURNEY = (
 )
 #: An address without a listener, for the data of agents.
 _NOWHERE = "http://127.0.0.1:1"
+#: The last line of pytest.
+_SUM = re.compile(r"^(?:=+ )?(\d+ \w+.* in .*?)(?: =+)?$", re.MULTILINE)
+#: The result of a cell: whether it failed, the tests, and the seconds.
+_RESULT = re.compile(r"(FAILED: )?(.*?)(?:(?: in |; see ).*)? \((\d+) s\)")
 _SENTRY = f"""\
 import sentry_sdk
 sentry_sdk.init(
@@ -134,7 +138,7 @@ class Cell:
         )
         (self.folder / "output").write_text(done.stdout)
         # Agents may write something at the end, too.
-        sums = re.findall(r"^(?:=+ )?(\d+ \w+.* in .*?)(?: =+)?$", done.stdout, re.M)
+        sums = _SUM.findall(done.stdout)
         result = sums[-1] if sums else "no tests ran"
         if done.returncode:
             return f"FAILED: {result}; see {self.folder / 'output'}"
@@ -233,7 +237,7 @@ def _keep(found: dict[str, str]) -> None:
     """Keep the results of the cells that ran, for docs/reliability.md."""
     cases = []
     for name, result in found.items():
-        if ran := re.fullmatch(r"(FAILED: )?(.*?) in .* \((\d+) s\)", result):
+        if ran := _RESULT.fullmatch(result):
             failed, tests, seconds = ran.groups()
             figures: results.Figures = {"tests": tests}
             cases.append(results.Case(name, int(seconds), figures, passed=not failed))
