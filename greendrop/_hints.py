@@ -118,6 +118,9 @@ _KAFKA_KEYS = frozenset(
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+#: The value of a required argument that was not given.
+MISSING: Any = type("Missing", (), {"__repr__": lambda _: "MISSING"})()
+
 
 class NoFields(TypedDict):
     """The unknown arguments of a verb: type checkers report each of them."""
@@ -150,7 +153,11 @@ def setting_hint(name: str) -> str:
 
 
 def hinted(verb: _F) -> _F:
-    """Hide from documentation what a verb accepts only to explain it: `call_error`."""
+    """Let a verb explain wrong calls itself: see `call_error`.
+
+    Documentation doesn't show what the verb accepts only for that. Each required
+    argument gets the default `MISSING`, which type checkers don't see.
+    """
     signature = inspect.signature(verb)
     named = [
         each
@@ -159,32 +166,55 @@ def hinted(verb: _F) -> _F:
     ]
     function: Any = verb
     function.__signature__ = signature.replace(parameters=named)
+    required = [
+        each.name
+        for each in named
+        if each.kind is each.KEYWORD_ONLY and each.default is each.empty
+    ]
+    function.__kwdefaults__ = {
+        **dict.fromkeys(required, MISSING),
+        **function.__kwdefaults__,
+    }
     return verb
 
 
 def call_error(
-    verb: str,
+    verb: Callable[..., Any],
     positional: Sequence[object],
     unknown: Iterable[str],
-    fields: Sequence[str],
+    **required: object,
 ) -> TypeError:
     """Make the error of a verb that was called with the wrong arguments.
 
-    Python itself names those that are missing.
-
     Args:
-        verb: Its name.
+        verb: The bound method.
         positional: Arguments without a name.
         unknown: Names of arguments that it doesn't have.
-        fields: Names of those of a message.
+        required: Arguments that it needs; `MISSING` if they were not given.
     """
+    name = verb.__name__
+    fields = list(inspect.signature(verb).parameters)
     mistakes = []
-    for name in unknown:
-        hint = argument_hint(name, fields)
-        mistakes.append(f"{name!r} is no argument{hint and f'; {hint}'}")
+    for argument in unknown:
+        hint = argument_hint(argument, fields)
+        mistakes.append(f"{argument!r} is no argument{hint and f'; {hint}'}")
+    missing = [key for key, value in required.items() if value is MISSING]
     if positional:
-        mistakes.append("all arguments are keywords")
-    return TypeError(f"Producer.{verb}(): {'; '.join(mistakes)}")
+        mistakes.append(_positional_hint(name, positional[0], required))
+    elif missing and not mistakes:
+        names = " and ".join(map(repr, missing))
+        kind = "arguments" if len(missing) > 1 else "argument"
+        mistakes.append(f"missing the {kind} {names}")
+    return TypeError(f"Producer.{name}(): {'; '.join(mistakes)}")
+
+
+def _positional_hint(verb: str, argument: object, required: Iterable[str]) -> str:
+    if hasattr(argument, "_asdict"):
+        return f"all arguments are keywords: {verb}(**message._asdict())"
+    if isinstance(argument, Mapping):
+        return f"all arguments are keywords: {verb}(**message)"
+    names = ", ".join(f"{name}=..." for name in required)
+    return f"all arguments are keywords: {verb}({names})"
 
 
 def argument_hint(name: str, fields: Sequence[str]) -> str:

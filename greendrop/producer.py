@@ -17,7 +17,7 @@ from greendrop._connections.client_slots import (
     merged_topic_config,
 )
 from greendrop._frames import concealed
-from greendrop._hints import NoFields, attribute_error, call_error, hinted
+from greendrop._hints import MISSING, NoFields, attribute_error, call_error, hinted
 from greendrop._logging.log import ERROR, Log
 from greendrop._producer.batches import validate_all, wait_reports
 from greendrop._producer.buffer import BufferedMessage, Flush
@@ -230,7 +230,9 @@ class Producer(_pickling.PerProcess):
             `produce_async`.
         """
         if positional or unknown:
-            raise call_error("produce_sync", positional, unknown, Message._fields)
+            raise call_error(
+                self.produce_sync, positional, unknown, topic=topic, payload=payload
+            )
         core = self._core or self._unconfigured()
         handle = None
         if (
@@ -249,6 +251,8 @@ class Producer(_pickling.PerProcess):
                 message = Message(topic, payload, key, label=label)
                 self._emit_error("message.produce_sync", error, message=message)
                 raise
+        if topic is MISSING or payload is MISSING:
+            raise call_error(self.produce_sync, (), (), topic=topic, payload=payload)
         fields = (
             topic,
             payload,
@@ -328,7 +332,9 @@ class Producer(_pickling.PerProcess):
             be awaited.
         """
         if positional or unknown:
-            raise call_error("produce_async", positional, unknown, Message._fields)
+            raise call_error(
+                self.produce_async, positional, unknown, topic=topic, payload=payload
+            )
         core = self._core or self._unconfigured()
         if (
             not core.hooks
@@ -341,6 +347,8 @@ class Producer(_pickling.PerProcess):
             handle = client.send_plain(topic, payload, key, label)
             if handle is not None:
                 return handle
+        if topic is MISSING or payload is MISSING:
+            raise call_error(self.produce_async, (), (), topic=topic, payload=payload)
         fields = (
             topic,
             payload,
@@ -521,8 +529,9 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_sync`.
         """
-        if positional or unknown:
-            raise call_error("tombstone_sync", positional, unknown, Message._fields)
+        required = {"topic": topic, "key": key, "partition": partition}
+        if positional or unknown or any(each is MISSING for each in required.values()):
+            raise call_error(self.tombstone_sync, positional, unknown, **required)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         core = self._core or self._unconfigured()
         message = as_tombstone(_new_message(Message, fields), core.size_limit)
@@ -552,8 +561,9 @@ class Producer(_pickling.PerProcess):
         Blocking:
             As `produce_async`.
         """
-        if positional or unknown:
-            raise call_error("tombstone_async", positional, unknown, Message._fields)
+        required = {"topic": topic, "key": key, "partition": partition}
+        if positional or unknown or any(each is MISSING for each in required.values()):
+            raise call_error(self.tombstone_async, positional, unknown, **required)
         fields = (topic, None, key, headers, partition, None, timestamp, label)
         core = self._core or self._unconfigured()
         message = as_tombstone(_new_message(Message, fields), core.size_limit)
@@ -627,8 +637,10 @@ class Producer(_pickling.PerProcess):
             ProducerClosedError: The message was not buffered.
             ProducerUsedInParentProcessError: The message was not buffered; see `reset`.
         """
-        if positional or unknown:
-            raise call_error("buffer", positional, unknown, Message._fields)
+        if positional or unknown or topic is MISSING or payload is MISSING:
+            raise call_error(
+                self.buffer, positional, unknown, topic=topic, payload=payload
+            )
         core = self._core or self._unconfigured()
         fields = (
             topic,

@@ -73,13 +73,35 @@ def test_arguments_of_other_clients_name_ours(producer, verb, arguments, ours):
 
 @pytest.mark.parametrize("verb", ONE)
 def test_missing_arguments_are_named(producer, verb):
-    """Also where other clients' arguments are given in their place."""
+    """Unless another mistake explains why they are missing."""
     call = getattr(producer, verb)
-    with pytest.raises(TypeError, match=r"missing .* 'payload'"):
-        call(topic="t", value=b"x")
-    for argument in ("t", Message("t", b"x"), GOOD):
-        with pytest.raises(TypeError, match=r"missing .* 'topic' and 'payload'"):
+    for arguments, text in [
+        ({"topic": "t"}, "missing the argument 'payload'"),
+        ({"payload": b"x"}, "missing the argument 'topic'"),
+        ({}, "missing the arguments 'topic' and 'payload'"),
+        ({"topic": "t", "value": b"x"}, "'value' is no argument; use payload"),
+    ]:
+        with pytest.raises(TypeError) as raised:
+            call(**arguments)
+        assert str(raised.value) == f"Producer.{verb}(): {text}"
+    assert producer.status == "configured"
+
+
+@pytest.mark.parametrize("verb", ONE)
+def test_positional_arguments_are_explained(producer, verb):
+    """The error says how to pass a message, a mapping, or anything else."""
+    call = getattr(producer, verb)
+    for argument, text in [
+        (Message("t", b"x"), f"{verb}(**message._asdict())"),
+        (GOOD, f"{verb}(**message)"),
+        ("t", f"{verb}(topic=..., payload=...)"),
+    ]:
+        with pytest.raises(TypeError) as raised:
             call(argument)
+        assert (
+            str(raised.value)
+            == f"Producer.{verb}(): all arguments are keywords: {text}"
+        )
     with pytest.raises(TypeError, match="all arguments are keywords"):
         call("t", **GOOD)
 
@@ -101,8 +123,10 @@ def test_tombstones_are_explained(producer, verb):
     """They have hints, too."""
     call = getattr(producer, verb)
     good = {"topic": "t", "key": "k", "partition": 0}
-    with pytest.raises(TypeError, match=r"missing .* 'key' and 'partition'"):
+    with pytest.raises(TypeError, match="missing the arguments 'key' and 'partition'"):
         call(topic="t")
+    with pytest.raises(TypeError, match=r"'payload' is no argument$"):
+        call(**good, payload=b"x")
     with pytest.raises(TypeError, match="add_done_callback"):
         call(**good, on_delivery=print)
     with pytest.raises(TypeError, match="all arguments are keywords"):

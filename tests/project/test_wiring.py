@@ -14,7 +14,7 @@ from tests.project.measure_code import measure
         ("Any", 120),
         # "Go to definition" ends at a function that a caller has passed in: pass the
         # object that has it, or a small protocol.
-        ("callables in constructors", 11),
+        ("callables in constructors", 10),
     ],
 )
 def test_code_hides_little(name, bound):

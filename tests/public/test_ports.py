@@ -44,9 +44,9 @@ def test_a_program_for_confluent_kafka(mock_cluster):
     order = ORDERS[0]
     with pytest.raises(AttributeError, match=r"use produce_async\(topic=\.\.\., payl"):
         producer.produce("orders", json.dumps(order), on_delivery=on_delivery)
-    with pytest.raises(TypeError, match=r"missing .* 'topic' and 'payload'"):
+    with pytest.raises(TypeError, match="all arguments are keywords: produce_async"):
         producer.produce_async("orders", json.dumps(order), on_delivery=on_delivery)
-    with pytest.raises(TypeError, match=r"missing .* 'payload'"):
+    with pytest.raises(TypeError, match="; use payload"):
         producer.produce_async(topic="orders", value=json.dumps(order))
     with pytest.raises(TypeError, match="add_done_callback"):
         producer.produce_async(
