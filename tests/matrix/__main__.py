@@ -52,13 +52,17 @@ _NOWHERE = "http://127.0.0.1:1"
 _SUM = re.compile(r"^(?:=+ )?(\d+ \w+.* in .*?)(?: =+)?$", re.MULTILINE)
 #: The result of a cell: whether it failed, the tests, and the seconds.
 _RESULT = re.compile(r"(FAILED: )?(.*?)(?:(?: in |; see ).*)? \((\d+) s\)")
+# The first event of an agent starts its thread, which no test then finds left behind.
+_DDTRACE = """\
+from ddtrace.trace import tracer
+tracer.trace("start").finish()
+"""
 _SENTRY = f"""\
 import sentry_sdk
 sentry_sdk.init(
     dsn="{_NOWHERE.replace("//", "//key@")}/1", traces_sample_rate=1.0,
     shutdown_timeout=0,
 )
-# Starts the agent's thread, which no test then takes for a left one.
 sentry_sdk.capture_message("start")
 """
 
@@ -181,6 +185,7 @@ CELLS = (
             "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
         },
         runs_in=("ddtrace-run",),
+        start=_DDTRACE,
         tests=_JOURNEY,
     ),
     Cell(
