@@ -49,7 +49,9 @@ class Open(NamedTuple):
             if time.monotonic() > deadline:
                 break
             tasks.sleep(0.01)
-        return [f"thread {_thread_name(each)}" for each in sorted(threads)] + [
+        # On a busy machine a thread may end just now.
+        names = filter(None, map(_thread_name, sorted(threads)))
+        return [f"thread {name}" for name in names] + [
             f"file descriptor {number} of {target}" for number, target in sorted(files)
         ]
 
@@ -66,8 +68,9 @@ class Open(NamedTuple):
         return new - set(loops[:replaced])
 
 
-def _thread_name(number: str) -> str:
+def _thread_name(number: str) -> str | None:
+    """Return the name of a thread; None if it has ended."""
     try:
-        return (_PROC / "task" / number / "comm").read_text().strip()
+        return (_PROC / "task" / number / "comm").read_text().strip() or number
     except OSError:
-        return number
+        return None

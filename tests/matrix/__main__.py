@@ -57,6 +57,11 @@ _DDTRACE = """\
 from ddtrace.trace import tracer
 tracer.trace("start").finish()
 """
+_NEWRELIC = """\
+import newrelic.agent
+newrelic.agent.initialize()
+newrelic.agent.register_application(timeout=10.0)
+"""
 _SENTRY = f"""\
 import sentry_sdk
 sentry_sdk.init(
@@ -206,6 +211,7 @@ CELLS = (
             "NEW_RELIC_DEVELOPER_MODE": "true",
         },
         runs_in=("newrelic-admin", "run-program"),
+        start=_NEWRELIC,
         tests=_JOURNEY,
     ),
     Cell("sentry", start=_SENTRY, tests=_JOURNEY),
