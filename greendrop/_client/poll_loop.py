@@ -87,6 +87,7 @@ class PollLoop:
     """
 
     __slots__ = (
+        "_awaits_brokers",
         "_client",
         "_dispatching",
         "_ending",
@@ -142,6 +143,8 @@ class PollLoop:
         self._dispatching: set[object] = set()
         # Other tasks whose listeners must not wait for this client.
         self._no_wait_tasks: set[object] = set()
+        # Whether a task is in a block of `awaiting_brokers`.
+        self._awaits_brokers = False
         #: The current poller; None before the first use.
         self.poller: GreenletPoller | ThreadPoller | None = None
         #: The batcher of the poller's hub, if a hub polls and sends are batched.
@@ -391,6 +394,21 @@ class PollLoop:
         finally:
             self._no_wait_tasks.discard(task)
 
+    @contextlib.contextmanager
+    def awaiting_brokers(self) -> Iterator[None]:
+        """Poll, and watch for silent brokers, while no message is in flight.
+
+        For a task that asks the brokers for something else before its first message.
+        """
+        try:
+            self._awaits_brokers = True
+            self.ensure_poller()
+            if self.poller is not None:
+                self.poller.start_safety_timer()
+            yield
+        finally:
+            self._awaits_brokers = False
+
     def last_broker_error(self) -> str | None:
         """Return the last error of a broker since the last delivered message."""
         return self.kafka_handle.error_translator.last_error
@@ -415,9 +433,13 @@ class PollLoop:
         self.kafka_handle.interrupt_poll()
 
     def count_in_flight(self) -> int:
-        """Return the number of messages that the poller has to wait for."""
-        # In a forked child they are the parent's.
-        return self._in_flight.count if self._client.mark[0] else 0
+        """Return the number of messages that the poller has to wait for.
+
+        Another question to the brokers counts as one.
+        """
+        if not self._client.mark[0]:
+            return 0  # in a forked child they are the parent's
+        return self._in_flight.count or int(self._awaits_brokers)
 
     def note_stall(self, seconds: float, stack: str | None) -> None:
         """Emit `hub.stalled` with the next poll; from any thread."""
@@ -466,7 +488,9 @@ class PollLoop:
             try:
                 self._dispatching.add(call)
                 self.dispatcher.dispatch()
-                if self._silence is not None and self._in_flight.pending:
+                if self._silence is not None and (
+                    self._in_flight.pending or self._awaits_brokers
+                ):
                     self._watch_silence(self._silence)
                 if self.kafka_handle.interrupted:
                     self._client.fail_lost_reports()

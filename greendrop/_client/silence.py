@@ -51,7 +51,7 @@ class SilenceWatch:
         """Look once; True when there is nothing to watch for any more.
 
         Args:
-            producer: The client as `has_metadata` takes it. Messages are in flight.
+            producer: The client as `has_metadata` takes it. A task waits for it.
         """
         if self._errors.has_delivered or self._dispatcher.has_logged_failure:
             return True

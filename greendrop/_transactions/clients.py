@@ -94,7 +94,8 @@ class TransactionalClients:
         self.calls = TransactionCalls(self._connections)
         client.poll_loop.dispatcher.offset_guard = self.offset_guard
         try:
-            self.calls.run("init", client.kafka_handle.init_transactions, deadline)
+            with client.poll_loop.awaiting_brokers():
+                self.calls.run("init", client.kafka_handle.init_transactions, deadline)
         except FAILURES as error:
             if isinstance(error, BrokerError) and error.fatal:
                 self.replace(client, error)

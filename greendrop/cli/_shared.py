@@ -85,12 +85,13 @@ class ConnectionErrors:
             return
         error = event["error"]
         text = _ATTEMPT.sub("", str(error))
-        # "All brokers are down" follows, and adds nothing to, the reason.
-        name = getattr(error, "name", None)
-        adds_nothing = self._printed and name == "_ALL_BROKERS_DOWN"
-        if text not in self._printed and not adds_nothing:
+        # "All brokers are down" follows, and adds nothing to, the reason. It comes
+        # alone where brokers close each connection, as those do that expect TLS.
+        all_down = getattr(error, "name", None) == "_ALL_BROKERS_DOWN"
+        advice = " (`greendrop doctor` finds out why)" if all_down else ""
+        if text not in self._printed and not (all_down and self._printed):
             self._printed.add(text)
-            say(f"{text}; still trying")
+            say(f"{text}; still trying{advice}")
 
 
 @contextlib.contextmanager

@@ -609,6 +609,19 @@ def test_each_command_prints_at_once_that_a_connection_is_refused(command):
     assert time.monotonic() - started < 30
 
 
+def test_a_port_that_closes_each_connection_is_a_case_for_the_doctor():
+    """A broker that expects TLS does so, and librdkafka gives no reason."""
+    with listening(b"") as address:
+        process = start("produce", "-t", "t", "-b", address)
+        process.stdin.write("x\n")
+        process.stdin.flush()
+
+        line = first_error(process)
+
+    assert "greendrop: 1/1 brokers are down" in line
+    assert line.endswith("; still trying (`greendrop doctor` finds out why)\n")
+
+
 @pytest.mark.parametrize("command", SENDING, ids=lambda command: command[0])
 def test_each_command_prints_that_a_port_stays_silent(command):
     """Without the library's own check there would be silence for ten seconds."""

@@ -18,7 +18,7 @@ PROGRAM = """
     # The test suite's own programs suppress this warning.
     logging.getLogger("greendrop.librdkafka").handlers.clear()
 
-    from greendrop import DeliveryError, Producer
+    from greendrop import ProduceError, Producer
 
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
@@ -26,12 +26,13 @@ PROGRAM = """
         server.listen(50)
     address = "127.0.0.1:%d" % server.getsockname()[1]
     print(address)
-    producer = Producer(
-        kafka={"bootstrap.servers": address, "message.timeout.ms": 5000}, id="p"
-    )
+    kafka = {"bootstrap.servers": address, "message.timeout.ms": 5000}
+    if transactional:
+        kafka["transactional.id"] = "p"
+    producer = Producer(kafka=kafka, max_wait_timeout=5.5, id="p")
     try:
         producer.produce_sync(topic="t", payload=b"x")
-    except DeliveryError:
+    except ProduceError:
         print("not delivered")
     producer.close(force=True)
     server.close()
@@ -41,9 +42,13 @@ PROGRAM = """
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("silent", [False, True])
-def test_program_without_a_broker_logs_one_warning(mode, silent):
-    """One line on standard error names the address, without any logging configured."""
-    ended = run(PROGRAM, mode, fails=True, silent=silent)
+@pytest.mark.parametrize("transactional", [False, True])
+def test_program_without_a_broker_logs_one_warning(mode, silent, transactional):
+    """One line on standard error names the address, without any logging configured.
+
+    A transactional producer waits for the brokers before its first message.
+    """
+    ended = run(PROGRAM, mode, fails=True, silent=silent, transactional=transactional)
 
     address, *rest = ended.stdout.splitlines()
     assert (ended.returncode, rest) == (0, ["not delivered"]), ended.stderr
