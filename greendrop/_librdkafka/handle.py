@@ -109,8 +109,8 @@ class KafkaHandle:
         self.interrupted = False
         # The thread that is inside `poll`; 0 if none is.
         self._poll_ident = 0
-        # Long calls that are inside librdkafka, counted under `send_lock`.
-        self._calls = 0
+        # Long calls that are inside librdkafka; added under `send_lock`.
+        self._calls: set[object] = set()
         self._call_ended = _concurrency.ThreadWaiter()
         #: Set when a report or a client event has arrived.
         self.wakeup = WakeupFd()
@@ -392,8 +392,7 @@ class KafkaHandle:
         """
         self.in_transaction = True  # stays so if a signal handler raises meanwhile
         try:
-            with self._transaction_call():
-                self.producer.begin_transaction()
+            self._begin()
         except Exception:
             self.in_transaction = False
             raise
@@ -415,8 +414,7 @@ class KafkaHandle:
         if not self.in_transaction:
             return None
         try:
-            with self._transaction_call():
-                self.producer.begin_transaction()
+            self._begin()
         except BrokerError as error:
             return error if error.fatal or error.abortable else None
         except ProducerClosedError:
@@ -471,6 +469,17 @@ class KafkaHandle:
             self.producer.abort_transaction(seconds)
         self.in_transaction = False
 
+    def _begin(self) -> None:
+        # Under the lock, as it is short. Unlike a block of `_long_call` that leaves no
+        # trace if a signal handler raises at its begin or end.
+        with self.send_lock:
+            if self.closed:
+                raise ProducerClosedError(self._settings.id)
+            try:
+                self.producer.begin_transaction()
+            except cimpl.KafkaException as error:
+                raise self.error_translator.translate(error.args[0]) from error
+
     @contextlib.contextmanager
     def _transaction_call(self) -> Iterator[None]:
         """Make a transaction call in this block; translate its error."""
@@ -502,15 +511,15 @@ class KafkaHandle:
 
         Holding `send_lock` for so long would block senders, and the hub with them.
         """
-        with self.send_lock:
-            if self.closed:
-                raise ProducerClosedError(self._settings.id)
-            self._calls += 1
+        call = object()
         try:
+            with self.send_lock:
+                if self.closed:
+                    raise ProducerClosedError(self._settings.id)
+                self._calls.add(call)
             yield
         finally:
-            with self.send_lock:
-                self._calls -= 1
+            self._calls.discard(call)
             self._call_ended.wake()
 
     def _wait_for_calls(self, seconds: float) -> bool:

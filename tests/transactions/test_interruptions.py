@@ -1,5 +1,6 @@
 """Signal handlers that send, or raise, while a transaction begins or ends."""
 
+import contextlib
 import gc
 import signal
 import time
@@ -41,7 +42,7 @@ def run(producer, *, abort):
         Transactions._begin,
         Transactions.end,
         Transactions._finish,
-        KafkaHandle._transaction_call,
+        KafkaHandle._begin,
         TransactionalClients.acquire,
     ],
 )
@@ -105,3 +106,30 @@ def test_a_handler_that_sends_gets_an_answer_at_once(world, connected, place):
 
     assert answers
     run(producer, abort=False)
+
+
+def test_a_client_can_be_closed_after_an_interrupt_of_a_begin(world, connected):
+    """A signal handler may raise just after the begin has released a lock.
+
+    A call that stayed counted as running would keep librdkafka open for good. Threads
+    and descriptors are counted after the test, as after each one.
+    """
+    producer = connected()
+    block = contextlib.ExitStack()
+
+    with (
+        handling(signal.SIGINT, interrupt) as raise_signal,
+        at_entry(
+            KafkaHandle.begin_transaction,
+            lambda: block.enter_context(
+                at_return(lambda each: each.__name__ == "__exit__", raise_signal)
+            ),
+        ),
+        block,
+        pytest.raises(KeyboardInterrupt),
+        producer.transaction(),
+    ):
+        pass
+    producer.produce_sync(topic="t", payload=b"x")
+
+    producer.close(force=True)
