@@ -144,8 +144,10 @@ class GreenletWaiter:
 
     def _sleep(self, seconds: float) -> bool:
         hub = self._hub
-        self._switch = self.greenlet.switch
         try:
+            # In the block: Python 3.10 may call a signal handler after each operation.
+            # If that raised before the block, a late wake-up would find the switch.
+            self._switch = self.greenlet.switch
             while not (self._woken or self._timed_out_by_timer):
                 if hub.dead:
                     return self._block(seconds)

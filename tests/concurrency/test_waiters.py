@@ -1,6 +1,8 @@
 import contextlib
+import linecache
 import os
 import select
+import sys
 import threading
 import time
 
@@ -400,6 +402,43 @@ def test_greenlet_of_another_hub_is_woken(hub):
     thread.join(LONG)
 
     assert results == [True]
+
+
+def test_a_late_wake_up_does_nothing_after_an_interrupt_at_the_begin_of_a_wait(hub):
+    """The greenlet would be resumed in the middle of its next wait."""
+    code = GreenletWaiter._sleep.__code__
+    number = count = 0
+    reached_switch = False
+
+    def trace(frame, event, _):
+        if event == "call" and frame.f_code is code:
+            frame.f_trace_opcodes = True
+            return on_operation
+        return None
+
+    def on_operation(frame, *_):
+        nonlocal count, reached_switch
+        count += 1  # lines only where Python traces no operations
+        if "hub.switch()" in linecache.getline(code.co_filename, frame.f_lineno):
+            reached_switch = True
+            sys.settrace(None)
+            return None
+        if count == number:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return on_operation
+
+    while not reached_switch:
+        number, count = number + 1, 0
+        waiter = _concurrency.new_waiter()
+        sys.settrace(trace)
+        try:
+            waiter.wait(0.01)
+        except KeyboardInterrupt:
+            waiter.wake()
+        gevent.sleep(0.002)
+
+    assert number > 1
 
 
 def test_waking_in_a_dead_hub_is_ignored(hub):
