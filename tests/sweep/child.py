@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import itertools
 import json
+import logging
 import os
 import select
 import signal
@@ -60,8 +61,10 @@ _MOMENTS = 60
 #: handler can do that: 8,000 at random moments did not.
 _SKIPS_RESUMED = sys.version_info < (3, 11)
 #: librdkafka's mock cluster draws the ids of transactional producers at random out of
-#: less than a million, and refuses a producer whose id another one has as well.
+#: less than a million, and refuses a producer whose id another one has as well. An
+#: abort then waits for a new id, which the cluster refuses too, until the time is over.
 _COLLISION = "INVALID_PRODUCER_ID_MAPPING"
+_LOGGED_COLLISION = "producer id which is not currently assigned"
 
 
 class Point(NamedTuple):
@@ -135,6 +138,10 @@ class Sweep:
         #: Errors that only the hub, or only Python's hook, has seen.
         self._unhandled: list[object] = []
         self._watch_unhandled()
+        #: Log lines about collisions of ids.
+        self._collisions: list[str] = []
+        log = logging.getLogger("greendrop.librdkafka")
+        log.addFilter(self._note_collision)
 
     def _watch_unhandled(self) -> None:
         # In a destructor, as that of a generator that was not exhausted, Python itself
@@ -145,6 +152,11 @@ class Sweep:
             hub_class.print_exception = lambda _, __, *error: self._unhandled.append(
                 error[1]
             )
+
+    def _note_collision(self, record: logging.LogRecord) -> bool:
+        if _LOGGED_COLLISION in record.getMessage():
+            self._collisions.append(record.getMessage())
+        return True
 
     # --- the points --------------------------------------------------------------
 
@@ -185,11 +197,12 @@ class Sweep:
 
     def run(self, point: Point) -> list[str]:
         """Interrupt the verb at a point, and return the broken rules."""
+        self._collisions.clear()
         try:
             broken = self._run(point)
         except GreendropError as error:
             broken = [f"before the verb: {error!r}"]
-        if any(_COLLISION in rule for rule in broken):
+        if any(_COLLISION in rule for rule in broken) or (broken and self._collisions):
             broken = self._run(point)
         return broken
 
