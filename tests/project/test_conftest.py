@@ -28,7 +28,7 @@ def test_that_leaves_things(mock_cluster, hub):
     kept.append(producer)
     producer.produce_sync(topic="events", payload=b"x")
     os.pipe()
-    threading.Thread(target=time.sleep, args=(4,)).start()
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     gevent.spawn(lambda: 1 / 0).join()
 
 
