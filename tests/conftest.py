@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 #: Seconds that threads may take to end after a test.
-_LONGEST_WAIT = 10.0
+_LONGEST_WAIT = 5.0
 
 # In a separate process, since tests may not find gevent imported.
 _VERSIONS = """
