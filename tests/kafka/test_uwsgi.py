@@ -14,6 +14,7 @@ import sysconfig
 from contextlib import closing
 from pathlib import Path
 from shutil import which
+from time import sleep
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_the_end_of_a_worker_sends_buffered_messages(serve, stored, mode):
         # At SIGTERM it doesn't if a request is just about to end.
         server.signal(signal.SIGHUP)
         wait_until_up(server, 4)
+        sleep(1)  # uWSGI loses a signal while it starts its workers
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
