@@ -11,6 +11,8 @@ REMARKS = {
     " C, and takes 3. With real-time priority for client and broker it is 1.20 times"
     " raw flush, and 1.09 times the rate of the poll thread: another program on the"
     " same processors delays each of the wake-ups.",
+    "wait-10": "1.10 and 1.25 times in two runs of one day, whose code for this case is"
+    " the same but for a comparison for each message.",
     "wait-100": "With 100 greenlets and more the hub's thread is busy all the time:"
     " 670 bytecodes of Python for each message, half of them for its wait, and two"
     " switches of greenlets. With real-time priority 1.15 times aiokafka while little"
@@ -18,6 +20,8 @@ REMARKS = {
     " instead of 9 µs of processor time, and with aiokafka 10 instead of 8.5.",
     "wait-300": "As with 100 greenlets: the processor time of Python. 0.85 to 1.05"
     " times aiokafka in three runs with real-time priority.",
+    "wait-1000": "With 1 MB batches 0.98 and 1.27 times aiokafka in two runs of one"
+    " day.",
     "keys-10": "aiokafka puts all partitions of a broker into one request. librdkafka"
     " sends one request for each partition, and each answer wakes the hub.",
     "keys-30": "As with 10 greenlets: one request for each partition.",
@@ -25,6 +29,9 @@ REMARKS = {
     " and the broker. With real-time priority 1.14 times raw flush.",
     "threads-8": "The thread that polls wakes the others, on the processors that the"
     " broker needs as well. With real-time priority 3.7 times raw flush.",
+    "trap-5ms-100": "Not profiled. 0.9 to 1.0 times the poll thread in several runs.",
+    "trap-20ms-100": "Not profiled; as with a round trip of 5 ms.",
+    "trap-20ms-1000": "Not profiled; as with a round trip of 5 ms.",
     "fire-200k": "A handle, a report and the checks of a message are Python objects"
     " and bytecode: 250 bytecodes for each message. The raw callback keeps nothing of"
     " a message but a counter.",
