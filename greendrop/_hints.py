@@ -119,7 +119,7 @@ _KAFKA_KEYS = frozenset(
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: The value of a required argument that was not given.
-MISSING: Any = type("Missing", (), {"__repr__": lambda _: "MISSING"})()
+MISSING: Any = object()
 
 
 class NoFields(TypedDict):

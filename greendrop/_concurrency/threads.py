@@ -75,8 +75,8 @@ class BackgroundTask:
     its work. Signal handlers don't run in threads.
 
     Args:
-        function: What the task calls. It does what is left to do, and nothing if that
-            is nothing.
+        function: Is called in the task, and again after an interruption: each call does
+            the rest of the work, if there is any.
         args: Its arguments.
         kwargs: Its keyword arguments.
     """
