@@ -24,7 +24,6 @@ from greendrop.errors import IllegalWaitError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gevent._types import _Callback
     from gevent.hub import Hub
     from greenlet import greenlet
 
@@ -84,7 +83,6 @@ class GreenletWaiter:
     """A wait that lets the hub run other greenlets."""
 
     __slots__ = (
-        "_callback",
         "_hub",
         "_shared_timer",
         "_switch",
@@ -108,7 +106,6 @@ class GreenletWaiter:
         self.greenlet = greenlet
         # The greenlet's `switch`, only during a wait.
         self._switch: Callable[[], object] | None = None
-        self._callback: _Callback | None = None
         self._woken = False
         self._timed_out_by_timer = False
 
@@ -156,10 +153,7 @@ class GreenletWaiter:
             # From here on a late wake-up does nothing: it must not switch into a
             # greenlet that has gone on to other code.
             self._switch = None
-            if self._callback is not None:
-                self._callback.stop()
-        if not self._woken:
-            self._timed_out_by_timer, self._callback = False, None
+            self._timed_out_by_timer = False
         return self._woken
 
     def _block(self, seconds: float) -> bool:
@@ -182,9 +176,8 @@ class GreenletWaiter:
     def time_out(self) -> None:
         """End a wait because its time is over; in the hub's thread."""
         self._timed_out_by_timer = True
-        if self._switch is not None and self._callback is None:
-            loop = self._hub.loop
-            self._callback = loop.run_callback(self._switch)
+        if self._switch is not None:
+            self._hub.loop.run_callback(self._resume)
 
     def wake(self) -> None:
         self._woken = True
@@ -192,12 +185,13 @@ class GreenletWaiter:
         loop = hub.loop
         if loop is None or native.get_ident() != hub.thread_ident:
             call_soon_threadsafe(hub, self._resume)
-        elif self._switch is not None and self._callback is None:
+        elif self._switch is not None:
             # In the hub's own thread no other task runs between the check and the
             # schedule, so the detour by `call_soon_threadsafe` is not needed.
-            self._callback = loop.run_callback(self._switch)
+            loop.run_callback(self._resume)
 
     def _resume(self) -> None:
+        # An exception may have ended the wait since this was scheduled.
         if self._switch is not None:
             self._switch()
 

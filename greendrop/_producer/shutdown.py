@@ -280,8 +280,8 @@ class Shutdown:
     def _run(account: _Account, steps: Sequence[_Step]) -> None:
         """Run steps of a close, each also if those before it were interrupted.
 
-        The producer always ends closed. The last exception of a step is raised
-        afterwards.
+        The producer always ends closed, without further waits after an interrupt. The
+        last exception of a step is raised afterwards.
         """
         failure: BaseException | None = None
         for step in steps:
@@ -289,6 +289,7 @@ class Shutdown:
                 step(account)
             except BaseException as error:  # noqa: BLE001 - raised below
                 failure = error
+                account.deadline = _concurrency.Deadline(0)
         try:
             if failure is not None:
                 raise failure
@@ -356,17 +357,13 @@ class Shutdown:
 
     def _flush(self, account: _Account) -> None:
         """Send the buffered messages, unless there is no time for that."""
-        try:
-            # No client takes over any more: fail the messages that wait for that.
-            self._recovery.stop()
-            for client in account.clients:
-                client.fail_carried_over(None)
-            # A forced close without a timeout has no time to deliver anything.
-            if self._buffer and (account.timeout or not account.force):
-                self._flush_last(account)
-        except BaseException:
-            account.deadline = _concurrency.Deadline(0)  # interrupted: wait no longer
-            raise
+        # No client takes over any more: fail the messages that wait for that.
+        self._recovery.stop()
+        for client in account.clients:
+            client.fail_carried_over(None)
+        # A forced close without a timeout has no time to deliver anything.
+        if self._buffer and (account.timeout or not account.force):
+            self._flush_last(account)
 
     def _deliver(self, account: _Account) -> None:
         """Wait for the deliveries, drop the rest, and close the clients."""

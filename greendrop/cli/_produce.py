@@ -204,13 +204,13 @@ def _send_all(
             if tally.sent == options.count:
                 break
         _wait_for_reports(producer)
+        _close(producer, tally, None)
     except (KeyboardInterrupt, Terminated):
         _end_early(producer, tally)
         raise
     except OSError:
         producer.close(force=True)
         raise
-    _close(producer, tally, None)
 
 
 def _wait_for_reports(producer: Producer) -> None:

@@ -131,14 +131,14 @@ def run(options: argparse.Namespace) -> int:
         try:
             writer.write("startup_complete")
             _send(producer, options, writer, stop)
-        except OSError:
+            if stop.requested and (in_flight := producer.queue_size):
+                say_interrupted(in_flight)
+            # Each message that is dropped has a line of its own.
+            with contextlib.suppress(MessagesAbandonedError):
+                producer.close()
+        finally:
+            # Output can't be written, or the second signal came before `close` began.
             producer.close(force=True)
-            raise
-        if stop.requested and (in_flight := producer.queue_size):
-            say_interrupted(in_flight)
-        # Each message that is dropped has a line of its own.
-        with contextlib.suppress(MessagesAbandonedError):
-            producer.close()
     if writer.unwritable is not None:
         raise writer.unwritable
     writer.write_totals()

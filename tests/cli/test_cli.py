@@ -23,6 +23,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.patched]
 
 #: A port without a listener.
 NOWHERE = "127.0.0.1:1"
+#: Runs a command, and interrupts it where it begins to close its producer.
+INTERRUPTED = """
+import sys
+
+from greendrop._producer import registry
+from greendrop.cli import main
+from greendrop.producer import Producer
+from tests.interrupting import at_entry, interrupt
+
+with at_entry(Producer.close, interrupt):
+    status = main(sys.argv[1:])
+print(f"exit status {status}, producers: {len(registry._in_use)}")
+"""
 
 
 @pytest.fixture
@@ -660,6 +673,26 @@ def test_verify_announces_its_waits(number):
     assert "interrupted; waiting for " in line
     assert "in flight (a second Ctrl-C drops what is left)" in line
     assert finish(process).status == 128 + number
+
+
+@pytest.mark.parametrize("command", ["produce", "verify"])
+def test_a_command_that_is_interrupted_before_it_closes_leaves_no_producer(
+    command, servers
+):
+    """At exit there is nothing left to wait for."""
+    options = ["-b", servers, "-t", "t"]
+    if command == "verify":
+        options = ["--bootstrap-server", servers, "--topic", "t", "--max-messages", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, command, *options],
+        input="x\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.splitlines()[-1] == "exit status 130, producers: 0"
 
 
 def test_ctrl_c_ends_bench_silently():

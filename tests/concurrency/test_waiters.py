@@ -404,17 +404,23 @@ def test_greenlet_of_another_hub_is_woken(hub):
     assert results == [True]
 
 
-def test_a_late_wake_up_does_nothing_after_an_interrupt_at_the_begin_of_a_wait(hub):
-    """The greenlet would be resumed in the middle of its next wait."""
-    code = GreenletWaiter._sleep.__code__
-    number = count = 0
-    reached_switch = False
+def tracer_of(code, on_operation):
+    """Return a trace function that calls another at each operation of some code."""
 
     def trace(frame, event, _):
         if event == "call" and frame.f_code is code:
             frame.f_trace_opcodes = True
             return on_operation
         return None
+
+    return trace
+
+
+def test_a_late_wake_up_does_nothing_after_an_interrupt_at_the_begin_of_a_wait(hub):
+    """The greenlet would be resumed in the middle of its next wait."""
+    code = GreenletWaiter._sleep.__code__
+    number = count = 0
+    reached_switch = False
 
     def on_operation(frame, *_):
         nonlocal count, reached_switch
@@ -431,7 +437,7 @@ def test_a_late_wake_up_does_nothing_after_an_interrupt_at_the_begin_of_a_wait(h
     while not reached_switch:
         number, count = number + 1, 0
         waiter = _concurrency.new_waiter()
-        sys.settrace(trace)
+        sys.settrace(tracer_of(code, on_operation))
         try:
             waiter.wait(0.01)
         except KeyboardInterrupt:
@@ -439,6 +445,42 @@ def test_a_late_wake_up_does_nothing_after_an_interrupt_at_the_begin_of_a_wait(h
         gevent.sleep(0.002)
 
     assert number > 1
+
+
+@pytest.mark.parametrize("end", [GreenletWaiter.wake, GreenletWaiter.time_out])
+def test_an_interrupted_wake_up_does_not_resume_the_next_wait(hub, hub_errors, end):
+    """A signal handler may raise before or after the switch is scheduled."""
+    number = count = 0
+    interrupted = True
+
+    def on_operation(*_):
+        nonlocal count
+        count += 1  # lines only where Python traces no operations
+        if count == number:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return on_operation
+
+    def interrupt():
+        sys.settrace(tracer_of(end.__code__, on_operation))
+        try:
+            end(waiter)
+        finally:
+            sys.settrace(None)
+
+    while interrupted:
+        number, count = number + 1, 0
+        waiter = _concurrency.new_waiter()
+        gevent.spawn(interrupt)
+        try:
+            waiter.wait(LONG)
+        except KeyboardInterrupt:
+            gevent.sleep(0.002)
+        else:
+            interrupted = False
+
+    assert number > 1
+    hub_errors.clear()
 
 
 def test_waking_in_a_dead_hub_is_ignored(hub):

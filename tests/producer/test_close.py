@@ -15,7 +15,9 @@ from greendrop import (
     ProducerAlreadyConfiguredError,
     ProducerClosedError,
 )
+from greendrop._producer.shutdown import Shutdown
 from greendrop.testing import trigger_fatal_error
+from tests.interrupting import at_entry, interrupt
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
@@ -856,6 +858,26 @@ def test_interrupted_close_still_ends_closed(make_producer):
         producer.close()
     timer.join()
 
+    assert watch.seconds < QUICK
+    assert producer.status == "closed"
+    assert all(each.done for each in handles)
+
+
+@pytest.mark.parametrize("step", ["_announce", "_flush", "_deliver", "_sum_up"])
+def test_an_interrupted_close_waits_no_longer(world, make_producer, step):
+    """Wherever Ctrl-C comes, `close` drops at once what is not delivered."""
+    producer = make_producer(NOWHERE)
+    handles = send(producer, 3)
+    place = getattr(Shutdown, step)
+
+    with (
+        at_entry(place, interrupt) as calls,
+        Stopwatch() as watch,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        producer.close(0.1 if step == "_sum_up" else LONG)
+
+    assert calls
     assert watch.seconds < QUICK
     assert producer.status == "closed"
     assert all(each.done for each in handles)
