@@ -7,8 +7,9 @@ flight, sends are collected and given to librdkafka together.
 `HubBatcher` collects the sends of the greenlets of one hub. It hands over at the end of
 the hub's tick, when every greenlet that the last reports have freed has run: once all
 messages in flight are reported, or after one round trip (two, if only few sends wait).
-With few messages in flight the end of the tick is enough, and with none a send goes out
-at once.
+With few messages in flight, or with a broker so far away that the hub has time to spare
+during a round trip, it hands over at the end of each tick, and with nothing in flight a
+send goes out at once.
 
 `ThreadBatcher` collects the sends of threads without a hub, while one of them polls. It
 hands over when as many sends wait as were in flight, or when the poll returns.
@@ -43,6 +44,15 @@ _MAX_BATCH = 2_048
 #: tick hands over. Ten greenlets then make 13.7k/s instead of 11.9k/s (one Apache Kafka
 #: on the same machine, round trip 0.7 ms); 16 and 22 the same, and 30 lose by it.
 _FEW = 16
+#: Seconds of the hub for one message, about, on the machine of docs/benchmarks.md. If
+#: the round trip to the nearest broker is longer than the hub works on all messages in
+#: flight, collecting them only delays them: see docs/decisions/0032.
+_HUB_TIME = 10e-6
+#: ... and longer than this, in seconds.
+_FAR = 0.001
+#: Then a tick with many sends hands them over in up to so many parts: the broker works
+#: on the first part while the hub runs the other greenlets.
+_PARTS = 16
 #: Threads collect while the nearest broker has this round trip in seconds, or less. A
 #: broker that is farther away does not need it, and each send would wait for 1 ms: with
 #: a round trip of 1 ms, 64 threads made 22k/s instead of 31k/s.
@@ -162,7 +172,9 @@ class HubBatcher(Batcher):
         self._loop = hub.loop
         # gevent's callback at the end of this tick; pending until it runs.
         self._tick: _Callback | None = None
+        # Seconds: smoothed, and the shortest one (0 before the first).
         self._round_trip = 0.0
+        self._nearest = 0.0
         self._last_flush = 0.0
         # A repeating timer, although it is stopped each time it fires: libev starts a
         # one-shot timer that has fired with the rest of its time, which is nothing.
@@ -178,14 +190,17 @@ class HubBatcher(Batcher):
         idle = waiting >= len(self._pending) and not (self._tick and self._tick.pending)
         if (idle and waiting == 1) or waiting >= _MAX_BATCH:
             self.flush()
-        elif self._are_few():
-            self._schedule()
-        else:
+        elif self._collects():
             self._arm()
+        elif waiting >= max(_FEW, len(self._pending) // _PARTS):
+            self.flush()
+        else:
+            self._schedule()
 
     def on_reports(self, count: int, round_trip: float) -> None:
         if round_trip >= 0:
             self._round_trip += (round_trip - self._round_trip) * _WEIGHT
+            self._nearest = min(round_trip, self._nearest or round_trip)
         if count == 1 and not self._pending:
             return  # a lone sender, whose next message goes out at once
         self._schedule()
@@ -222,13 +237,15 @@ class HubBatcher(Batcher):
 
     def _flush_if_due(self) -> bool:
         nothing_in_flight = len(self.items) >= len(self._pending)
-        due = nothing_in_flight or self._are_few() or self._has_waited_enough()
+        due = nothing_in_flight or not self._collects() or self._has_waited_enough()
         if due:
             self.flush()
         return due
 
-    def _are_few(self) -> bool:
-        return len(self._pending) <= _FEW
+    def _collects(self) -> bool:
+        """Return whether sends wait for those of later ticks."""
+        in_flight = len(self._pending)
+        return in_flight > _FEW and self._nearest <= max(in_flight * _HUB_TIME, _FAR)
 
     def _has_waited_enough(self) -> bool:
         # One round trip after the last hand-over its first messages are reported. If

@@ -1,4 +1,5 @@
 import contextlib
+import math
 import threading
 import time
 
@@ -9,7 +10,8 @@ from greendrop._client import batcher
 from greendrop._client.batcher import HubBatcher
 from tests.interrupting import at_entry
 
-#: Seconds. Longer than any pace, so that the pace is at its maximum.
+#: Seconds. Longer than any pace, so that the pace is at its maximum; and longer than
+#: the hub works on all sends of a test.
 SLOW = 1.0
 
 
@@ -131,9 +133,16 @@ def sink():
 
 
 @pytest.fixture
-def idle_batcher(fake_hub, sink):
-    """Make a batcher without items in flight."""
+def far_batcher(fake_hub, sink):
+    """Make a batcher whose broker is as far away as the reports say."""
     return HubBatcher(fake_hub, [], sink)
+
+
+@pytest.fixture
+def idle_batcher(far_batcher, monkeypatch):
+    """Make a batcher without items in flight, whose broker is near."""
+    monkeypatch.setattr(batcher, "_FAR", math.inf)
+    return far_batcher
 
 
 @pytest.fixture
@@ -197,6 +206,61 @@ def test_more_than_a_few_are_batched(idle_batcher, sink, fake_hub):
     time.sleep(2 * batcher._MAX_PACE)
     timer.fire()
     assert sink.batches[batches:] == [["late"], ["later"]]
+
+
+def test_sends_to_a_distant_broker_wait_for_the_end_of_their_tick_only(
+    far_batcher, sink, fake_hub
+):
+    """While the hub has time to spare, collecting would only delay them."""
+    add(far_batcher, "first")
+    report(far_batcher, 1, SLOW)
+    for item in range(2 * batcher._FEW):
+        add(far_batcher, item)
+        fake_hub.loop.end_tick()
+
+    assert sink.batches == [["first"], *([item] for item in range(2 * batcher._FEW))]
+    assert not fake_hub.loop.timers[0].active
+
+
+def test_a_tick_hands_over_to_a_distant_broker_in_parts(far_batcher, sink, fake_hub):
+    """The broker works on the first part while the hub runs the other greenlets."""
+    add(far_batcher, "first")
+    add(far_batcher, "second")
+    report(far_batcher, 1, SLOW)
+    few = batcher._FEW
+    for item in range(2 * few):
+        add(far_batcher, item)
+    fake_hub.loop.end_tick()
+
+    assert [len(batch) for batch in sink.batches] == [1, few, few, 1]
+    assert sink.items == ["first", "second", *range(2 * few)]
+
+
+def test_the_parts_grow_with_the_messages_in_flight(far_batcher, sink, fake_hub):
+    """So a round trip has at most some sixteen hand-overs."""
+    many = 10 * batcher._PARTS * batcher._FEW
+    add(far_batcher, "first")
+    report(far_batcher, 1, 100 * SLOW)
+    far_batcher._pending.extend(range(many))
+    for item in range(many):
+        add(far_batcher, item)
+    fake_hub.loop.end_tick()
+
+    assert len(sink.batches) <= 1 + batcher._PARTS
+    assert sink.items == ["first", *range(many)]
+
+
+def test_many_sends_to_a_distant_broker_are_batched(far_batcher, sink, fake_hub):
+    """The hub works on so many for longer than a round trip takes."""
+    round_trip = 2 * batcher._FAR
+    add(far_batcher, "first")
+    report(far_batcher, 1, round_trip)
+    far_batcher._pending.extend(range(int(round_trip / batcher._HUB_TIME)))
+    add(far_batcher, "late")
+
+    assert sink.batches == [["first"]]
+    assert fake_hub.loop.timers[0].active
+    fake_hub.loop.timers[0].fire()
 
 
 def test_batched_sends_go_out_together_when_all_is_reported(
@@ -495,21 +559,23 @@ class InterruptedHereError(Exception):
         HubBatcher._end_of_tick,
         HubBatcher._on_timer,
         HubBatcher._flush_if_due,
-        HubBatcher._are_few,
+        HubBatcher._collects,
         HubBatcher._has_waited_enough,
         HubBatcher._arm,
         Sink.send_batch,
     ],
 )
-@pytest.mark.parametrize("few", [1, 16])
+@pytest.mark.parametrize("limits", [(1, math.inf), (16, math.inf), (1, 0.001)])
 def test_an_exception_in_a_batcher_loses_nothing(
-    fake_hub, sink, place, few, monkeypatch
+    fake_hub, sink, place, limits, monkeypatch
 ):
     """Wherever a handler raises, batched items go out with the next ones.
 
     If none follows, the poller resumes the batcher.
     """
+    few, far = limits
     monkeypatch.setattr(batcher, "_FEW", few)
+    monkeypatch.setattr(batcher, "_FAR", far)
     small_batcher = HubBatcher(fake_hub, [], sink)
 
     def raise_it():
@@ -549,7 +615,7 @@ def test_an_exception_in_a_batcher_loses_nothing(
         time.sleep(2 * batcher._MAX_PACE)
         timer.fire()
     assert sink.items == list(range(8))
-    assert calls or few > 1
+    assert calls or few > 1 or far < SLOW
 
 
 def test_more_reports_than_sends_are_ignored(small_batcher, sink, fake_hub):
