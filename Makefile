@@ -37,9 +37,9 @@ test: $(VENV)/.installed-test ## run the tests that need no broker
 kafka-test: $(VENV)/.installed-test ## run the tests against Apache Kafka
 	$(run) pytest -m "kafka and not bench" --timeout=180 $(PYTEST_ARGS)
 
-# `make test` takes a sample of it. They mostly wait, so four processes suit two cores.
+# `make test` takes a sample of it. They mostly wait, so eight processes suit two cores.
 sweep: $(VENV)/.installed-test ## interrupt every verb at every function that it runs
-	$(run) pytest -n 4 --dist worksteal -m sweep tests/sweep $(PYTEST_ARGS)
+	$(run) pytest -n 8 --dist worksteal -m sweep tests/sweep $(PYTEST_ARGS)
 
 # They mostly wait, so two processes suit two cores.
 install-test: $(VENV)/.installed-test ## try each documented way to install

@@ -179,8 +179,8 @@ OTHER_TESTS = """\
 - After each test, leftover threads, greenlets, descriptors and producers fail the test.
 
 `make test` runs the tests that need no broker and a sample of the interruptions, and
-`make kafka-test` those that start Apache Kafka. `.ci/run` runs both, and the chaos and
-the soak for two minutes each. See [Contributing](contributing.md).
+`make kafka-test` those that start Apache Kafka. `.ci/run` runs both, all interruptions,
+and the chaos and the soak for two minutes each. See [Contributing](contributing.md).
 """
 
 
