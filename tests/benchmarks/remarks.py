@@ -13,8 +13,8 @@ REMARKS = {
     " same processors delays each of the wake-ups.",
     "wait-10": "Ten messages share a round of 320 µs. Of these the hub works 140, for"
     " one poll, ten reports and ten sends; the rest is one request through librdkafka"
-    " and the broker, on the same two processors. In six runs 1.1 times aiokafka in the"
-    " middle, 0.96 to 1.25.",
+    " and the broker, on the same two processors. 0.96 to 1.25 times aiokafka in four"
+    " runs.",
     "wait-100": "With 100 greenlets and more the hub's thread is busy all the time:"
     " 670 bytecodes of Python for each message, half of them for its wait, and two"
     " switches of greenlets. With real-time priority 1.15 times aiokafka while little"
@@ -31,7 +31,8 @@ REMARKS = {
     "threads-1": "About 30 µs of Python for each message, beside 200 in librdkafka"
     " and the broker. With real-time priority 1.14 times raw flush.",
     "threads-8": "The thread that polls wakes the others, on the processors that the"
-    " broker needs as well. With real-time priority 3.7 times raw flush.",
+    " broker needs as well. With real-time priority 3.7 times raw flush; without it"
+    " 1.7, 2.5 and 3.4 times in three runs of one day.",
     "trap-5ms-100": "The hub works on reports and sends one after another, for 1.3 of"
     " 6 ms; in between it waits for the broker. With the poll thread another thread"
     " takes the reports, so that each message waits for fewer others. With real-time"
