@@ -13,8 +13,9 @@ REMARKS = {
     " same processors delays each of the wake-ups.",
     "wait-10": "Ten messages share a round of 320 µs. Of these the hub works 140, for"
     " one poll, ten reports and ten sends; the rest is one request through librdkafka"
-    " and the broker, on the same two processors. 0.96 to 1.25 times aiokafka in four"
+    " and the broker, on the same two processors. 0.96 to 1.25 times aiokafka in five"
     " runs.",
+    "wait-30": "As with 10 greenlets: 0.97, 1.05 and 1.24 times in three runs.",
     "wait-100": "With 100 greenlets and more the hub's thread is busy all the time:"
     " 670 bytecodes of Python for each message, half of them for its wait, and two"
     " switches of greenlets. With real-time priority 1.15 times aiokafka while little"
@@ -24,7 +25,7 @@ REMARKS = {
     " times aiokafka in three runs with real-time priority.",
     "wait-1000": "The hub's thread works all the time: some 7 µs of Python for each"
     " message, as with 100 greenlets. With 1 MB batches aiokafka's event loop takes as"
-    " long: 0.93 to 1.27 times in four runs.",
+    " long: 0.87 to 1.27 times in five runs.",
     "keys-10": "aiokafka puts all partitions of a broker into one request. librdkafka"
     " sends one request for each partition, and each answer wakes the hub.",
     "keys-30": "As with 10 greenlets: one request for each partition.",
@@ -32,7 +33,7 @@ REMARKS = {
     " and the broker. With real-time priority 1.14 times raw flush.",
     "threads-8": "The thread that polls wakes the others, on the processors that the"
     " broker needs as well. With real-time priority 3.7 times raw flush; without it"
-    " 1.7, 2.5 and 3.4 times in three runs of one day.",
+    " 1.7, 2.4, 2.5 and 3.4 times in four runs of one day.",
     "trap-5ms-100": "The hub works on reports and sends one after another, for 1.3 of"
     " 6 ms; in between it waits for the broker. With the poll thread another thread"
     " takes the reports, so that each message waits for fewer others. With real-time"
