@@ -44,14 +44,15 @@ _MAX_BATCH = 2_048
 #: tick hands over. Ten greenlets then make 13.7k/s instead of 11.9k/s (one Apache Kafka
 #: on the same machine, round trip 0.7 ms); 16 and 22 the same, and 30 lose by it.
 _FEW = 16
-#: Seconds of the hub for one message, about, on the machine of docs/benchmarks.md. If
-#: the round trip to the nearest broker is longer than the hub works on all messages in
-#: flight, collecting them only delays them: see docs/decisions/0032.
+#: Seconds that the hub works on one message, about, on the machine of
+#: docs/benchmarks.md. A round trip that takes longer than the work on all messages in
+#: flight leaves the hub time to spare, and collecting would only delay the messages:
+#: see docs/decisions/0032.
 _HUB_TIME = 10e-6
-#: ... and longer than this, in seconds.
+#: Shortest round trip of a broker that counts as far away, in seconds.
 _FAR = 0.001
-#: Then a tick with many sends hands them over in up to so many parts: the broker works
-#: on the first part while the hub runs the other greenlets.
+#: With a broker that is far away, the sends of a tick are handed over in up to so many
+#: parts: the broker works on the first part while the hub runs the other greenlets.
 _PARTS = 16
 #: Threads collect while the nearest broker has this round trip in seconds, or less. A
 #: broker that is farther away does not need it, and each send would wait for 1 ms: with
