@@ -318,8 +318,7 @@ class Shutdown:
     def _last_steps(self) -> tuple[_Step, ...]:
         return (
             self._deliver,
-            self._stop_waiting,
-            self._deliver,
+            self._deliver,  # closes the clients that an interrupted one has left open
             self._wait_clients_closed,
             self._sum_up,
             self._finish,
@@ -382,11 +381,6 @@ class Shutdown:
                 finally:
                     with self._connections.closing(client):
                         client.close()
-
-    @staticmethod
-    def _stop_waiting(account: _Account) -> None:
-        # The next `_deliver` closes the clients that the first one has left open.
-        account.deadline = _concurrency.Deadline(0)
 
     def _wait_clients_closed(self, _account: _Account) -> None:
         self._connections.wait_clients_closed(PURGE_TIMEOUT)
