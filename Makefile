@@ -89,9 +89,9 @@ endurance: PRODUCERS ?= 1000
 endurance: $(VENV)/.installed-test ## send for long, and see what grows
 	$(run) tests.soak.endurance --messages $(MESSAGES) --producers $(PRODUCERS)
 
-# Each cell has a virtual environment in .matrix. CELLS="libuv 'python 3.13'" runs some.
+# CELLS="libuv 'python 3.13'" runs some; ARGS="--help" lists more options.
 matrix: $(VENV)/.installed-test ## run short tests on each Python, library and agent
-	$(run) tests.matrix $(CELLS)
+	$(run) tests.matrix --pytest-args="$(PYTEST_ARGS)" $(ARGS) $(CELLS)
 
 bench: $(VENV)/.installed-test $(VENV)/.installed-bench ## measure against others
 	$(run) tests.benchmarks

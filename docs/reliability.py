@@ -164,9 +164,10 @@ may be stored twice. With idempotence that can happen only in the case that
         "Matrix",
         "matrix",
         "The short tests run with each Python, the oldest libraries, each event loop of"
-        " gevent, and gevent without compiled modules. Beside agents that trace or"
-        " profile programs, those of a message's journey run. See"
-        " [Versions](versions.md) for what the agents and loops restrict.",
+        " gevent, and gevent without compiled modules. With libuv only those run that"
+        " start an interpreter. Beside agents that trace or profile programs, those of"
+        " a message's journey run. See [Versions](versions.md) for what the agents and"
+        " loops restrict.",
     ),
 }
 
@@ -179,8 +180,9 @@ OTHER_TESTS = """\
 - After each test, leftover threads, greenlets, descriptors and producers fail the test.
 
 `make test` runs the tests that need no broker and a sample of the interruptions, and
-`make kafka-test` those that start Apache Kafka. `.ci/run` runs both, all interruptions,
-and the chaos and the soak for two minutes each. See [Contributing](contributing.md).
+`make kafka-test` those that start Apache Kafka. `.ci/run` runs both, the matrix, all
+interruptions, and the chaos and the soak for two minutes each. See
+[Contributing](contributing.md).
 """
 
 

@@ -39,6 +39,7 @@ _WARNINGS = (
     "-Wdefault",
     # Since Python 3.12 a fork warns when there are threads, librdkafka's too.
     "-Wignore:This process:DeprecationWarning",
+    "-Wignore:libuv only supports millisecond timer resolution:UserWarning",
 )
 
 

@@ -159,10 +159,11 @@ def test_forked_child_is_not_held_by_messages_of_its_parent(run_on):
     program = """
     import os
     handle = producer.produce_async(topic="t", payload=b"x")
-    if not gevent.os.fork():
+    child = gevent.os.fork_and_watch()
+    if not child:
         status = 0 if gevent.wait(timeout=15) is True else 1
         os._exit(status)
-    _, status = gevent.os.waitpid(-1, 0)
+    _, status = gevent.os.waitpid(child, 0)
     assert handle.wait(20)
     print(status)
     """
