@@ -235,8 +235,8 @@ def _sections(results: dict[str, Any]) -> Iterator[str]:
 def _result(result: dict[str, Any]) -> Iterator[str]:
     cases: list[dict[str, Any]] = result["cases"]
     versions = ", ".join(f"{name} {of}" for name, of in result["versions"].items())
-    note = result.get("note", "")
-    yield f"Last long runs: `{result['command']}`, with {versions}. {note}\n\n"
+    text = f"Last long runs: `{result['command']}`, with {versions}. "
+    yield f"{text}{result.get('note', '')}".rstrip() + "\n\n"
     figures = list(dict.fromkeys(name for case in cases for name in case["figures"]))
     table = [("", "date", "seed", "seconds", *figures, "result")]
     table += [

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -203,16 +202,38 @@ def run(messages: int, producers: int, report: Callable[[str], None]) -> list[Us
     return measured
 
 
-def growth(measured: Sequence[Usage]) -> dict[str, float]:
-    """Return by which share each number has grown from the warm-up to the end."""
+@dataclass
+class Change:
+    """What has become of one number of `Usage`.
+
+    Attributes:
+        early: Its median after the warm-up.
+        late: Its median at the end of the run.
+    """
+
+    early: float
+    late: float
+
+    @property
+    def growth(self) -> float:
+        """The share by which it has grown."""
+        return (self.late - self.early) / max(self.early, 1)
+
+    def __str__(self) -> str:
+        return f"{self.early:,.0f}, {self.late:,.0f}, {self.growth:.1%}"
+
+
+def changes(measured: Sequence[Usage]) -> dict[str, Change]:
+    """Compare each number after the warm-up with the same at the end."""
     warm, part = int(len(measured) * _WARM_UP), max(int(len(measured) * _PART), 1)
     early, late = measured[warm : warm + part], measured[-part:]
-    grown = {}
-    for name in asdict(measured[0]):
-        before = statistics.median(getattr(each, name) for each in early)
-        after = statistics.median(getattr(each, name) for each in late)
-        grown[name] = round((after - before) / max(before, 1), 5)
-    return grown
+    return {
+        name: Change(
+            statistics.median(getattr(each, name) for each in early),
+            statistics.median(getattr(each, name) for each in late),
+        )
+        for name in asdict(measured[0])
+    }
 
 
 def main() -> int:
@@ -229,10 +250,11 @@ def main() -> int:
     measured = run(
         options.messages, options.producers, lambda text: print(text, flush=True)
     )
-    grown = growth(measured)
+    changed = changes(measured)
     seconds = round(time.monotonic() - started)
-    first, last = measured[0], measured[-1]
-    print(json.dumps({"seconds": seconds, "growth": grown}))
+    print(f"medians after the warm-up and at the end, and growth, in {seconds} s")
+    for name, change in changed.items():
+        print(f"{name:12} {change}")
     case = results.Case(
         name="producers that come and go",
         seconds=seconds,
@@ -240,13 +262,11 @@ def main() -> int:
             "producers": options.producers,
             "messages": options.messages,
             **{
-                f"{name}: first, last, growth": (
-                    f"{getattr(first, name):,}, {getattr(last, name):,}, {share:.1%}"
-                )
-                for name, share in grown.items()
+                f"{name}: median after the warm-up, at the end, growth": str(change)
+                for name, change in changed.items()
             },
         },
-        passed=all(share < _GROWTH for share in grown.values()),
+        passed=all(change.growth < _GROWTH for change in changed.values()),
     )
     if options.keep:
         sizes = f"MESSAGES={options.messages} PRODUCERS={options.producers}"
