@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from greendrop._concurrency import native
 from tests import tasks
 
 _PROC = Path("/proc/self")
@@ -50,9 +53,12 @@ class Open(NamedTuple):
                 break
             tasks.sleep(0.01)
         # On a busy machine a thread may end just now.
-        names = filter(None, map(_thread_name, sorted(threads)))
-        return [f"thread {name}" for name in names] + [
-            f"file descriptor {number} of {target}" for number, target in sorted(files)
+        names = [name for each in sorted(threads) if (name := _thread_name(each))]
+        stacks = _stacks() if names else []
+        return [
+            *(f"thread {name}" for name in names),
+            *(f"file descriptor {number} of {of}" for number, of in sorted(files)),
+            *(f"perhaps the thread at\n{each}" for each in stacks),
         ]
 
     def _new_files(self, now: Open) -> set[tuple[str, str]]:
@@ -66,6 +72,15 @@ class Open(NamedTuple):
         loops = [each for each in new if each[1] == _EVENT_LOOP]
         replaced = sum(target == _EVENT_LOOP for _, target in gone)
         return new - set(loops[:replaced])
+
+
+def _stacks() -> list[str]:
+    """Return the stacks of Python's other threads, whose numbers nothing tells."""
+    return [
+        "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+        if ident != native.get_ident()
+    ]
 
 
 def _thread_name(number: str) -> str | None:
