@@ -75,7 +75,10 @@ class Open(NamedTuple):
 
 
 def _stacks() -> list[str]:
-    """Return the stacks of Python's other threads, whose numbers nothing tells."""
+    """Return the stacks of Python's other threads.
+
+    Python knows no thread by the number that Linux gives it, so these are all of them.
+    """
     return [
         "".join(traceback.format_stack(frame))
         for ident, frame in sys._current_frames().items()

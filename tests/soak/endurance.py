@@ -204,7 +204,7 @@ def run(messages: int, producers: int, report: Callable[[str], None]) -> list[Us
 
 @dataclass
 class Change:
-    """What has become of one number of `Usage`.
+    """The growth of one number of `Usage`.
 
     Attributes:
         early: Its median after the warm-up.
