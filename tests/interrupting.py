@@ -7,6 +7,7 @@ raises a signal there, or does by itself what the signal's handler would do.
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import signal
 import sys
@@ -174,13 +175,21 @@ def signals_every(seconds: float, number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signal_after(seconds: float, number: int) -> Iterator[None]:
-    """Send this process a signal once, while the block runs or at its end."""
+    """Send this process a signal once, while the block runs or at its end.
+
+    The block runs without the garbage collector: hypothesis has a callback there, and
+    Python drops what a signal handler raises in such a callback.
+    """
     sender = threading.Timer(seconds, signal.raise_signal, (number,))
-    sender.start()
+    gc.disable()
     try:
-        yield
+        sender.start()
+        try:
+            yield
+        finally:
+            sender.join()
     finally:
-        sender.join()
+        gc.enable()
 
 
 @contextlib.contextmanager

@@ -44,6 +44,26 @@ class Lock(Protocol):
         """Release the lock."""
 
 
+class _LockOfPython314(_thread.RLock):  # type: ignore[misc]  # not final at run time
+    """A lock that no `with` statement of Python 3.14 leaves acquired.
+
+    There a signal handler can run between `__enter__` and the block of the statement.
+    If it raises, `__exit__` is not called (python/cpython#148874, repaired in 3.15).
+    Python looks for signals after a call of a C function, and not when a loop gets an
+    item or when a Python function returns. So this `__enter__` acquires by a loop.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> bool:  # type: ignore[override]  # `with` passes nothing
+        acquired = False
+        for acquired in iter(self.acquire, None):  # noqa: B007
+            break
+        return acquired
+
+
+_lock_class = _LockOfPython314 if sys.version_info[:2] == (3, 14) else _thread.RLock
+
 # References without callbacks: an exception that a signal handler raises in such a
 # callback is lost.
 _locks: set[weakref.ref[_thread.RLock]] = set()
@@ -60,7 +80,7 @@ def new_lock() -> _thread.RLock:
     at the fork.
     """
     global _many_locks  # noqa: PLW0603 - grows with the number of live locks
-    lock = _thread.RLock()
+    lock = _lock_class()
     _locks.add(weakref.ref(lock))
     if len(_locks) > _many_locks:
         _locks.difference_update({each for each in list(_locks) if each() is None})

@@ -199,7 +199,7 @@ def test_wrong_lines_are_printed(mock_cluster, servers):
 
 def test_a_line_that_nests_too_deep_does_not_stop_the_others(mock_cluster, servers):
     """Python can't parse the line; the lines after it are sent."""
-    deep = "[" * 2_000 + "1" + "]" * 2_000
+    deep = "[" * 100_000 + "1" + "]" * 100_000
     text = "".join(f'{{"payload": {each}}}\n' for each in ("1", deep, "3"))
 
     done = run("produce", "-b", servers, "-t", "t", "--json", text=text)

@@ -19,6 +19,7 @@ from greendrop._client.client import Client
 from greendrop._connections.recovery import Recovery
 from greendrop.testing import fatal_error, trigger_fatal_error
 from tests.interrupting import at_entry, handling, interrupt
+from tests.tasks import await_true
 
 #: Seconds. Nothing here takes nearly as long when it works.
 LONG = 20.0
@@ -114,6 +115,7 @@ def test_events_of_a_recovery_are_in_order(world, reloading):
     )
     trigger_fatal_error(producer, 47)
     producer.produce_sync(topic="t", payload=b"x")
+    await_true(lambda: "producer.reloaded" in [each.name for each in events])
     names = [
         each.name
         for each in events
