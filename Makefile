@@ -26,10 +26,10 @@ help: ## list the targets
 demo: $(VENV)/.installed ## produce from hundreds of greenlets, no broker needed
 	$(bin)/python examples/quickstart.py
 
-# They mostly wait, so three processes suit two cores. Where one is wanted, as for a
+# They mostly wait, so four processes suit two cores. Where one is wanted, as for a
 # debugger: PYTEST_ARGS=-n0
 test: $(VENV)/.installed-test ## run the tests that need no broker
-	$(run) pytest -n 3 --dist worksteal \
+	$(run) pytest -n 4 --dist worksteal \
 	    -m "not kafka and not bench and not install and not sweep" $(PYTEST_ARGS)
 
 # A test's time limit includes its fixtures, and the first one may have to fetch Kafka
