@@ -50,7 +50,8 @@ class _LockOfPython314(_thread.RLock):  # type: ignore[misc]  # not final at run
     There a signal handler can run between `__enter__` and the block of the statement.
     If it raises, `__exit__` is not called (python/cpython#148874, repaired in 3.15).
     Python looks for signals after a call of a C function, and not when a loop gets an
-    item or when a Python function returns. So this `__enter__` acquires by a loop.
+    item or when a Python function returns. So this `__enter__` acquires by a loop. It
+    takes 0.35 us instead of 0.08.
     """
 
     __slots__ = ()
