@@ -536,6 +536,7 @@ def test_listener_of_a_recovery_can_not_wait(world, reloading, name):
     trigger_fatal_error(producer, 47)
     assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
 
+    await_true(lambda: observed)
     assert len(observed) == 1
     assert "in flight all the same" in observed[0]
 

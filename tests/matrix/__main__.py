@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FOLDER = ROOT / ".matrix"
-#: Seconds for an installation, and for the tests of one cell: a quarter of an hour on a
-#: machine with nothing else to do.
-_INSTALLING, _TESTING = 900.0, 3600.0
+#: Seconds for an installation, and for the tests of one cell, which take three minutes
+#: on a machine with nothing else to do.
+_INSTALLING, _TESTING = 900.0, 1200.0
 #: They mostly wait, so that more processes than processors suit them.
-_PROCESSES = "4"
+_PROCESSES = "6"
 #: The tests that need no broker, no other interpreter and little time.
 _SHORT = (
     "not slow and not patched and not kafka and not bench and not install and not sweep"
