@@ -1,5 +1,6 @@
 """The hub watchdog: an event reports a held hub, with the stack that held it."""
 
+import contextlib
 import ctypes
 import time
 from pathlib import Path
@@ -96,12 +97,14 @@ def test_each_stall_is_reported_once(watched):
 
 def wakeups_of_python_threads():
     """Count the wake-ups of threads other than librdkafka's and this one."""
-    return {
-        task.name: (task / "status").read_text().split("voluntary_ctxt_switches:")[1]
-        for task in Path("/proc/self/task").iterdir()
-        if not (task / "comm").read_text().startswith("rdk:")
-        and task.name != str(Path("/proc/thread-self").resolve().name)
-    }
+    this = Path("/proc/thread-self").resolve().name
+    counts = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has just ended
+            name, status = ((task / each).read_text() for each in ("comm", "status"))
+            if task.name != this and not name.startswith("rdk:"):
+                counts[task.name] = status.split("voluntary_ctxt_switches:")[1]
+    return counts
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
