@@ -365,7 +365,7 @@ def test_no_sender_waits_for_a_stopped_router(router, brokers, hub):
     """Waiting senders fail at once, and no request follows."""
     brokers.stop_answering()
     task = Task(router.count, "t")
-    gevent.sleep(0.01)
+    await_true(lambda: brokers.requests)
     router.stop()
 
     assert task.join(1.0) == -1
