@@ -491,15 +491,20 @@ def test_a_thread_with_the_identifier_of_an_ended_poller_is_no_listener(make_pro
     identifier = poller._ident
     producer.close()
     taken_for_listeners = []
+    # All at once, since a thread that starts alone gets the stack of the last one.
+    together = threading.Barrier(20)
 
     def work():
         if threading.get_ident() == identifier:
             taken_for_listeners.append(poller.is_current())
+        together.wait(10)
 
-    for _ in range(1_000):
+    for _ in range(50):
         if not taken_for_listeners:
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
+            threads = [threading.Thread(target=work) for _ in range(together.parties)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
 
     assert taken_for_listeners == [False]
