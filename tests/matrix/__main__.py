@@ -49,13 +49,17 @@ _SHORT = (
 #: active, as it does without greendrop; see docs/versions.md.
 _FRESH = "patched and not kafka and not bench and not install and not sweep"
 #: gevent 26.9.0 drops an exception of a signal handler that runs in a callback of
-#: libuv, and stops the watcher of that callback. All but the last of these tests wait
-#: for it. The last one destroys a hub, and gevent leaves a pipe of that hub open.
+#: libuv, and stops the watcher of that callback. All but the last of these tests raise
+#: such exceptions. The last one destroys a hub, and gevent leaves a pipe of it open.
 _NOT_WITH_LIBUV = {
+    "tests/cli/test_cli.py": ("test_ctrl_c_ends_bench_silently",),
     "tests/producer/test_exit.py": (
-        "test_ctrl_c_while_reports_are_handled_loses_none[patched]",
-        "test_a_signal_handler_may_end_the_program[patched]",
-        "test_an_interrupted_exit_reports_what_was_lost[patched]",
+        "test_a_signal_handler_may_end_the_program",
+        "test_an_interrupted_exit_reports_what_was_lost",
+        "test_ctrl_c_ends_a_program_that_does_not_catch_it",
+        "test_ctrl_c_in_a_listener_ends_the_program",
+        "test_ctrl_c_interrupts_a_wait",
+        "test_ctrl_c_while_reports_are_handled_loses_none",
     ),
     "tests/client/test_dead_hub.py": (
         "test_call_from_a_thread_survives_an_exception_in_the_hub",
