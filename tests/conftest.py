@@ -280,19 +280,8 @@ def _end_hub() -> list[str]:
     hub = None if local is None else local.get_hub_if_exists()
     if hub is None:
         return []
-    gevent: Any = sys.modules["gevent"]
-    # A poller that was held up ends some iterations after its last report.
-    deadline = time.monotonic() + _LONGEST_WAIT
-    while (left := _greenlets(hub)) and time.monotonic() < deadline:
-        gevent.sleep(0.01)
-    hub.destroy(destroy_loop=True)
-    return left
-
-
-def _greenlets(hub: object) -> list[str]:
-    """Describe greenlets of ours that have not ended."""
     greenlet: Any = sys.modules["gevent"].Greenlet
-    return [
+    left = [
         f"greenlet {each!r}"
         for each in gc.get_objects()
         # Not isinstance: it evaluates properties of some objects.
@@ -301,3 +290,5 @@ def _greenlets(hub: object) -> list[str]:
         and not each.dead
         and str(getattr(each._run, "__module__", "")).startswith("greendrop")
     ]
+    hub.destroy(destroy_loop=True)
+    return left

@@ -26,10 +26,11 @@ BEGIN = """
     hub = gevent.get_hub()
     # From Python 3.13 on, a patched program waits in its hub when it ends, and gevent
     # fails there.
-    sys.unraisablehook = lambda raised: (
-        raised.exc_type is gevent.exceptions.InvalidSwitchError
-        or sys.__unraisablehook__(raised)
-    )
+    if sys.version_info >= (3, 13):
+        sys.unraisablehook = lambda raised: (
+            raised.exc_type is gevent.exceptions.InvalidSwitchError
+            or sys.__unraisablehook__(raised)
+        )
 
     def kill_hub(error=KeyboardInterrupt):
         try:

@@ -75,7 +75,7 @@ def test_message_after_a_fatal_error_goes_to_a_new_client(world, reloading):
     for _ in range(5):
         assert producer.produce_sync(topic="t", payload=b"x").topic == "t"
 
-    await_true(lambda: len(events) == 2)
+    await_true(lambda: len(events) >= 2)
     assert [each.name for each in events] == ["producer.reload", "producer.reloaded"]
     assert [each["attempt"] for each in events] == [1, 1]
     assert (events[0]["error"].code, events[0]["error"].fatal) == (47, True)
@@ -177,7 +177,8 @@ def test_concurrent_senders_all_succeed(world, reloading, spawn):
 
     assert errors == []
     assert len(reports) == 40
-    await_true(lambda: len(events) == 5)
+    await_true(lambda: len(events) >= 5)
+    assert len(events) == 5
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FOLDER = ROOT / ".matrix"
-#: Seconds for an installation, and for the tests of one cell, which take three minutes
-#: on a machine with nothing else to do.
+#: Seconds for an installation, and for the tests of one cell, which take two to five
+#: minutes on a machine with nothing else to do.
 _INSTALLING, _TESTING = 900.0, 1200.0
 #: They mostly wait, so that more processes than processors suit them.
 _PROCESSES = "6"

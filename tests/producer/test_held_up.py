@@ -74,6 +74,7 @@ def test_all_messages_get_their_reports_when_the_listener_returns(
 
     producer.monitor.subscribe("error.occurred", listen)
     handles = [producer.produce_async(topic="t", payload=b"x") for _ in range(300)]
+    poller = producer._slot.client.poll_loop.poller
     with lock:
         until(lambda: entered)
         with pytest.raises(MessagesAbandonedError) as raised:
@@ -81,6 +82,7 @@ def test_all_messages_get_their_reports_when_the_listener_returns(
 
     assert raised.value.count == 300
     until(lambda: all(handle.done for handle in handles))
+    assert poller.join(10)
 
 
 @pytest.mark.slow
